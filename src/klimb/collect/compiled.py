@@ -1,0 +1,85 @@
+"""Collecting from compiled environments: one scan, traced into the caller's program. Resets happen here, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from klimb.collect.episodes import EpisodeSummary, summarise
+from klimb.environments.base import CompiledEnvironment, clip_action
+from klimb.types import Rollout
+
+
+class CollectorState(NamedTuple):
+    """Where N running episodes stand: the environments' states, what was last seen, and the tally so far."""
+
+    env_state: PyTree
+    obs: Float[Array, "N *obs"]
+    time: Int[Array, " N"]
+    episode_return: Float[Array, " N"]
+
+
+@dataclass(frozen=True)
+class CompiledCollector:
+    """`num_envs` copies of a compiled environment, `num_steps` steps of each a rollout."""
+
+    environment: CompiledEnvironment
+    num_envs: int
+    num_steps: int
+
+    def init(self, key: PRNGKeyArray) -> CollectorState:
+        """All environments at the start of an episode."""
+        env_state, obs = jax.vmap(self.environment.reset)(jax.random.split(key, self.num_envs))
+        return CollectorState(env_state, obs, jnp.zeros(self.num_envs, jnp.int32), jnp.zeros(self.num_envs, obs.dtype))
+
+    def collect(
+        self, key: PRNGKeyArray, policy: PyTree, state: CollectorState
+    ) -> tuple[CollectorState, Rollout, EpisodeSummary]:
+        """One rollout under a frozen policy. Episodes go on from where the last rollout left them."""
+        environment, shape = self.environment, (self.num_steps, self.num_envs)
+        key_act, key_step, key_reset = jax.random.split(key, 3)
+        keys = (
+            jax.random.split(key_act, self.num_steps),
+            jax.random.split(key_step, shape),
+            jax.random.split(key_reset, shape),
+        )
+
+        def step(carry: CollectorState, keys: tuple) -> tuple[CollectorState, tuple]:
+            key_act, key_step, key_reset = keys
+            distribution = jax.vmap(policy)(carry.obs)
+            action = distribution.sample(key_act)
+            after = jax.vmap(environment.step)(key_step, carry.env_state, clip_action(environment.action_space, action))
+            reward = after.reward.astype(carry.episode_return.dtype)
+            ended = after.terminated | after.truncated
+            episode_return = carry.episode_return + reward
+            row = Rollout(
+                obs=carry.obs,
+                action=action,
+                log_prob=distribution.log_prob(action),
+                reward=reward,
+                terminated=after.terminated,
+                # An episode that terminates on the clock's last tick has terminated: its value is zero.
+                truncated=after.truncated & ~after.terminated,
+                next_obs=after.obs,
+                valid=jnp.ones_like(ended),
+                time=carry.time,
+            )
+            fresh_state, fresh_obs = jax.vmap(environment.reset)(key_reset)
+
+            def restart(fresh: Array, old: Array) -> Array:
+                return jnp.where(jnp.reshape(ended, ended.shape + (1,) * (old.ndim - 1)), fresh, old)
+
+            carry = CollectorState(
+                env_state=jax.tree.map(restart, fresh_state, after.state),
+                obs=restart(fresh_obs, after.obs),
+                time=jnp.where(ended, 0, carry.time + 1),
+                episode_return=jnp.where(ended, 0, episode_return),
+            )
+            return carry, (row, ended, episode_return)
+
+        state, (rollout, ended, episode_return) = jax.lax.scan(step, state, keys)
+        return state, rollout, summarise(ended, episode_return, rollout.time + 1)

@@ -1,0 +1,1 @@
+"""Environments: the protocol, `make`, and one file for each environment or adapter."""

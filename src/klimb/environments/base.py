@@ -1,0 +1,118 @@
+"""The environment protocol: what a compiled environment must offer, and the time limit all of them share."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium.spaces
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+
+class Transition(NamedTuple):
+    """What one step of one environment returns. Scalars and `obs_shape` only; collectors add the [N] axis.
+
+    `obs` is always the true successor: nothing here resets. An episode is over when `terminated` (the task
+    ended: its value is zero from here on) or `truncated` (the clock ran out: its value is not zero).
+    """
+
+    state: PyTree
+    obs: Float[Array, " *obs_shape"]
+    reward: Float[Array, ""]
+    terminated: Bool[Array, ""]
+    truncated: Bool[Array, ""]
+
+
+class CompiledEnvironment(abc.ABC):
+    """An environment written in JAX: `reset` and `step` are pure, traceable and hold no state of their own.
+
+    Collectors vmap both over N environments and over seeds, and reset in one place only (`klimb.collect`).
+    """
+
+    id: str
+    """How the environment is named to users, e.g. `jax:CartPole-v1`."""
+
+    @property
+    @abc.abstractmethod
+    def observation_space(self) -> gymnasium.spaces.Box: ...
+
+    @property
+    @abc.abstractmethod
+    def action_space(self) -> gymnasium.spaces.Space: ...
+
+    @abc.abstractmethod
+    def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Array]:
+        """(state, obs) at the start of an episode."""
+
+    @abc.abstractmethod
+    def step(self, key: PRNGKeyArray, state: PyTree, action: Array) -> Transition:
+        """One step from `state`; `action` is in the action space (the collector clips it to a Box's bounds)."""
+
+
+class Clocked(NamedTuple):
+    """State of a `ClassicControl` environment: the physics, and the steps since the episode began."""
+
+    physics: Float[Array, " D"]
+    time: Int[Array, ""]
+
+
+@dataclass(frozen=True)
+class ClassicControl(CompiledEnvironment):
+    """Classic control from its parts: initial state, dynamics, reward, observation, end of the task.
+
+    The parts are differentiable functions of plain arrays, so that planning and model-based methods can use
+    them without the episode around them. The time limit is added here, once.
+    """
+
+    max_episode_steps: int
+    """Steps after which an episode is truncated."""
+
+    @abc.abstractmethod
+    def initial(self, key: PRNGKeyArray) -> Float[Array, " D"]:
+        """A random first physics state."""
+
+    @abc.abstractmethod
+    def dynamics(self, physics: Float[Array, " D"], action: Array) -> Float[Array, " D"]:
+        """The physics state one time step later."""
+
+    @abc.abstractmethod
+    def reward(self, physics: Float[Array, " D"], action: Array, successor: Float[Array, " D"]) -> Array:
+        """The reward of one step."""
+
+    @abc.abstractmethod
+    def observe(self, physics: Float[Array, " D"]) -> Float[Array, " *obs_shape"]:
+        """What the policy sees of a physics state."""
+
+    @abc.abstractmethod
+    def terminal(self, physics: Float[Array, " D"]) -> Bool[Array, ""]:
+        """Whether the task is over in this physics state."""
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Clocked, Array]:
+        physics = self.initial(key)
+        return Clocked(physics, jnp.int32(0)), self.observe(physics)
+
+    def step(self, key: PRNGKeyArray, state: Clocked, action: Array) -> Transition:
+        successor = self.dynamics(state.physics, action)
+        time = state.time + 1
+        return Transition(
+            state=Clocked(successor, time),
+            obs=self.observe(successor),
+            reward=self.reward(state.physics, action, successor),
+            terminated=self.terminal(successor),
+            truncated=time >= self.max_episode_steps,
+        )
+
+
+def clip_action(space: Any, action: jax.Array) -> jax.Array:
+    """The action an environment is given: a Box's bounds applied, discrete actions as they are.
+
+    Policies sample from an unbounded Gaussian and are trained on what they sampled; only the environment
+    sees the clipped value.
+    """
+    if isinstance(space, gymnasium.spaces.Box):
+        low, high = jnp.asarray(space.low, action.dtype), jnp.asarray(space.high, action.dtype)
+        return jnp.clip(action, low, high)
+    return action

@@ -1,0 +1,55 @@
+"""Host environments: many copies stepped together in Python, outside JAX."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple
+
+import gymnasium.spaces
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+class HostStep(NamedTuple):
+    """One step of M environment copies.
+
+    `next_obs` is the true successor; `obs` is what to act on next: the same, or the first observation of a
+    new episode. `valid` is False for rows that only carried out a reset.
+    """
+
+    next_obs: Float[np.ndarray, "M *obs"]
+    obs: Float[np.ndarray, "M *obs"]
+    reward: Float[np.ndarray, " M"]
+    terminated: Bool[np.ndarray, " M"]
+    truncated: Bool[np.ndarray, " M"]
+    valid: Bool[np.ndarray, " M"]
+
+
+class HostVector(abc.ABC):
+    """M running copies of one environment."""
+
+    @abc.abstractmethod
+    def reset(self, seed: int) -> Float[np.ndarray, "M *obs"]:
+        """Start every copy anew, with seeds derived from `seed`."""
+
+    @abc.abstractmethod
+    def step(self, action: np.ndarray) -> HostStep:
+        """Step every copy; `action` is `[M, *act]`, inside the action space's bounds."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release what the copies hold."""
+
+
+class HostEnvironment(abc.ABC):
+    """An environment that runs in Python: its spaces, and how to make copies of it."""
+
+    id: str
+    """How the environment is named to users, e.g. `gymnasium:HalfCheetah-v5`."""
+
+    observation_space: gymnasium.spaces.Box
+    action_space: gymnasium.spaces.Space
+
+    @abc.abstractmethod
+    def vector(self, copies: int) -> HostVector:
+        """`copies` running copies."""

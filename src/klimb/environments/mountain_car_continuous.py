@@ -1,0 +1,74 @@
+"""MountainCarContinuous-v0: rock an underpowered car out of a valley, with as little effort as possible."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gymnasium.spaces
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from klimb.environments.base import ClassicControl
+
+
+@dataclass(frozen=True)
+class MountainCarContinuous(ClassicControl):
+    """Gymnasium's MountainCarContinuous-v0, step by step (Moore 1990).
+
+    Physics: position p and velocity v per step, in the task's own units; the track's height is sin 3p.
+
+        v' = v + power · clip(u, ±1) − slope · cos 3p        p' = p + v'        both clipped
+        reward = 100 [goal reached] − 0.1 u², of the action as it was given, before clipping
+
+    The left end is a wall without bounce: it takes the velocity. Gymnasium keeps this state in float32.
+    """
+
+    id = "jax:MountainCarContinuous-v0"
+
+    power: float = 0.0015
+    slope: float = 0.0025
+    min_position: float = -1.2
+    max_position: float = 0.6
+    max_speed: float = 0.07
+    goal_position: float = 0.45
+    goal_velocity: float = 0.0
+    initial_low: float = -0.6  # the car starts at rest, uniformly between these positions
+    initial_high: float = -0.4
+    max_episode_steps: int = 999
+
+    @property
+    def observation_space(self) -> gymnasium.spaces.Box:
+        low = np.array([self.min_position, -self.max_speed], np.float32)
+        high = np.array([self.max_position, self.max_speed], np.float32)
+        return gymnasium.spaces.Box(low, high, dtype=np.float32)
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        return gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def initial(self, key: PRNGKeyArray) -> Float[Array, " 2"]:
+        position = jax.random.uniform(key, minval=self.initial_low, maxval=self.initial_high)
+        return jnp.stack([position, jnp.zeros_like(position)])
+
+    def dynamics(self, physics: Float[Array, " 2"], action: Float[Array, " 1"]) -> Float[Array, " 2"]:
+        position, velocity = physics
+        force = jnp.clip(action[0].astype(physics.dtype), -1, 1)
+        velocity += self.power * force - self.slope * jnp.cos(3 * position)
+        velocity = jnp.clip(velocity, -self.max_speed, self.max_speed)
+        position = jnp.clip(position + velocity, self.min_position, self.max_position)
+        velocity = jnp.where(position <= self.min_position, jnp.maximum(velocity, 0), velocity)
+        return jnp.stack([position, velocity])
+
+    def reward(
+        self, physics: Float[Array, " 2"], action: Float[Array, " 1"], successor: Float[Array, " 2"]
+    ) -> Float[Array, ""]:
+        arrived = self.terminal(successor).astype(successor.dtype)
+        return 100 * arrived - 0.1 * jnp.square(action[0].astype(successor.dtype))
+
+    def observe(self, physics: Float[Array, " 2"]) -> Float[Array, " 2"]:
+        return physics
+
+    def terminal(self, physics: Float[Array, " 2"]) -> Bool[Array, ""]:
+        return (physics[0] >= self.goal_position) & (physics[1] >= self.goal_velocity)

@@ -1,0 +1,95 @@
+"""From a name to an environment: `make`, and the list of what is built in."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from typing import Any
+
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.host import HostEnvironment
+
+Environment = CompiledEnvironment | HostEnvironment
+
+BUILT_IN = {
+    "CartPole-v1": ("klimb.environments.cartpole", "CartPole"),
+    "Pendulum-v1": ("klimb.environments.pendulum", "Pendulum"),
+    "MountainCarContinuous-v0": ("klimb.environments.mountain_car_continuous", "MountainCarContinuous"),
+    "Acrobot-v1": ("klimb.environments.acrobot", "Acrobot"),
+}
+"""Compiled environments by the id they share with Gymnasium: (module, class)."""
+
+PREFIXES = ("jax", "gymnasium", "gymnax")
+
+
+def make(environment: str | Any) -> Environment:
+    """The environment of a name, or the object itself when it is one already.
+
+    jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1
+    gymnax:ID       compiled, from gymnax (extra `gymnax`)
+    gymnasium:ID    any Gymnasium id, stepped in Python
+    module:ID       imports `module`, which registers ID with Gymnasium (Gymnasium's own syntax)
+    ID              the built-in one where id and version are the same, else Gymnasium's
+
+    Raises ValueError, with the nearest name, when there is no such environment, and ModuleNotFoundError with
+    the extra to install when what it needs is absent.
+    """
+    if isinstance(environment, (CompiledEnvironment, HostEnvironment)):
+        return environment
+    if not isinstance(environment, str):
+        raise TypeError(
+            f"an environment is a name or a klimb environment, not {type(environment).__name__}; wrap a Gymnasium "
+            "environment with klimb.GymnasiumEnvironment.from_maker(name, make)"
+        )
+    prefix, separator, name = environment.partition(":")
+    if not separator:
+        return _built_in(environment) if environment in BUILT_IN else _gymnasium(environment)
+    if prefix == "jax":
+        return _built_in(name)
+    if prefix == "gymnasium":
+        return _gymnasium(name)
+    if prefix == "gymnax":
+        from klimb.environments.gymnax_adapter import make_gymnax
+
+        return make_gymnax(name)
+    return _gymnasium(environment)
+
+
+def _built_in(name: str) -> CompiledEnvironment:
+    if name not in BUILT_IN:
+        raise ValueError(f"there is no built-in environment {name!r}{_nearest(name, BUILT_IN)}")
+    module, attribute = BUILT_IN[name]
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def _gymnasium(name: str) -> HostEnvironment:
+    import gymnasium as gym
+
+    from klimb.environments.gymnasium_adapter import GymnasiumEnvironment
+
+    module, separator, identifier = name.partition(":")
+    if separator and importlib.util.find_spec(module) is None:
+        known = ", ".join(f"{prefix}:" for prefix in PREFIXES)
+        raise ValueError(
+            f"{name!r} names neither an importable module nor one of klimb's prefixes ({known})"
+            f"{_nearest(module, PREFIXES)}"
+        )
+    if separator:
+        importlib.import_module(module)
+    identifier = identifier or name
+    if identifier not in gym.registry:
+        raise ValueError(f"there is no environment {identifier!r}{_nearest(identifier, [*gym.registry, *BUILT_IN])}")
+    try:
+        return GymnasiumEnvironment.from_maker(f"gymnasium:{name}", lambda: gym.make(identifier))
+    except gym.error.DependencyNotInstalled as missing:
+        raise ModuleNotFoundError(
+            f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "
+            "environments: pip install 'klimb[mujoco]'"
+        ) from missing
+
+
+def _nearest(name: str, known: Any) -> str:
+    lower = {key.lower(): key for key in known}
+    match = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    return f"; did you mean {lower[match[0]]!r}?" if match else ""

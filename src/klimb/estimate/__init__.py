@@ -1,0 +1,1 @@
+"""Estimate: what the batch says. Returns, advantages, importance weights, the critic."""

@@ -1,0 +1,139 @@
+"""Advantages: how much better an action was than what the policy does on average."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from klimb.estimate.returns import n_step_returns, rewards_to_go, total_returns
+from klimb.types import Rollout, weighted_mean
+
+AdvantageKind = Literal["total_return", "reward_to_go", "reward_to_go_average", "value_baseline", "gae", "n_step"]
+
+
+def gae(
+    reward: Float[Array, "T N"],
+    value: Float[Array, "T N"],
+    next_value: Float[Array, "T N"],
+    terminated: Bool[Array, "T N"],
+    truncated: Bool[Array, "T N"],
+    *,
+    gamma: float | Array,
+    gae_lambda: float | Array,
+) -> Float[Array, "T N"]:
+    """Generalised advantage estimation, GAE(γ, λ) (Schulman et al. 2016).
+
+    δ_t = r_t + γ (1 − terminated_t) V(s'_t) − V(s_t)
+    Â_t = δ_t + γ λ (1 − terminated_t)(1 − truncated_t) Â_{t+1}
+
+    `next_value` is V of the true successor s'_t, before any reset. λ = 1 is the Monte Carlo return minus the
+    value, λ = 0 the one-step residual.
+    """
+    delta = td_residual(reward, value, next_value, terminated, gamma=gamma)
+    carry_on = jnp.where(terminated | truncated, 0, jnp.asarray(gamma * gae_lambda, reward.dtype))
+
+    def backwards(after: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        residual, decay = row
+        advantage = residual + decay * after
+        return advantage, advantage
+
+    _, advantage = jax.lax.scan(backwards, jnp.zeros_like(delta[-1]), (delta, carry_on), reverse=True)
+    return advantage
+
+
+def td_residual(
+    reward: Float[Array, "T N"],
+    value: Float[Array, "T N"],
+    next_value: Float[Array, "T N"],
+    terminated: Bool[Array, "T N"],
+    *,
+    gamma: float | Array,
+) -> Float[Array, "T N"]:
+    """δ_t = r_t + γ (1 − terminated_t) V(s'_t) − V(s_t): an estimate of A(s_t, a_t) when V is the policy's value."""
+    return reward + gamma * jnp.where(terminated, 0, next_value) - value
+
+
+class Estimate(NamedTuple):
+    """Advantages and the critic's targets, both `[T, N]`."""
+
+    advantage: Float[Array, "T N"]
+    value_target: Float[Array, "T N"]
+
+
+def estimate_advantages(
+    kind: AdvantageKind,
+    rollout: Rollout,
+    value: Float[Array, "T N"],
+    next_value: Float[Array, "T N"],
+    *,
+    gamma: float | Array,
+    gae_lambda: float | Array,
+    n_step: int,
+) -> Estimate:
+    """Every choice of Â (MATH §1), from the highest variance to the lowest.
+
+    total_return            the whole return of the episode, for every one of its steps (no causality)
+    reward_to_go            only the rewards from t on
+    reward_to_go_average    minus the batch's average: a constant baseline
+    value_baseline          minus V(s_t)
+    gae                     the λ-weighted mixture of n-step residuals; its targets are Â + V
+    n_step                  n rewards, then V, minus V(s_t)
+
+    Where the data is cut off, the critic's value stands for the rewards not seen.
+    """
+    reward, terminated, truncated = rollout.reward, rollout.terminated, rollout.truncated
+    if kind == "gae":
+        advantage = gae(reward, value, next_value, terminated, truncated, gamma=gamma, gae_lambda=gae_lambda)
+        return Estimate(advantage, advantage + value)
+    if kind == "n_step":
+        target = n_step_returns(reward, value, next_value, terminated, truncated, gamma=gamma, n_step=n_step)
+        return Estimate(target - value, target)
+    to_go = rewards_to_go(reward, terminated, truncated, gamma=gamma, bootstrap_value=next_value)
+    if kind == "value_baseline":
+        advantage = to_go - value
+    elif kind == "reward_to_go_average":
+        advantage = to_go - weighted_mean(to_go.reshape(-1), rollout.valid.reshape(-1).astype(to_go.dtype))
+    elif kind == "total_return":
+        advantage = total_returns(to_go, terminated, truncated)
+    else:
+        advantage = to_go
+    return Estimate(advantage, to_go)
+
+
+def discount_from_start(rollout: Rollout, gamma: float | Array) -> Float[Array, "T N"]:
+    """γᵗ with t the steps since the episode began: the factor of the exact gradient that practice drops."""
+    if rollout.time is not None:
+        time = rollout.time
+    else:
+        over = rollout.terminated | rollout.truncated
+
+        def count(t: Array, ended: Array) -> tuple[Array, Array]:
+            return jnp.where(ended, 0, t + 1), t
+
+        _, time = jax.lax.scan(count, jnp.zeros(over.shape[1:], jnp.int32), over)
+    return jnp.power(jnp.asarray(gamma, rollout.reward.dtype), time.astype(rollout.reward.dtype))
+
+
+class Normalised(NamedTuple):
+    """Advantages of mean 0 and deviation 1, and the deviation they had."""
+
+    advantage: Float[Array, " B"]
+    scale: Float[Array, ""]
+
+
+def normalise(advantage: Float[Array, " B"], weight: Float[Array, " B"]) -> Normalised:
+    """(Â − mean) / std over the rows that count. Advantages that are all equal become exactly 0, scale 1.
+
+    Without that, dividing rounding noise by its own deviation would turn no information into a full step.
+    """
+    mean = weighted_mean(advantage, weight)
+    deviation = jnp.sqrt(weighted_mean(jnp.square(advantage - mean), weight))
+    largest = jnp.max(jnp.where(weight > 0, jnp.abs(advantage), 0))
+    informative = deviation > 10 * jnp.finfo(advantage.dtype).eps * largest
+    # A non-finite advantage has to come through, for the rule to reject and name it.
+    informative |= ~jnp.isfinite(deviation)
+    scale = jnp.where(informative, deviation, 1)
+    return Normalised(jnp.where(informative, (advantage - mean) / scale, 0), scale)

@@ -1,0 +1,96 @@
+"""Fitting the critic: regression of V(s) on the value targets, after the policy has used the old values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from klimb.improve.ascent import Ascent
+from klimb.improve.objectives import choose, flatten
+from klimb.minibatches import require_divisible, shuffled, take_rows
+from klimb.policies.networks import Critic
+from klimb.types import Batch, weighted_mean
+
+
+class CriticInfo(NamedTuple):
+    """value_loss: mean squared error on the last epoch, in the targets' standard deviations squared."""
+
+    value_loss: Float[Array, ""]
+
+
+@dataclass(frozen=True)
+class CriticFit:
+    """Minibatch Adam on mean (V(s) − target)², no clipping of the value."""
+
+    learning_rate: float
+    epochs: int
+    num_minibatches: int
+
+    def init(self, critic: Critic) -> optax.OptState:
+        """Adam's moments."""
+        return self._ascent.init(flatten(critic).theta)
+
+    def step(
+        self, key: PRNGKeyArray, critic: Critic, state: optax.OptState, batch: Batch
+    ) -> tuple[Critic, optax.OptState, CriticInfo]:
+        """All epochs on one batch; a fit that ends non-finite is thrown away whole."""
+        num_rows = batch.value_target.shape[0]
+        require_divisible(num_rows, self.num_minibatches, what="critic_num_minibatches")
+        rescaled = rescale(critic, batch)
+        theta, rebuild = flatten(rescaled)
+        target = (batch.value_target - rescaled.target.mean) / rescaled.target.scale
+        # The normaliser does not change during the fit, so its work is done once.
+        rows = (rescaled.normalizer(batch.obs), target, batch.weight)
+
+        def loss(vector: Array, minibatch: tuple[Array, Array, Array]) -> Array:
+            x, y, weight = minibatch
+            return weighted_mean(jnp.square(rebuild(vector).network(x)[..., 0] - y), weight)
+
+        def descend(carry: tuple, order: Array) -> tuple[tuple, Array]:
+            vector, moments = carry
+            value, gradient = jax.value_and_grad(loss)(vector, take_rows(rows, order))
+            vector, moments = self._ascent.climb(vector, -gradient, moments, self.learning_rate)
+            return (vector, moments), value
+
+        def epoch(carry: tuple, key_shuffle: PRNGKeyArray) -> tuple[tuple, Array]:
+            carry, losses = jax.lax.scan(descend, carry, shuffled(key_shuffle, num_rows, self.num_minibatches))
+            return carry, jnp.mean(losses)
+
+        (theta, moments), losses = jax.lax.scan(epoch, (theta, state), jax.random.split(key, self.epochs))
+        finite = jnp.all(jnp.isfinite(theta))
+        return (
+            choose(finite, rebuild(theta), critic),
+            choose(finite, moments, state),
+            CriticInfo(value_loss=losses[-1]),
+        )
+
+    @property
+    def _ascent(self) -> Ascent:
+        return Ascent.make("adam", None)
+
+
+def rescale(critic: Critic, batch: Batch) -> Critic:
+    """Take the batch's targets into the running scale, and change the last layer so that V(s) stays what it was."""
+    old, new = critic.target, critic.target.update(batch.value_target, batch.weight)
+    network = critic.network
+    weight = network.weights[-1] * (old.scale / new.scale)
+    bias = (network.biases[-1] * old.scale + old.mean - new.mean) / new.scale
+    return eqx.tree_at(lambda c: (c.network.weights[-1], c.network.biases[-1], c.target), critic, (weight, bias, new))
+
+
+def explained_variance(
+    value: Float[Array, " B"], target: Float[Array, " B"], weight: Float[Array, " B"]
+) -> Float[Array, ""]:
+    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant, negative for a worse one."""
+
+    def variance(x: Array) -> Array:
+        return weighted_mean(jnp.square(x - weighted_mean(x, weight)), weight)
+
+    total = variance(target)
+    return jnp.where(total > 0, 1 - variance(target - value) / jnp.where(total > 0, total, 1), jnp.nan)

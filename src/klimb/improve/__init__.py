@@ -1,0 +1,1 @@
+"""Improve: the update rules, one a file, and the mathematics they share."""

@@ -1,0 +1,75 @@
+"""REINFORCE: one gradient step on the log-likelihood of what was done, weighted by how well it went."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from pydantic.dataclasses import dataclass
+
+from klimb.improve.ascent import Ascent, Optimizer, annealed
+from klimb.improve.objectives import (
+    action_distribution,
+    choose,
+    finite_batch,
+    flatten,
+    log_likelihood,
+    update_info,
+)
+from klimb.improve.rule import RULE, NonNegative, Positive
+from klimb.types import Batch, Status, UpdateInfo
+
+
+@dataclass(frozen=True, config=RULE)
+class Reinforce:
+    """The plain policy gradient (Williams 1992): θ ← θ + α mean ∇log π_θ(a|s) Â, one step a batch.
+
+    What Â is (total return, reward-to-go, with a baseline, GAE, n-step) is chosen where advantages are
+    estimated: `advantage` of `klimb.train`. The leading γᵗ of the exact gradient is dropped unless
+    `discount_states` of `klimb.train` asks for it.
+    """
+
+    learning_rate: Positive = 1e-2
+    """α."""
+    optimizer: Optimizer = "adam"
+    """adam, or sgd for the lectures' plain step."""
+    ent_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: Positive | None = None
+    """Limit on the gradient's global norm; none for no limit."""
+    anneal_learning_rate: bool = False
+    """Lower the learning rate linearly to 0 over the run."""
+
+    def init(self, policy: PyTree) -> optax.OptState:
+        """The optimiser's moments."""
+        return self._ascent.init(flatten(policy).theta)
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
+    ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
+        """One gradient step. `info.extra`: grad_norm, before it is limited."""
+        theta, rebuild = flatten(policy)
+        gradient = jax.grad(lambda vector: self._objective(rebuild(vector), batch))(theta)
+        learning_rate = annealed(self.learning_rate, batch.progress, self.anneal_learning_rate)
+        new_theta, new_state = self._ascent.climb(theta, gradient, state, learning_rate)
+
+        accepted = finite_batch(batch) & jnp.all(jnp.isfinite(new_theta))
+        info = update_info(
+            action_distribution(policy, batch.obs),
+            action_distribution(rebuild(jnp.where(accepted, new_theta, theta)), batch.obs),
+            batch,
+            jnp.where(accepted, Status.ACCEPTED, Status.NONFINITE),
+            grad_norm=optax.global_norm(gradient),
+        )
+        return choose(accepted, rebuild(new_theta), policy), choose(accepted, new_state, state), info
+
+    @property
+    def _ascent(self) -> Ascent:
+        return Ascent.make(self.optimizer, self.max_grad_norm)
+
+    def _objective(self, policy: PyTree, batch: Batch) -> Float[Array, ""]:
+        objective = log_likelihood(policy, batch)
+        if self.ent_coef == 0:
+            return objective
+        return objective + self.ent_coef * batch.mean(action_distribution(policy, batch.obs).entropy())

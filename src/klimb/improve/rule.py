@@ -1,0 +1,32 @@
+"""What a rule is: a small frozen object of hyperparameters with an `init` and a `step`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Protocol, runtime_checkable
+
+from jaxtyping import PRNGKeyArray, PyTree
+from pydantic import ConfigDict, Field
+
+from klimb.types import Batch, UpdateInfo
+
+# Every rule is a pydantic dataclass: its fields are checked when it is made, print, compare, serialise and
+# become the command line's flags. Misspelt fields and NaN are refused.
+RULE = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """An update rule. Both methods are pure and traceable: they run inside jit, scan and vmap over seeds."""
+
+    def init(self, policy: PyTree) -> PyTree:
+        """What the rule remembers from one step to the next: optimiser moments, multipliers; () for nothing."""
+        ...
+
+    def step(self, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree, UpdateInfo]:
+        """(policy, state, info): the improved policy, or the one given, bit for bit, when the step is rejected."""
+        ...

@@ -1,0 +1,30 @@
+"""Shuffled minibatches: the one place where a batch is cut up, for rules and for the critic."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+
+def require_divisible(num_rows: int, num_minibatches: int, *, what: str, num_envs: int = 1) -> None:
+    """ValueError with the numbers and the nearest `num_steps` that works, unless minibatches come out equal."""
+    if num_rows % num_minibatches == 0 and num_rows >= num_minibatches:
+        return
+    num_steps = num_rows // num_envs
+    good = [n for n in range(1, num_steps + num_minibatches + 1) if (n * num_envs) % num_minibatches == 0]
+    remedy = min(good, key=lambda n: (abs(n - num_steps), n))
+    raise ValueError(
+        f"num_steps × num_envs = {num_rows} is not divisible by {what} = {num_minibatches}; "
+        f"choose num_steps = {remedy}" + (f" (with num_envs = {num_envs})" if num_envs > 1 else "")
+    )
+
+
+def shuffled(key: PRNGKeyArray, num_rows: int, num_minibatches: int) -> Int[Array, "M b"]:
+    """Every row number once, in random order: M minibatches of b rows."""
+    return jax.random.permutation(key, num_rows).reshape(num_minibatches, -1)
+
+
+def take_rows(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:
+    """The same rows of every array of a tree."""
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, unique_indices=True, mode="clip"), tree)

@@ -1,0 +1,194 @@
+"""Policy and critic networks: separate multilayer perceptrons, so that the Fisher matrix is the policy's alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import gymnasium.spaces
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from klimb.policies.distributions import Categorical, DiagGaussian, Distribution
+from klimb.policies.normalizer import Normalizer
+
+Activation = Literal["tanh", "relu", "silu", "gelu"]
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
+
+
+class MLP(eqx.Module):
+    """Fully connected layers over the last axis; any leading axes. Orthogonal weights, zero biases.
+
+    Layer sizes `sizes[0] → … → sizes[-1]`; hidden gain √2 and `output_gain` at the end (Engstrom et al. 2020
+    and Andrychowicz et al. 2021 found both to matter more than the algorithm).
+    """
+
+    weights: tuple[Float[Array, "fan_in fan_out"], ...]
+    biases: tuple[Float[Array, " fan_out"], ...]
+    activation: Activation = eqx.field(static=True)
+
+    def __init__(self, sizes: Sequence[int], *, activation: Activation, output_gain: float, key: PRNGKeyArray) -> None:
+        layers = len(sizes) - 1
+        gains = [2.0**0.5] * (layers - 1) + [output_gain]
+        keys = jax.random.split(key, layers)
+        self.weights = tuple(
+            gain * orthogonal(k, fan_in, fan_out)
+            for k, gain, fan_in, fan_out in zip(keys, gains, sizes[:-1], sizes[1:], strict=True)
+        )
+        self.biases = tuple(jnp.zeros(fan_out) for fan_out in sizes[1:])
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch fan_out"]:
+        activate = ACTIVATIONS[self.activation]
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            x = activate(x @ weight + bias)
+        return x @ self.weights[-1] + self.biases[-1]
+
+
+def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fan_in fan_out"]:
+    """A uniformly random matrix with orthonormal columns (rows, when there are fewer of them).
+
+    Gram-Schmidt on a Gaussian matrix, twice over so that rounding does not add up: the Q of its QR
+    factorisation, written in plain operations because LAPACK's QR must not be vmapped over seeds. On the CPU
+    of JAX 0.10 a batched factorisation waits, on XLA's own worker threads, for work queued to those same
+    threads; with two of them in one program on two cores it waits for ever.
+    """
+    long, short = max(fan_in, fan_out), min(fan_in, fan_out)
+    columns = jax.random.normal(key, (short, long))
+
+    def orthonormalise(j: Array, basis: Array) -> Array:
+        # Rows of `basis` after j are still zero, so projecting on all of them is projecting on the first j.
+        vector = columns[j]
+        for _ in range(2):
+            vector = vector - (basis @ vector) @ basis
+        return basis.at[j].set(vector / jnp.linalg.norm(vector))
+
+    basis = jax.lax.fori_loop(0, short, orthonormalise, jnp.zeros_like(columns))
+    return basis if fan_in <= fan_out else basis.T
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Actions 0 … n−1."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class Box:
+    """Continuous actions between `low` and `high` (±inf where unbounded), one number a dimension."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    @property
+    def center(self) -> np.ndarray:
+        """Middle of each bounded dimension, 0 where unbounded."""
+        return np.where(self.bounded, (np.array(self.low) + np.array(self.high)) / 2, 0.0)
+
+    @property
+    def half_width(self) -> np.ndarray:
+        """Half the range of each bounded dimension, 1 where unbounded."""
+        return np.where(self.bounded, (np.array(self.high) - np.array(self.low)) / 2, 1.0)
+
+    @property
+    def bounded(self) -> np.ndarray:
+        return np.isfinite(self.low) & np.isfinite(self.high)
+
+
+def action_spec(space: gymnasium.spaces.Space) -> Discrete | Box:
+    """The part of an action space that a policy has to know. ValueError when it is of another kind."""
+    match space:
+        case gymnasium.spaces.Discrete(n=n):
+            if space.start != 0:
+                raise ValueError(f"discrete actions must start at 0, this space starts at {space.start}")
+            return Discrete(int(n))
+        case gymnasium.spaces.Box(shape=(dimensions,)) if dimensions and np.issubdtype(space.dtype, np.floating):
+            low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
+            return Box(low, high)
+    raise ValueError(
+        f"the action space {space} is not supported; klimb has Discrete actions and one-dimensional float "
+        "Box actions (flatten the space with a Gymnasium wrapper)"
+    )
+
+
+class NetworkPolicy(eqx.Module):
+    """observation → normaliser → MLP → distribution: categorical for discrete actions, diagonal Gaussian for a box.
+
+    The Gaussian is in the environment's own units: the network's output 0 is the middle of the box and 1 its
+    edge, and the standard deviation starts at `exp(log_std)` half-widths whatever the units are.
+    Call it with one observation or with any leading axes.
+    """
+
+    network: MLP
+    log_std: Float[Array, " D"] | None
+    normalizer: Normalizer
+    actions: Discrete | Box = eqx.field(static=True)
+
+    def __init__(
+        self,
+        observation_size: int,
+        actions: Discrete | Box,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        initial_log_std: float = 0.0,
+        key: PRNGKeyArray,
+    ) -> None:
+        outputs = actions.n if isinstance(actions, Discrete) else len(actions.low)
+        # ×0.01 at the head: the first policy is close to uniform, so no action is preferred by accident.
+        self.network = MLP([observation_size, *hidden, outputs], activation=activation, output_gain=0.01, key=key)
+        self.log_std = None if isinstance(actions, Discrete) else jnp.full(outputs, float(initial_log_std))
+        self.normalizer = Normalizer.identity((observation_size,))
+        self.actions = actions
+
+    def __call__(self, obs: Float[Array, "*batch obs_size"]) -> Distribution:
+        output = self.network(self.normalizer(obs))
+        if isinstance(self.actions, Discrete):
+            return Categorical(logits=output)
+        assert self.log_std is not None
+        half_width = jnp.asarray(self.actions.half_width, output.dtype)
+        mean = jnp.asarray(self.actions.center, output.dtype) + half_width * output
+        return DiagGaussian(mean=mean, log_std=jnp.broadcast_to(self.log_std + jnp.log(half_width), mean.shape))
+
+
+class Critic(eqx.Module):
+    """State value V(s) of the policy being improved.
+
+    The network works in units of the value targets' running mean and deviation, so that one learning rate
+    fits rewards of any scale; rescaling leaves the function as it was (PopArt, van Hasselt et al. 2016).
+    """
+
+    network: MLP
+    normalizer: Normalizer
+    target: Normalizer
+
+    def __init__(
+        self,
+        observation_size: int,
+        *,
+        hidden: Sequence[int] = (64, 64),
+        activation: Activation = "tanh",
+        key: PRNGKeyArray,
+    ) -> None:
+        self.network = MLP([observation_size, *hidden, 1], activation=activation, output_gain=1.0, key=key)
+        self.normalizer = Normalizer.identity((observation_size,))
+        self.target = Normalizer.identity(())
+
+    def __call__(self, obs: Float[Array, "*batch obs_size"]) -> Float[Array, " *batch"]:
+        return self.network(self.normalizer(obs))[..., 0] * self.target.scale + self.target.mean
+
+
+def flat_observation_size(space: gymnasium.spaces.Space) -> int:
+    """Number of inputs a network needs for this observation space. ValueError when it is of another kind."""
+    match space:
+        case gymnasium.spaces.Box(shape=(size,)) if size:
+            return int(size)
+    raise ValueError(
+        f"the observation space {space} is not supported; klimb has one-dimensional Box observations "
+        "(wrap the environment with gymnasium.wrappers.FlattenObservation)"
+    )

@@ -1,0 +1,47 @@
+"""Running mean and variance of observations, kept inside the policy so that they are saved with it."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Normalizer(eqx.Module):
+    """(x − mean) / std, clipped to ±`clip`. The statistics are data, not parameters: no gradient moves them.
+
+    Frozen while a batch is collected and learned from; `update` makes the next iteration's statistics, so the
+    ratio π_θ/π_old recomputed on a batch is 1 at the old parameters.
+    """
+
+    mean: Float[Array, " *obs"]
+    variance: Float[Array, " *obs"]
+    count: Float[Array, ""]
+    clip: float = eqx.field(static=True, default=10.0)
+
+    @classmethod
+    def identity(cls, shape: tuple[int, ...]) -> Normalizer:
+        """Statistics that change nothing but the clipping, with no observation counted."""
+        return cls(mean=jnp.zeros(shape), variance=jnp.ones(shape), count=jnp.zeros(()))
+
+    def __call__(self, obs: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        return jnp.clip((obs - self.mean) / self.scale, -self.clip, self.clip)
+
+    @property
+    def scale(self) -> Float[Array, " *obs"]:
+        """The standard deviation, with a floor that keeps a constant coordinate from becoming rounding noise."""
+        return jnp.sqrt(jnp.maximum(self.variance, 1e-8))
+
+    def update(self, obs: Float[Array, "B *obs"], weight: Float[Array, " B"]) -> Normalizer:
+        """Merge a batch (Chan et al. 1979, parallel variance). Rows of weight 0 and non-finite rows are left out."""
+        rows = (weight > 0) & jnp.all(jnp.isfinite(obs), axis=tuple(range(1, obs.ndim)))
+        row = jnp.reshape(rows, rows.shape + (1,) * (obs.ndim - 1))
+        n = jnp.sum(rows.astype(self.mean.dtype))
+        safe_n = jnp.maximum(n, 1)
+        mean = jnp.sum(jnp.where(row, obs, 0), axis=0) / safe_n
+        variance = jnp.sum(jnp.where(row, jnp.square(obs - mean), 0), axis=0) / safe_n
+        total = self.count + n
+        fraction = n / jnp.maximum(total, 1)
+        delta = mean - self.mean
+        merged = self.variance + fraction * (variance - self.variance + (1 - fraction) * jnp.square(delta))
+        return Normalizer(mean=self.mean + fraction * delta, variance=merged, count=total, clip=self.clip)

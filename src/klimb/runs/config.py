@@ -1,0 +1,194 @@
+"""The whole configuration of a run: checked when it is made, and written so that the run can be repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from klimb.errors import ConfigError
+from klimb.estimate.advantages import AdvantageKind
+from klimb.improve.registry import RULES, rule_name
+from klimb.improve.rule import Rule
+from klimb.minibatches import require_divisible
+from klimb.policies.networks import Activation
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(ge=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainOptions:
+    """Everything about a training except the environment and the rule."""
+
+    # The upper limit is what the counter of environment steps holds.
+    env_steps: Annotated[int, Field(ge=1, lt=2**32)] = 200_000
+    """Environment steps to train for, each seed."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of all randomness; with several seeds the first of them."""
+    num_seeds: Count = 1
+    """Seeds to train together: seed, seed + 1, …"""
+    num_envs: Count = 16
+    """Copies of the environment stepped together, each seed."""
+    num_steps: Count = 128
+    """Steps of each copy in one iteration: the batch is num_steps × num_envs rows."""
+    gamma: UnitInterval = 0.99
+    """Discount of rewards, a step."""
+    gae_lambda: UnitInterval = 0.95
+    """λ of generalised advantage estimation: 1 is Monte Carlo, 0 one-step."""
+    advantage: AdvantageKind = "gae"
+    """How advantages are estimated."""
+    n_step: Count = 5
+    """Rewards summed before the value takes over, for advantage = n_step."""
+    discount_states: bool = False
+    """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
+    normalize_advantage: bool = True
+    """Scale each batch's advantages to mean 0 and deviation 1."""
+    normalize_observations: bool = True
+    """Scale observations by their running mean and deviation, kept inside the policy."""
+    hidden: Annotated[tuple[Count, ...], Field(max_length=16)] = (64, 64)
+    """Hidden layer sizes of the policy and of the critic."""
+    activation: Activation = "tanh"
+    """Activation of the hidden layers."""
+    initial_log_std: float = 0.0
+    """Log standard deviation of the first Gaussian policy, in half-widths of the action box."""
+    critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam's step size for the critic."""
+    critic_epochs: Count = 10
+    """Passes over the batch in one fit of the critic."""
+    critic_num_minibatches: Count = 8
+    """Minibatches a pass; has to divide num_steps × num_envs."""
+    checkpoint_every: Count = 25
+    """Iterations between checkpoints. The last iteration is always saved."""
+    keep_checkpoints: Count = 3
+    """Newest checkpoints kept."""
+
+    @property
+    def batch_size(self) -> int:
+        """Environment steps in one iteration, each seed."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations that reach `env_steps`; the last one may go past it."""
+        return -(-self.env_steps // self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training: the environment's name, the rule and the options."""
+
+    env: str
+    rule: Rule
+    options: TrainOptions
+
+    def __post_init__(self) -> None:
+        options = self.options
+        for owner, name in ((self.rule, "num_minibatches"), (options, "critic_num_minibatches")):
+            parts = getattr(owner, name, 1)
+            try:
+                require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists: what goes to TOML and JSON."""
+        rule = {"name": rule_name(self.rule), **dataclasses.asdict(self.rule)}  # type: ignore[call-overload]
+        return {
+            "env": self.env,
+            "rule": rule,
+            "options": dataclasses.asdict(self.options),
+        }
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`. ConfigError names the first field that is unknown or wrong."""
+        unknown = set(tree) - {"env", "rule", "options", "klimb"}
+        if unknown or not isinstance(tree.get("env"), str) or not isinstance(tree.get("rule"), dict):
+            raise ConfigError(
+                f"a run configuration has env, [rule] with a name, and [options]; this one has {sorted(tree)}"
+            )
+        fields = dict(tree["rule"])
+        name = fields.pop("name", None)
+        if name not in RULES:
+            raise ConfigError(f"there is no rule {name!r}{nearest(str(name), RULES)}; there are {', '.join(RULES)}")
+        return cls(tree["env"], build(RULES[name], fields), build(TrainOptions, tree.get("options", {})))
+
+    def to_toml(self) -> str:
+        """TOML text that `from_toml` reads back to an equal configuration."""
+        tree = self.to_dict()
+        lines = [f"env = {_toml(tree['env'])}"]
+        for section in ("rule", "options"):
+            lines += ["", f"[{section}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in tree[section].items()]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str) -> RunConfig:
+        """ConfigError when the text is not TOML or not a run."""
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"the configuration is not valid TOML: {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """From a file. ConfigError when it is missing or wrong, with the file's name."""
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path} is not a text file") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def build(cls: type, fields: dict[str, Any]) -> Any:
+    """An instance of a configuration class from plain values; ConfigError names the first field that is wrong."""
+    fields = {key: (None if value == "none" else value) for key, value in fields.items()}
+    known = [field.name for field in dataclasses.fields(cls)]
+    for name in fields:
+        if name not in known:
+            raise ConfigError(f"{cls.__name__} has no option {name!r}{nearest(name, known)}")
+    try:
+        return TypeAdapter(cls).validate_python(fields)
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing pydantic found wrong, in one line: which option, what it was, what it should be."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "value"
+    message = first["msg"]
+    return f"{name} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean 'x'?` for the known name closest to a wrong one, or nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _toml(value: Any) -> str:
+    """A TOML value. TOML has no null: `none` stands for it, as on the command line."""
+    match value:
+        case None:
+            return '"none"'
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str():
+            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case tuple() | list():
+            return "[" + ", ".join(_toml(item) for item in value) + "]"
+    raise TypeError(f"{value!r} can't be written to a configuration file")

@@ -1,0 +1,216 @@
+"""Driving a training: `train` and `resume`, with records, checkpoints and a clean stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jaxtyping import PyTree
+
+from klimb.environments.registry import make
+from klimb.improve.rule import Rule
+from klimb.runs.config import RunConfig, TrainOptions, build
+from klimb.runs.directory import RunDirectory
+from klimb.runs.metrics import Record, to_records
+from klimb.runs.policy_file import load_policy, policy_name
+from klimb.runs.program import Program
+from klimb.types import TrainState
+
+OnRecords = Callable[[list[Record]], None]
+SECONDS_A_CALL = 0.5
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that has ended: the policies (one a seed), the records of all iterations, and the last state."""
+
+    policies: list[Any]
+    history: list[Record]
+    config: RunConfig
+    state: TrainState
+    directory: Path | None
+
+    @property
+    def policy(self) -> Any:
+        """The policy of the (first) seed."""
+        return self.policies[0]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a training; the checkpoint has been saved. `signal` is the number received."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal = signal_number
+
+
+def train(
+    env: str | Any,
+    rule: Rule,
+    *,
+    policy: PyTree | None = None,
+    run_dir: str | Path | None = None,
+    on_records: OnRecords | None = None,
+    **options: Any,
+) -> Run:
+    """Train a policy in an environment with an update rule.
+
+    env: a name (see `klimb.make`) or an environment object.
+    rule: e.g. `TRPO(max_kl=0.01)`.
+    policy: a callable pytree `policy(obs) -> Distribution` to start from; None for a fresh network.
+    run_dir: a directory to make and write the run into; None keeps the run in memory.
+    on_records: called with the new records (one an iteration) after every call to the device.
+    options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
+        gamma, gae_lambda, advantage, …
+
+    Raises ConfigError for an option that is unknown or out of range, ValueError for an environment or a
+    space that klimb does not have, RunError when `run_dir` exists. Ctrl-C and SIGTERM save a checkpoint (when
+    there is a run directory) and raise `Interrupted`.
+    """
+    environment = make(env)
+    name = env if isinstance(env, str) else environment.id
+    config = RunConfig(name, rule, build(TrainOptions, options))
+    program = Program(config, environment, policy)
+    directory = None if run_dir is None else RunDirectory.create(run_dir, config)
+    if directory is not None:
+        directory.start_log()
+    return _drive(program, program.initial_state(), directory, on_records, history=[], iteration=0, wall_time=0.0)
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    env: Any | None = None,
+    rule: Rule | None = None,
+    policy: PyTree | None = None,
+    on_records: OnRecords | None = None,
+) -> Run:
+    """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
+
+    On a compiled environment the result is the same, byte for byte, as that of a run never interrupted. On a
+    host environment running episodes start anew. `env`, `rule` and `policy` are needed only for a run that
+    was started from Python with objects that a configuration file can't name.
+
+    Raises RunError when the directory is no run or has no usable checkpoint.
+    """
+    directory = RunDirectory.open(run_dir)
+    config = directory.config
+    if rule is not None:
+        config = RunConfig(config.env, rule, config.options)
+    first_seed = config.options.seed if config.options.num_seeds > 1 else None
+    if policy is None and (directory.path / f"{policy_name(first_seed)}.json").is_file():
+        policy = load_policy(directory.path, seed=first_seed)
+    program = Program(config, make(config.env if env is None else env), policy)
+    state, iteration, wall_time = directory.load(program.state_template())
+    directory.start_log(keep_until=iteration)
+    return _drive(
+        program, state, directory, on_records, history=directory.history(), iteration=iteration, wall_time=wall_time
+    )
+
+
+def _drive(
+    program: Program,
+    state: TrainState,
+    directory: RunDirectory | None,
+    on_records: OnRecords | None,
+    *,
+    history: list[Record],
+    iteration: int,
+    wall_time: float,
+) -> Run:
+    """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
+    options = program.config.options
+    clock = _Clock(wall_time)
+    size = _CallSize(program.max_iterations_a_call)
+    try:
+        with _StopSignals() as stop:
+            program.start(iteration=iteration)
+            while iteration < options.num_iterations:
+                until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
+                count = min(size.iterations, options.num_iterations - iteration, until_checkpoint)
+                state, metrics = program.advance(state, count)
+                times, seconds = clock.lap(count)
+                size.adapt(count, seconds)
+                iteration += count
+                speed = count * options.batch_size * options.num_seeds / seconds
+                records = to_records(metrics, wall_time=times, steps_per_second=speed)
+                history.extend(records)
+                if directory is not None:
+                    directory.append(records)
+                if on_records is not None:
+                    on_records(records)
+                finished = iteration == options.num_iterations
+                due = finished or stop.received is not None or iteration % options.checkpoint_every == 0
+                if directory is not None and due:
+                    directory.save(state, program.policies(state), iteration=iteration, wall_time=clock.now)
+                if stop.received is not None and not finished:
+                    raise Interrupted(_interrupted_message(iteration, directory), stop.received)
+    finally:
+        program.close()
+        if directory is not None:
+            directory.close()
+    return Run(program.policies(state), history, program.config, state, None if directory is None else directory.path)
+
+
+def _interrupted_message(iteration: int, directory: RunDirectory | None) -> str:
+    if directory is None:
+        return f"stopped after iteration {iteration}; nothing was saved (no run directory)"
+    return f"stopped after iteration {iteration}, checkpoint saved; go on with: klimb resume {directory.path}"
+
+
+class _Clock:
+    """Seconds of training so far, over all the parts of a resumed run."""
+
+    def __init__(self, before: float) -> None:
+        self.now, self._last = before, time.perf_counter()
+
+    def lap(self, iterations: int) -> tuple[list[float], float]:
+        """The wall time at the end of each iteration of a call (spread evenly), and the call's seconds."""
+        current = time.perf_counter()
+        seconds, start = current - self._last, self.now
+        self._last, self.now = current, start + seconds
+        return [start + seconds * (i + 1) / iterations for i in range(iterations)], seconds
+
+
+class _CallSize:
+    """Iterations for the next call: as many as take about half a second, so that progress stays live."""
+
+    def __init__(self, most: int) -> None:
+        self.iterations, self._most, self._calls = 1, most, 0
+
+    def adapt(self, iterations: int, seconds: float) -> None:
+        # The first call compiles: its time says nothing.
+        self._calls += 1
+        if self._calls > 1:
+            fitting = int(SECONDS_A_CALL * iterations / max(seconds, 1e-9))
+            self.iterations = max(1, min(fitting, 4 * self.iterations, self._most))
+
+
+class _StopSignals:
+    """SIGINT and SIGTERM ask for a stop after the current call; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        # Python delivers signals to the main thread only; elsewhere they are left alone.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        for asked, handler in self._before.items():
+            signal.signal(asked, handler)

@@ -1,0 +1,160 @@
+"""Policies as two files: `policy.safetensors` holds the numbers, `policy.json` says how to build the network.
+
+Both are data only: reading them runs no code, so a policy from a stranger can be opened.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+import klimb
+from klimb.errors import PolicyFileError
+from klimb.policies.networks import Activation, Box, Discrete, NetworkPolicy
+from klimb.runs.arrays import load_arrays, save_arrays
+from klimb.runs.config import explain
+from klimb.runs.files import write_text
+
+FORMAT_VERSION = 1
+STRICT = ConfigDict(extra="forbid")
+Size = Annotated[int, Field(ge=1, le=2**20)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class DiscreteActions:
+    """Actions 0 … n−1."""
+
+    kind: Literal["discrete"]
+    n: Size
+
+
+@dataclass(frozen=True, config=STRICT)
+class BoxActions:
+    """Bounds a dimension; null where unbounded (JSON has no infinity)."""
+
+    kind: Literal["box"]
+    low: Annotated[list[float | None], Field(min_length=1, max_length=2**16)]
+    high: Annotated[list[float | None], Field(min_length=1, max_length=2**16)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class PolicyDescription:
+    """What `policy.json` holds: all that has to be known to build the network before its numbers are read."""
+
+    format: Literal["klimb-policy"]
+    version: Literal[1]
+    klimb: str
+    observation_size: Size
+    actions: Annotated[DiscreteActions | BoxActions, Field(discriminator="kind")]
+    hidden: Annotated[list[Size], Field(max_length=16)]
+    activation: Activation
+
+    def template(self) -> PyTree:
+        """The policy's structure with shapes in place of arrays; nothing is allocated."""
+        actions = self.actions
+        if isinstance(actions, DiscreteActions):
+            spec: Discrete | Box = Discrete(actions.n)
+        else:
+            if len(actions.low) != len(actions.high):
+                raise ValueError(f"{len(actions.low)} lower and {len(actions.high)} upper action bounds")
+            low = tuple(-float("inf") if x is None else x for x in actions.low)
+            high = tuple(float("inf") if x is None else x for x in actions.high)
+            spec = Box(low, high)
+        return eqx.filter_eval_shape(
+            lambda: NetworkPolicy(
+                self.observation_size, spec, hidden=self.hidden, activation=self.activation, key=jax.random.key(0)
+            )
+        )
+
+
+def describe(policy: NetworkPolicy) -> dict[str, Any]:
+    """The content of `policy.json` for a policy, as plain values."""
+    actions = policy.actions
+    if isinstance(actions, Discrete):
+        spec: dict[str, Any] = {"kind": "discrete", "n": actions.n}
+    else:
+        bounds = {"low": actions.low, "high": actions.high}
+        spec = {
+            "kind": "box",
+            **{name: [x if abs(x) < float("inf") else None for x in bound] for name, bound in bounds.items()},
+        }
+    weights = policy.network.weights
+    return {
+        "format": "klimb-policy",
+        "version": FORMAT_VERSION,
+        "klimb": klimb.__version__,
+        "observation_size": weights[0].shape[-2],
+        "actions": spec,
+        "hidden": [weight.shape[-1] for weight in weights[:-1]],
+        "activation": policy.network.activation,
+    }
+
+
+def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy") -> Path:
+    """Write `<name>.safetensors` and `<name>.json` into a directory; returns the directory.
+
+    A policy that is not klimb's own network is saved by its arrays alone and is read back with
+    `load_policy(directory, like=policy)`.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    if isinstance(policy, NetworkPolicy):
+        description = describe(policy)
+    else:
+        description = {"format": "klimb-policy-arrays", "version": FORMAT_VERSION, "class": type(policy).__name__}
+    save_arrays(directory / f"{name}.safetensors", eqx.filter(policy, eqx.is_array), {"format": "klimb-policy"})
+    write_text(directory / f"{name}.json", json.dumps(description, indent=2) + "\n")
+    return directory
+
+
+def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | None = None) -> Any:
+    """The policy of a run or of a policy directory (or of one of its two files).
+
+    `seed` chooses among the policies of a run of several seeds; `like` gives the structure for a policy that
+    is not klimb's own network. Raises PolicyFileError, naming the file and what is wrong with it, when it is
+    missing, damaged or of another format.
+    """
+    directory, name = _locate(Path(path), seed)
+    arrays, description = directory / f"{name}.safetensors", directory / f"{name}.json"
+    for file in (arrays, description):
+        if not file.is_file():
+            seeds = sorted(int(found.stem[len("policy_seed") :]) for found in directory.glob("policy_seed*.json"))
+            hint = f"; this run has the seeds {seeds}: give seed=" if seeds else ""
+            raise PolicyFileError(f"there is no policy file {file}{hint}")
+    try:
+        template = like if like is not None else _read_description(description).template()
+        dynamic, static = eqx.partition(template, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
+        loaded, _ = load_arrays(arrays, dynamic)
+    except ValueError as error:
+        raise PolicyFileError(f"{arrays} can't be used: {error}") from None
+    return eqx.combine(loaded, static)
+
+
+def policy_name(seed: int | None) -> str:
+    """`policy` for a run of one seed, `policy_seed3` for seed 3 of several."""
+    return "policy" if seed is None else f"policy_seed{seed}"
+
+
+def _locate(path: Path, seed: int | None) -> tuple[Path, str]:
+    if path.suffix in (".safetensors", ".json"):
+        return path.parent, path.stem
+    return path, policy_name(seed)
+
+
+def _read_description(path: Path) -> PolicyDescription:
+    try:
+        if path.stat().st_size > 2**22:
+            raise PolicyFileError(f"{path} is larger than any policy description (4 MiB)")
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(PolicyDescription).validate_python(tree)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PolicyFileError(f"{path} is not JSON ({error})") from None
+    except ValidationError as error:
+        raise PolicyFileError(f"{path} is not a klimb policy description: {explain(error)}") from None

@@ -1,0 +1,151 @@
+"""A training as a program: how many iterations of how many seeds are run in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from klimb.collect.compiled import CompiledCollector
+from klimb.collect.vectorized import VectorCollector
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.registry import Environment
+from klimb.policies.networks import Critic, NetworkPolicy, action_spec, flat_observation_size
+from klimb.runs.config import RunConfig
+from klimb.training import Iteration
+from klimb.types import TrainState
+
+MAX_ITERATIONS_A_CALL = 256
+
+
+class Program:
+    """The training of `config` on an environment: `initial_state`, then `advance` until done.
+
+    States and metrics have a leading axis of K seeds. On a compiled environment a call runs many iterations
+    without coming back to the host; on a host environment it runs one.
+    """
+
+    def __init__(self, config: RunConfig, environment: Environment, policy: PyTree | None = None) -> None:
+        options = config.options
+        self.config, self.environment = config, environment
+        self.max_iterations_a_call = 1
+        self._policy = policy
+        self._observation_size = flat_observation_size(environment.observation_space)
+        self._actions = action_spec(environment.action_space)
+        template = eqx.filter_eval_shape(self._first_policy, jax.random.key(0)) if policy is None else policy
+        is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
+        self.policy_static = eqx.partition(template, is_array)[1]
+        compiled = isinstance(environment, CompiledEnvironment)
+        collector = (
+            CompiledCollector(environment, options.num_envs, options.num_steps)
+            if isinstance(environment, CompiledEnvironment)
+            else None
+        )
+        self.iteration = Iteration(config.rule, options, self.policy_static, collector)
+        self._host: VectorCollector | None = None
+        if compiled:
+            self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
+            self._many = jax.jit(self._run_many, donate_argnums=0)
+        else:
+            assert not isinstance(environment, CompiledEnvironment)
+            self._host = VectorCollector(
+                environment,
+                self.policy_static,
+                num_seeds=options.num_seeds,
+                num_envs=options.num_envs,
+                num_steps=options.num_steps,
+            )
+            self._learn = jax.jit(self._over_seeds(self._learn_one), donate_argnums=0)
+
+    def initial_state(self) -> TrainState:
+        """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""
+        return jax.jit(jax.vmap(self._initial_state))(self._seed_keys())
+
+    def state_template(self) -> TrainState:
+        """The shapes of a state, without computing one: what checkpoints are read into."""
+        return jax.eval_shape(jax.vmap(self._initial_state), self._seed_keys())
+
+    def start(self, *, iteration: int) -> None:
+        """Start the host environments' episodes, seeded by the run's seed and the iteration it goes on from."""
+        if self._host is not None:
+            self._host.reset(int(np.random.SeedSequence([self.config.options.seed, iteration]).generate_state(1)[0]))
+
+    def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """Run `iterations` (at most `max_iterations_a_call`): the new state, and metrics `[iterations, K]`.
+
+        `state` is given up: its buffers are used again for the new one.
+        """
+        if self._host is None:
+            state, log = self._many(state, iterations)
+            return state, {name: np.asarray(values)[:iterations] for name, values in log.items()}
+        keys = jax.vmap(jax.random.split)(state.key)
+        rollout, episodes = self._host.collect(keys[:, 1], state.policy)
+        state, metrics = self._learn(eqx.tree_at(lambda s: s.key, state, keys[:, 0]), (rollout, episodes))
+        return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
+
+    def policies(self, state: TrainState) -> list[Any]:
+        """The policy of every seed."""
+        return [
+            eqx.combine(jax.tree.map(lambda x, k=k: x[k], state.policy), self.policy_static)
+            for k in range(self.config.options.num_seeds)
+        ]
+
+    def close(self) -> None:
+        """Release the host environments."""
+        if self._host is not None:
+            self._host.close()
+
+    def _seed_keys(self) -> PRNGKeyArray:
+        options = self.config.options
+        return jax.vmap(jax.random.key)(options.seed + jnp.arange(options.num_seeds, dtype=jnp.uint32))
+
+    def _first_policy(self, key: PRNGKeyArray) -> PyTree:
+        if self._policy is not None:
+            return self._policy
+        options = self.config.options
+        return NetworkPolicy(
+            self._observation_size,
+            self._actions,
+            hidden=options.hidden,
+            activation=options.activation,
+            initial_log_std=options.initial_log_std,
+            key=key,
+        )
+
+    def _initial_state(self, key: PRNGKeyArray) -> TrainState:
+        options = self.config.options
+        key, key_policy, key_critic = jax.random.split(key, 3)
+        critic = Critic(self._observation_size, hidden=options.hidden, activation=options.activation, key=key_critic)
+        return self.iteration.init(key, self._first_policy(key_policy), critic)
+
+    def _over_seeds(self, one_seed: Any) -> Any:
+        """The same for every seed. A single seed keeps its own branches and loops instead of vmapped ones."""
+        if self.config.options.num_seeds > 1:
+            return jax.vmap(one_seed)
+
+        def squeezed(*arguments: PyTree) -> PyTree:
+            result = one_seed(*jax.tree.map(lambda x: x[0], arguments))
+            return jax.tree.map(lambda x: x[None], result)
+
+        return squeezed
+
+    def _learn_one(self, state: TrainState, data: tuple) -> tuple[TrainState, dict[str, Array]]:
+        return self.iteration.learn(state, *data)
+
+    def _run_many(self, state: TrainState, iterations: Array) -> tuple[TrainState, dict[str, Array]]:
+        # The number of iterations is data, not a constant: one program whatever the host asks for, so that
+        # results do not depend on how a run is cut into calls.
+        one_iteration = self._over_seeds(self.iteration)
+        shapes = jax.eval_shape(one_iteration, state)[1]
+        log = jax.tree.map(lambda x: jnp.zeros((MAX_ITERATIONS_A_CALL, *x.shape), x.dtype), shapes)
+
+        def body(i: Array, carry: tuple) -> tuple:
+            state, log = carry
+            state, metrics = one_iteration(state)
+            return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
+
+        return jax.lax.fori_loop(0, iterations, body, (state, log))

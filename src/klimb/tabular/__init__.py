@@ -1,0 +1,1 @@
+"""Tabular problems: where everything a rule estimates can be computed exactly."""
