@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from klimb.environments.gymnasium_adapter import GymnasiumEnvironment as GymnasiumEnvironment
     from klimb.environments.registry import make as make
     from klimb.errors import ConfigError as ConfigError
+    from klimb.errors import EnvironmentNotFound as EnvironmentNotFound
     from klimb.errors import KlimbError as KlimbError
+    from klimb.errors import MissingExtra as MissingExtra
     from klimb.errors import PolicyFileError as PolicyFileError
     from klimb.errors import RunError as RunError
+    from klimb.errors import UnsupportedSpace as UnsupportedSpace
     from klimb.estimate.advantages import gae as gae
     from klimb.estimate.importance import effective_sample_size as effective_sample_size
     from klimb.estimate.importance import per_decision_weights as per_decision_weights
@@ -97,6 +100,9 @@ _HOME = {
     # errors
     "KlimbError": "errors",
     "ConfigError": "errors",
+    "EnvironmentNotFound": "errors",
+    "MissingExtra": "errors",
+    "UnsupportedSpace": "errors",
     "PolicyFileError": "errors",
     "RunError": "errors",
 }

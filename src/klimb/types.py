@@ -12,7 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
 from klimb.minibatches import take_rows
 
@@ -140,7 +140,7 @@ class TrainState(eqx.Module):
     collector_state: PyTree
     previous: PyTree
     iteration: Int[Array, ""]
-    env_steps: Int[Array, ""]
+    env_steps: UInt32[Array, ""]
     key: PRNGKeyArray
 
 

@@ -56,7 +56,7 @@ class CompiledCollector:
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
             episode_return = carry.episode_return + reward
-            row = Rollout(
+            row = dict(
                 obs=carry.obs,
                 action=action,
                 log_prob=distribution.log_prob(action),
@@ -81,5 +81,6 @@ class CompiledCollector:
             )
             return carry, (row, ended, episode_return)
 
-        state, (rollout, ended, episode_return) = jax.lax.scan(step, state, keys)
-        return state, rollout, summarise(ended, episode_return, rollout.time + 1)
+        state, (rows, ended, episode_return) = jax.lax.scan(step, state, keys)
+        rollout = Rollout(**rows)
+        return state, rollout, summarise(ended, episode_return, rows["time"] + 1)

@@ -8,11 +8,14 @@ from jaxtyping import Array, Float, Int
 
 
 class EpisodeSummary(eqx.Module):
-    """Episodes that ended during one rollout of one seed: how many, and their means (NaN when none ended)."""
+    """Episodes that ended during one rollout: how many, and their means (NaN when none ended).
 
-    count: Int[Array, ""]
-    mean_return: Float[Array, ""]
-    mean_length: Float[Array, ""]
+    Scalars for one seed; host collectors give all K seeds at once, `seeds` = (K,).
+    """
+
+    count: Int[Array, " *seeds"]
+    mean_return: Float[Array, " *seeds"]
+    mean_length: Float[Array, " *seeds"]
 
 
 def summarise(ended: Array, episode_return: Float[Array, "T N"], episode_length: Int[Array, "T N"]) -> EpisodeSummary:

@@ -9,7 +9,7 @@ import gymnasium.spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from klimb.collect.episodes import EpisodeSummary
 from klimb.environments.host import HostEnvironment
@@ -45,7 +45,7 @@ class VectorCollector:
         self._time[:] = 0
         self._return[:] = 0
 
-    def collect(self, keys: PRNGKeyArray, policy: PyTree) -> tuple[Rollout, EpisodeSummary]:
+    def collect(self, keys: Key[Array, " K"], policy: PyTree) -> tuple[Rollout, EpisodeSummary]:
         """One rollout of every seed under its frozen policy (array leaves `[K, ...]`); `keys` is `[K]`."""
         assert self._obs is not None, "reset comes before collect"
         num_steps, num_seeds, num_envs = self.shape
@@ -77,7 +77,8 @@ class VectorCollector:
             self._obs = step.obs
 
         columns = (obs, np.stack(actions), log_prob, reward, terminated, truncated, next_obs, valid, time)
-        rollout = Rollout(*(jnp.asarray(self._by_seed(column)) for column in columns))
+        flat = Rollout(*map(jnp.asarray, columns))
+        rollout = jax.tree.map(lambda column: jnp.asarray(self._by_seed(np.asarray(column))), flat)
         return rollout, self._summary(self._by_seed(finished_return), self._by_seed(time))
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from klimb.environments.base import CompiledEnvironment, Transition
+from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
 
 
 # Compared by identity: a gymnax environment has no equality, and its parameters may hold arrays.
@@ -70,17 +71,17 @@ class GymnaxEnvironment(CompiledEnvironment):
 def make_gymnax(name: str) -> GymnaxEnvironment:
     """The gymnax environment `name`, e.g. `Breakout-MinAtar`, with its default parameters.
 
-    Raises `ImportError` without gymnax, and `ValueError` for a name that gymnax does not know.
+    Raises MissingExtra without gymnax, and EnvironmentNotFound for a name that gymnax does not know.
     """
     try:
         import gymnax
     except ImportError as error:
-        raise ImportError(
+        raise MissingExtra(
             f"gymnax:{name} needs gymnax, which cannot be imported ({error}): pip install 'klimb[gymnax]'"
         ) from error
     if name not in gymnax.registered_envs:
         nearest = difflib.get_close_matches(name, gymnax.registered_envs, n=3, cutoff=0)
-        raise ValueError(f"gymnax has no environment {name!r}; nearest: {', '.join(nearest)}")
+        raise EnvironmentNotFound(f"gymnax has no environment {name!r}; nearest: {', '.join(nearest)}")
     env, params = gymnax.make(name)
     return GymnaxEnvironment(id=f"gymnax:{name}", env=env, params=params)
 
@@ -89,7 +90,7 @@ def _gymnasium_space(space: Any, what: str) -> gymnasium.spaces.Box | gymnasium.
     if hasattr(space, "n"):
         return gymnasium.spaces.Discrete(int(space.n))
     if not hasattr(space, "low"):
-        raise ValueError(f"{what} space is {space!r}; only Box and Discrete spaces are supported")
+        raise UnsupportedSpace(f"{what} space is {space!r}; only Box and Discrete spaces are supported")
     low, high = (np.broadcast_to(np.asarray(b, space.dtype), space.shape) for b in (space.low, space.high))
     return gymnasium.spaces.Box(low, high, dtype=space.dtype)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.host import HostEnvironment
+from klimb.errors import EnvironmentNotFound, MissingExtra
 
 Environment = CompiledEnvironment | HostEnvironment
 
@@ -32,8 +33,8 @@ def make(environment: str | Any) -> Environment:
     module:ID       imports `module`, which registers ID with Gymnasium (Gymnasium's own syntax)
     ID              the built-in one where id and version are the same, else Gymnasium's
 
-    Raises ValueError, with the nearest name, when there is no such environment, and ModuleNotFoundError with
-    the extra to install when what it needs is absent.
+    Raises EnvironmentNotFound, with the nearest name, when there is none, and MissingExtra, with the extra to
+    install, when what it needs is absent.
     """
     if isinstance(environment, (CompiledEnvironment, HostEnvironment)):
         return environment
@@ -58,7 +59,7 @@ def make(environment: str | Any) -> Environment:
 
 def _built_in(name: str) -> CompiledEnvironment:
     if name not in BUILT_IN:
-        raise ValueError(f"there is no built-in environment {name!r}{_nearest(name, BUILT_IN)}")
+        raise EnvironmentNotFound(f"there is no built-in environment {name!r}{_nearest(name, BUILT_IN)}")
     module, attribute = BUILT_IN[name]
     return getattr(importlib.import_module(module), attribute)()
 
@@ -71,7 +72,7 @@ def _gymnasium(name: str) -> HostEnvironment:
     module, separator, identifier = name.partition(":")
     if separator and importlib.util.find_spec(module) is None:
         known = ", ".join(f"{prefix}:" for prefix in PREFIXES)
-        raise ValueError(
+        raise EnvironmentNotFound(
             f"{name!r} names neither an importable module nor one of klimb's prefixes ({known})"
             f"{_nearest(module, PREFIXES)}"
         )
@@ -79,11 +80,13 @@ def _gymnasium(name: str) -> HostEnvironment:
         importlib.import_module(module)
     identifier = identifier or name
     if identifier not in gym.registry:
-        raise ValueError(f"there is no environment {identifier!r}{_nearest(identifier, [*gym.registry, *BUILT_IN])}")
+        raise EnvironmentNotFound(
+            f"there is no environment {identifier!r}{_nearest(identifier, [*gym.registry, *BUILT_IN])}"
+        )
     try:
         return GymnasiumEnvironment.from_maker(f"gymnasium:{name}", lambda: gym.make(identifier))
     except gym.error.DependencyNotInstalled as missing:
-        raise ModuleNotFoundError(
+        raise MissingExtra(
             f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "
             "environments: pip install 'klimb[mujoco]'"
         ) from missing

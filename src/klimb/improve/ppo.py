@@ -66,7 +66,7 @@ class PPO:
             vector, moments = carry
             gradient = jax.grad(lambda v: self._objective(rebuild(v), batch.take(rows)))(vector)
             vector, moments = self._ascent.climb(vector, gradient, moments, learning_rate)
-            return (vector, moments), optax.global_norm(gradient)
+            return (vector, moments), jnp.linalg.norm(gradient)
 
         def epoch(carry: tuple) -> tuple:
             k, key, vector, moments, _, _ = carry

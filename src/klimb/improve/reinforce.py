@@ -60,7 +60,7 @@ class Reinforce:
             action_distribution(rebuild(jnp.where(accepted, new_theta, theta)), batch.obs),
             batch,
             jnp.where(accepted, Status.ACCEPTED, Status.NONFINITE),
-            grad_norm=optax.global_norm(gradient),
+            grad_norm=jnp.linalg.norm(gradient),
         )
         return choose(accepted, rebuild(new_theta), policy), choose(accepted, new_state, state), info
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Self
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -34,8 +33,8 @@ class Distribution(eqx.Module):
         """The most probable action."""
 
     @abc.abstractmethod
-    def fisher_metric(self, tangent: Self) -> Self:
-        """M v: the Fisher matrix of this distribution in its own parameters, times a tangent of them."""
+    def fisher_metric(self, tangent: PyTree) -> PyTree:
+        """M v: the Fisher matrix in the distribution's own parameters, times a tangent of them (of the same kind)."""
 
 
 class Categorical(Distribution):
@@ -74,11 +73,11 @@ class Categorical(Distribution):
     def mode(self) -> Int[Array, " *batch"]:
         return jnp.argmax(self.logits, axis=-1)
 
-    def fisher_metric(self, tangent: Self) -> Self:
+    def fisher_metric(self, tangent: PyTree) -> PyTree:
         """(diag(p) − p pᵀ) v."""
         probs = self.probs
         mean = jnp.sum(probs * tangent.logits, axis=-1, keepdims=True)
-        return Categorical(logits=probs * (tangent.logits - mean))  # type: ignore[return-value]
+        return Categorical(logits=probs * (tangent.logits - mean))
 
 
 class DiagGaussian(Distribution):
@@ -100,7 +99,7 @@ class DiagGaussian(Distribution):
     def mode(self) -> Float[Array, "*batch D"]:
         return self.mean
 
-    def fisher_metric(self, tangent: Self) -> Self:
+    def fisher_metric(self, tangent: PyTree) -> PyTree:
         """diag(1/σ²) on the mean, diag(2) on log σ."""
         precision = jnp.exp(-2 * self.log_std)
-        return DiagGaussian(mean=precision * tangent.mean, log_std=2 * tangent.log_std)  # type: ignore[return-value]
+        return DiagGaussian(mean=precision * tangent.mean, log_std=2 * tangent.log_std)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from klimb.errors import UnsupportedSpace
 from klimb.policies.distributions import Categorical, DiagGaussian, Distribution
 from klimb.policies.normalizer import Normalizer
 
@@ -101,16 +102,16 @@ class Box:
 
 
 def action_spec(space: gymnasium.spaces.Space) -> Discrete | Box:
-    """The part of an action space that a policy has to know. ValueError when it is of another kind."""
+    """The part of an action space that a policy has to know. UnsupportedSpace when it is of another kind."""
     match space:
         case gymnasium.spaces.Discrete(n=n):
             if space.start != 0:
-                raise ValueError(f"discrete actions must start at 0, this space starts at {space.start}")
+                raise UnsupportedSpace(f"discrete actions must start at 0, this space starts at {space.start}")
             return Discrete(int(n))
         case gymnasium.spaces.Box(shape=(dimensions,)) if dimensions and np.issubdtype(space.dtype, np.floating):
             low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
             return Box(low, high)
-    raise ValueError(
+    raise UnsupportedSpace(
         f"the action space {space} is not supported; klimb has Discrete actions and one-dimensional float "
         "Box actions (flatten the space with a Gymnasium wrapper)"
     )
@@ -184,11 +185,11 @@ class Critic(eqx.Module):
 
 
 def flat_observation_size(space: gymnasium.spaces.Space) -> int:
-    """Number of inputs a network needs for this observation space. ValueError when it is of another kind."""
+    """Number of inputs a network needs for this observation space. UnsupportedSpace when it is of another kind."""
     match space:
         case gymnasium.spaces.Box(shape=(size,)) if size:
             return int(size)
-    raise ValueError(
+    raise UnsupportedSpace(
         f"the observation space {space} is not supported; klimb has one-dimensional Box observations "
         "(wrap the environment with gymnasium.wrappers.FlattenObservation)"
     )

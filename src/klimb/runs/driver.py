@@ -69,18 +69,19 @@ def train(
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
         gamma, gae_lambda, advantage, …
 
-    Raises ConfigError for an option that is unknown or out of range, ValueError for an environment or a
-    space that klimb does not have, RunError when `run_dir` exists. Ctrl-C and SIGTERM save a checkpoint (when
-    there is a run directory) and raise `Interrupted`.
+    Raises ConfigError for an option that is unknown or out of range, EnvironmentNotFound or UnsupportedSpace
+    for an environment that klimb can't train in, RunError when `run_dir` exists. Ctrl-C and SIGTERM save a
+    checkpoint (when there is a run directory) and raise `Interrupted`.
     """
     environment = make(env)
     name = env if isinstance(env, str) else environment.id
     config = RunConfig(name, rule, build(TrainOptions, options))
     program = Program(config, environment, policy)
+    state = program.initial_state()
     directory = None if run_dir is None else RunDirectory.create(run_dir, config)
     if directory is not None:
         directory.start_log()
-    return _drive(program, program.initial_state(), directory, on_records, history=[], iteration=0, wall_time=0.0)
+    return _drive(program, state, directory, on_records, history=[], iteration=0, wall_time=0.0)
 
 
 def resume(

@@ -14,6 +14,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from klimb.environments.base import CompiledEnvironment, clip_action
 from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import make
+from klimb.errors import PolicyFileError
 from klimb.policies.distributions import Distribution
 
 MAX_HOST_COPIES = 16
@@ -31,8 +32,8 @@ class Evaluation(NamedTuple):
 def evaluate(policy: PyTree, env: str | Any, *, episodes: int, seed: int = 0, deterministic: bool = True) -> Evaluation:
     """Run `episodes` whole episodes: the distribution's mode at every step, or samples.
 
-    `env` is a name or an environment. Raises ValueError for fewer than one episode, or when the policy does
-    not fit the environment's observations.
+    `env` is a name or an environment. Raises ValueError for fewer than one episode, PolicyFileError when the
+    policy does not fit the environment's observations.
     """
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}; an evaluation needs at least 1")
@@ -50,7 +51,7 @@ def _check_fit(policy: PyTree, environment: CompiledEnvironment | HostEnvironmen
     expected = getattr(getattr(policy, "normalizer", None), "mean", None)
     shape = environment.observation_space.shape
     if expected is not None and expected.shape != shape:
-        raise ValueError(
+        raise PolicyFileError(
             f"the policy reads observations of shape {expected.shape}, {environment.id} gives {shape}: "
             "it was trained on another environment"
         )

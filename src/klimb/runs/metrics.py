@@ -91,7 +91,7 @@ def _line(record: Record) -> str:
     return json.dumps(record, separators=(",", ":")) + "\n"
 
 
-def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
+def _scalars(name: str, value: Any) -> list[tuple[str, float | int]]:
     """(tag, number) for TensorBoard: one tag, or one a seed."""
     values = value if isinstance(value, list) else [value]
     tags = [name] if not isinstance(value, list) else [f"{name}/seed_{i}" for i in range(len(values))]

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.vectorized import VectorCollector
@@ -99,7 +99,7 @@ class Program:
         if self._host is not None:
             self._host.close()
 
-    def _seed_keys(self) -> PRNGKeyArray:
+    def _seed_keys(self) -> Key[Array, " K"]:
         options = self.config.options
         return jax.vmap(jax.random.key)(options.seed + jnp.arange(options.num_seeds, dtype=jnp.uint32))
 

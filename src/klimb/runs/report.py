@@ -60,6 +60,37 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
 
 
 @dataclass(frozen=True)
+class SeedReturns:
+    """What the final evaluation says of one seed's policy: `[episodes]` finite returns, their mean and its error."""
+
+    seed: int
+    mean: float
+    standard_error: float
+    returns: Float[np.ndarray, " episodes"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The final evaluation: whole episodes of every seed's policy."""
+
+    episodes: int
+    deterministic: bool
+    seeds: list[SeedReturns]
+
+    @property
+    def mean(self) -> float:
+        """Mean return, over seeds too."""
+        return float(np.mean([seed.mean for seed in self.seeds]))
+
+    @property
+    def standard_error(self) -> float:
+        """Of `mean`: over episodes with one seed, over the seeds' means with several."""
+        if len(self.seeds) == 1:
+            return self.seeds[0].standard_error
+        return float(np.std([seed.mean for seed in self.seeds], ddof=1) / math.sqrt(len(self.seeds)))
+
+
+@dataclass(frozen=True)
 class RunData:
     """A run as columns: n iterations, one value a seed (or one for all). NaN where a number does not exist.
 
@@ -72,7 +103,7 @@ class RunData:
     env_steps: Float[np.ndarray, " n"]
     status: Shaped[np.ndarray, "n seeds"]
     columns: dict[str, Column]
-    evaluation: Spec | None
+    evaluation: Evaluation | None
     edges: Int[np.ndarray, " points+1"]
 
     @property
@@ -106,7 +137,7 @@ def read_run(run_dir: Path) -> RunData:
     config = _read_config(run_dir / "config.toml")
     records = _read_records(run_dir / "metrics.jsonl")
     num_seeds = config["options"]["num_seeds"]
-    names = dict.fromkeys(name for record in records for name in record)
+    names = dict.fromkeys(name for record in records for name in record if name != "status")
     columns = {name: _column([record.get(name) for record in records], num_seeds) for name in names}
     columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
     iteration = columns.pop("iteration")[:, 0].astype(np.int64)
@@ -166,21 +197,21 @@ def _is_record(record: Any) -> bool:
     return isinstance(record, dict) and all(isinstance(record.get(x), int) for x in ("iteration", "env_steps"))
 
 
-def _read_evaluation(path: Path) -> Spec | None:
+def _read_evaluation(path: Path) -> Evaluation | None:
     if not path.exists():
         return None
     try:
-        evaluation = json.loads(path.read_bytes())
+        tree = json.loads(path.read_bytes())
         seeds = [
-            {
-                "seed": int(seed["seed"]),
-                "mean": float(seed["mean"]),
-                "standard_error": math.nan if seed["standard_error"] is None else float(seed["standard_error"]),
-                "returns": np.asarray(seed["returns"], float).reshape(-1),
-            }
-            for seed in evaluation["seeds"]
+            SeedReturns(
+                int(seed["seed"]),
+                _number_or_nan(seed["mean"]),
+                _number_or_nan(seed["standard_error"]),
+                np.array([x for x in map(_number_or_nan, seed["returns"]) if math.isfinite(x)]),
+            )
+            for seed in tree["seeds"]
         ]
-        return {**evaluation, "seeds": seeds} if seeds else None
+        return Evaluation(int(tree["episodes"]), bool(tree["deterministic"]), seeds) if seeds else None
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is not an evaluation ({error!r}): evaluate the run again or remove the file") from None
 
@@ -189,21 +220,25 @@ def _column(cells: list[Any], num_seeds: int) -> Column:
     """`[n, seeds]`, or `[n, 1]` for a metric that all seeds share; NaN for everything that is not a finite number."""
     try:
         values = np.array(cells, dtype=float)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         shared = not any(isinstance(cell, list) for cell in cells)
         width = 1 if shared else num_seeds
         rows = [cell if isinstance(cell, list) and len(cell) == width else [cell] for cell in cells]
         values = np.array(
             [[_number_or_nan(x) for x in row] if len(row) == width else [math.nan] * width for row in rows]
         )
-    values = values.reshape(len(cells), -1)
-    if values.shape[1] not in (1, num_seeds):
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] not in (1, num_seeds):
         return np.full((len(cells), 1), np.nan)
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def _number_or_nan(cell: Any) -> float:
-    return float(cell) if isinstance(cell, int | float) else math.nan
+    try:
+        return float(cell) if isinstance(cell, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]:
@@ -324,13 +359,11 @@ def _chart(title: str, about: str, layers: list[Spec], **options: Any) -> Spec:
     return {"kind": "lines", "title": title, "about": about, "layers": layers, **options}
 
 
-def _simple(
-    run: RunData, name: str, title: str, about: str, *, label: str | None = None, color: int = 1, **options: Any
-) -> list[Spec]:
+def _simple(run: RunData, name: str, title: str, about: str, **options: Any) -> list[Spec]:
     """The chart of one metric; none when the run does not have it."""
     if not run.has(name):
         return []
-    return [_chart(title, about, _spread(run, run.columns[name], label or title, color), **options)]
+    return [_chart(title, about, _spread(run, run.columns[name], title.lower()), **options)]
 
 
 def return_chart(run: RunData) -> Spec:
@@ -356,9 +389,8 @@ def return_chart(run: RunData) -> Spec:
             for i, seed in enumerate(run.seeds)
         ]
     levels = []
-    if run.evaluation is not None:
-        mean, _ = evaluation_mean(run.evaluation)
-        levels = [{"value": mean, "label": "final evaluation"}]
+    if run.evaluation is not None and math.isfinite(run.evaluation.mean):
+        levels = [{"value": _short(run.evaluation.mean), "label": "final evaluation"}]
     return _chart("Episode return", about, layers, wide=True, height=320, connect=True, levels=levels)
 
 
@@ -380,9 +412,9 @@ def kl_chart(run: RunData) -> list[Spec]:
     if not layers:
         return []
     about = "How far each accepted step moved the policy: mean over states, in nats."
-    limit = next((rule[key] for key in ("max_kl", "target_kl") if rule.get(key) is not None), None)
-    if limit is not None:
-        enforced = rule.get("max_kl") is not None
+    enforced = isinstance(rule.get("max_kl"), int | float)
+    limit = rule["max_kl"] if enforced else rule.get("target_kl")
+    if isinstance(limit, int | float):
         word = "limit" if enforced else "target"
         about += " A step beyond the limit is not taken." if enforced else " The target is aimed at, not enforced."
         levels = [{"value": limit, "label": f"{word}{', enforced' if enforced else ''}: {_figure(limit)}"}]
@@ -482,40 +514,29 @@ def tv_bound(run: RunData, *names: str) -> Column:
     return np.asarray(total_variation_bound(kl.astype(np.float32)), dtype=float)
 
 
-def evaluation_mean(evaluation: Spec) -> tuple[float, float]:
-    """Mean return and its standard error: over episodes with one seed, over the seeds' means with several."""
-    means = np.array([seed["mean"] for seed in evaluation["seeds"]])
-    if len(means) == 1:
-        return float(means[0]), evaluation["seeds"][0]["standard_error"]
-    return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means)))
-
-
 def evaluation_chart(run: RunData) -> list[Spec]:
     """The returns of the final evaluation: a strip a seed, or a histogram for one seed or very many."""
-    if run.evaluation is None:
+    seeds = [seed for seed in run.evaluation.seeds if len(seed.returns)] if run.evaluation else []
+    if run.evaluation is None or not seeds:
         return []
-    seeds = run.evaluation["seeds"]
-    finite = [seed["returns"][np.isfinite(seed["returns"])] for seed in seeds]
-    everything = np.concatenate(finite)
-    if len(everything) == 0:
-        return []
-    how = "the most likely action at every step" if run.evaluation.get("deterministic") else "sampled actions"
+    everything = np.concatenate([seed.returns for seed in seeds])
+    how = "the most likely action at every step" if run.evaluation.deterministic else "sampled actions"
     about = f"Returns of {len(everything):,} whole episodes after training, with {how}."
-    chart: Spec = {"title": "Final evaluation", "about": about, "wide": True, "xLabel": "episode return"}
     if 1 < len(seeds) <= MAX_STRIPS:
-        rows = [
-            {
-                "label": f"seed {seed['seed']}",
-                "mean": _short(seed["mean"]),
-                "values": _plain(np.quantile(values, np.linspace(0, 1, min(len(values), 200)))) if len(values) else [],
-            }
-            for seed, values in zip(seeds, finite, strict=True)
-        ]
-        return [{"kind": "strips", "rows": rows, **chart}]
-    counts, bounds = np.histogram(everything, bins=int(np.clip(2 * math.sqrt(len(everything)), 8, 32)))
-    mean, _ = evaluation_mean(run.evaluation)
-    histogram = {"counts": counts.tolist(), "bounds": _plain(bounds), "mean": _short(mean)}
-    return [{"kind": "histogram", "height": 190, "yLabel": "episodes", **histogram, **chart}]
+        chart: Spec = {"kind": "strips", "rows": [_strip(seed) for seed in seeds]}
+    else:
+        counts, bounds = np.histogram(everything, bins=int(np.clip(2 * math.sqrt(len(everything)), 8, 32)))
+        mean = _short(float(everything.mean()))
+        bars = {"counts": counts.tolist(), "bounds": _plain(bounds), "mean": mean}
+        chart = {"kind": "histogram", "height": 190, "yLabel": "episodes", **bars}
+    return [{"title": "Final evaluation", "about": about, "wide": True, "xLabel": "episode return", **chart}]
+
+
+def _strip(seed: SeedReturns) -> Spec:
+    """One seed's returns, at most 200 of them: evenly spaced quantiles say the same."""
+    shown = np.quantile(seed.returns, np.linspace(0, 1, min(len(seed.returns), 200)))
+    mean = _short(float(seed.returns.mean()))
+    return {"label": f"seed {seed.seed}", "mean": mean, "values": _plain(shown)}
 
 
 _OWN = {
@@ -549,57 +570,66 @@ def own_charts(run: RunData) -> list[Spec]:
     return charts
 
 
+def effective_sample_chart(run: RunData) -> list[Spec]:
+    """How much of the batch still speaks for the new policy."""
+    about = "Share of the batch left once its rows are weighted by new/old probability. 1 is an unmoved policy."
+    if not run.has("ess"):
+        return []
+    layers = _spread(run, run.of_accepted("ess"), "effective sample size")
+    return [_chart("Effective sample size", about, layers, include=[1])]
+
+
+def health_charts(run: RunData) -> list[Spec]:
+    """Whether the policy still explores, what the critic knows, and how fast all of it goes."""
+    entropy = "Mean entropy of the policy, in nats: how much it still explores."
+    explained = (
+        "What the critic knew of the value targets before it saw them. 1 is everything, 0 no more than their "
+        "mean. Triangles: below −1."
+    )
+    loss = "Mean squared error of the critic after its fit, in units of the targets’ variance."
+    speed = "Environment steps per second, all seeds together. Compilation slows the first iterations."
+    return [
+        *_simple(run, "entropy", "Entropy", entropy),
+        *_simple(run, "explained_variance", "Explained variance", explained, include=[0, 1], floor=-1),
+        *_simple(run, "value_loss", "Value loss", loss, log="auto"),
+        *_simple(run, "steps_per_second", "Speed", speed, include=[0]),
+    ]
+
+
+def _how_averaged(run: RunData) -> str:
+    """What lines and bands are, for all charts of the page."""
+    said = []
+    if run.num_seeds > 1:
+        said.append(
+            f"Lines are interquartile means of {run.num_seeds} seeds; bands hold the middle half of them, and all."
+        )
+    per_point = len(run.iteration) / (len(run.edges) - 1)
+    if per_point > 1:
+        band = "" if run.num_seeds > 1 else "; the band spans them"
+        said.append(f"Each point is the mean of about {_figure(per_point, 2)} iterations{band}.")
+    return " ".join(said)
+
+
 def sections(run: RunData) -> list[Spec]:
     """The page's charts in order, under headings."""
-    per_point = -(-len(run.iteration) // (len(run.edges) - 1))
-    averaged = f" Each point is the mean of about {per_point:,} iterations." if per_point > 1 else ""
-    seeds = f" Lines are interquartile means of {run.num_seeds} seeds." if run.num_seeds > 1 else ""
     certificate = [
         *kl_chart(run),
         *improvement_chart(run),
         *total_variation_chart(run),
-        *_simple(
-            run,
-            "ess",
-            "Effective sample size",
-            "Share of the batch that is left once its rows are weighted by new/old probability. 1 is an unmoved policy.",
-            include=[1],
-        ),
-    ]
-    health = [
-        *_simple(run, "entropy", "Entropy", "Mean entropy of the policy, in nats: how much it still explores."),
-        *_simple(
-            run,
-            "explained_variance",
-            "Explained variance",
-            "What the critic knew of the value targets before it saw them. 1 is everything, 0 no more than their "
-            "mean. Triangles: below −1.",
-            include=[0, 1],
-            floor=-1,
-        ),
-        *_simple(
-            run,
-            "value_loss",
-            "Value loss",
-            "Mean squared error of the critic after its fit, in units of the targets' variance.",
-            log="auto",
-        ),
-        *_simple(
-            run,
-            "steps_per_second",
-            "Speed",
-            "Environment steps per second, all seeds together. Compilation slows the first iterations.",
-            include=[0],
-        ),
+        *effective_sample_chart(run),
     ]
     return [
-        {"title": "Learning", "lead": seeds + averaged, "charts": [return_chart(run), *evaluation_chart(run)]},
+        {
+            "title": "Learning",
+            "lead": _how_averaged(run),
+            "charts": [return_chart(run), *evaluation_chart(run)],
+        },
         {
             "title": "Step certificate",
             "lead": "How far each step went, and whether it kept its promise.",
             "charts": certificate,
         },
-        {"title": "Policy and critic", "lead": "", "charts": health},
+        {"title": "Policy and critic", "lead": "", "charts": health_charts(run)},
         {
             "title": "More measurements",
             "lead": "The rule’s own, and the episodes’.",
@@ -633,7 +663,6 @@ def render(run: RunData) -> str:
         sections=_sections_html(parts),
         rejected=_rejected_html(run),
         configuration=_configuration_html(run),
-        command=_command_html(run),
         data=embed(data),
         script=script,
     )
@@ -674,8 +703,8 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     tiles = []
     count = len(run.iteration)
     if run.evaluation is not None:
-        mean, error = evaluation_mean(run.evaluation)
-        tiles.append(("Final evaluation", _with_error(mean, error), _evaluation_detail(run.evaluation)))
+        value = _with_error(run.evaluation.mean, run.evaluation.standard_error)
+        tiles.append(("Final evaluation", value, _evaluation_detail(run.evaluation)))
     returns = run.centre("episode_return")
     ended = np.flatnonzero(np.isfinite(returns))
     if len(ended):
@@ -698,10 +727,9 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _evaluation_detail(evaluation: Spec) -> str:
-    episodes = evaluation.get("episodes", len(evaluation["seeds"][0]["returns"]))
-    seeds = f" × {len(evaluation['seeds'])} seeds" if len(evaluation["seeds"]) > 1 else ""
-    return f"± standard error, {episodes} episodes{seeds}"
+def _evaluation_detail(evaluation: Evaluation) -> str:
+    seeds = f" × {len(evaluation.seeds)} seeds" if len(evaluation.seeds) > 1 else ""
+    return f"± standard error, {evaluation.episodes} episodes{seeds}"
 
 
 def _headline_html(run: RunData) -> str:
@@ -760,7 +788,9 @@ def _rejected_html(run: RunData) -> str:
         for i, s in where[:MAX_ROWS]
     )
     first = f'<p class="quiet">The first {MAX_ROWS} of {len(where):,}.</p>' if len(where) > MAX_ROWS else ""
-    head = f"<th>Iteration</th>{'<th>Seed</th>' if several else ''}<th>Steps</th><th>Reason</th><th>What to do</th>"
+    head = (
+        f"<th>Iteration</th>{'<th>Seed</th>' if several else ''}<th>Steps</th><th>Reason</th><th>Cause and remedy</th>"
+    )
     return (
         f'<ul class="reasons">{reasons}</ul>{first}<div class="scroll" tabindex="0">'
         f'<table class="rejected"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
@@ -790,18 +820,18 @@ def _setting(value: Any) -> str:
 
 
 def _configuration_html(run: RunData) -> str:
-    groups = [
-        (_rule_title(run), run.config["rule"], run.config["rule"]["name"]),
-        ("Training", run.config["options"], "options"),
-    ]
-    blocks = []
-    for title, values, name in groups:
-        defaults = _defaults(name)
-        rows = "".join(
-            _setting_html(key, value, defaults.get(key, value)) for key, value in values.items() if key != "name"
-        )
-        blocks.append(f"<div><h3>{escape(title)}</h3><table><tbody>{rows}</tbody></table></div>")
-    return "\n".join(blocks)
+    """The rule and how to repeat the run on the left, the training's options on the right."""
+    rule, options = run.config["rule"], run.config["options"]
+    settings = {key: value for key, value in rule.items() if key != "name"}
+    left = _settings_html(_rule_title(run), settings, _defaults(rule["name"]))
+    right = _settings_html("Training", options, _defaults("options"))
+    repeat = f'<div class="panel"><h3>To repeat this run</h3>{_command_html(run)}</div>'
+    return f"<div>{left}{repeat}</div>\n<div>{right}</div>"
+
+
+def _settings_html(title: str, values: Spec, defaults: Spec) -> str:
+    rows = "".join(_setting_html(key, value, defaults.get(key, value)) for key, value in values.items())
+    return f'<div class="panel"><h3>{escape(title)}</h3><table><tbody>{rows}</tbody></table></div>'
 
 
 def _setting_html(name: str, value: Any, default: Any) -> str:
@@ -816,15 +846,19 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def command(config: Spec) -> str:
-    """The command line that repeats a run: only what differs from its default, and always the steps."""
-    words = ["klimb", "train", config["rule"]["name"], config["env"]]
-    for name, values in (("options", config["options"]), (config["rule"]["name"], config["rule"])):
-        defaults = _defaults(name)
+def command(config: Spec) -> list[str]:
+    """The command line that repeats a run, quoted, word group by word group: what differs from its default.
+
+    The number of environment steps is always said.
+    """
+    rule = config["rule"]
+    groups = [["klimb", "train", rule["name"], config["env"]]]
+    for values, defaults in ((config["options"], _defaults("options")), (rule, _defaults(rule["name"]))):
         for key, value in values.items():
-            if key != "name" and (key == "env_steps" or _listed(value) != _listed(defaults.get(key, value))):
-                words += _flag(key, value)
-    return shlex.join(words)
+            changed = _listed(value) != _listed(defaults.get(key, value))
+            if key != "name" and (changed or key == "env_steps"):
+                groups.append(_flag(key, value))
+    return [shlex.join(group) for group in groups]
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -842,7 +876,8 @@ def _flag(name: str, value: Any) -> list[str]:
 def _command_html(run: RunData) -> str:
     if run.config["rule"]["name"] not in RULES:
         return '<p class="quiet">The rule is not one of klimb’s own: repeat this run from Python.</p>'
-    return f'<pre class="command"><code>{escape(command(run.config))}</code></pre>'
+    words = " ".join(f"<span>{escape(group)}</span>" for group in command(run.config))
+    return f'<pre class="command"><code>{words}</code></pre>'
 
 
 def _figure(value: float, digits: int = 4) -> str:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from klimb.improve.objectives import action_distribution
+from klimb.policies.distributions import Categorical
 from klimb.tabular.mdp import TabularMDP
 from klimb.types import Batch
 
 
-def exact_batch(mdp: TabularMDP, policy: PyTree, *, one_hot: bool = False) -> Batch:
+def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
     """S·A rows with weight d^π(s) π(a|s), exact advantages A^π and targets V^π.
 
-    `policy` maps a state number (int32), or a one-hot row `[S]` with `one_hot`, to a Categorical. Means over
-    the batch are then exact expectations, so that the step that trains a robot can be checked on a table.
+    `policy` maps a state number to a Categorical over the A actions or, failing that, a one-hot row `[S]`.
+    Means over the batch are exact expectations, so that the step that trains a robot can be checked on a table.
     """
     num_states, num_actions = mdp.num_states, mdp.num_actions
     state = jnp.repeat(jnp.arange(num_states), num_actions)
     action = jnp.tile(jnp.arange(num_actions), num_states)
-    obs = jnp.eye(num_states, dtype=mdp.reward.dtype)[state] if one_hot else state
+    obs = state if _reads_numbers(policy, num_actions) else jnp.eye(num_states, dtype=mdp.reward.dtype)[state]
     distribution = action_distribution(policy, obs)
     log_prob = distribution.log_prob(action)
     pi = jnp.exp(log_prob).reshape(num_states, num_actions)
@@ -35,3 +37,12 @@ def exact_batch(mdp: TabularMDP, policy: PyTree, *, one_hot: bool = False) -> Ba
         value_target=rows(mdp.state_values(pi)[:, None]),
         weight=rows(mdp.state_distribution(pi)[:, None] * pi),
     )
+
+
+def _reads_numbers(policy: PyTree, num_actions: int) -> bool:
+    """Whether the policy answers a state number with a distribution over the actions."""
+    try:
+        distribution = eqx.filter_eval_shape(policy, jnp.int32(0))
+    except (TypeError, ValueError, IndexError):
+        return False
+    return isinstance(distribution, Categorical) and distribution.logits.shape == (num_actions,)

@@ -92,10 +92,9 @@ def _check(transition: np.ndarray, reward: np.ndarray, initial: np.ndarray, gamm
         # Written so that a NaN counts as wrong.
         wrong = ~((np.abs(rows.sum(-1) - 1) <= 1e-6) & (rows >= 0).all(-1))
         if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            index = list(np.unravel_index(row, table.shape[:-1])) if name == "transition" else []
-            where = f"{name}{[int(i) for i in index]}" if index else name
+            first = int(np.flatnonzero(wrong)[0])
+            index = [int(i) for i in np.unravel_index(first, table.shape[:-1])] if name == "transition" else ""
             raise ValueError(
-                f"{where} is no probability distribution: its sum is {rows[row].sum():.6g}, "
-                f"its smallest entry {rows[row].min():.6g}"
+                f"{name}{index} is no probability distribution: its sum is {rows[first].sum():.6g}, "
+                f"its smallest entry {rows[first].min():.6g}"
             )

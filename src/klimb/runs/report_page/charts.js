@@ -85,7 +85,7 @@
   function frame(chart, xDomain, yDomain, { log = false, strip = 0, yTicks, xTicks } = {}) {
     const { plot, spec } = chart;
     const [width, height] = chart.size;
-    const rows = Math.max(2, Math.floor((height - strip - 50) / 44));
+    const rows = Math.max(3, (height - strip - 50) / 44);
     const ticks = yTicks || (log ? logTicks(yDomain, rows) : linearTicks(yDomain, rows));
     const left = Math.max(22, ...ticks.map(([, label]) => label.length * 6.7 + 10));
     const area = { left, right: width - 14, top: spec.unit || spec.yLabel ? 22 : 10, bottom: height - (chart.small ? 24 : 38) - strip };
@@ -116,6 +116,8 @@
 
   // ---- lines over time
   const color = (layer) => (layer.type === "marks" ? `var(--bad${layer.color})` : `var(--c${layer.color})`);
+  const ORDER = { line: 0, band: 1, marks: 2 };
+  const byKind = (a, b) => ORDER[a.type] - ORDER[b.type] || a.color - b.color;
   const shown = (chart, layer) => !chart.hidden.has(layer.label);
 
   // The last step, or the round number just beyond it.
@@ -203,9 +205,9 @@
       }
     }
     marks.forEach((layer, row) => {
-      const top = f.area.bottom + 5 + row * 11;
-      const d = layer.points.map(([i]) => `M${f.x(data.steps[i]).toFixed(1)} ${top}v8`).join("");
-      svg(f.root, "path", { d, stroke: color(layer), "stroke-width": 2, fill: "none", "data-layer": "marks" });
+      const foot = f.area.bottom + 13 + row * 11, most = Math.max(...layer.points.map(([, count]) => count));
+      const d = layer.points.map(([i, count]) => `M${f.x(data.steps[i]).toFixed(1)} ${foot}v${(-2 - (6 * count) / most).toFixed(1)}`).join("");
+      svg(f.root, "path", { d, stroke: color(layer), "stroke-width": layer.points.length > 200 ? 1.2 : 2, fill: "none", "data-layer": "marks" });
     });
     for (const level of spec.levels || []) drawLevel(f, level, visible.find((layer) => layer.type === "line" && layer.color === 1));
     chart.cursor = svg(f.root, "g");
@@ -283,7 +285,7 @@
     }
     const { x, y, area } = chart.frame;
     const rows = [];
-    for (const layer of chart.visible) {
+    for (const layer of [...chart.visible].sort(byKind)) {
       if (layer.type === "line") {
         const v = layer.values[i];
         rows.push([color(layer), layer.name || layer.label, format(v)]);
@@ -398,7 +400,7 @@
     const f = frame(chart, padded(Math.min(...all), Math.max(...all)), [0.4, rows.length + 0.6], { yTicks: ticks });
     rows.forEach((row, i) => {
       const y = f.y(rows.length - i);
-      svg(f.root, "path", { class: "grid-line", d: `M${f.area.left} ${y}H${f.area.right}` });
+      svg(f.inner, "path", { class: "grid-line", d: `M${f.area.left} ${y}H${f.area.right}` });
       // The golden ratio spreads the dots evenly and the same way every time.
       const d = row.values.map((v, j) => `M${f.x(v).toFixed(1)} ${(y + (((j * 0.618034) % 1) - 0.5) * 13).toFixed(1)}h0.01`).join("");
       svg(f.inner, "path", { class: "line", d: d || "M0 0", stroke: "var(--c1)", "stroke-width": 4.5, opacity: 0.38, "data-layer": "dots" });
@@ -456,11 +458,11 @@
     const { spec } = chart;
     if (spec.kind === "scatter") spec.groups.forEach((label, i) => toggle(chart, label, "dots", `var(--q${i})`));
     if (spec.kind !== "lines") return;
-    const order = { line: 0, band: 1, marks: 2 };
     const entries = new Map();
     for (const layer of spec.layers) if (!entries.has(layer.label)) entries.set(layer.label, layer);
-    const sorted = [...entries.values()].sort((a, b) => order[a.type] - order[b.type] || (a.color || 0) - (b.color || 0));
-    if (sorted.length > 1 && !(chart.small && sorted.every((layer) => layer.color === 1))) {
+    const sorted = [...entries.values()].sort(byKind);
+    // One line and its band explain themselves below the first chart.
+    if (sorted.length > 1 && (spec.wide || sorted.some((layer) => layer.color !== 1))) {
       for (const layer of sorted) toggle(chart, layer.label, layer.type, color(layer), layer.type === "band" ? layer.strength : layer.dash);
     }
     if (!spec.log || !spec.layers.some((layer) => layer.type === "line" && layer.values.some((v) => v > 0))) return;

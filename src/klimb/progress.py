@@ -1,0 +1,113 @@
+"""What a person watching a training sees: one live panel in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from klimb.runs.config import RunConfig
+from klimb.runs.metrics import Record
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """Shows records as they come: iteration, env steps, steps/s, return, KL against its limit, time left."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self._config, self._console = config, console
+        self._returns: deque[float] = deque(maxlen=20)
+        self._rejected = 0
+        self._start = time.perf_counter()
+        self._first_iteration: int | None = None
+        self._last_line = -float("inf")
+        self._live = Live(Text("compiling …", style="dim"), console=console, refresh_per_second=8)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def update(self, records: list[Record]) -> None:
+        """Take in the new records and show the last of them."""
+        for record in records:
+            self._rejected += sum(status != "ACCEPTED" for status in _seeds(record["status"]))
+            value = _mean(record["episode_return"])
+            if value is not None:
+                self._returns.append(value)
+        last = records[-1]
+        if self._first_iteration is None:
+            self._first_iteration = last["iteration"]
+        row = self._row(last)
+        if self._console.is_terminal:
+            self._live.update(self._panel(last, row))
+        elif time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES or self._done(last) == 1:
+            self._last_line = time.perf_counter()
+            self._console.print("  ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
+
+    def _done(self, record: Record) -> float:
+        return record["iteration"] / self._config.options.num_iterations
+
+    def _row(self, record: Record) -> dict[str, str]:
+        options = self._config.options
+        limit = getattr(self._config.rule, "max_kl", None) or getattr(self._config.rule, "target_kl", None)
+        direction = getattr(self._config.rule, "kl_direction", "old_new")
+        kl = _mean(record[f"kl_{direction}"])
+        return {
+            "iteration": f"{record['iteration']}/{options.num_iterations}",
+            "env steps": f"{record['env_steps']:,}",
+            "steps/s": f"{record['steps_per_second']:,.0f}",
+            "return": f"{np.mean(self._returns):.1f}" if self._returns else "–",
+            "KL": ("–" if kl is None else f"{kl:.4f}") + (f" / {limit:g}" if limit else ""),
+            "rejected": str(self._rejected),
+            "time left": self._time_left(record),
+        }
+
+    def _time_left(self, record: Record) -> str:
+        # From after the first call on: that one compiled.
+        assert self._first_iteration is not None
+        if record["iteration"] == self._first_iteration:
+            self._start = time.perf_counter()
+            return "–"
+        seconds = time.perf_counter() - self._start
+        remaining = self._config.options.num_iterations - record["iteration"]
+        left = round(seconds / (record["iteration"] - self._first_iteration) * remaining)
+        return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+    def _panel(self, record: Record, row: dict[str, str]) -> Panel:
+        table = Table.grid(padding=(0, 3))
+        for _ in row:
+            table.add_column()
+        table.add_row(*(Text(name, style="dim") for name in row))
+        table.add_row(*(Text(value, style="bold") for value in row.values()))
+        body = Table.grid(expand=True)
+        body.add_row(table)
+        body.add_row(ProgressBar(total=1.0, completed=self._done(record), complete_style="cyan"))
+        seeds = self._config.options.num_seeds
+        suffix = f" · {seeds} seeds" if seeds > 1 else ""
+        return Panel(
+            body, title=f"{type(self._config.rule).__name__} on {self._config.env}{suffix}", title_align="left"
+        )
+
+
+def _seeds(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _mean(value: Any) -> float | None:
+    """Mean over the seeds that have a value."""
+    numbers = [number for number in _seeds(value) if number is not None]
+    return float(np.mean(numbers)) if numbers else None

@@ -1,0 +1,31 @@
+"""Shared fixtures. Shapes are checked everywhere: pytest runs with jaxtyping's hook and beartype on `klimb`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+import klimb
+
+# The hook rewrites syntax trees, which CPython 3.11 can fail to do deep inside a call stack: import everything here.
+for module in pkgutil.walk_packages(klimb.__path__, "klimb."):
+    importlib.import_module(module.name)
+
+# Compiled programs are kept between test runs: compilation is most of what the tests cost.
+CACHE = Path(os.environ.get("KLIMB_TEST_CACHE", Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision, for tests whose oracle is exact."""
+    with jax.enable_x64(True):
+        yield
