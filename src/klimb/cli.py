@@ -51,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"; did you mean {match[0]!r}?" if match else ""
         print(f"klimb: there is no command {command!r}{hint} (see klimb --help)", file=sys.stderr)
         return 2
+    asks_for_help = any(word in ("--help", "-h") for word in rest)
+    if asks_for_help and (command in ("resume", "report", "list") or (command == "train" and rest[0].startswith("-"))):
+        print(HELP, end="")
+        return 0
     return _run(command, rest)
 
 
@@ -187,6 +191,27 @@ def list_(arguments: list[str]) -> None:
             show()
 
 
+def _list_rules() -> None:
+    from klimb.improve.registry import RULES
+
+    print("rules (klimb train RULE ENV):")
+    for name, rule in RULES.items():
+        summary = sys.modules[rule.__module__].__doc__ or ""
+        print(f"  {name:<10} {summary.splitlines()[0]}")
+
+
+def _list_environments() -> None:
+    from klimb.environments.registry import BUILT_IN
+
+    print("environments, compiled and built in:")
+    for name in BUILT_IN:
+        print(f"  {name}")
+    print("others, by prefix:")
+    print("  gymnasium:ID   any environment registered with Gymnasium, stepped in Python")
+    print("  gymnax:ID      compiled, from gymnax (pip install 'klimb[gymnax]')")
+    print("  MODULE:ID      imports MODULE, which registers ID with Gymnasium")
+
+
 COMMANDS: dict[str, Any] = {
     "train": train,
     "resume": resume,
@@ -251,14 +276,14 @@ def _parse_flags(base: RunConfig, words: list[str]) -> tuple[Any, Any, RunFlags]
         "Train",
         [
             ("rule", Annotated[type(base.rule), OmitArgPrefixes], field(default=base.rule)),
-            ("options", Annotated[type(base.options), OmitArgPrefixes], field(default=base.options)),
+            ("training", Annotated[type(base.options), OmitArgPrefixes], field(default=base.options)),
             ("run", Annotated[RunFlags, OmitArgPrefixes], field(default_factory=RunFlags)),
         ],
         frozen=True,
     )
     program = f"klimb train {words_name(base)} {base.env}"
     parsed: Any = parse(command, words, default=command(), program=program)
-    return parsed.rule, parsed.options, parsed.run
+    return parsed.rule, parsed.training, parsed.run
 
 
 def _announce(config: RunConfig) -> tuple[Console, Any]:

@@ -76,22 +76,24 @@ class Iteration:
 
     def learn(self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary) -> tuple[TrainState, Metrics]:
         """estimate → improve → fit the critic → update the normalisers, from a rollout of the current policy."""
+        options = self.options
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
 
-        batch, scale, promise_kept = self.estimate(state, rollout)
+        value, next_value = values(state.critic, rollout)
+        batch, scale = self.estimate(rollout, value, next_value, progress=state.iteration / options.num_iterations)
         new_policy, rule_state, info = self.rule.step(key_step, policy, state.rule_state, batch)
         critic, critic_state, fit = self.critic_fit.step(key_fit, state.critic, state.critic_state, batch)
 
         metrics = {
             **_episode_metrics(episodes),
             **_step_metrics(info, scale),
-            **_improvement_metrics(promise_kept, state.previous),
-            "explained_variance": explained_variance(state.critic(batch.obs), batch.value_target, batch.weight),
+            **_improvement_metrics(_promise(value, next_value, rollout, options.gamma), state.previous),
+            "explained_variance": explained_variance(value.reshape(-1), batch.value_target, batch.weight),
             "value_loss": fit.value_loss,
         }
-        previous = _promise(*self._values(critic, rollout), rollout, self.options.gamma)
-        if self.options.normalize_observations:
+        previous = _promise(*values(critic, rollout), rollout, options.gamma)
+        if options.normalize_observations:
             new_policy, critic = (_observe(x, batch.obs, batch.weight) for x in (new_policy, critic))
         state = TrainState(
             policy=eqx.filter(new_policy, eqx.is_array),
@@ -106,10 +108,11 @@ class Iteration:
         )
         return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
 
-    def estimate(self, state: TrainState, rollout: Rollout) -> tuple[Batch, Array, Promise]:
-        """The batch of a rollout, the deviation its advantages had, and what the policy's last step has brought."""
+    def estimate(
+        self, rollout: Rollout, value: Float[Array, "T N"], next_value: Float[Array, "T N"], *, progress: Array
+    ) -> tuple[Batch, Array]:
+        """The batch of a rollout, and the deviation its advantages had."""
         options = self.options
-        value, next_value = self._values(state.critic, rollout)
         advantage, value_target = estimate_advantages(
             options.advantage,
             rollout,
@@ -134,17 +137,29 @@ class Iteration:
             value_target=value_target.reshape(-1),
             weight=weight,
             rollout=rollout,
-            progress=state.iteration / options.num_iterations,
+            progress=progress,
         )
-        return batch, scale, _promise(value, next_value, rollout, options.gamma)
+        return batch, scale
 
     @cached_property
     def critic_fit(self) -> CriticFit:
         options = self.options
         return CriticFit(options.critic_learning_rate, options.critic_epochs, options.critic_num_minibatches)
 
-    def _values(self, critic: Critic, rollout: Rollout) -> tuple[Array, Array]:
-        return critic(rollout.obs), critic(rollout.next_obs)
+
+def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+    """V of every observation and of every true successor (meaningless, and not used, where terminated).
+
+    The successor is the next row's observation unless the episode ended there, so the critic is asked again
+    only where there are truncations.
+    """
+    value = critic(rollout.obs)
+    following = jnp.concatenate([value[1:], critic(rollout.next_obs[-1:])])
+
+    def ask_again() -> Array:
+        return jnp.where(rollout.truncated, critic(rollout.next_obs), following)
+
+    return value, jax.lax.cond(jnp.any(rollout.truncated), ask_again, lambda: following)
 
 
 def _promise(value: Array, next_value: Array, rollout: Rollout, gamma: float) -> Promise:

@@ -74,8 +74,8 @@ class Batch(eqx.Module):
     `progress` is the fraction of training done, for hyperparameters that are annealed.
     """
 
-    obs: Float[Array, "B *obs"] | Int[Array, "B *obs"]
-    action: Float[Array, "B *act"] | Int[Array, "B *act"]
+    obs: Float[Array, " B *obs"] | Int[Array, " B *obs"]
+    action: Float[Array, " B *act"] | Int[Array, " B *act"]
     log_prob: Float[Array, " B"]
     advantage: Float[Array, " B"]
     value_target: Float[Array, " B"]
@@ -87,6 +87,16 @@ class Batch(eqx.Module):
         """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds."""
         return weighted_mean(value, self.weight)
 
+    def blank_padding(self) -> Batch:
+        """The same batch with zeros in the rows of weight 0: a NaN there would spread through gradients (0·NaN)."""
+        counted = self.weight > 0
+
+        def blank(column: Array) -> Array:
+            return jnp.where(jnp.reshape(counted, counted.shape + (1,) * (column.ndim - 1)), column, 0)
+
+        columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
+        return Batch(*map(blank, columns), rollout=self.rollout, progress=self.progress)
+
     def take(self, rows: Int[Array, " b"]) -> Batch:
         """A minibatch: some of the rows, without the rollout they came from."""
         columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
@@ -94,7 +104,7 @@ class Batch(eqx.Module):
         return Batch(obs, action, log_prob, advantage, value_target, weight, progress=self.progress)
 
 
-def weighted_mean(value: Float[Array, "B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:
+def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:
     """Σ w x / Σ w over the leading axis; a non-finite row of weight 0 does not spread (0·∞ would be NaN)."""
     weight = jnp.reshape(weight, weight.shape + (1,) * (value.ndim - 1))
     total = jnp.sum(weight, axis=0)

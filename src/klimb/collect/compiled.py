@@ -18,7 +18,7 @@ class CollectorState(NamedTuple):
     """Where N running episodes stand: the environments' states, what was last seen, and the tally so far."""
 
     env_state: PyTree
-    obs: Float[Array, "N *obs"]
+    obs: Float[Array, " N *obs"]
     time: Int[Array, " N"]
     episode_return: Float[Array, " N"]
 
@@ -42,33 +42,23 @@ class CompiledCollector:
         """One rollout under a frozen policy. Episodes go on from where the last rollout left them."""
         environment, shape = self.environment, (self.num_steps, self.num_envs)
         key_act, key_step, key_reset = jax.random.split(key, 3)
-        keys = (
-            jax.random.split(key_act, self.num_steps),
-            jax.random.split(key_step, shape),
-            jax.random.split(key_reset, shape),
-        )
+        noise = jax.vmap(policy)(state.obs).noise(key_act, (self.num_steps,))
+        step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
+        reset = jax.vmap(environment.reset)
+        fresh = jax.vmap(reset)(reset_keys) if environment.light_reset else reset_keys
 
-        def step(carry: CollectorState, keys: tuple) -> tuple[CollectorState, tuple]:
-            key_act, key_step, key_reset = keys
+        def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, tuple]:
+            noise, key_step, fresh = drawn
             distribution = jax.vmap(policy)(carry.obs)
-            action = distribution.sample(key_act)
+            action = distribution.sample_from(noise)
             after = jax.vmap(environment.step)(key_step, carry.env_state, clip_action(environment.action_space, action))
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
             episode_return = carry.episode_return + reward
-            row = dict(
-                obs=carry.obs,
-                action=action,
-                log_prob=distribution.log_prob(action),
-                reward=reward,
-                terminated=after.terminated,
-                # An episode that terminates on the clock's last tick has terminated: its value is zero.
-                truncated=after.truncated & ~after.terminated,
-                next_obs=after.obs,
-                valid=jnp.ones_like(ended),
-                time=carry.time,
-            )
-            fresh_state, fresh_obs = jax.vmap(environment.reset)(key_reset)
+            # An episode that terminates on the clock's last tick has terminated: its value is zero.
+            ends = (after.terminated, after.truncated & ~after.terminated)
+            row = (carry.obs, action, distribution.log_prob(action), reward, *ends, after.obs, carry.time)
+            fresh_state, fresh_obs = fresh if environment.light_reset else reset(fresh)
 
             def restart(fresh: Array, old: Array) -> Array:
                 return jnp.where(jnp.reshape(ended, ended.shape + (1,) * (old.ndim - 1)), fresh, old)
@@ -79,8 +69,10 @@ class CompiledCollector:
                 time=jnp.where(ended, 0, carry.time + 1),
                 episode_return=jnp.where(ended, 0, episode_return),
             )
-            return carry, (row, ended, episode_return)
+            return carry, (*row, episode_return)
 
-        state, (rows, ended, episode_return) = jax.lax.scan(step, state, keys)
-        rollout = Rollout(**rows)
-        return state, rollout, summarise(ended, episode_return, rows["time"] + 1)
+        state, rows = jax.lax.scan(step, state, (noise, step_keys, fresh))
+        obs, action, log_prob, reward, terminated, truncated, next_obs, time, episode_return = rows
+        valid = jnp.ones(shape, bool)
+        rollout = Rollout(obs, action, log_prob, reward, terminated, truncated, next_obs, valid, time)
+        return state, rollout, summarise(terminated | truncated, episode_return, time + 1)

@@ -35,6 +35,9 @@ class CompiledEnvironment(abc.ABC):
     id: str
     """How the environment is named to users, e.g. `jax:CartPole-v1`."""
 
+    light_reset: bool = False
+    """Whether a fresh state is so small that one can be made ahead for every step of a rollout."""
+
     @property
     @abc.abstractmethod
     def observation_space(self) -> gymnasium.spaces.Box: ...
@@ -67,6 +70,7 @@ class ClassicControl(CompiledEnvironment):
     them without the episode around them. The time limit is added here, once.
     """
 
+    light_reset = True
     max_episode_steps: int
     """Steps after which an episode is truncated."""
 

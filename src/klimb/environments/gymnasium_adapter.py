@@ -54,7 +54,7 @@ class GymnasiumVector(HostVector):
         self._env = env
         self._valid = np.ones(env.num_envs, bool)
 
-    def reset(self, seed: int) -> Float[np.ndarray, "M *obs"]:
+    def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
         # One generator a copy, spread out from one seed so that neighbouring seeds share no episode.
         words = np.random.SeedSequence(seed).generate_state(self._env.num_envs)
         # Vector environments take a list of seeds, though the type they declare says one.

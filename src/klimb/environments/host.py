@@ -17,8 +17,8 @@ class HostStep(NamedTuple):
     new episode. `valid` is False for rows that only carried out a reset.
     """
 
-    next_obs: Float[np.ndarray, "M *obs"]
-    obs: Float[np.ndarray, "M *obs"]
+    next_obs: Float[np.ndarray, " M *obs"]
+    obs: Float[np.ndarray, " M *obs"]
     reward: Float[np.ndarray, " M"]
     terminated: Bool[np.ndarray, " M"]
     truncated: Bool[np.ndarray, " M"]
@@ -29,7 +29,7 @@ class HostVector(abc.ABC):
     """M running copies of one environment."""
 
     @abc.abstractmethod
-    def reset(self, seed: int) -> Float[np.ndarray, "M *obs"]:
+    def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
         """Start every copy anew, with seeds derived from `seed`."""
 
     @abc.abstractmethod

@@ -45,8 +45,11 @@ class CriticFit:
         rescaled = rescale(critic, batch)
         theta, rebuild = flatten(rescaled)
         target = (batch.value_target - rescaled.target.mean) / rescaled.target.scale
+        # Rows without weight are emptied: a NaN in one would reach the gradient as 0·NaN.
+        counted = batch.weight > 0
         # The normaliser does not change during the fit, so its work is done once.
-        rows = (rescaled.normalizer(batch.obs), target, batch.weight)
+        obs = jnp.where(counted[:, None], rescaled.normalizer(batch.obs), 0)
+        rows = (obs, jnp.where(counted, target, 0), batch.weight)
 
         def loss(vector: Array, minibatch: tuple[Array, Array, Array]) -> Array:
             x, y, weight = minibatch

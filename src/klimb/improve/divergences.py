@@ -68,7 +68,8 @@ def total_variation(
 
     Exact for Categorical and for Gaussians of one dimension. Gaussians of several dimensions have no closed
     form unless their scales are equal: then give `key`, and `MonteCarlo(value, standard_error)` comes back
-    from `num_samples` draws of p. With a `key` the answer is sampled for every kind of distribution.
+    from `num_samples` draws of p and as many of q. With a `key` the answer is sampled for every kind of
+    distribution.
 
     Raises ValueError for several dimensions without a `key`; TypeError for two different kinds.
     """
@@ -132,13 +133,20 @@ def _tv_gaussian_1d(mean_p: Array, log_std_p: Array, mean_q: Array, log_std_q: A
 
 
 def _sampled_total_variation(p: Distribution, q: Distribution, key: PRNGKeyArray, num_samples: int) -> MonteCarlo:
-    """½ E_p|1 − q/p| over `num_samples` draws."""
+    """E_m[|p − q|/(p + q)] over `num_samples` draws from each half of the mixture m = (p + q)/2.
+
+    Drawn from p alone, ½|1 − q/p| has no finite variance where q is the wider one, and its standard error
+    would be far too small. |p − q|/(p + q) = |tanh(½ log p/q)| is never above 1.
+    """
     if num_samples < 2:
         raise ValueError(f"num_samples = {num_samples} gives no standard error; choose at least 2")
 
+    def difference(action: Array) -> Array:
+        return jnp.abs(jnp.tanh(0.5 * (p.log_prob(action) - q.log_prob(action))))
+
     def draw(k: PRNGKeyArray) -> Array:
-        action = p.sample(k)
-        return 0.5 * jnp.abs(jnp.expm1(q.log_prob(action) - p.log_prob(action)))
+        key_p, key_q = jax.random.split(k)
+        return 0.5 * (difference(p.sample(key_p)) + difference(q.sample(key_q)))
 
     values = jax.vmap(draw)(jax.random.split(key, num_samples))
     return MonteCarlo(jnp.mean(values, axis=0), jnp.std(values, axis=0, ddof=1) / num_samples**0.5)

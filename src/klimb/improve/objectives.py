@@ -80,6 +80,15 @@ def finite_batch(batch: Batch) -> Array:
     return jnp.all(rows | (batch.weight <= 0))
 
 
+def finite_move(old: Distribution, new: Distribution, batch: Batch) -> Array:
+    """Whether the new policy is a policy still: both divergences from the old one are finite on every row that counts.
+
+    Finite parameters can overflow in the network or in exp(log σ).
+    """
+    rows = jnp.isfinite(kl_divergence(old, new)) & jnp.isfinite(kl_divergence(new, old))
+    return jnp.all(rows | (batch.weight <= 0))
+
+
 def choose(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
     """One of two trees of the same structure, whole: how a rejected step returns the old parameters bit for bit."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, if_true, if_false)

@@ -13,6 +13,7 @@ from klimb.improve.objectives import (
     action_distribution,
     choose,
     finite_batch,
+    finite_move,
     flatten,
     log_ratio,
     update_info,
@@ -56,6 +57,7 @@ class PPO:
         self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
     ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
         """All epochs on one batch. `info.extra`: clip_fraction, epochs_done, grad_norm of the last minibatch."""
+        batch = batch.blank_padding()
         num_rows = batch.log_prob.shape[0]
         require_divisible(num_rows, self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
@@ -88,8 +90,9 @@ class PPO:
         start = (jnp.int32(0), key, theta, state, zero, zero)
         epochs_done, _, new_theta, new_state, _, grad_norm = jax.lax.while_loop(unfinished, epoch, start)
 
-        accepted = finite_batch(batch) & jnp.all(jnp.isfinite(new_theta))
-        new = action_distribution(rebuild(jnp.where(accepted, new_theta, theta)), batch.obs)
+        new = action_distribution(rebuild(new_theta), batch.obs)
+        accepted = finite_batch(batch) & jnp.all(jnp.isfinite(new_theta)) & finite_move(old, new, batch)
+        new = choose(accepted, new, old)
         ratio = jnp.exp(log_ratio(new, batch))
         info = update_info(
             old,

@@ -13,6 +13,7 @@ from klimb.improve.objectives import (
     action_distribution,
     choose,
     finite_batch,
+    finite_move,
     flatten,
     log_likelihood,
     update_info,
@@ -49,15 +50,18 @@ class Reinforce:
         self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
     ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
         """One gradient step. `info.extra`: grad_norm, before it is limited."""
+        batch = batch.blank_padding()
         theta, rebuild = flatten(policy)
         gradient = jax.grad(lambda vector: self._objective(rebuild(vector), batch))(theta)
         learning_rate = annealed(self.learning_rate, batch.progress, self.anneal_learning_rate)
         new_theta, new_state = self._ascent.climb(theta, gradient, state, learning_rate)
 
-        accepted = finite_batch(batch) & jnp.all(jnp.isfinite(new_theta))
+        old = action_distribution(policy, batch.obs)
+        new = action_distribution(rebuild(new_theta), batch.obs)
+        accepted = finite_batch(batch) & jnp.all(jnp.isfinite(new_theta)) & finite_move(old, new, batch)
         info = update_info(
-            action_distribution(policy, batch.obs),
-            action_distribution(rebuild(jnp.where(accepted, new_theta, theta)), batch.obs),
+            old,
+            choose(accepted, new, old),
             batch,
             jnp.where(accepted, Status.ACCEPTED, Status.NONFINITE),
             grad_norm=jnp.linalg.norm(gradient),

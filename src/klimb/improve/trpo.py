@@ -60,6 +60,7 @@ class TRPO:
         self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
     ) -> tuple[PyTree, tuple[()], UpdateInfo]:
         """One trust-region step. `info.extra`: cg_iterations, cg_residual (relative), backtracks, step_size."""
+        batch = batch.blank_padding()
         theta, rebuild = flatten(policy)
 
         def distribution_at(vector: Array) -> Distribution:

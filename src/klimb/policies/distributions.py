@@ -17,8 +17,19 @@ class Distribution(eqx.Module):
     """A distribution over one action. Divergences between two of a kind are in `klimb.improve.divergences`."""
 
     @abc.abstractmethod
+    def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Array:
+        """The randomness of `draws` samples: `[*draws, ...]`. It depends on the shapes alone, not on the parameters.
+
+        Collectors draw a whole rollout's noise at once: random bits are cheap in bulk and dear one by one.
+        """
+
+    @abc.abstractmethod
+    def sample_from(self, noise: Array) -> Array:
+        """The action that one draw of noise stands for: `[...]` discrete, `[..., D]` continuous."""
+
     def sample(self, key: PRNGKeyArray) -> Array:
-        """One action for each leading index: `[...]` discrete, `[..., D]` continuous."""
+        """One action for each leading index."""
+        return self.sample_from(self.noise(key))
 
     @abc.abstractmethod
     def log_prob(self, action: Array) -> Array:
@@ -53,13 +64,15 @@ class Categorical(Distribution):
         """π(a)."""
         return jnp.exp(self.log_probs)
 
-    def sample(self, key: PRNGKeyArray) -> Int[Array, " *batch"]:
-        # One uniform number an action sampled, inverted through the cumulative sum: A times fewer random
-        # bits than the Gumbel trick. The comparison is with the running total so that the last action of
-        # positive probability is the one taken when rounding leaves the total below the uniform number.
+    def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        # One uniform number an action: A times fewer random bits than the Gumbel trick.
+        return jax.random.uniform(key, (*draws, *self.logits.shape[:-1]), self.logits.dtype)
+
+    def sample_from(self, noise: Float[Array, " *batch"]) -> Int[Array, " *batch"]:
+        # Inverts the cumulative sum. The comparison is with its own total, so that the last action of
+        # positive probability is taken when rounding leaves the total below the uniform number.
         cumulative = jnp.cumsum(self.probs, axis=-1)
-        uniform = jax.random.uniform(key, cumulative.shape[:-1], cumulative.dtype)
-        threshold = uniform[..., None] * cumulative[..., -1:]
+        threshold = noise[..., None] * cumulative[..., -1:]
         return jnp.sum((cumulative <= threshold).astype(jnp.int32), axis=-1)
 
     def log_prob(self, action: Int[Array, " *batch"]) -> Float[Array, " *batch"]:
@@ -86,8 +99,11 @@ class DiagGaussian(Distribution):
     mean: Float[Array, "*batch D"]
     log_std: Float[Array, "*batch D"]
 
-    def sample(self, key: PRNGKeyArray) -> Float[Array, "*batch D"]:
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+    def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        return jax.random.normal(key, (*draws, *self.mean.shape), self.mean.dtype)
+
+    def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        return self.mean + jnp.exp(self.log_std) * noise
 
     def log_prob(self, action: Float[Array, "*batch D"]) -> Float[Array, " *batch"]:
         standard = (action - self.mean) * jnp.exp(-self.log_std)

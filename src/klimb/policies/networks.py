@@ -89,7 +89,8 @@ class Box:
     @property
     def center(self) -> np.ndarray:
         """Middle of each bounded dimension, 0 where unbounded."""
-        return np.where(self.bounded, (np.array(self.low) + np.array(self.high)) / 2, 0.0)
+        low, high = (np.where(self.bounded, bound, 0.0) for bound in (self.low, self.high))
+        return (low + high) / 2
 
     @property
     def half_width(self) -> np.ndarray:

@@ -32,7 +32,7 @@ class Normalizer(eqx.Module):
         """The standard deviation, with a floor that keeps a constant coordinate from becoming rounding noise."""
         return jnp.sqrt(jnp.maximum(self.variance, 1e-8))
 
-    def update(self, obs: Float[Array, "B *obs"], weight: Float[Array, " B"]) -> Normalizer:
+    def update(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Normalizer:
         """Merge a batch (Chan et al. 1979, parallel variance). Rows of weight 0 and non-finite rows are left out."""
         rows = (weight > 0) & jnp.all(jnp.isfinite(obs), axis=tuple(range(1, obs.ndim)))
         row = jnp.reshape(rows, rows.shape + (1,) * (obs.ndim - 1))

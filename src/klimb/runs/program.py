@@ -46,6 +46,7 @@ class Program:
             else None
         )
         self.iteration = Iteration(config.rule, options, self.policy_static, collector)
+        self._init = jax.jit(jax.vmap(self._initial_state))
         self._host: VectorCollector | None = None
         if compiled:
             self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
@@ -63,11 +64,11 @@ class Program:
 
     def initial_state(self) -> TrainState:
         """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""
-        return jax.jit(jax.vmap(self._initial_state))(self._seed_keys())
+        return self._init(self._seed_keys())
 
     def state_template(self) -> TrainState:
         """The shapes of a state, without computing one: what checkpoints are read into."""
-        return jax.eval_shape(jax.vmap(self._initial_state), self._seed_keys())
+        return jax.eval_shape(self._init, self._seed_keys())
 
     def start(self, *, iteration: int) -> None:
         """Start the host environments' episodes, seeded by the run's seed and the iteration it goes on from."""

@@ -13,7 +13,6 @@ import math
 import shlex
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -21,6 +20,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
@@ -32,7 +32,7 @@ from klimb.runs.files import write_text
 from klimb.runs.metrics import read_metrics
 from klimb.types import Status
 
-Column = Float[np.ndarray, "n seeds"]
+Column = Float[np.ndarray, "n _"]  # one value a seed, or one for all
 Spec = dict[str, Any]
 
 MAX_POINTS = 600
@@ -104,7 +104,7 @@ class RunData:
     status: Shaped[np.ndarray, "n seeds"]
     columns: dict[str, Column]
     evaluation: Evaluation | None
-    edges: Int[np.ndarray, " points+1"]
+    edges: Int[np.ndarray, " edges"]
 
     @property
     def num_seeds(self) -> int:
@@ -251,7 +251,7 @@ def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]
     return status
 
 
-def bucket_mean(column: Column, edges: Int[np.ndarray, " points+1"]) -> Float[np.ndarray, "points seeds"]:
+def bucket_mean(column: Column, edges: Int[np.ndarray, " edges"]) -> Float[np.ndarray, "points seeds"]:
     """The mean over each bucket of rows, of the numbers that exist there."""
     present = np.isfinite(column)
     total = np.add.reduceat(np.where(present, column, 0.0), edges[:-1], axis=0)
@@ -260,7 +260,7 @@ def bucket_mean(column: Column, edges: Int[np.ndarray, " points+1"]) -> Float[np
 
 
 def bucket_range(
-    column: Column, edges: Int[np.ndarray, " points+1"]
+    column: Column, edges: Int[np.ndarray, " edges"]
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """The smallest and the largest number in each bucket, over its rows and over seeds."""
     low = np.fmin.reduceat(np.fmin.reduce(column, axis=1), edges[:-1])
@@ -313,12 +313,12 @@ def improvement_pairs(run: RunData) -> dict[str, np.ndarray]:
     return {name: values[kept] for name, values in pairs.items()}
 
 
-def _plain(values: Iterable[float]) -> list[float | None]:
+def _plain(values: np.ndarray) -> list[int | float | None]:
     """For JSON: five significant digits, null where there is no number."""
-    return [_short(float(value)) if math.isfinite(value) else None for value in values]
+    return [_short(value) if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _short(value: float) -> float:
+def _short(value: int | float) -> int | float:
     rounded = float(f"{value:.5g}")
     return int(rounded) if rounded.is_integer() and abs(rounded) < 1e9 else rounded
 
@@ -344,7 +344,7 @@ def _spread(run: RunData, values: Column, label: str, color: int = 1, **style: A
     line = _line(run, values, label, color, **style)
     if values.shape[1] > 1:
         means = bucket_mean(values, run.edges)
-        bounds = [quantile(means, q) for q in (0, 0.25, 0.75, 1)]
+        bounds = [quantile(means, q) for q in (0.0, 0.25, 0.75, 1.0)]
         return [
             _band("lowest to highest seed", color, bounds[0], bounds[3], 0.12),
             _band("middle half of seeds", color, bounds[1], bounds[2], 0.24),
@@ -376,7 +376,7 @@ def return_chart(run: RunData) -> Spec:
     layers = _spread(run, values, "interquartile mean of seeds" if several else "mean return", width=2.25)
     if several and run.num_seeds <= MAX_SEED_LINES:
         means = bucket_mean(values, run.edges)
-        layers += [
+        layers[-1:-1] = [  # under the line of all seeds
             {
                 "type": "line",
                 "label": "each seed",
@@ -418,7 +418,7 @@ def kl_chart(run: RunData) -> list[Spec]:
         word = "limit" if enforced else "target"
         about += " A step beyond the limit is not taken." if enforced else " The target is aimed at, not enforced."
         levels = [{"value": limit, "label": f"{word}{', enforced' if enforced else ''}: {_figure(limit)}"}]
-        if run.has(main):
+        if run.has(main) and limit > 0:
             readout.append(("used on average", f"{np.nanmean(run.of_accepted(main)) / limit:.0%} of the {word}"))
     layers += rejection_marks(run)
     return [
@@ -511,7 +511,7 @@ def total_variation_chart(run: RunData) -> list[Spec]:
 def tv_bound(run: RunData, *names: str) -> Column:
     """The least of the bounds that these KLs put on the total variation, per iteration and seed."""
     kl = np.fmin.reduce([run.of_accepted(name) for name in names])
-    return np.asarray(total_variation_bound(kl.astype(np.float32)), dtype=float)
+    return np.asarray(total_variation_bound(jnp.asarray(kl)), dtype=float)
 
 
 def evaluation_chart(run: RunData) -> list[Spec]:
@@ -525,11 +525,18 @@ def evaluation_chart(run: RunData) -> list[Spec]:
     if 1 < len(seeds) <= MAX_STRIPS:
         chart: Spec = {"kind": "strips", "rows": [_strip(seed) for seed in seeds]}
     else:
-        counts, bounds = np.histogram(everything, bins=int(np.clip(2 * math.sqrt(len(everything)), 8, 32)))
-        mean = _short(float(everything.mean()))
-        bars = {"counts": counts.tolist(), "bounds": _plain(bounds), "mean": mean}
-        chart = {"kind": "histogram", "height": 190, "yLabel": "episodes", **bars}
+        chart = {"kind": "histogram", "height": 190, "yLabel": "episodes", **_bars(everything)}
     return [{"title": "Final evaluation", "about": about, "wide": True, "xLabel": "episode return", **chart}]
+
+
+def _bars(returns: np.ndarray) -> Spec:
+    """A histogram; one bar when all returns are the same, as in a task that is solved."""
+    low, high = float(returns.min()), float(returns.max())
+    if high - low <= 1e-6 * abs(high):
+        counts, bounds = np.array([len(returns)]), np.array([low - 0.5, high + 0.5])
+    else:
+        counts, bounds = np.histogram(returns, bins=int(np.clip(2 * math.sqrt(len(returns)), 8, 32)))
+    return {"counts": counts.tolist(), "bounds": _plain(bounds), "mean": _short(float(returns.mean()))}
 
 
 def _strip(seed: SeedReturns) -> Spec:
@@ -601,7 +608,8 @@ def _how_averaged(run: RunData) -> str:
     said = []
     if run.num_seeds > 1:
         said.append(
-            f"Lines are interquartile means of {run.num_seeds} seeds; bands hold the middle half of them, and all."
+            f"Lines are interquartile means of {run.num_seeds} seeds; "
+            "the stronger band holds the middle half of them, the fainter all."
         )
     per_point = len(run.iteration) / (len(run.edges) - 1)
     if per_point > 1:
@@ -713,7 +721,7 @@ def headline(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append(("Best mean return", _figure(returns[best]), f"{over}at {_si(run.env_steps[best])} steps"))
         tiles.append(("Last mean return", _figure(returns[ended[-1]]), f"{over}iteration {run.iteration[ended[-1]]:,}"))
     each = "each seed, " if run.num_seeds > 1 else ""
-    tiles.append(("Environment steps", _si(run.env_steps[-1]), f"{each}{count:,} iterations"))
+    tiles.append(("Environment steps", _si(run.env_steps[-1]), f"{each}{count:,} iteration{'' if count == 1 else 's'}"))
     if run.has("wall_time"):
         tiles.append(("Wall time", _duration(np.nanmax(run.columns["wall_time"])), "compilation included"))
     if run.has("steps_per_second"):
@@ -869,7 +877,7 @@ def _flag(name: str, value: Any) -> list[str]:
         case list() | tuple():
             return [f"--{flag}", *map(str, value)]
         case None:
-            return [f"--{flag}", "none"]
+            return [f"--{flag}", "None"]
     return [f"--{flag}", str(value)]
 
 
@@ -880,7 +888,7 @@ def _command_html(run: RunData) -> str:
     return f'<pre class="command"><code>{words}</code></pre>'
 
 
-def _figure(value: float, digits: int = 4) -> str:
+def _figure(value: int | float, digits: int = 4) -> str:
     """Significant digits without an exponent where that is readable: 1,234  0.00973  2.5e−7."""
     value = float(value)
     if not math.isfinite(value):

@@ -15,13 +15,14 @@ from klimb.types import Batch
 def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
     """S·A rows with weight d^π(s) π(a|s), exact advantages A^π and targets V^π.
 
-    `policy` maps a state number to a Categorical over the A actions or, failing that, a one-hot row `[S]`.
+    `policy` maps a one-hot row `[S]` to a Categorical over the A actions or, failing that, a state number.
     Means over the batch are exact expectations, so that the step that trains a robot can be checked on a table.
     """
     num_states, num_actions = mdp.num_states, mdp.num_actions
     state = jnp.repeat(jnp.arange(num_states), num_actions)
     action = jnp.tile(jnp.arange(num_actions), num_states)
-    obs = state if _reads_numbers(policy, num_actions) else jnp.eye(num_states, dtype=mdp.reward.dtype)[state]
+    one_hot = jnp.eye(num_states, dtype=mdp.reward.dtype)
+    obs = one_hot[state] if _reads_rows(policy, one_hot[0], num_actions) else state
     distribution = action_distribution(policy, obs)
     log_prob = distribution.log_prob(action)
     pi = jnp.exp(log_prob).reshape(num_states, num_actions)
@@ -39,10 +40,13 @@ def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
     )
 
 
-def _reads_numbers(policy: PyTree, num_actions: int) -> bool:
-    """Whether the policy answers a state number with a distribution over the actions."""
+def _reads_rows(policy: PyTree, row: Array, num_actions: int) -> bool:
+    """Whether the policy answers a one-hot row with a distribution over the actions.
+
+    Asked this way round because a network, whose normaliser broadcasts, would answer a number as well.
+    """
     try:
-        distribution = eqx.filter_eval_shape(policy, jnp.int32(0))
+        distribution = eqx.filter_eval_shape(policy, row)
     except (TypeError, ValueError, IndexError):
         return False
     return isinstance(distribution, Categorical) and distribution.logits.shape == (num_actions,)

@@ -117,7 +117,7 @@
   // ---- lines over time
   const color = (layer) => (layer.type === "marks" ? `var(--bad${layer.color})` : `var(--c${layer.color})`);
   const ORDER = { line: 0, band: 1, marks: 2 };
-  const byKind = (a, b) => ORDER[a.type] - ORDER[b.type] || a.color - b.color;
+  const byKind = (a, b) => ORDER[a.type] - ORDER[b.type] || Boolean(a.name) - Boolean(b.name) || a.color - b.color;
   const shown = (chart, layer) => !chart.hidden.has(layer.label);
 
   // The last step, or the round number just beyond it.
@@ -126,13 +126,13 @@
     const round = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10].map((m) => m * base).find((v) => v >= end);
     return round <= end * 1.02 ? round : end;
   }
-  function linePath(values, x, y, { connect, log }) {
+  function linePath(values, x, y, { connect, log, dots }) {
     let path = "", pen = false;
     values.forEach((v, i) => {
       const missing = v === null || (log && v <= 0);
       if (missing) { pen = pen && connect; return; }
       path += `${pen ? "L" : "M"}${x(data.steps[i]).toFixed(1)} ${y(v).toFixed(1)}${pen ? "" : "h0.01"}`;
-      pen = true;
+      pen = !dots;
     });
     return path || "M0 0";
   }
@@ -201,6 +201,9 @@
           class: "line", d: linePath(layer.values, f.x, f.y, style), stroke: color(layer),
           "stroke-width": layer.width || 1.75, "stroke-dasharray": layer.dash ? "5 4" : "none", "data-layer": "line",
         });
+        if (layer.values.length <= 24) {
+          svg(f.inner, "path", { class: "line", d: linePath(layer.values, f.x, f.y, { log, dots: true }), stroke: color(layer), "stroke-width": 6 });
+        }
         clipped(f, layer, spec.floor, domain[0]);
       }
     }
@@ -403,7 +406,7 @@
       svg(f.inner, "path", { class: "grid-line", d: `M${f.area.left} ${y}H${f.area.right}` });
       // The golden ratio spreads the dots evenly and the same way every time.
       const d = row.values.map((v, j) => `M${f.x(v).toFixed(1)} ${(y + (((j * 0.618034) % 1) - 0.5) * 13).toFixed(1)}h0.01`).join("");
-      svg(f.inner, "path", { class: "line", d: d || "M0 0", stroke: "var(--c1)", "stroke-width": 4.5, opacity: 0.38, "data-layer": "dots" });
+      svg(f.inner, "path", { class: "line", d: d || "M0 0", stroke: "var(--c1)", "stroke-width": 4.5, opacity: 0.5, "data-layer": "dots" });
       svg(f.inner, "path", { class: "line", d: `M${f.x(row.mean)} ${y - 10}V${y + 10}`, stroke: "var(--ink)", "stroke-width": 2.25, "data-layer": "mean" });
     });
     chart.frame = f;
@@ -439,6 +442,7 @@
     const icon = svg(button, "svg", { viewBox: "0 0 18 12", "aria-hidden": "true" });
     if (kind === "band") svg(icon, "rect", { x: 1, y: 1, width: 16, height: 10, rx: 2, fill: paint, opacity: 0.1 + dash * 1.2 });
     else if (kind === "marks") svg(icon, "path", { d: "M6 2v8M12 2v8", stroke: paint, "stroke-width": 2 });
+    else if (kind === "many") [2, 6, 10].forEach((y, i) => svg(icon, "path", { d: `M1 ${y}h16`, stroke: `var(--c${i + 1})`, "stroke-width": 1.5 }));
     else if (kind === "dots") svg(icon, "circle", { cx: 9, cy: 6, r: 4, fill: paint });
     else svg(icon, "path", { d: "M1 6h16", stroke: paint, "stroke-width": 2.25, "stroke-dasharray": dash ? "4 3" : "none", "stroke-linecap": dash ? "butt" : "round" });
   }
@@ -463,7 +467,7 @@
     const sorted = [...entries.values()].sort(byKind);
     // One line and its band explain themselves below the first chart.
     if (sorted.length > 1 && (spec.wide || sorted.some((layer) => layer.color !== 1))) {
-      for (const layer of sorted) toggle(chart, layer.label, layer.type, color(layer), layer.type === "band" ? layer.strength : layer.dash);
+      for (const layer of sorted) toggle(chart, layer.label, layer.name ? "many" : layer.type, color(layer), layer.type === "band" ? layer.strength : layer.dash);
     }
     if (!spec.log || !spec.layers.some((layer) => layer.type === "line" && layer.values.some((v) => v > 0))) return;
     const button = html(chart.legend.parentNode, "button", "scale");

@@ -1,0 +1,42 @@
+# Two commands from nothing: `make demo` and `make test`. Both make the virtual environment first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/.core
+DEV := $(VENV)/.dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test lint types test-slow bench-speed clean
+
+demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
+	$(BIN)/klimb train trpo CartPole-v1
+
+test: $(DEV) lint types  ## lint, types, tests
+	timeout -s KILL 900 $(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEV)
+	$(BIN)/mypy
+
+test-slow: $(DEV)  ## the tests that take minutes
+	timeout -s KILL 3600 $(BIN)/python -m pytest -m slow
+
+bench-speed: $(DEV)  ## klimb beside its peers, as ratios
+	$(BIN)/python benchmarks/speed.py
+
+# Installed again whenever what is to be installed has changed.
+$(CORE): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) .
+	touch $@
+
+$(DEV): $(CORE)
+	$(INSTALL) '.[dev,gymnax,mujoco]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info

@@ -1,0 +1,33 @@
+"""CartPole-v1, PPO, compiled: rejax at the same settings. Same protocol as klimb_ppo.py."""
+
+import sys
+import time
+
+import jax
+from rejax import PPO
+
+STEPS = int(sys.argv[1]) * 512
+
+algorithm = PPO.create(
+    env="CartPole-v1",
+    num_envs=4,
+    num_steps=128,
+    num_epochs=4,
+    num_minibatches=4,
+    learning_rate=3e-4,
+    ent_coef=0.01,
+    total_timesteps=STEPS,
+    eval_freq=STEPS,
+    skip_initial_evaluation=True,
+    agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
+)
+# Only training is measured: the evaluation rejax runs at the end is replaced by nothing.
+algorithm = algorithm.replace(eval_callback=lambda algorithm, state, key: ())
+train = jax.jit(algorithm.train)
+
+jax.block_until_ready(train(jax.random.key(0)))
+print("ready", flush=True)
+for i, _ in enumerate(sys.stdin):
+    start = time.perf_counter()
+    jax.block_until_ready(train(jax.random.key(i + 1)))
+    print(STEPS / (time.perf_counter() - start), flush=True)

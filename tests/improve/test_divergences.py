@@ -1,0 +1,274 @@
+"""Divergences against SciPy, linear algebra, numerical integration and Monte Carlo."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from klimb.improve.divergences import (
+    MonteCarlo,
+    has_closed_form_tv,
+    kl_divergence,
+    total_variation,
+    total_variation_bound,
+)
+from klimb.policies.distributions import Categorical, DiagGaussian
+
+INF = np.inf
+kl = jax.jit(kl_divergence)
+tv = jax.jit(total_variation)
+bound = jax.jit(total_variation_bound)
+
+
+def categorical(logits, dtype=None):
+    return Categorical(logits=jnp.asarray(logits, dtype))
+
+
+def gaussian(mean, log_std, dtype=None):
+    mean, log_std = np.broadcast_arrays(mean, log_std)
+    return DiagGaussian(mean=jnp.asarray(mean, dtype), log_std=jnp.asarray(log_std, dtype))
+
+
+def tv_integral(mean_p, std_p, mean_q, std_q):
+    """½ ∫|p − q| by the trapezoid rule on a grid fine for both densities, whatever their ratio."""
+    z = np.linspace(-12, 12, 200_001)
+    grid = np.unique(np.concatenate([mean_p + std_p * z, mean_q + std_q * z]))
+    difference = np.abs(scipy.stats.norm.pdf(grid, mean_p, std_p) - scipy.stats.norm.pdf(grid, mean_q, std_q))
+    return 0.5 * np.trapezoid(difference, grid)
+
+
+def tv_concentric(dimensions, ratio):
+    """TV of N(0, I) and N(0, ratio² I): the densities cross on a sphere, and the rest is two χ² probabilities."""
+    radius_squared = 2 * dimensions * np.log(ratio) / (1 - ratio**-2.0)
+    chi2 = scipy.stats.chi2(dimensions)
+    return abs(chi2.cdf(radius_squared) - chi2.cdf(radius_squared / ratio**2))
+
+
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_kl_direction_by_monte_carlo(x64, kind):
+    """KL(p‖q) is the mean of log p − log q under p, not under q (MATH §8.1): within 4 standard errors of 100 000."""
+    rng, draws = np.random.default_rng(0), 100_000
+    if kind == "categorical":
+        logits = np.array([[2.5, 0.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+        p, q = map(categorical, logits)
+        log_p, log_q = scipy.special.log_softmax(logits, axis=-1)
+        difference = (log_p - log_q)[rng.choice(4, draws, p=np.exp(log_p))]
+    else:
+        mean, log_std = np.array([[0.0, 1.0, -1.0], [0.3, 0.5, -1.0]]), np.array([[0.0, -0.5, 0.2], [0.6, -0.5, -0.3]])
+        p, q = (gaussian(mean[i], log_std[i]) for i in range(2))
+        pdf = [scipy.stats.norm(mean[i], np.exp(log_std[i])) for i in range(2)]
+        x = pdf[0].rvs((draws, 3), random_state=rng)
+        difference = (pdf[0].logpdf(x) - pdf[1].logpdf(x)).sum(-1)
+    standard_error = difference.std(ddof=1) / draws**0.5
+    assert abs(float(kl(p, q)) - difference.mean()) < 4 * standard_error
+    assert abs(float(kl(q, p)) - difference.mean()) > 20 * standard_error
+
+
+def test_kl_categorical_equals_scipy(x64):
+    rng = np.random.default_rng(1)
+    p, q = rng.normal(0, 3, (2, 6, 7, 5))
+    expected = scipy.stats.entropy(scipy.special.softmax(p, -1), scipy.special.softmax(q, -1), axis=-1)
+    np.testing.assert_allclose(kl(categorical(p), categorical(q)), expected, rtol=1e-11)
+
+
+def test_kl_gaussian_equals_the_full_covariance_formula(x64):
+    """½ (tr Σ_q⁻¹Σ_p + Δᵀ Σ_q⁻¹ Δ − D + log det Σ_q/det Σ_p) with dense matrices."""
+    rng = np.random.default_rng(2)
+    mean, log_std = rng.normal(size=(2, 6, 3)), rng.normal(size=(2, 6, 3))
+    expected = []
+    for i in range(6):
+        cov_p, cov_q = (np.diag(np.exp(2 * log_std[k, i])) for k in range(2))
+        shift = mean[1, i] - mean[0, i]
+        log_det = np.linalg.slogdet(cov_q)[1] - np.linalg.slogdet(cov_p)[1]
+        inverse = np.linalg.inv(cov_q)
+        expected.append(0.5 * (np.trace(inverse @ cov_p) + shift @ inverse @ shift - 3 + log_det))
+    p, q = (gaussian(mean[k], log_std[k]) for k in range(2))
+    np.testing.assert_allclose(kl(p, q), expected, rtol=1e-11)
+
+
+def test_kl_of_masked_actions():
+    """A mask shared by both leaves the divergence of the rest; one that p puts no mass on costs nothing."""
+    rest_p, rest_q = np.array([0.3, -1.0, 2.0]), np.array([1.3, 0.0, 0.2])
+    p = categorical([0.3, -INF, -1.0, 2.0], jnp.float32)
+    q = categorical([1.3, -INF, 0.0, 0.2], jnp.float32)
+    shared = scipy.stats.entropy(scipy.special.softmax(rest_p), scipy.special.softmax(rest_q))
+    np.testing.assert_allclose(kl(p, q), shared, rtol=1e-5)
+    q_open = np.array([1.3, 0.8, 0.0, 0.2])
+    open_probs = scipy.special.softmax(q_open)
+    p_probs = np.insert(scipy.special.softmax(rest_p), 1, 0)
+    np.testing.assert_allclose(
+        kl(p, categorical(q_open, jnp.float32)), scipy.stats.entropy(p_probs, open_probs), rtol=1e-5
+    )
+    assert kl(categorical(q_open, jnp.float32), p) > 1e30  # mass where p has none: infinite in exact arithmetic
+    np.testing.assert_allclose(tv(p, categorical(q_open, jnp.float32)), 0.5 * np.abs(p_probs - open_probs).sum(), 1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_kl_of_near_equal_gaussians_keeps_its_digits_in_float32(size):
+    rng = np.random.default_rng(3)
+    mean, log_std = rng.uniform(0.1, 0.9, (2, 20, 3)).astype(np.float32)
+    mean_q, log_std_q = (x + np.float32(size) * rng.normal(size=x.shape).astype(np.float32) for x in (mean, log_std))
+    p, q = gaussian(mean, log_std), gaussian(mean_q, log_std_q)
+    # The textbook formula in long double, from the same rounded parameters.
+    m_p, s_p, m_q, s_q = (x.astype(np.longdouble) for x in (mean, log_std, mean_q, log_std_q))
+    exact = (s_q - s_p + (np.exp(2 * s_p) + (m_p - m_q) ** 2) / (2 * np.exp(2 * s_q)) - 0.5).sum(-1)
+    np.testing.assert_allclose(kl(p, q), exact.astype(float), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "rtol"), [(1e-1, 1e-5), (1e-2, 1e-4), (1e-3, 1e-3), (1e-4, 1e-2)])
+def test_kl_of_near_equal_categoricals_keeps_its_digits_in_float32(size, rtol):
+    """The error is that of log p − log q, about 1e-7/size; Σ p (log p − log q) would lose it all at size² < 1e-7."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(20, 4)).astype(np.float32)
+    other = logits + np.float32(size) * rng.normal(size=logits.shape).astype(np.float32)
+    log_p, log_q = (scipy.special.log_softmax(x.astype(np.longdouble), axis=-1) for x in (logits, other))
+    exact = (np.exp(log_p) * (log_p - log_q)).sum(-1)
+    np.testing.assert_allclose(kl(categorical(logits), categorical(other)), exact.astype(float), rtol=rtol)
+
+
+def floats(shape, size):
+    return npst.arrays(np.float32, shape, elements=st.floats(-size, size, width=32))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(floats((2, 4, 5), 120.0), floats((2, 4, 3), 1000.0), floats((2, 4, 3), 10.0))
+def test_kl_is_never_negative_and_zero_for_equal(logits, mean, log_std):
+    for p, q in (
+        (categorical(logits[0]), categorical(logits[1])),
+        (gaussian(mean[0], log_std[0]), gaussian(mean[1], log_std[1])),
+    ):
+        value = np.asarray(kl(p, q))
+        assert np.isfinite(value).all()
+        assert (value >= 0).all()
+        np.testing.assert_array_equal(kl(p, p), 0)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(floats((2, 4, 5), 30.0), floats((2, 4, 1), 100.0), floats((2, 4, 1), 10.0))
+def test_total_variation_is_symmetric_in_the_unit_interval_and_below_its_bound(logits, mean, log_std):
+    with jax.enable_x64(True):
+        pairs = (
+            (categorical(logits[0], float), categorical(logits[1], float)),
+            (gaussian(mean[0], log_std[0], float), gaussian(mean[1], log_std[1], float)),
+        )
+        for p, q in pairs:
+            there, back = np.asarray(tv(p, q)), np.asarray(tv(q, p))
+            np.testing.assert_allclose(there, back, atol=1e-13)
+            assert ((there >= 0) & (there <= 1 + 1e-15)).all()
+            for divergence in (kl(p, q), kl(q, p)):
+                assert (np.asarray(bound(divergence)) >= there - 1e-12).all()
+            np.testing.assert_array_equal(tv(p, p), 0)
+
+
+def test_the_bound_takes_the_smaller_of_two_and_is_tight_where_theory_says(x64):
+    """Near-equal coins attain Pinsker's bound; far-apart distributions come within 1 by Bretagnolle-Huber."""
+    step = 1e-4
+    p, q = (categorical(np.log([0.5 + s, 0.5 - s])) for s in (step, -step))
+    np.testing.assert_allclose(bound(kl(p, q)), tv(p, q), rtol=1e-6)
+    assert bound(jnp.asarray(50.0)) <= 1
+    divergence = np.geomspace(1e-6, 20, 40)
+    pinsker, bretagnolle_huber = np.sqrt(divergence / 2), np.sqrt(1 - np.exp(-divergence))
+    np.testing.assert_allclose(bound(jnp.asarray(divergence)), np.minimum(pinsker, bretagnolle_huber), rtol=1e-9)
+    assert (pinsker < bretagnolle_huber).any()
+    assert (pinsker > bretagnolle_huber).any()
+    assert bound(jnp.asarray(-1e-9)) == 0  # rounding below 0 is no NaN
+
+
+# --- total variation --------------------------------------------------------------------------------------------
+
+UNIVARIATE = {
+    "equal scales": (0.0, 1.0, 0.7, 1.0),
+    "equal means": (0.3, 1.0, 0.3, 2.5),
+    "both differ": (-1.0, 0.5, 2.0, 1.7),
+    "wide against narrow": (5.0, 1.0, 5.001, 1e-3),
+    "extreme ratio": (0.0, 1e3, 1e-3, 1e-3),
+    "crossing near infinity": (0.0, 1.0, 0.5, 1 + 1e-6),
+    "nearly the same": (0.0, 1.0, 1e-4, 1 - 1e-4),
+    "disjoint": (0.0, 1.0, 40.0, 1.0),
+}
+
+
+def test_tv_of_univariate_gaussians_by_integration():
+    """float64 to the accuracy of the integral, float32 to its own rounding; the Σ|p − q| convention would reach 2."""
+    cases = np.array(list(UNIVARIATE.values()))
+    expected = [tv_integral(*case) for case in cases]
+    mean_p, std_p, mean_q, std_q = cases.T[..., None]
+    p, q = (mean_p, np.log(std_p)), (mean_q, np.log(std_q))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(tv(gaussian(*p, float), gaussian(*q, float)), expected, atol=2e-8)
+    np.testing.assert_allclose(tv(gaussian(*p, jnp.float32), gaussian(*q, jnp.float32)), expected, atol=3e-6)
+    assert expected[-1] == pytest.approx(1)
+    assert has_closed_form_tv(gaussian(*p, jnp.float32))
+
+
+def test_tv_of_categoricals_is_half_the_sum(x64):
+    p, q = np.random.default_rng(5).normal(0, 2, (2, 8, 6))
+    p[0, :2] = q[0, 2:] = -INF  # disjoint supports: 1, not 2
+    expected = 0.5 * np.abs(scipy.special.softmax(p, -1) - scipy.special.softmax(q, -1)).sum(-1)
+    np.testing.assert_allclose(tv(categorical(p), categorical(q)), expected, atol=1e-14)
+    assert expected[0] == pytest.approx(1)
+
+
+def test_tv_of_equal_scales_depends_on_the_mahalanobis_distance_alone(x64):
+    """By rotation it is the one-dimensional problem along the difference of the means."""
+    rng = np.random.default_rng(6)
+    mean_p, mean_q, log_std = rng.normal(size=(3, 2, 2, 4))
+    distance = np.sqrt((((mean_p - mean_q) / np.exp(log_std)) ** 2).sum(-1))
+    expected = np.vectorize(lambda d: tv_integral(0, 1, d, 1))(distance)
+    np.testing.assert_allclose(
+        total_variation(gaussian(mean_p, log_std), gaussian(mean_q, log_std)), expected, atol=2e-8
+    )
+
+
+def monte_carlo_cases():
+    scale = np.log(3.0)
+    return {
+        "categorical": (
+            categorical([0.0, 1.0, -2.0]),
+            categorical([1.0, -1.0, 0.0]),
+            0.5 * np.abs(scipy.special.softmax([0, 1, -2]) - scipy.special.softmax([1, -1, 0])).sum(),
+        ),
+        "one dimension": (gaussian([0.0], [0.0]), gaussian([1.0], [0.5]), tv_integral(0, 1, 1, np.exp(0.5))),
+        "narrow first": (gaussian(np.zeros(6), 0.0), gaussian(np.zeros(6), scale), tv_concentric(6, 3.0)),
+        "wide first": (gaussian(np.zeros(6), scale), gaussian(np.zeros(6), 0.0), tv_concentric(6, 3.0)),
+    }
+
+
+@pytest.mark.parametrize("case", ["categorical", "one dimension", "narrow first", "wide first"])
+def test_sampled_tv_is_unbiased_with_an_honest_standard_error(case):
+    """Over 100 keys, (value − truth)/standard error has mean 0 and deviation 1, whichever of the two is the wider."""
+    p, q, truth = monte_carlo_cases()[case]
+    keys = jax.random.split(jax.random.key(0), 100)
+    sample = jax.jit(jax.vmap(lambda key: total_variation(p, q, key=key, num_samples=1000)))
+    value, standard_error = map(np.asarray, sample(keys))
+    assert ((value >= 0) & (value <= 1)).all()
+    z = (value - truth) / standard_error
+    assert np.abs(z).max() < 4
+    assert abs(z.mean()) < 0.4  # 4 standard errors of a mean of 100
+    assert 0.75 < z.std() < 1.3
+
+
+def test_tv_without_a_closed_form_is_never_silent():
+    p, q = gaussian(np.zeros(2), 0.0, jnp.float32), gaussian(np.zeros(2), [0.0, 0.1], jnp.float32)
+    assert not has_closed_form_tv(p)
+    with pytest.raises(ValueError, match=r"2 dimensions and unequal scales.*give key="):
+        total_variation(p, q)
+    with pytest.raises(ValueError, match=r"num_samples = 1 .*at least 2"):
+        total_variation(p, q, key=jax.random.key(0), num_samples=1)
+    assert isinstance(total_variation(p, q, key=jax.random.key(0), num_samples=2), MonteCarlo)
+
+
+@pytest.mark.parametrize("divergence", [kl_divergence, total_variation])
+def test_two_kinds_have_no_divergence(divergence):
+    p, q = categorical([0.0, 1.0]), gaussian([0.0], [0.0], jnp.float32)
+    with pytest.raises(TypeError, match="Categorical and DiagGaussian"):
+        divergence(p, q)
+    with pytest.raises(TypeError, match="DiagGaussian and Categorical"):
+        divergence(q, p)

@@ -1,0 +1,216 @@
+"""Fisher-vector products against explicit matrices of scores, and conjugate gradient against dense solves."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from klimb import NetworkPolicy, fisher_vector_product, kl_divergence
+from klimb.improve.fisher import conjugate_gradient
+from klimb.policies.networks import Box, Discrete
+from klimb.types import trainable_filter
+
+ROWS = 7
+BOX = Box((-2.0, 0.0), (2.0, float("inf")))
+each_kind = pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+
+
+def make_policy(kind: str, seed: int = 0) -> NetworkPolicy:
+    """A small network away from its symmetric start, with a normaliser that does something."""
+    key, key_noise = jax.random.split(jax.random.key(seed))
+    policy = NetworkPolicy(3, Discrete(4) if kind == "categorical" else BOX, hidden=(5,), key=key)
+    trainable, fixed = eqx.partition(policy, trainable_filter(policy))
+    theta, unravel = ravel_pytree(trainable)
+    noise = 0.4 * jax.random.normal(key_noise, theta.shape, theta.dtype)
+    policy = eqx.combine(unravel(theta + noise), fixed)
+    return eqx.tree_at(lambda p: p.normalizer.mean, policy, jnp.array([0.3, -1.0, 0.1]))
+
+
+def split(policy):
+    """θ and θ → policy, written here again so that the order of the library's own flattening is under test."""
+    trainable, fixed = eqx.partition(policy, trainable_filter(policy))
+    theta, unravel = ravel_pytree(trainable)
+    return theta, lambda vector: eqx.combine(unravel(vector), fixed)
+
+
+def observations(seed: int = 1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(ROWS, 3)))
+
+
+@eqx.filter_jit
+def explicit_fisher(policy, obs, weight):
+    """Σ_s w_s E_a[∇log π ∇log πᵀ] / Σw: every action enumerated; Gaussians by quadrature over their noise."""
+    theta, rebuild = split(policy)
+    distribution = jax.vmap(policy)(obs)
+    if hasattr(distribution, "logits"):
+        actions, probabilities = jnp.tile(jnp.arange(4), (ROWS, 1)), distribution.probs
+    else:
+        # The score is a polynomial of degree 2 in the noise, its square of degree 4: 4 nodes are exact to 7.
+        nodes, node_weights = np.polynomial.hermite_e.hermegauss(4)
+        node_weights = node_weights / node_weights.sum()
+        noise = np.array([(x, y) for x in nodes for y in nodes])
+        actions = distribution.mean[:, None] + jnp.exp(distribution.log_std)[:, None] * noise
+        probabilities = jnp.tile(np.outer(node_weights, node_weights).reshape(-1), (ROWS, 1))
+    log_prob = lambda v, row, action: rebuild(v)(row).log_prob(action)  # noqa: E731
+    scores = jax.vmap(jax.vmap(jax.grad(log_prob), (None, None, 0)), (None, 0, 0))(theta, obs, actions)
+    return jnp.einsum("s,sa,sai,saj->ij", weight, probabilities, scores, scores) / jnp.sum(weight)
+
+
+@eqx.filter_jit
+def matrix_of_products(policy, obs, weight=None):
+    """The matrix of v ↦ F v, column by column."""
+    return jax.vmap(fisher_vector_product(policy, obs, weight), out_axes=1)(jnp.eye(split(policy)[0].size))
+
+
+@each_kind
+@pytest.mark.parametrize("weighted", [False, True])
+def test_equals_the_explicit_matrix_of_scores(x64, kind, weighted):
+    policy, obs = make_policy(kind), observations()
+    weight = jnp.array([0.0, 3.0, 0.5, 1.0, 0.0, 2.0, 0.1]) if weighted else None
+    expected = explicit_fisher(policy, obs, jnp.ones(ROWS) if weight is None else weight)
+    product = matrix_of_products(policy, obs, weight)
+    np.testing.assert_allclose(product, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+@each_kind
+def test_vectors_are_ordered_as_ravel_pytree_of_the_trainable_arrays(x64, kind):
+    """Between vectors that live on one named array, F is that array's own block, known in closed form."""
+    policy, obs = make_policy(kind), observations()
+    # In the output's bias the scores are the logits' own: F = E_s[diag(p) − p pᵀ]; in log σ it is 2 I.
+    if kind == "categorical":
+        where, probs = lambda p: p.network.biases[-1], np.asarray(jax.vmap(policy)(obs).probs)
+        block = np.mean([np.diag(p) - np.outer(p, p) for p in probs], axis=0)
+    else:
+        where, block = lambda p: p.log_std, 2 * np.eye(2)
+    direction = jnp.array([1.0, -2.0, 3.0, 0.5][: len(block)])
+    zeros = jax.tree.map(jnp.zeros_like, eqx.filter(policy, trainable_filter(policy)))
+    marked, unravel = ravel_pytree(eqx.tree_at(where, zeros, direction))
+    answer = unravel(matrix_of_products(policy, obs) @ marked)
+    np.testing.assert_allclose(where(answer), block @ np.asarray(direction), rtol=0, atol=1e-12)
+
+
+@each_kind
+def test_is_symmetric_and_positive_semidefinite(x64, kind):
+    matrix = np.asarray(matrix_of_products(make_policy(kind), observations()))
+    np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=1e-13)
+    eigenvalues = np.linalg.eigvalsh(matrix)
+    assert eigenvalues.min() > -1e-13
+    # More parameters than the rows can pin down: F must have a null space, and must not be zero.
+    assert eigenvalues.max() > 1e-2
+    assert np.sum(eigenvalues < 1e-12) >= 1
+
+
+@each_kind
+@pytest.mark.parametrize("direction", ["old_new", "new_old"])
+def test_is_the_curvature_of_the_kl_in_both_directions(x64, kind, direction):
+    """2 KL(θ, θ + tδ)/t² → δᵀFδ, with an error that falls in proportion to t."""
+    policy, obs = make_policy(kind), observations()
+    theta, rebuild = split(policy)
+    delta = jax.random.normal(jax.random.key(3), theta.shape, theta.dtype)
+    limit = delta @ matrix_of_products(policy, obs) @ delta
+
+    @jax.jit
+    def error(t):
+        old, new = jax.vmap(policy)(obs), jax.vmap(rebuild(theta + t * delta))(obs)
+        kl = kl_divergence(old, new) if direction == "old_new" else kl_divergence(new, old)
+        return abs(2 * jnp.mean(kl) / t**2 / limit - 1)
+
+    errors = [float(error(t)) for t in (1e-2, 1e-3, 1e-4)]
+    assert errors[-1] < 1e-3
+    assert errors[1] / errors[0] == pytest.approx(0.1, rel=0.3)
+    assert errors[2] / errors[1] == pytest.approx(0.1, rel=0.3)
+
+
+@each_kind
+def test_rows_of_weight_zero_have_no_say(x64, kind):
+    policy, obs = make_policy(kind), observations()
+    weight = jnp.ones(ROWS).at[2:4].set(0)
+    kept = matrix_of_products(policy, obs[np.array([0, 1, 4, 5, 6])])
+    np.testing.assert_allclose(matrix_of_products(policy, obs, weight), kept, rtol=0, atol=1e-13)
+
+
+def positive_definite(size: int, seed: int) -> np.ndarray:
+    factor = np.random.default_rng(seed).normal(size=(size, size))
+    return factor @ factor.T + 0.1 * np.eye(size)
+
+
+@pytest.mark.parametrize("size", [1, 2, 12])
+def test_conjugate_gradient_solves_like_numpy(x64, size):
+    matrix, b = positive_definite(size, seed=size), np.random.default_rng(5).normal(size=size)
+    solve = conjugate_gradient(lambda v: matrix @ v, jnp.asarray(b), iterations=10 * size, tolerance=1e-13)
+    np.testing.assert_allclose(solve.x, np.linalg.solve(matrix, b), rtol=1e-9)
+    assert not solve.breakdown
+    assert 1 <= solve.iterations <= 3 * size
+
+
+def test_conjugate_gradient_needs_as_many_products_as_there_are_different_eigenvalues(x64):
+    spectrum = jnp.array([1.0, 1.0, 4.0, 4.0, 4.0, 9.0])
+    solve = conjugate_gradient(lambda v: spectrum * v, jnp.ones(6), iterations=50, tolerance=1e-10)
+    assert solve.iterations == 3
+    np.testing.assert_allclose(solve.x, 1 / spectrum, rtol=1e-10)
+
+
+def test_conjugate_gradient_of_zero_is_zero_after_no_product():
+    solve = conjugate_gradient(lambda v: 3 * v, jnp.zeros(4), iterations=10, tolerance=1e-5)
+    assert np.array_equal(solve.x, np.zeros(4))
+    assert solve.iterations == 0
+    assert not solve.breakdown
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "useful"),
+    [((0.0, 0.0, 0.0), 0), ((-1.0, -2.0, -3.0), 0), ((1.0, 1.0, -0.5), None)],
+    ids=["zero", "negative", "indefinite"],
+)
+def test_conjugate_gradient_says_when_it_meets_no_curvature(diagonal, useful):
+    diagonal = jnp.array(diagonal)
+    solve = jax.jit(
+        lambda b: conjugate_gradient(lambda v: diagonal * v, b, iterations=10, tolerance=1e-6)
+    )(jnp.array([1.0, 2.0, 3.0]))
+    assert solve.breakdown
+    assert np.isfinite(solve.x).all()
+    assert solve.iterations < 10
+    if useful == 0:
+        assert np.array_equal(solve.x, np.zeros(3))
+
+
+def test_conjugate_gradient_stops_at_the_relative_residual_asked_for(x64):
+    matrix, b = positive_definite(30, seed=0), np.random.default_rng(1).normal(size=30)
+
+    @jax.jit
+    def run(iterations, tolerance):
+        return conjugate_gradient(lambda v: matrix @ v, jnp.asarray(b), iterations=iterations, tolerance=tolerance)
+
+    def residual(solve):
+        return np.linalg.norm(b - matrix @ np.asarray(solve.x)) / np.linalg.norm(b)
+
+    used = []
+    for tolerance in (1e-1, 1e-3, 1e-6):
+        solve = run(500, tolerance)
+        assert residual(solve) <= tolerance * (1 + 1e-6)
+        assert residual(run(solve.iterations - 1, tolerance)) > tolerance
+        used.append(int(solve.iterations))
+    assert used[0] < used[1] < used[2]
+    limited = run(4, 1e-6)
+    assert limited.iterations == 4
+    assert not limited.breakdown
+
+
+def test_conjugate_gradient_is_deterministic_and_vmaps(x64):
+    matrices = jnp.stack([jnp.asarray(positive_definite(6, seed)) for seed in range(4)])
+    bs = jnp.asarray(np.random.default_rng(2).normal(size=(4, 6))).at[2].set(0)
+
+    def solve(matrix, b):
+        return conjugate_gradient(lambda v: matrix @ v, b, iterations=40, tolerance=1e-10)
+
+    together = jax.jit(jax.vmap(solve))
+    first, second = together(matrices, bs), together(matrices, bs)
+    assert np.array_equal(first.x, second.x)
+    assert first.iterations[2] == 0
+    for k in range(4):
+        np.testing.assert_allclose(first.x[k], np.linalg.solve(matrices[k], bs[k]), rtol=1e-8, atol=1e-14)
+        assert first.iterations[k] == solve(matrices[k], bs[k]).iterations

@@ -1,0 +1,192 @@
+"""Networks: their initialisation, their units, and the spaces they are made for."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import gymnasium.spaces
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+
+from klimb.errors import UnsupportedSpace
+from klimb.estimate.critic import rescale
+from klimb.policies.distributions import Categorical, DiagGaussian
+from klimb.policies.networks import (
+    MLP,
+    Box,
+    Critic,
+    Discrete,
+    NetworkPolicy,
+    action_spec,
+    flat_observation_size,
+    orthogonal,
+)
+from klimb.types import Batch
+
+INF = np.inf
+SHAPES = [(1, 1), (64, 64), (4, 64), (64, 4), (256, 1), (1, 7)]
+ACTIVATIONS = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x * scipy.special.expit(x),
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+}
+
+
+def observations(rows, size, seed=0):
+    return jax.random.normal(jax.random.key(seed), (rows, size)) * 3 + 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_orthogonal_is_orthonormal_and_the_same_under_vmap(shape):
+    keys = jax.random.split(jax.random.key(0), 16)
+    together = np.asarray(jax.jit(jax.vmap(lambda key: orthogonal(key, *shape)))(keys))
+    assert together.shape == (16, *shape)
+    short = together if shape[0] <= shape[1] else together.swapaxes(1, 2)
+    gram = short @ short.swapaxes(1, 2)
+    assert np.abs(gram - np.eye(min(shape))).max() < 1e-5
+    alone = jax.jit(lambda key: orthogonal(key, *shape))
+    for row in (0, 15):
+        np.testing.assert_allclose(together[row], alone(keys[row]), atol=1e-6)
+
+
+def test_orthogonal_is_uniformly_random():
+    """Every row is uniform on the sphere in R⁵: entries have mean 0, and their squares are Beta(½, 2)."""
+    draws = 4000
+    keys = jax.random.split(jax.random.key(1), draws)
+    matrices = np.asarray(jax.jit(jax.vmap(lambda key: orthogonal(key, 3, 5)))(keys), np.float64)
+    # A QR factorisation without fixed signs would fail here: its diagonal is always of one sign.
+    assert np.abs(matrices.mean(0)).max() < 4.5 * np.sqrt(1 / 5 / draws)
+    for row, column in ((0, 0), (1, 1), (2, 4), (2, 0)):
+        entry = matrices[:, row, column]
+        assert scipy.stats.kstest(entry**2, scipy.stats.beta(0.5, 2).cdf).pvalue > 1e-4
+    # Uniform over rotations: a fixed rotation of the columns changes no distribution.
+    rotation = scipy.stats.ortho_group.rvs(5, random_state=0)
+    rotated = (matrices @ rotation)[:, 2, 3]
+    assert scipy.stats.kstest(rotated**2, scipy.stats.beta(0.5, 2).cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp_equals_numpy_and_starts_with_the_stated_gains(x64, activation):
+    network = MLP([3, 8, 6, 2], activation=activation, output_gain=0.01, key=jax.random.key(0))
+    network = eqx.tree_at(lambda n: n.biases, network, tuple(b + 0.1 * i for i, b in enumerate(network.biases)))
+    x = np.asarray(observations(5, 3), np.float64)
+    expected = x
+    for layer, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+        expected = expected @ np.asarray(weight) + np.asarray(bias)
+        if layer < 2:
+            expected = ACTIVATIONS[activation](expected)
+    np.testing.assert_allclose(network(jnp.asarray(x)), expected, rtol=1e-12)
+    for weight, gain in zip(network.weights, (2**0.5, 2**0.5, 0.01), strict=True):
+        np.testing.assert_allclose(np.linalg.svd(weight, compute_uv=False), gain, rtol=1e-10)
+
+
+@pytest.fixture
+def policies():
+    box = Box(low=(-1.0, 0.0), high=(3.0, 10.0))
+    keys = jax.random.split(jax.random.key(0), 2)
+    return (
+        NetworkPolicy(4, Discrete(5), key=keys[0]),
+        NetworkPolicy(4, box, initial_log_std=-0.5, key=keys[1]),
+    )
+
+
+def test_the_first_policy_prefers_nothing(policies):
+    """Uniform within 2 %, or the middle of the box within 2 % of its half-width, for every observation."""
+    obs = observations(500, 4)
+    discrete, continuous = (jax.jit(jax.vmap(policy))(obs) for policy in policies)
+    assert isinstance(discrete, Categorical)
+    np.testing.assert_allclose(discrete.probs, 1 / 5, rtol=0.02)
+    assert np.ptp(discrete.probs, axis=0).max() > 1e-4  # and yet it looks at the observation
+    assert isinstance(continuous, DiagGaussian)
+    half_width = np.array([2.0, 5.0])
+    assert (np.abs(continuous.mean - np.array([1.0, 5.0])) < 0.02 * half_width).all()
+    np.testing.assert_allclose(np.exp(continuous.log_std), np.tile(half_width * np.exp(-0.5), (500, 1)), rtol=1e-5)
+
+
+def test_leading_axes_equal_vmap(policies):
+    obs = observations(6, 4).reshape(2, 3, 4)
+    for policy in policies:
+        whole, mapped = policy(obs), jax.vmap(jax.vmap(policy))(obs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, mapped)
+        one = policy(obs[1, 2])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1, 2], b, atol=1e-6), whole, one)
+        assert whole.sample(jax.random.key(0)).shape[:2] == (2, 3)
+    critic = Critic(4, key=jax.random.key(2))
+    np.testing.assert_allclose(critic(obs), jax.vmap(jax.vmap(critic))(obs), atol=1e-5)
+
+
+@pytest.mark.parametrize("output", [-1.0, 0.0, 1.0])
+def test_gaussian_is_in_the_units_of_the_environment(output):
+    """Network output −1, 0, 1 is low, middle, high of a bounded dimension, and itself where a bound is missing."""
+    low, high = (-1.0, 0.0, -INF, 0.0, -INF), (3.0, 10.0, INF, INF, 2.0)
+    policy = NetworkPolicy(2, Box(low, high), hidden=(4,), initial_log_std=-1.0, key=jax.random.key(0))
+    constant = (jnp.zeros((4, 5)), jnp.full(5, output))
+    policy = eqx.tree_at(lambda p: (p.network.weights[-1], p.network.biases[-1]), policy, constant)
+    distribution = policy(jnp.ones(2))
+    expected = {-1.0: [-1, 0, -1, -1, -1], 0.0: [1, 5, 0, 0, 0], 1.0: [3, 10, 1, 1, 1]}
+    np.testing.assert_allclose(distribution.mean, expected[output], atol=1e-6)
+    np.testing.assert_allclose(np.exp(distribution.log_std), np.exp(-1) * np.array([2, 5, 1, 1, 1]), rtol=1e-6)
+
+
+def test_the_policy_sees_normalised_observations(policies):
+    obs = observations(100, 4)
+    for policy in policies:
+        normalizer = policy.normalizer.update(obs, jnp.ones(100))
+        seen = (np.asarray(obs) - np.mean(obs, 0)) / np.std(obs, 0)
+        expected = policy(jnp.asarray(seen))
+        actual = eqx.tree_at(lambda p: p.normalizer, policy, normalizer)(obs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
+
+
+def test_spaces_that_are_supported():
+    spaces = gymnasium.spaces
+    assert action_spec(spaces.Discrete(5)) == Discrete(5)
+    box = spaces.Box(np.array([-1, -INF], np.float32), np.array([2, INF], np.float32))
+    assert action_spec(box) == Box((-1.0, -INF), (2.0, INF))
+    assert flat_observation_size(box) == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (gymnasium.spaces.Discrete(3, start=1), "starts at 1"),
+        (gymnasium.spaces.MultiDiscrete([2, 3]), "MultiDiscrete"),
+        (gymnasium.spaces.Box(-1, 1, (2, 2)), "not supported"),
+        (gymnasium.spaces.Box(-1, 1, ()), "not supported"),
+        (gymnasium.spaces.Box(0, 255, (3,), np.uint8), "not supported"),
+        (gymnasium.spaces.Dict(a=gymnasium.spaces.Discrete(2)), "flatten"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value)[:24],
+)
+def test_action_spaces_that_are_not(space, message):
+    with pytest.raises(UnsupportedSpace, match=message):
+        action_spec(space)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [gymnasium.spaces.Discrete(3), gymnasium.spaces.Box(0, 1, (4, 4)), gymnasium.spaces.Box(0, 1, ())],
+    ids=str,
+)
+def test_observation_spaces_that_are_not(space):
+    with pytest.raises(UnsupportedSpace, match="FlattenObservation"):
+        flat_observation_size(space)
+
+
+def test_rescaling_the_critic_leaves_its_values_as_they_were(x64):
+    """PopArt: the scale follows the targets of all batches, V(s) does not move, and new targets have unit size."""
+    critic, obs = Critic(3, hidden=(8,), key=jax.random.key(0)), observations(40, 3).astype(float)
+    before, rng, seen = critic(obs), np.random.default_rng(0), []
+    for offset, spread in ((100.0, 50.0), (-3000.0, 1e-2)):
+        target = rng.normal(offset, spread, 40)
+        zeros = jnp.zeros(40)
+        batch = Batch(obs, jnp.zeros(40, int), zeros, zeros, jnp.asarray(target), jnp.ones(40))
+        critic = rescale(critic, batch)
+        seen.append(target)
+        np.testing.assert_allclose(critic(obs), before, rtol=1e-9)
+        np.testing.assert_allclose(critic.target.scale, np.std(seen), rtol=1e-9)
+        np.testing.assert_allclose(critic.target.mean, np.mean(seen), rtol=1e-9)
