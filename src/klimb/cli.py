@@ -209,6 +209,7 @@ def _list_environments() -> None:
     print("others, by prefix:")
     print("  gymnasium:ID   any environment registered with Gymnasium, stepped in Python")
     print("  gymnax:ID      compiled, from gymnax (pip install 'klimb[gymnax]')")
+    print("  envpool:ID     stepped in EnvPool's threads (pip install 'klimb[envpool]')")
     print("  MODULE:ID      imports MODULE, which registers ID with Gymnasium")
 
 

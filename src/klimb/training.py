@@ -53,13 +53,15 @@ class Iteration:
     def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic) -> TrainState:
         """The state before the first iteration, from a fresh policy and critic."""
         key, key_collect = jax.random.split(key)
+        # Not a weakly typed NaN: the second call would be traced anew.
+        unknown = jnp.zeros(()) * jnp.nan
         return TrainState(
             policy=eqx.filter(policy, eqx.is_array),
             critic=critic,
             rule_state=self.rule.init(policy),
             critic_state=self.critic_fit.init(critic),
             collector_state=() if self.collector is None else self.collector.init(key_collect),
-            previous=Promise(jnp.array(jnp.nan), jnp.array(jnp.nan)),
+            previous=Promise(unknown, unknown),
             iteration=jnp.int32(0),
             env_steps=jnp.uint32(0),
             key=key,

@@ -21,7 +21,7 @@ BUILT_IN = {
 }
 """Compiled environments by the id they share with Gymnasium: (module, class)."""
 
-PREFIXES = ("jax", "gymnasium", "gymnax")
+PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
 
 
 def make(environment: str | Any) -> Environment:
@@ -30,6 +30,7 @@ def make(environment: str | Any) -> Environment:
     jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1
     gymnax:ID       compiled, from gymnax (extra `gymnax`)
     gymnasium:ID    any Gymnasium id, stepped in Python
+    envpool:ID      stepped in EnvPool's threads (extra `envpool`)
     module:ID       imports `module`, which registers ID with Gymnasium (Gymnasium's own syntax)
     ID              the built-in one where id and version are the same, else Gymnasium's
 
@@ -54,6 +55,10 @@ def make(environment: str | Any) -> Environment:
         from klimb.environments.gymnax_adapter import make_gymnax
 
         return make_gymnax(name)
+    if prefix == "envpool":
+        from klimb.environments.envpool_adapter import make_envpool
+
+        return make_envpool(name)
     return _gymnasium(environment)
 
 

@@ -79,11 +79,16 @@ class CriticFit:
 
 
 def rescale(critic: Critic, batch: Batch) -> Critic:
-    """Take the batch's targets into the running scale, and change the last layer so that V(s) stays what it was."""
+    """Take the batch's targets into the running scale, and change the last layer so that V(s) stays what it was.
+
+    A critic that has seen no target has nothing to keep: it starts at their mean, with outputs of their size.
+    Else targets of size 10⁻³ would blow its last layer up a thousandfold, for Adam to take down again.
+    """
     old, new = critic.target, critic.target.update(batch.value_target, batch.weight)
-    network = critic.network
-    weight = network.weights[-1] * (old.scale / new.scale)
-    bias = (network.biases[-1] * old.scale + old.mean - new.mean) / new.scale
+    network, fresh = critic.network, critic.target.count == 0
+    weight = network.weights[-1] * jnp.where(fresh, 1, old.scale / new.scale)
+    kept = (network.biases[-1] * old.scale + old.mean - new.mean) / new.scale
+    bias = jnp.where(fresh, network.biases[-1], kept)
     return eqx.tree_at(lambda c: (c.network.weights[-1], c.network.biases[-1], c.target), critic, (weight, bias, new))
 
 

@@ -65,7 +65,7 @@ def n_step_returns(
     """r_t + … + γ^{n−1} r_{t+n−1} + γⁿ V(s_{t+n}); fewer steps where the episode or the data ends sooner."""
     cut = truncated.at[-1].set(True)
 
-    def longer(_: int, target: Array) -> Array:
+    def longer(_: Array, target: Array) -> Array:
         following = jnp.concatenate([target[1:], next_value[-1:]])
         after = jnp.where(terminated, 0, jnp.where(cut, next_value, following))
         return reward + gamma * after

@@ -23,7 +23,7 @@ _TYPES = {
 
 def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
     """Every array of `tree` under the name of its path, atomically. PRNG keys are stored as their data."""
-    arrays = {name: np.ascontiguousarray(_plain(leaf)) for name, leaf in _named(tree)}
+    arrays = {name: np.asarray(_plain(leaf), order="C") for name, leaf in _named(tree)}
     content = save(arrays, metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole `TrainState` of an iteration in one safetensors file, written whole or not at all."""
+"""Checkpoints: the whole state of an iteration (a `TrainState`) in one safetensors file, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from jaxtyping import PyTree
 
 from klimb.errors import RunError
 from klimb.runs.arrays import load_arrays, save_arrays
-from klimb.types import TrainState
 
 FORMAT = "klimb-checkpoint-1"
 
 
-def save_checkpoint(directory: Path, state: TrainState, *, iteration: int, wall_time: float, keep: int) -> Path:
+def save_checkpoint(directory: Path, state: PyTree, *, iteration: int, wall_time: float, keep: int) -> Path:
     """Write `<iteration>.safetensors`, then delete all but the newest `keep`. `wall_time` is in seconds."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{iteration:09d}.safetensors"
@@ -25,7 +24,7 @@ def save_checkpoint(directory: Path, state: TrainState, *, iteration: int, wall_
     return path
 
 
-def load_checkpoint(directory: Path, template: PyTree) -> tuple[TrainState, int, float]:
+def load_checkpoint(directory: Path, template: PyTree) -> tuple[PyTree, int, float]:
     """(state, iteration, wall time) of the newest checkpoint that is whole; `template` gives the structure.
 
     Raises RunError when there is none, with what was wrong with each that was tried.

@@ -1,0 +1,8 @@
+"""`python -m klimb` is the command line."""
+
+import sys
+
+from klimb.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

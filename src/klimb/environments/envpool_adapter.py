@@ -1,0 +1,97 @@
+"""EnvPool's environments: many copies stepped in C++ threads."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium.spaces
+import numpy as np
+from jaxtyping import Float
+
+from klimb.environments.host import HostEnvironment, HostStep, HostVector
+from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
+
+
+@dataclass(frozen=True)
+class EnvPoolEnvironment(HostEnvironment):
+    """An EnvPool environment by its id, e.g. `HalfCheetah-v5`."""
+
+    id: str
+    name: str
+    observation_space: gymnasium.spaces.Box
+    action_space: gymnasium.spaces.Space
+
+    def vector(self, copies: int) -> EnvPoolVector:
+        return EnvPoolVector(self.name, copies)
+
+
+class EnvPoolVector(HostVector):
+    """EnvPool resets one step late: the row after an episode's end carries out the reset, and is not valid."""
+
+    def __init__(self, name: str, copies: int) -> None:
+        self._name, self._copies = name, copies
+        self._pool: Any = None
+
+    def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
+        # EnvPool takes its seed when it is made, and seeds its copies with seed, seed + 1, …
+        self.close()
+        first = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
+        self._pool = _open(self._name, self._copies, first)
+        obs, _ = self._pool.reset()
+        self._obs = np.array(obs, np.float32)
+        self._resets = np.zeros(self._copies, bool)
+        return self._obs
+
+    def step(self, action: np.ndarray) -> HostStep:
+        obs, reward, terminated, truncated, _ = self._pool.step(action)
+        valid = ~self._resets
+        self._obs = np.array(obs, np.float32)
+        self._resets = terminated | truncated
+        return HostStep(self._obs, self._obs, reward, terminated, truncated & ~terminated, valid)
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+def make_envpool(name: str) -> EnvPoolEnvironment:
+    """The EnvPool environment `name`.
+
+    Raises MissingExtra without EnvPool, EnvironmentNotFound for a name it does not know, UnsupportedSpace for
+    observations that are not one-dimensional boxes.
+    """
+    envpool = _import(name)
+    known = envpool.list_all_envs()
+    if name not in known:
+        nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
+        raise EnvironmentNotFound(f"EnvPool has no environment {name!r}; nearest: {nearest}")
+    pool = _open(name, 1, 0)
+    with warnings.catch_warnings():
+        # EnvPool builds its float64 spaces in a way that Gymnasium warns about; nothing is lost.
+        warnings.simplefilter("ignore")
+        observation, action = pool.observation_space, pool.action_space
+    pool.close()
+    if not isinstance(observation, gymnasium.spaces.Box):
+        raise UnsupportedSpace(f"envpool:{name} has observations {observation}; klimb reads one-dimensional boxes")
+    low, high = observation.low.astype(np.float32), observation.high.astype(np.float32)
+    if isinstance(action, gymnasium.spaces.Box):
+        action = gymnasium.spaces.Box(action.low.astype(np.float32), action.high.astype(np.float32))
+    return EnvPoolEnvironment(f"envpool:{name}", name, gymnasium.spaces.Box(low, high), action)
+
+
+def _import(name: str) -> Any:
+    try:
+        import envpool
+    except ImportError as error:
+        raise MissingExtra(
+            f"envpool:{name} needs EnvPool, which cannot be imported ({error}): pip install 'klimb[envpool]'"
+        ) from error
+    return envpool
+
+
+def _open(name: str, copies: int, seed: int) -> Any:
+    return _import(name).make(name, env_type="gymnasium", num_envs=copies, seed=seed)

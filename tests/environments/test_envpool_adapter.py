@@ -1,0 +1,51 @@
+"""EnvPool's late resets: the inserted rows are not valid, and everything else is what was there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import klimb
+
+pytest.importorskip("envpool")
+
+
+def test_rows_after_an_end_only_carry_out_the_reset():
+    environment = klimb.make("envpool:CartPole-v1")
+    vector = environment.vector(3)
+    obs = vector.reset(seed=4)
+    after_end = np.zeros(3, bool)
+    ends = 0
+    for _ in range(60):
+        step = vector.step(np.ones(3, np.int32))
+        np.testing.assert_array_equal(step.valid, ~after_end)
+        assert (step.reward[after_end] == 0).all()
+        # A fresh start is inside the initial box; the end of an episode is outside the limits.
+        assert (np.abs(step.next_obs[after_end]) <= 0.05).all()
+        after_end = step.terminated | step.truncated
+        assert (np.abs(step.next_obs[after_end][:, [0, 2]]) > [2.4, 0.2094]).any(axis=1).all()
+        np.testing.assert_array_equal(step.obs, step.next_obs)
+        ends += int(after_end.sum())
+        obs = step.obs
+    vector.close()
+    assert obs.dtype == np.float32
+    assert ends >= 9
+
+
+def test_a_seed_repeats_and_another_differs():
+    vector = klimb.make("envpool:CartPole-v1").vector(2)
+    first, again, other = (vector.reset(seed) for seed in (1, 1, 2))
+    vector.close()
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_training_counts_real_steps_only():
+    run = klimb.train("envpool:CartPole-v1", klimb.TRPO(), env_steps=512, num_envs=4, num_steps=64, hidden=(8,))
+    assert 256 * 0.9 < run.history[0]["env_steps"] < 256
+    assert run.history[-1]["status"] == "ACCEPTED"
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(klimb.EnvironmentNotFound, match="HalfCheetah-v5"):
+        klimb.make("envpool:HalfCheeta-v5")

@@ -1,0 +1,107 @@
+"""Policy files: everything a policy is, nothing that runs, and a clear word about every damage."""
+
+from __future__ import annotations
+
+import json
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from klimb import Categorical, NetworkPolicy, PolicyFileError, load_policy, save_policy
+from klimb.policies.networks import Box, Discrete
+
+SPECS = [Discrete(3), Box((-2.0, -np.inf), (2.0, np.inf))]
+
+
+def make_policy(spec=SPECS[0]) -> NetworkPolicy:
+    policy = NetworkPolicy(4, spec, hidden=(8, 5), activation="relu", key=jax.random.key(3))
+    data = jax.random.normal(jax.random.key(1), (50, 4)) * 3 + 1
+    return eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.update(data, jnp.ones(50)))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["discrete", "box"])
+def test_round_trip_keeps_every_bit_and_the_normaliser(spec, tmp_path):
+    policy = make_policy(spec)
+    save_policy(policy, tmp_path)
+    loaded = load_policy(tmp_path)
+    assert eqx.tree_equal(loaded, policy)
+    assert loaded.normalizer.count == 50
+    obs = jnp.array([0.3, -2.0, 9.0, 1.0])
+    assert eqx.tree_equal(loaded(obs), policy(obs))
+
+
+@pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
+def test_either_file_names_the_policy(name, tmp_path):
+    save_policy(make_policy(), tmp_path)
+    assert eqx.tree_equal(load_policy(tmp_path / name), make_policy())
+
+
+def test_a_users_own_policy_comes_back_with_like(tmp_path):
+    class Table(eqx.Module):
+        logits: jax.Array
+
+        def __call__(self, obs):
+            return Categorical(logits=self.logits[obs])
+
+    table = Table(jnp.arange(6.0).reshape(3, 2))
+    save_policy(table, tmp_path)
+    assert eqx.tree_equal(load_policy(tmp_path, like=Table(jnp.zeros((3, 2)))), table)
+    with pytest.raises(PolicyFileError, match="not a klimb policy description"):
+        load_policy(tmp_path)
+    with pytest.raises(PolicyFileError, match=r"float32\[3, 2\] where float32\[4, 2\] is expected"):
+        load_policy(tmp_path, like=Table(jnp.zeros((4, 2))))
+
+
+def edit(description: dict, **changes: object) -> str:
+    return json.dumps({**description, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "other"}, "format"),
+        ({"version": 2}, "version"),
+        ({"hidden": [8, 6]}, r"where float32\[8, 6\] is expected"),
+        ({"hidden": [8]}, "is not expected"),
+        ({"hidden": [10**9]}, "hidden"),
+        ({"hidden": [2**20] * 3}, "is missing"),
+        ({"observation_size": 10**12}, "observation_size"),
+        ({"observation_size": -4}, "observation_size"),
+        ({"activation": "__import__"}, "activation"),
+        ({"actions": {"kind": "discrete", "n": "three"}}, "actions"),
+        ({"actions": {"kind": "box", "low": [0.0], "high": [1.0, 2.0]}}, "1 lower and 2 upper"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_wrong_descriptions_are_refused_without_building_anything(changes, message, tmp_path):
+    save_policy(make_policy(), tmp_path)
+    path = tmp_path / "policy.json"
+    path.write_text(edit(json.loads(path.read_text()), **changes))
+    with pytest.raises(PolicyFileError, match=message) as error:
+        load_policy(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '{"format": 1}'])
+def test_descriptions_that_are_not_descriptions(text, tmp_path):
+    save_policy(make_policy(), tmp_path)
+    (tmp_path / "policy.json").write_text(text)
+    with pytest.raises(PolicyFileError, match=r"policy\.json"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_torn_arrays_are_refused(keep, tmp_path):
+    save_policy(make_policy(), tmp_path)
+    path = tmp_path / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(PolicyFileError, match="not a whole safetensors file"):
+        load_policy(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(PolicyFileError, match=r"there is no policy file .*policy\.safetensors"):
+        load_policy(tmp_path)
