@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,23 +22,16 @@ from klimb.estimate.advantages import (
     discount_from_start,
     estimate_advantages,
     normalise,
-    td_residual,
 )
-from klimb.estimate.critic import CriticFit, explained_variance
+from klimb.estimate.critic import CriticFit, explained_variance, values
+from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
 from klimb.improve.rule import Rule
 from klimb.policies.networks import Critic
 from klimb.policies.normalizer import Normalizer
 from klimb.runs.config import TrainOptions
-from klimb.types import Batch, Rollout, TrainState, UpdateInfo, weighted_mean
+from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 
 Metrics = dict[str, Array]
-
-
-class Promise(NamedTuple):
-    """What the next iteration needs to measure the improvement this one's step has brought."""
-
-    residual: Float[Array, ""]
-    standard_error: Float[Array, ""]
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class Iteration:
             rule_state=self.rule.init(policy),
             critic_state=self.critic_fit.init(critic),
             collector_state=() if self.collector is None else self.collector.init(key_collect),
-            previous=Promise(unknown, unknown),
+            previous=MeanResidual(unknown, unknown),
             iteration=jnp.int32(0),
             env_steps=jnp.uint32(0),
             key=key,
@@ -90,11 +83,10 @@ class Iteration:
         metrics = {
             **_episode_metrics(episodes),
             **_step_metrics(info, scale),
-            **_improvement_metrics(_promise(value, next_value, rollout, options.gamma), state.previous),
+            **realised_improvement(mean_residual(rollout, value, next_value, gamma=options.gamma), state.previous),
             "explained_variance": explained_variance(value.reshape(-1), batch.value_target, batch.weight),
             "value_loss": fit.value_loss,
         }
-        previous = _promise(*values(critic, rollout), rollout, options.gamma)
         if options.normalize_observations:
             new_policy, critic = (_observe(x, batch.obs, batch.weight) for x in (new_policy, critic))
         state = TrainState(
@@ -103,7 +95,7 @@ class Iteration:
             rule_state=rule_state,
             critic_state=critic_state,
             collector_state=state.collector_state,
-            previous=previous,
+            previous=mean_residual(rollout, *values(critic, rollout), gamma=options.gamma),
             iteration=state.iteration + 1,
             env_steps=state.env_steps + jnp.sum(rollout.valid, dtype=jnp.uint32),
             key=key,
@@ -149,35 +141,6 @@ class Iteration:
         return CriticFit(options.critic_learning_rate, options.critic_epochs, options.critic_num_minibatches)
 
 
-def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
-    """V of every observation and of every true successor (meaningless, and not used, where terminated).
-
-    The successor is the next row's observation unless the episode ended there, so the critic is asked again
-    only where there are truncations.
-    """
-    value = critic(rollout.obs)
-    following = jnp.concatenate([value[1:], critic(rollout.next_obs[-1:])])
-
-    def ask_again() -> Array:
-        return jnp.where(rollout.truncated, critic(rollout.next_obs), following)
-
-    return value, jax.lax.cond(jnp.any(rollout.truncated), ask_again, lambda: following)
-
-
-def _promise(value: Array, next_value: Array, rollout: Rollout, gamma: float) -> Promise:
-    """Mean one-step residual of a batch under one critic, with its standard error.
-
-    The performance difference lemma says that the residual under V^π, averaged over another policy's states
-    and actions, is that policy's improvement a step. The difference between two batches under the *same*
-    critic is the improvement realised, and the critic's own error telescopes out of it (MATH §3).
-    """
-    residual = td_residual(rollout.reward, value, next_value, rollout.terminated, gamma=gamma).reshape(-1)
-    weight = rollout.valid.reshape(-1).astype(residual.dtype)
-    mean = weighted_mean(residual, weight)
-    variance = weighted_mean(jnp.square(residual - mean), weight)
-    return Promise(mean, jnp.sqrt(variance / jnp.maximum(jnp.sum(weight), 1)))
-
-
 def _episode_metrics(episodes: EpisodeSummary) -> Metrics:
     return {
         "episode_return": episodes.mean_return,
@@ -195,13 +158,6 @@ def _step_metrics(info: UpdateInfo, scale: Array) -> Metrics:
         "predicted_improvement": info.surrogate_gain * scale,
         "predicted_improvement_se": extra.pop("surrogate_gain_se", jnp.nan) * scale,
         **extra,
-    }
-
-
-def _improvement_metrics(now: Promise, previous: Promise) -> Metrics:
-    return {
-        "realised_improvement": now.residual - previous.residual,
-        "realised_improvement_se": jnp.hypot(now.standard_error, previous.standard_error),
     }
 
 

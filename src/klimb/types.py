@@ -95,7 +95,8 @@ class Batch(eqx.Module):
             return jnp.where(jnp.reshape(counted, counted.shape + (1,) * (column.ndim - 1)), column, 0)
 
         columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
-        return Batch(*map(blank, columns), rollout=self.rollout, progress=self.progress)
+        obs, action, log_prob, advantage, value_target, weight = map(blank, columns)
+        return Batch(obs, action, log_prob, advantage, value_target, weight, self.rollout, self.progress)
 
     def take(self, rows: Int[Array, " b"]) -> Batch:
         """A minibatch: some of the rows, without the rollout they came from."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +42,8 @@ class EnvPoolVector(HostVector):
         self.close()
         first = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
         self._pool = _open(self._name, self._copies, first)
-        obs, _ = self._pool.reset()
+        with _without_space_warnings():
+            obs, _ = self._pool.reset()
         self._obs = np.array(obs, np.float32)
         self._resets = np.zeros(self._copies, bool)
         return self._obs
@@ -70,9 +73,7 @@ def make_envpool(name: str) -> EnvPoolEnvironment:
         nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
         raise EnvironmentNotFound(f"EnvPool has no environment {name!r}; nearest: {nearest}")
     pool = _open(name, 1, 0)
-    with warnings.catch_warnings():
-        # EnvPool builds its float64 spaces in a way that Gymnasium warns about; nothing is lost.
-        warnings.simplefilter("ignore")
+    with _without_space_warnings():
         observation, action = pool.observation_space, pool.action_space
     pool.close()
     if not isinstance(observation, gymnasium.spaces.Box):
@@ -81,6 +82,14 @@ def make_envpool(name: str) -> EnvPoolEnvironment:
     if isinstance(action, gymnasium.spaces.Box):
         action = gymnasium.spaces.Box(action.low.astype(np.float32), action.high.astype(np.float32))
     return EnvPoolEnvironment(f"envpool:{name}", name, gymnasium.spaces.Box(low, high), action)
+
+
+@contextlib.contextmanager
+def _without_space_warnings() -> Iterator[None]:
+    """EnvPool builds its float64 spaces in a way that Gymnasium warns about; nothing is lost."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _import(name: str) -> Any:

@@ -90,7 +90,8 @@ def _gymnasium(name: str) -> HostEnvironment:
         )
     try:
         return GymnasiumEnvironment.from_maker(f"gymnasium:{name}", lambda: gym.make(identifier))
-    except gym.error.DependencyNotInstalled as missing:
+    # Gymnasium's own error for most packages; a plain ImportError for those that it imports unguarded.
+    except (gym.error.DependencyNotInstalled, ImportError) as missing:
         raise MissingExtra(
             f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "
             "environments: pip install 'klimb[mujoco]'"

@@ -73,7 +73,7 @@ def estimate_advantages(
     gae_lambda: float | Array,
     n_step: int,
 ) -> Estimate:
-    """Every choice of Â (MATH §1), from the highest variance to the lowest.
+    """Every choice of Â, from the highest variance to the lowest.
 
     total_return            the whole return of the episode, for every one of its steps (no causality)
     reward_to_go            only the rewards from t on

@@ -15,7 +15,7 @@ from klimb.improve.ascent import Ascent
 from klimb.improve.objectives import choose, flatten
 from klimb.minibatches import require_divisible, shuffled, take_rows
 from klimb.policies.networks import Critic
-from klimb.types import Batch, weighted_mean
+from klimb.types import Batch, Rollout, weighted_mean
 
 
 class CriticInfo(NamedTuple):
@@ -90,6 +90,21 @@ def rescale(critic: Critic, batch: Batch) -> Critic:
     kept = (network.biases[-1] * old.scale + old.mean - new.mean) / new.scale
     bias = jnp.where(fresh, network.biases[-1], kept)
     return eqx.tree_at(lambda c: (c.network.weights[-1], c.network.biases[-1], c.target), critic, (weight, bias, new))
+
+
+def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+    """V of every observation and of every true successor (meaningless, and not used, where terminated).
+
+    The successor is the next row's observation unless the episode ended there, so the critic is asked again
+    only where there are truncations.
+    """
+    value = critic(rollout.obs)
+    following = jnp.concatenate([value[1:], critic(rollout.next_obs[-1:])])
+
+    def ask_again() -> Array:
+        return jnp.where(rollout.truncated, critic(rollout.next_obs), following)
+
+    return value, jax.lax.cond(jnp.any(rollout.truncated), ask_again, lambda: following)
 
 
 def explained_variance(

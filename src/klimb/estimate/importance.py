@@ -17,7 +17,7 @@ def per_decision_weights(
     terminated: Bool[Array, "T N"] | None = None,
     truncated: Bool[Array, "T N"] | None = None,
 ) -> Float[Array, "T N"]:
-    """Π_{t' ≤ t} π_θ/π_β up to and including each step, starting anew after an episode's end (MATH §2).
+    """Π_{t' ≤ t} π_θ/π_β up to and including each step, starting anew after an episode's end (Precup et al. 2000).
 
     Without flags every column is one trajectory.
     """

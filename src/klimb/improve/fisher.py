@@ -34,7 +34,7 @@ def linearise(
 
     The Gauss-Newton form: exact (no action is sampled) and positive semi-definite by construction, unlike
     the Hessian of a sampled KL. One forward pass is stored; each product is one tangent and one cotangent
-    pass over it (MATH §5).
+    pass over it.
     """
     distribution, push_forward = jax.linearize(distribution_at, theta)
     transpose = jax.linear_transpose(push_forward, theta)

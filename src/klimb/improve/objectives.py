@@ -60,7 +60,7 @@ def log_ratio(distribution: Distribution, batch: Batch) -> Float[Array, " B"]:
 
 
 def surrogate_gain(distribution: Distribution, batch: Batch) -> Float[Array, ""]:
-    """mean (π_θ/π_β − 1) Â: the improvement promised to first order in the change of states (MATH §3).
+    """mean (π_θ/π_β − 1) Â: the improvement promised to first order in the change of states (Kakade and Langford 2002).
 
     The −1 makes it 0 at the old policy even when the sampled advantages do not average to 0.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of an iteration (a `TrainState`) in one safetensors file, written whole or not at all."""
+"""Checkpoints: the whole state of an iteration in one safetensors file, written whole or not at all."""
 
 from __future__ import annotations
 

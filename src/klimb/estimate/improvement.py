@@ -1,0 +1,42 @@
+"""What a policy's last step has brought, measured on the batch that the improved policy collected."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klimb.estimate.advantages import td_residual
+from klimb.types import Rollout, weighted_mean
+
+
+class MeanResidual(NamedTuple):
+    """Mean one-step residual of a batch under one critic, in reward a step, and its standard error."""
+
+    mean: Float[Array, " *seeds"]
+    standard_error: Float[Array, " *seeds"]
+
+
+def mean_residual(
+    rollout: Rollout, value: Float[Array, "T N"], next_value: Float[Array, "T N"], *, gamma: float | Array
+) -> MeanResidual:
+    """mean r + γ V(s') − V(s) over the rows that count.
+
+    The performance difference lemma says that the residual under V^π, averaged over another policy's states
+    and actions, is that policy's improvement a step. The difference between two batches under the *same*
+    critic is the improvement realised, and the critic's own error telescopes out of it (Kakade and Langford 2002).
+    """
+    residual = td_residual(rollout.reward, value, next_value, rollout.terminated, gamma=gamma).reshape(-1)
+    weight = rollout.valid.reshape(-1).astype(residual.dtype)
+    mean = weighted_mean(residual, weight)
+    variance = weighted_mean(jnp.square(residual - mean), weight)
+    return MeanResidual(mean, jnp.sqrt(variance / jnp.maximum(jnp.sum(weight), 1)))
+
+
+def realised_improvement(now: MeanResidual, before: MeanResidual) -> dict[str, Array]:
+    """The step from the policy of `before` to that of `now`: improvement in reward a step, with its standard error."""
+    return {
+        "realised_improvement": now.mean - before.mean,
+        "realised_improvement_se": jnp.hypot(now.standard_error, before.standard_error),
+    }
