@@ -13,7 +13,7 @@ import scipy.stats
 
 from klimb.policies.distributions import Categorical, DiagGaussian
 
-INF = np.inf
+INF, DRAWS = np.inf, 50_000
 LOGITS = {
     "plain": [0.3, -1.2, 2.0, 0.0, 0.5],
     "shifted": [1000.3, 998.8, 1002.0, 1000.0, 1000.5],
@@ -59,51 +59,54 @@ def test_categorical_gradients_are_finite_and_right(x64, logits):
     np.testing.assert_allclose(slope, -probs * (log_probs + scipy.stats.entropy(probs)), atol=1e-13)
 
 
+@jax.jit
+def draw(distribution, key):
+    """50 000 actions for each row, as a collector draws them: the noise of all of them at once."""
+    return jax.vmap(distribution.sample_from)(distribution.noise(key, (DRAWS,)))
+
+
 def test_categorical_sampling_frequencies():
-    """χ² of 100 000 draws a row; a masked action is never drawn."""
-    draws, logits = 100_000, np.array([row for name, row in LOGITS.items() if name != "rare"])
-    batch = Categorical(logits=jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (draws, *logits.shape)))
-    actions = np.asarray(jax.jit(Categorical.sample)(batch, jax.random.key(0)))
-    assert actions.shape == (draws, len(logits))
+    """χ² of every row; a masked action is never drawn, and rows and draws are independent of each other."""
+    logits = np.array([row for name, row in LOGITS.items() if name != "rare"])
+    actions = np.asarray(draw(Categorical(logits=jnp.asarray(logits, jnp.float32)), jax.random.key(0)))
+    assert actions.shape == (DRAWS, len(logits))
     for row, drawn in zip(logits, actions.T, strict=True):
         allowed, counts = possible(row), np.bincount(drawn, minlength=len(row))
-        assert counts[allowed].sum() == draws
+        assert counts[allowed].sum() == DRAWS
         if len(allowed) > 1:
-            expected = draws * scipy.special.softmax(row)[allowed]
+            expected = DRAWS * scipy.special.softmax(row)[allowed]
             assert scipy.stats.chisquare(counts[allowed], expected, sum_check=False).pvalue > 1e-4
-    # Two rows of one call are independent: a contingency table of the first row against the third.
-    table = np.histogram2d(actions[:, 0], actions[:, 2], bins=[range(6), [1, 2, 3, 4]])[0]
-    assert scipy.stats.chi2_contingency(table).pvalue > 1e-4
+    # The first row against the third, which has actions 1 to 3, and against its own next draw.
+    for first, second in ((actions[:, 0], actions[:, 2]), (actions[:-1, 0], actions[1:, 0])):
+        table = np.zeros((5, 5))
+        np.add.at(table, (first, second), 1)
+        assert scipy.stats.chi2_contingency(table[:, table.any(0)]).pvalue > 1e-4
 
 
-def test_categorical_inverts_the_cumulative_distribution(monkeypatch):
+def test_categorical_inverts_the_cumulative_distribution():
     """Action a is taken for F(a−1) ≤ u < F(a), and at both ends of [0, 1) whatever rounding does to the total."""
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, (2000, 50)).astype(np.float32)
+    rng, rows = np.random.default_rng(0), 2000
+    logits = rng.normal(0, 3, (rows, 50)).astype(np.float32)
     logits[rng.random(logits.shape) < 0.5] = -INF
     logits[:, 25] = 0.0  # at least one action is possible
-    distribution = Categorical(logits=jnp.asarray(logits))
-    last_uniform = np.float32(1 - 2.0**-23)
-
-    def sample(uniform):
-        monkeypatch.setattr(jax.random, "uniform", lambda *_: jnp.asarray(uniform, jnp.float32))
-        return np.asarray(distribution.sample(jax.random.key(0)))
-
     probs = scipy.special.softmax(logits.astype(np.float64), axis=-1)
-    first, last = (probs > 0).argmax(-1), 49 - (probs[:, ::-1] > 0).argmax(-1)
-    np.testing.assert_array_equal(sample(np.zeros(2000)), first)
-    taken = sample(np.full(2000, last_uniform))
-    # The last actions may have less probability together than one step of the uniform number.
-    beyond = np.cumsum(probs[:, ::-1], -1)[:, ::-1]
-    assert (beyond[np.arange(2000), taken] > 0).all()
-    assert (probs[np.arange(2000), taken] > 0).all()
-    assert (taken == last)[probs[np.arange(2000), last] > 1e-6].all()
+    distribution = Categorical(logits=jnp.asarray(logits))
 
-    uniform = rng.random(2000).astype(np.float32)
+    def taken(uniform):
+        return np.asarray(jax.jit(Categorical.sample_from)(distribution, jnp.asarray(uniform, jnp.float32)))
+
+    first, last = (probs > 0).argmax(-1), 49 - (probs[:, ::-1] > 0).argmax(-1)
+    np.testing.assert_array_equal(taken(np.zeros(rows)), first)
+    action = taken(np.full(rows, 1 - 2.0**-23))
+    assert (probs[np.arange(rows), action] > 0).all()
+    # Less probability than a step of the uniform number may be passed over.
+    assert (action == last)[probs[np.arange(rows), last] > 1e-6].all()
+
+    uniform = rng.random(rows).astype(np.float32)
     cumulative = np.cumsum(probs, -1)
     clear = np.abs(cumulative - uniform[:, None]).min(-1) > 1e-5
-    expected = (cumulative <= uniform[:, None]).sum(-1)
-    np.testing.assert_array_equal(sample(uniform)[clear], expected[clear])
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(taken(uniform)[clear], (cumulative <= uniform[:, None]).sum(-1)[clear])
 
 
 def test_gaussian_equals_scipy(x64):
@@ -119,19 +122,28 @@ def test_gaussian_equals_scipy(x64):
 
 
 def test_gaussian_sampling():
-    """Each dimension by Kolmogorov-Smirnov, and no correlation between any two."""
-    draws = 50_000
-    shape = (draws, *MEAN.shape)
-    batch = DiagGaussian(
-        mean=jnp.broadcast_to(jnp.asarray(MEAN, jnp.float32), shape),
-        log_std=jnp.broadcast_to(jnp.asarray(LOG_STD, jnp.float32), shape),
-    )
-    actions = np.asarray(jax.jit(DiagGaussian.sample)(batch, jax.random.key(1)), np.float64)
-    columns = ((actions - MEAN) / np.exp(LOG_STD)).reshape(draws, -1)
+    """Each dimension by Kolmogorov-Smirnov, and no correlation between any two, nor with the next draw."""
+    distribution = DiagGaussian(mean=jnp.asarray(MEAN, jnp.float32), log_std=jnp.asarray(LOG_STD, jnp.float32))
+    actions = np.asarray(draw(distribution, jax.random.key(1)), np.float64)
+    columns = ((actions - MEAN) / np.exp(LOG_STD)).reshape(DRAWS, -1)
     for column in columns.T:
         assert scipy.stats.kstest(column, "norm").pvalue > 1e-4
+    columns = np.concatenate([columns[:-1], columns[1:]], axis=1)
     correlation = np.corrcoef(columns.T)[np.triu_indices(columns.shape[1], 1)]
-    assert np.abs(correlation).max() < 4.5 / draws**0.5
+    assert np.abs(correlation).max() < 4.5 / DRAWS**0.5
+
+
+@pytest.mark.parametrize("kind", [Categorical, DiagGaussian], ids=lambda kind: kind.__name__)
+def test_one_sample_is_made_from_one_draw_of_noise(kind):
+    """`sample` has the leading axes of the parameters, and its key decides it, not the parameters."""
+    rows = (jnp.zeros((2, 3, 4)), jnp.linspace(-1, 1, 24).reshape(2, 3, 4))
+    distribution, other = (kind(x) if kind is Categorical else kind(x, x) for x in rows)
+    key = jax.random.key(2)
+    np.testing.assert_array_equal(distribution.sample(key), distribution.sample_from(distribution.noise(key)))
+    np.testing.assert_array_equal(distribution.noise(key, (5,)), other.noise(key, (5,)))
+    assert distribution.noise(key, (5,)).shape[:3] == (5, 2, 3)
+    assert distribution.sample(key).shape == distribution.mode().shape
+    assert (distribution.sample(key) != distribution.sample(jax.random.key(3))).any()
 
 
 @each_logits
@@ -159,5 +171,5 @@ def test_gaussian_fisher_metric_is_the_mean_outer_product_of_scores(x64, row):
     for tangent in jnp.eye(4):
         image = distribution.fisher_metric(DiagGaussian(mean=tangent[:2], log_std=tangent[2:]))
         columns.append(np.concatenate([image.mean, image.log_std]))
-    scale = np.sqrt(np.diag(expected))
-    np.testing.assert_allclose(np.stack(columns) / np.outer(scale, scale), expected / np.outer(scale, scale), atol=1e-12)
+    scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    np.testing.assert_allclose(np.stack(columns) / scale, expected / scale, atol=1e-12)

@@ -83,7 +83,7 @@ def test_outliers_are_clipped():
     ("owner", "parameters"),
     [
         (lambda key: NetworkPolicy(3, Discrete(4), hidden=(5,), key=key), 3 * 5 + 5 + 5 * 4 + 4),
-        (lambda key: NetworkPolicy(3, Box((-1, -1), (1, 1)), hidden=(5,), key=key), 3 * 5 + 5 + 5 * 2 + 2 + 2),
+        (lambda key: NetworkPolicy(3, Box((-1.0, -1.0), (1.0, 1.0)), hidden=(5,), key=key), 3 * 5 + 5 + 5 * 2 + 2 + 2),
         (lambda key: Critic(3, hidden=(5,), key=key), 3 * 5 + 5 + 5 + 1),
     ],
     ids=["discrete policy", "box policy", "critic"],
