@@ -1,0 +1,247 @@
+"""Reads a run's directory into columns: its configuration, its metrics, its final evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from klimb.errors import ConfigError, RunError
+from klimb.improve.registry import RULES
+from klimb.runs.config import RunConfig, TrainOptions, build
+from klimb.runs.metrics import read_metrics
+from klimb.runs.report.averages import Column, interquartile_mean
+from klimb.types import Status
+
+Spec = dict[str, Any]
+
+MAX_POINTS = 600
+MAX_NUMBERS = 100_000  # in all series together: keeps the page under 1 MB
+
+
+@dataclass(frozen=True)
+class SeedReturns:
+    """What the final evaluation says of one seed's policy: `[episodes]` finite returns, their mean and its error."""
+
+    seed: int
+    mean: float
+    standard_error: float
+    returns: Float[np.ndarray, " episodes"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The final evaluation: whole episodes of every seed's policy."""
+
+    episodes: int
+    deterministic: bool
+    seeds: list[SeedReturns]
+
+    @property
+    def mean(self) -> float:
+        """Mean return, over seeds too."""
+        return float(np.mean([seed.mean for seed in self.seeds]))
+
+    @property
+    def standard_error(self) -> float:
+        """Of `mean`: over episodes with one seed, over the seeds' means with several."""
+        if len(self.seeds) == 1:
+            return self.seeds[0].standard_error
+        return float(np.std([seed.mean for seed in self.seeds], ddof=1) / math.sqrt(len(self.seeds)))
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as columns: n iterations, one value a seed (or one for all). NaN where a number does not exist.
+
+    `edges` are the first rows of the buckets that lines are averaged over, and n at the end.
+    """
+
+    name: str
+    config: Spec
+    iteration: Int[np.ndarray, " n"]
+    env_steps: Float[np.ndarray, " n"]
+    status: Shaped[np.ndarray, "n seeds"]
+    columns: dict[str, Column]
+    evaluation: Evaluation | None
+    edges: Int[np.ndarray, " edges"]
+
+    @property
+    def num_seeds(self) -> int:
+        return self.status.shape[1]
+
+    @property
+    def seeds(self) -> list[int]:
+        first = self.config["options"]["seed"]
+        return [first + i for i in range(self.num_seeds)]
+
+    @property
+    def rejected(self) -> Bool[np.ndarray, "n seeds"]:
+        return self.status != Status.ACCEPTED.name
+
+    def has(self, name: str) -> bool:
+        return name in self.columns
+
+    def of_accepted(self, name: str) -> Column:
+        """A metric without the rejected steps, which moved nothing; with them if there are no others."""
+        column = np.where(self.rejected, np.nan, self.columns[name])
+        return column if np.isfinite(column).any() else self.columns[name]
+
+    def centre(self, name: str) -> Float[np.ndarray, " n"]:
+        """One number an iteration: the value, or the interquartile mean over seeds. Empty for no such metric."""
+        return interquartile_mean(self.columns[name]) if self.has(name) else np.empty(0)
+
+
+def read_run(run_dir: Path) -> RunData:
+    """Everything the report needs from a run's directory."""
+    config = _read_config(run_dir / "config.toml")
+    records = _read_records(run_dir / "metrics.jsonl")
+    num_seeds = config["options"]["num_seeds"]
+    names = dict.fromkeys(name for record in records for name in record if name != "status")
+    columns = {name: _column([record.get(name) for record in records], num_seeds) for name in names}
+    columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
+    iteration = columns.pop("iteration")[:, 0].astype(np.int64)
+    env_steps = columns.pop("env_steps")[:, 0]
+    points = min(len(records), MAX_POINTS, max(50, MAX_NUMBERS // (len(columns) * 5 + num_seeds)))
+    return RunData(
+        name=run_dir.resolve().name,
+        config=config,
+        iteration=iteration,
+        env_steps=env_steps,
+        status=_statuses([record.get("status") for record in records], num_seeds),
+        columns=columns,
+        evaluation=_read_evaluation(run_dir / "evaluation.json"),
+        edges=np.linspace(0, len(records), points + 1).astype(np.int64),
+    )
+
+
+def _read_config(path: Path) -> Spec:
+    """The configuration, completed by its defaults. A rule that is not klimb's own is taken as it is written."""
+    try:
+        return RunConfig.read(path).to_dict()
+    except ConfigError:
+        tree = _foreign_rule(path)
+        if tree is None:
+            raise
+    rule = {key: None if value == "none" else value for key, value in tree["rule"].items()}
+    options = build(TrainOptions, tree.get("options", {}))
+    return {"env": tree["env"], "rule": rule, "options": dataclasses.asdict(options)}
+
+
+def _foreign_rule(path: Path) -> Spec | None:
+    """The file's tree if all that is unusual about it is a rule of the user's own."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    name = tree["rule"].get("name") if isinstance(tree.get("rule"), dict) else None
+    usable = isinstance(tree.get("env"), str) and isinstance(name, str) and name not in RULES
+    return tree if usable else None
+
+
+def _read_records(path: Path) -> list[Spec]:
+    try:
+        records = read_metrics(path)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; is {path.parent} the directory of a run?") from None
+    except ValueError as error:
+        raise RunError(f"{path} is not a file of metrics: {error}") from None
+    # After a crash and a resume an iteration may stand there twice: the later record is the one that counts.
+    latest = {record["iteration"]: record for record in records if _is_record(record)}
+    if not latest:
+        raise RunError(f"{path} holds no iteration yet: let the run finish at least one, then report again")
+    return [latest[iteration] for iteration in sorted(latest)]
+
+
+def _is_record(record: Any) -> bool:
+    return isinstance(record, dict) and all(isinstance(record.get(x), int) for x in ("iteration", "env_steps"))
+
+
+def _read_evaluation(path: Path) -> Evaluation | None:
+    if not path.exists():
+        return None
+    try:
+        tree = json.loads(path.read_bytes())
+        seeds = [
+            SeedReturns(
+                int(seed["seed"]),
+                _number_or_nan(seed["mean"]),
+                _number_or_nan(seed["standard_error"]),
+                np.array([x for x in map(_number_or_nan, seed["returns"]) if math.isfinite(x)]),
+            )
+            for seed in tree["seeds"]
+        ]
+        return Evaluation(int(tree["episodes"]), bool(tree["deterministic"]), seeds) if seeds else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is not an evaluation ({error!r}): evaluate the run again or remove the file") from None
+
+
+def _column(cells: list[Any], num_seeds: int) -> Column:
+    """`[n, seeds]`, or `[n, 1]` for a metric that all seeds share; NaN for everything that is not a finite number."""
+    try:
+        values = np.array(cells, dtype=float)
+    except (ValueError, TypeError, OverflowError):
+        shared = not any(isinstance(cell, list) for cell in cells)
+        width = 1 if shared else num_seeds
+        rows = [cell if isinstance(cell, list) and len(cell) == width else [cell] for cell in cells]
+        values = np.array(
+            [[_number_or_nan(x) for x in row] if len(row) == width else [math.nan] * width for row in rows]
+        )
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] not in (1, num_seeds):
+        return np.full((len(cells), 1), np.nan)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _number_or_nan(cell: Any) -> float:
+    try:
+        return float(cell) if isinstance(cell, int | float) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]:
+    """Status names; a record without one counts as accepted."""
+    status = np.full((len(cells), num_seeds), Status.ACCEPTED.name, dtype=object)
+    for row, cell in enumerate(cells):
+        for seed, name in enumerate((cell if isinstance(cell, list) else [cell] * num_seeds)[:num_seeds]):
+            if isinstance(name, str):
+                status[row, seed] = name
+    return status
+
+
+def improvement_pairs(run: RunData) -> dict[str, np.ndarray]:
+    """What each accepted step promised beside what it brought, in reward a step, over all seeds.
+
+    A step's improvement is measured on the next batch, so it stands in the *next* record.
+    """
+    step = np.flatnonzero(np.diff(run.iteration) == 1)
+    missing = np.full((len(run.iteration), run.num_seeds), np.nan)
+
+    def at(name: str, rows: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(run.columns.get(name, missing), missing.shape)[rows]
+
+    pairs = {
+        "predicted": at("predicted_improvement", step),
+        "predicted_se": at("predicted_improvement_se", step),
+        "realised": at("realised_improvement", step + 1),
+        "realised_se": at("realised_improvement_se", step + 1),
+        "iteration": np.broadcast_to(run.iteration[step, None], (len(step), run.num_seeds)),
+        "seed": np.broadcast_to(np.array(run.seeds), (len(step), run.num_seeds)),
+    }
+    kept = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"]) & ~run.rejected[step]
+    return {name: values[kept] for name, values in pairs.items()}
+
+
+def rejection_counts(run: RunData) -> list[tuple[str, int]]:
+    """(status, steps), the most frequent reason first."""
+    return Counter(run.status[run.rejected].tolist()).most_common()
