@@ -1,0 +1,115 @@
+"""Does it learn? Small budgets, thresholds far above the policy that each run started from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import klimb
+from klimb import PPO, TRPO, NetworkPolicy, Reinforce, Status
+from klimb.improve.objectives import action_distribution, log_ratio
+from klimb.improve.rule import Rule
+from klimb.policies.networks import action_spec
+from klimb.types import UpdateInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A rule that lets another one decide, and reports how far the batch it is given is from on-policy."""
+
+    rule: Rule
+
+    def init(self, policy):
+        return self.rule.init(policy)
+
+    def step(self, key, policy, state, batch):
+        off = jnp.max(jnp.abs(jnp.expm1(log_ratio(action_distribution(policy, batch.obs), batch))))
+        new, state, info = self.rule.step(key, policy, state, batch)
+        fields = {name: getattr(info, name) for name in UpdateInfo.__dataclass_fields__}
+        return new, state, UpdateInfo(**{**fields, "extra": {**info.extra, "off_policy": off}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """`threshold` lies between what is asked of the trained policy and what the untrained one gets."""
+
+    env: str
+    rule: Rule
+    env_steps: int
+    num_steps: int
+    threshold: float
+    gamma: float = 0.99
+
+    @functools.cached_property
+    def run(self) -> klimb.Run:
+        return klimb.train(
+            self.env,
+            Watched(self.rule),
+            env_steps=self.env_steps,
+            num_steps=self.num_steps,
+            num_envs=16,
+            hidden=(32,),
+            gamma=self.gamma,
+        )
+
+    def untrained(self) -> NetworkPolicy:
+        env = klimb.make(self.env)
+        size = env.observation_space.shape[0]
+        return NetworkPolicy(
+            size, action_spec(env.action_space), hidden=(32,), key=jax.random.key(self.run.config.options.seed)
+        )
+
+
+# Measured on 8 seeds: the trained policies got 470 to 500 and −190 to −240, the untrained ones 9 to 270 and about
+# −1350. CartPole's returns end at 500, Pendulum's best is about −150 and doing nothing about −1200.
+CARTPOLE = {"env": "jax:CartPole-v1", "num_steps": 64, "threshold": 400}
+PENDULUM = {"env": "jax:Pendulum-v1", "env_steps": 100_000, "num_steps": 128, "threshold": -400, "gamma": 0.95}
+TASKS = [
+    Task(rule=Reinforce(learning_rate=2e-2), env_steps=40_000, **CARTPOLE),
+    Task(rule=TRPO(), env_steps=60_000, **CARTPOLE),
+    Task(rule=PPO(learning_rate=3e-3), env_steps=40_000, **CARTPOLE),
+    Task(rule=TRPO(max_kl=0.03), **PENDULUM),
+    Task(rule=PPO(learning_rate=3e-3), **PENDULUM),
+]
+each_task = pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=[pytest.mark.slow] if "Pendulum" in task.env else []) for task in TASKS],
+    ids=lambda task: f"{type(task.rule).__name__}-{task.env}",
+)
+
+
+def mean_return(policy, task: Task) -> float:
+    return klimb.evaluate(policy, task.env, episodes=20, seed=1).mean
+
+
+@each_task
+def test_reaches_a_return_that_the_untrained_policy_does_not(task):
+    assert mean_return(task.untrained(), task) < task.threshold
+    assert mean_return(task.run.policy, task) >= task.threshold
+
+
+@each_task
+def test_batches_are_on_policy_all_along(task):
+    """The ratio at the parameters, and the normaliser, that collected the batch is 1 to rounding."""
+    off = np.ravel([record["off_policy"] for record in task.run.history])
+    assert len(off) == -(-task.env_steps // (16 * task.num_steps))
+    assert off.max() < 1e-4
+    assert task.run.policy.normalizer.count > 0
+
+
+@each_task
+def test_every_step_is_accounted_for(task):
+    """Most steps are taken, none is non-finite, and a trust region is never left."""
+    status = np.ravel([record["status"] for record in task.run.history])
+    assert np.mean(status == Status.ACCEPTED.name) > 0.9
+    assert not (status == Status.NONFINITE.name).any()
+    kl = np.ravel([record["kl_old_new"] for record in task.run.history])
+    assert np.isfinite(kl).all()
+    if isinstance(task.rule, TRPO):
+        assert kl.max() <= task.rule.max_kl * (1 + 1e-4)
+        assert np.median(kl) > 0.5 * task.rule.max_kl
