@@ -30,7 +30,7 @@ def train() -> None:
     state, done = program.initial_state(), 0
     while done < ITERATIONS:
         count = min(program.max_iterations_a_call, ITERATIONS - done)
-        state, metrics = program.advance(state, count)
+        state, _ = program.advance(state, count)
         done += count
     jax.block_until_ready(state)
 
