@@ -13,7 +13,7 @@ demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the
 	$(BIN)/klimb train trpo CartPole-v1
 
 test: $(DEV) lint types  ## lint, types, tests
-	timeout -s KILL 900 $(BIN)/python -m pytest
+	timeout -s KILL 900 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check

@@ -206,7 +206,6 @@ def by_definition(old: PyTree, new: PyTree, batch: Batch, direction: str) -> dic
         tv, tv_max = np.abs(ratio - 1) / 2, np.minimum(np.sqrt(smaller / 2), np.sqrt(1 - np.exp(-smaller)))
     else:
         tv_max = tv
-    share = (weight * ratio)[counted]
     return {
         "surrogate_gain": mean((ratio - 1) * np.asarray(batch.advantage, float)),
         "kl_old_new": mean(forward),
@@ -215,7 +214,7 @@ def by_definition(old: PyTree, new: PyTree, batch: Batch, direction: str) -> dic
         "tv": mean(tv),
         "tv_max": tv_max[counted].max(),
         "entropy": mean(entropy),
-        "ess": share.sum() ** 2 / np.sum(share**2) / len(share),
+        "ess": mean(ratio) ** 2 / mean(ratio**2),
     }
 
 

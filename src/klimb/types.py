@@ -122,7 +122,7 @@ class UpdateInfo(eqx.Module):
         there is one; for Gaussians of several dimensions `tv` is the sampled ½ mean |ratio − 1| and `tv_max`
         the Pinsker / Bretagnolle-Huber upper bound at the worst state.
     entropy: mean entropy of the returned policy (nats).
-    ess: effective sample size of the ratios π_new/π_old on this batch, as a fraction of its rows.
+    ess: effective sample size of the ratios π_new/π_old on this batch, as a fraction; 1 for an unmoved policy.
     status: a `Status`. extra: the rule's own scalars by name (CG residual, backtracks, clip fraction ...).
     """
 

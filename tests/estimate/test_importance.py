@@ -109,7 +109,8 @@ def test_effective_sample_size_has_its_bounds_and_ignores_scale():
 def test_effective_sample_size_of_the_rows_that_count():
     weight = np.array([1.0, 2.0, 3.0, 1e9, np.nan], np.float32)
     counted = np.array([True, True, True, False, False])
-    actual = effective_sample_size(jnp.asarray(weight), jnp.asarray(counted))
+    actual = effective_sample_size(jnp.asarray(weight), jnp.asarray(counted, jnp.float32))
     np.testing.assert_allclose(actual, 6**2 / (3 * (1 + 4 + 9)), rtol=1e-6)
+    np.testing.assert_allclose(effective_sample_size(jnp.full(3, 7.0), jnp.array([1.0, 20.0, 0.5])), 1, rtol=1e-6)
     table = effective_sample_size(jnp.asarray(weight[:4].reshape(2, 2)))
     np.testing.assert_allclose(table, effective_sample_size(jnp.asarray(weight[:4])), rtol=1e-6)

@@ -34,16 +34,16 @@ def per_decision_weights(
     return jnp.exp(cumulative)
 
 
-def effective_sample_size(weight: Float[Array, "..."], counted: Bool[Array, "..."] | None = None) -> Float[Array, ""]:
-    """(Σw)²/Σw² as a fraction of n, in (0, 1]: 1 for equal weights, 1/n when one sample holds all the weight.
+def effective_sample_size(weight: Float[Array, "..."], count: Float[Array, "..."] | None = None) -> Float[Array, ""]:
+    """(Σw)²/(n Σw²), a fraction in (0, 1]: 1 for equal weights, 1/n when one of n samples holds all the weight.
 
-    `counted` marks the samples that count towards n (default: all). Weights are non-negative.
+    Weights are non-negative. `count` is how often each sample counts (default once; 0 for padding): then
+    (Σcw)²/(Σc Σcw²), which is 1 for equal weights whatever the counts are.
     """
-    counted = jnp.ones(weight.shape, bool) if counted is None else counted
-    weight = jnp.where(counted, weight, 0)
-    # Scaling by the largest weight keeps the squares finite.
+    count = jnp.ones_like(weight) if count is None else count
+    # An unused weight may be anything; scaling by the largest of the others keeps the squares finite.
+    weight = jnp.where(count > 0, weight, 0)
     largest = jnp.max(weight)
     scaled = weight / jnp.where(largest > 0, largest, 1)
-    squares = jnp.sum(jnp.square(scaled))
-    n = jnp.maximum(jnp.sum(counted), 1).astype(weight.dtype)
-    return jnp.square(jnp.sum(scaled)) / (jnp.where(squares > 0, squares, 1) * n)
+    squares = jnp.sum(count * jnp.square(scaled)) * jnp.sum(count)
+    return jnp.square(jnp.sum(count * scaled)) / jnp.where(squares > 0, squares, 1)

@@ -131,7 +131,7 @@ def update_info(
         tv=tv,
         tv_max=tv_max,
         entropy=batch.mean(new.entropy()),
-        ess=effective_sample_size(batch.weight * ratio, counted),
+        ess=effective_sample_size(ratio, batch.weight),
         status=jnp.asarray(status, jnp.int32),
         extra={
             "surrogate_gain_se": jnp.sqrt(gain_variance),

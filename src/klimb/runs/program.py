@@ -21,10 +21,6 @@ from klimb.types import TrainState
 
 MAX_ITERATIONS_A_CALL = 256
 
-# XLA's CPU scheduler, left to itself, orders operations so that independent ones can run on several threads. For
-# networks of this size handing work between threads costs more than the work: an iteration took 1.4 times as long.
-COMPILER_OPTIONS: dict[str, bool | str] = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-
 
 class Program:
     """The training of `config` on an environment: `initial_state`, then `advance` until done.
@@ -54,7 +50,7 @@ class Program:
         self._host: VectorCollector | None = None
         if compiled:
             self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
-            self._many = jax.jit(self._run_many, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
+            self._many = jax.jit(self._run_many, donate_argnums=0)
         else:
             assert not isinstance(environment, CompiledEnvironment)
             self._host = VectorCollector(
@@ -65,7 +61,7 @@ class Program:
                 num_steps=options.num_steps,
             )
             self._learn = jax.jit(
-                self._over_seeds(self._learn_one), donate_argnums=0, compiler_options=COMPILER_OPTIONS
+                self._over_seeds(self._learn_one), donate_argnums=0
             )
 
     def initial_state(self) -> TrainState:
