@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv" / "peers"
 RESULTS = HERE / "results" / "speed.json"
-TURNS = 9
+TURNS = 15
 PATIENCE = 300  # seconds for one answer, compilation included
 
 
