@@ -88,6 +88,12 @@ def test_a_configuration_file_repeats_a_run(run_dir):
     assert again == original.replace("seed = 0", "seed = 5")
 
 
+def test_no_limit_is_written_none():
+    words = ["train", "ppo", "CartPole-v1", *SMALL, "--env-steps", "128", "--eval-episodes", "0"]
+    assert main([*words, "--run-dir", "run", "--max-grad-norm", "none"]) == 0
+    assert 'max_grad_norm = "none"' in Path("run/config.toml").read_text()
+
+
 def test_report_goes_where_it_is_told(run_dir, capsys):
     assert main(["report", str(run_dir), "-o", "page.html"]) == 0
     assert Path("page.html").exists()

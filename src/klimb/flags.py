@@ -24,8 +24,10 @@ def parse(command: type[T], arguments: Sequence[str], *, default: T, program: st
     def report(event: events.ParseErrorEvent) -> NoReturn:
         raise ConfigError(_message(event, _flags(default), program))
 
+    # tyro writes `None`; the configuration file, and whoever types, writes `none`.
+    words = ["None" if word == "none" else word for word in arguments]
     with events.on_parse_error(report):
-        return tyro.cli(command, args=list(arguments), default=default, prog=program)
+        return tyro.cli(command, args=words, default=default, prog=program)
 
 
 def _message(event: events.ParseErrorEvent, flags: list[str], program: str) -> str:

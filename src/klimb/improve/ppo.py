@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic.dataclasses import dataclass
 
 from klimb.improve.ascent import Ascent, annealed
+from klimb.improve.divergences import kl_divergence
 from klimb.improve.objectives import (
     action_distribution,
     choose,
@@ -79,7 +80,7 @@ class PPO:
                 kl = jnp.zeros((), vector.dtype)
             else:
                 new = action_distribution(rebuild(vector), batch.obs)
-                kl = update_info(old, new, batch, Status.ACCEPTED).kl_old_new
+                kl = batch.mean(kl_divergence(old, new))
             return k + 1, key, vector, moments, kl, norms[-1]
 
         def unfinished(carry: tuple) -> Array:

@@ -60,9 +60,7 @@ class Program:
                 num_envs=options.num_envs,
                 num_steps=options.num_steps,
             )
-            self._learn = jax.jit(
-                self._over_seeds(self._learn_one), donate_argnums=0
-            )
+            self._learn = jax.jit(self._over_seeds(self._learn_one), donate_argnums=0)
 
     def initial_state(self) -> TrainState:
         """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""

@@ -78,7 +78,7 @@ def _flag(name: str, value: Any) -> list[str]:
         case list() | tuple():
             return [f"--{flag}", *map(str, value)]
         case None:
-            return [f"--{flag}", "None"]
+            return [f"--{flag}", "none"]
     return [f"--{flag}", str(value)]
 
 
