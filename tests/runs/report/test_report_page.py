@@ -96,7 +96,7 @@ def test_command_repeats_the_run() -> None:
     words = " ".join(command(RunConfig("pkg:My Env-v0", rule, options).to_dict()))
     assert words == (
         "klimb train ppo 'pkg:My Env-v0' --env-steps 50000 --discount-states --no-normalize-advantage "
-        "--hidden 32 32 32 --learning-rate 1e-05 --max-grad-norm None --target-kl 0.02"
+        "--hidden 32 32 32 --learning-rate 1e-05 --max-grad-norm none --target-kl 0.02"
     )
     bare = RunConfig("CartPole-v1", PPO(), TrainOptions()).to_dict()
     assert " ".join(command(bare)) == "klimb train ppo CartPole-v1 --env-steps 200000"
