@@ -46,7 +46,7 @@ class TRPO:
     cg_tolerance: NonNegative = 1e-5
     """Conjugate gradient stops when the residual falls below this fraction of the gradient's norm."""
     backtrack_factor: Fraction = 0.8
-    """Each rejected try is shortened by this factor."""
+    """The most that one rejected try is shortened by."""
     max_backtracks: Annotated[int, Field(ge=0)] = 10
     """Tries after the full step."""
     kl_direction: KLDirection = "old_new"
@@ -107,6 +107,6 @@ class TRPO:
             cg_iterations=solve.iterations,
             cg_residual=residual / jnp.where(scale > 0, scale, 1),
             backtracks=found.backtracks,
-            step_size=jnp.where(accepted, step_size * self.backtrack_factor**found.backtracks, 0),
+            step_size=jnp.where(accepted, step_size * found.scale, 0),
         )
         return choose(accepted, rebuild(found.theta), policy), state, info
