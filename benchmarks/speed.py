@@ -1,4 +1,4 @@
-"""klimb beside its peers, on one machine and in one session: `make bench-speed`.
+"""klimb beside its peers, on one machine, in turns: `make bench-speed`.
 
 Every contender is a process of its own that compiles, runs once to warm up, and then answers "go" with steps per
 second. Contenders take turns, so that whatever else the machine does hits all of them; the result is the ratio of

@@ -63,7 +63,7 @@ def policies(environment, num_seeds):
     return eqx.partition(policy, eqx.is_array)
 
 
-class Session:
+class Collection:
     """Two rollouts one after the other, `[K, T, N]` each, and what made them."""
 
     def __init__(self, environment, *, num_seeds=SEEDS, num_envs=ENVS, num_steps=STEPS):
@@ -92,17 +92,17 @@ def counting():
         made.append(Counting(next(copies)))
         return made[-1]
 
-    session = Session(GymnasiumEnvironment.from_maker("test:Counting-v0", make))
-    session.calls = [env.calls for env in made[1:]]
-    yield session
-    session.collector.close()
+    collection = Collection(GymnasiumEnvironment.from_maker("test:Counting-v0", make))
+    collection.calls = [env.calls for env in made[1:]]
+    yield collection
+    collection.collector.close()
 
 
 @pytest.fixture(scope="module")
 def cartpole():
-    session = Session(klimb.make("gymnasium:CartPole-v1"), num_steps=40)
-    yield session
-    session.collector.close()
+    collection = Collection(klimb.make("gymnasium:CartPole-v1"), num_steps=40)
+    yield collection
+    collection.collector.close()
 
 
 def replay(copy, actions):
@@ -146,25 +146,25 @@ def test_actions_are_clipped_at_the_environment_only(counting):
     assert outside.any(axis=(0, 1, 2)).all()
 
 
-def recomputed(session, rollout, k, of=None):
-    policy = eqx.combine(jax.tree.map(lambda x: x[k if of is None else of], session.policy), session.static)
+def recomputed(collection, rollout, k, of=None):
+    policy = eqx.combine(jax.tree.map(lambda x: x[k if of is None else of], collection.policy), collection.static)
     return policy(rollout.obs[k]).log_prob(rollout.action[k])
 
 
 @pytest.mark.parametrize("name", ["counting", "cartpole"])
 def test_log_prob_is_that_of_each_seeds_own_policy(request, name):
-    session = request.getfixturevalue(name)
-    for rollout, k in itertools.product(session.rollouts, range(SEEDS)):
-        np.testing.assert_allclose(recomputed(session, rollout, k), rollout.log_prob[k], atol=2e-5)
-        assert np.abs(recomputed(session, rollout, k, of=1 - k) - rollout.log_prob[k]).max() > 0.05
+    collection = request.getfixturevalue(name)
+    for rollout, k in itertools.product(collection.rollouts, range(SEEDS)):
+        np.testing.assert_allclose(recomputed(collection, rollout, k), rollout.log_prob[k], atol=2e-5)
+        assert np.abs(recomputed(collection, rollout, k, of=1 - k) - rollout.log_prob[k]).max() > 0.05
 
 
 @pytest.mark.parametrize("name", ["counting", "cartpole"])
 def test_episode_summary_equals_a_recount_for_each_seed(request, name):
-    session = request.getfixturevalue(name)
+    collection = request.getfixturevalue(name)
     for k in range(SEEDS):
         running = np.zeros(ENVS)
-        for rollout, summary in zip(session.rollouts, session.summaries, strict=True):
+        for rollout, summary in zip(collection.rollouts, collection.summaries, strict=True):
             returns, lengths = [], []
             for t, n in np.ndindex(rollout.reward.shape[1:]):
                 running[n] += rollout.reward[k, t, n]
