@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import klimb
-from klimb.errors import KlimbError
+from klimb.errors import KlimbError, nearest
 
 COMMANDS = ("train", "resume", "evaluate", "report", "list")
 
@@ -39,11 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(klimb.__version__)
         return 0
     if command not in COMMANDS:
-        import difflib
-
-        match = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {match[0]!r}?" if match else ""
-        print(f"klimb: there is no command {command!r}{hint} (see klimb --help)", file=sys.stderr)
+        print(f"klimb: there is no command {command!r}{nearest(command, COMMANDS)} (see klimb --help)", file=sys.stderr)
         return 2
     asks_for_help = any(word in ("--help", "-h") for word in rest)
     if asks_for_help and (command in ("resume", "report", "list") or (command == "train" and rest[0].startswith("-"))):

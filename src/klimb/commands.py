@@ -14,12 +14,12 @@ from tyro.conf import OmitArgPrefixes
 from klimb import compilation_cache
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import BUILT_IN, make
-from klimb.errors import ConfigError
+from klimb.errors import ConfigError, nearest
 from klimb.flags import parse
 from klimb.improve.registry import RULES, rule_name
 from klimb.progress import Progress
 from klimb.runs import driver
-from klimb.runs.config import RunConfig, TrainOptions, nearest
+from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import RunDirectory, unused_directory
 from klimb.runs.evaluate import evaluate as evaluate_policy
 from klimb.runs.policy_file import load_policy

@@ -1,5 +1,10 @@
 """Errors whose message is meant for the person at the keyboard: cause, numbers and remedy in one line."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class KlimbError(Exception):
     """Something the caller can mend. The command line prints it in one line and exits with 2."""
@@ -27,3 +32,10 @@ class PolicyFileError(KlimbError):
 
 class RunError(KlimbError):
     """A run directory that can't be used as asked: exists already, is none, or holds no usable checkpoint."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name closest to a wrong one, whatever its case; or nothing."""
+    by_lower = {word.lower(): word for word in known}
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[match[0]]!r}?" if match else ""

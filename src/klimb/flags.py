@@ -12,8 +12,8 @@ import tyro
 from pydantic import ValidationError
 from tyro import _errors as events  # the only way tyro offers to word its errors; hence its pin below 1.1
 
-from klimb.errors import ConfigError
-from klimb.runs.config import explain, nearest
+from klimb.errors import ConfigError, nearest
+from klimb.runs.config import explain
 
 T = TypeVar("T")
 

@@ -18,11 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
-from klimb.estimate.advantages import (
-    discount_from_start,
-    estimate_advantages,
-    normalise,
-)
+from klimb.estimate.advantages import discount_from_start, estimate_advantages, normalise
 from klimb.estimate.critic import CriticFit, explained_variance, values
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
 from klimb.improve.rule import Rule

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 from typing import Any
 
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.host import HostEnvironment
-from klimb.errors import EnvironmentNotFound, MissingExtra
+from klimb.errors import EnvironmentNotFound, MissingExtra, nearest
 
 Environment = CompiledEnvironment | HostEnvironment
 
@@ -64,7 +63,7 @@ def make(environment: str | Any) -> Environment:
 
 def _built_in(name: str) -> CompiledEnvironment:
     if name not in BUILT_IN:
-        raise EnvironmentNotFound(f"there is no built-in environment {name!r}{_nearest(name, BUILT_IN)}")
+        raise EnvironmentNotFound(f"there is no built-in environment {name!r}{nearest(name, BUILT_IN)}")
     module, attribute = BUILT_IN[name]
     return getattr(importlib.import_module(module), attribute)()
 
@@ -79,14 +78,14 @@ def _gymnasium(name: str) -> HostEnvironment:
         known = ", ".join(f"{prefix}:" for prefix in PREFIXES)
         raise EnvironmentNotFound(
             f"{name!r} names neither an importable module nor one of klimb's prefixes ({known})"
-            f"{_nearest(module, PREFIXES)}"
+            f"{nearest(module, PREFIXES)}"
         )
     if separator:
         importlib.import_module(module)
     identifier = identifier or name
     if identifier not in gym.registry:
         raise EnvironmentNotFound(
-            f"there is no environment {identifier!r}{_nearest(identifier, [*gym.registry, *BUILT_IN])}"
+            f"there is no environment {identifier!r}{nearest(identifier, [*gym.registry, *BUILT_IN])}"
         )
     try:
         return GymnasiumEnvironment.from_maker(f"gymnasium:{name}", lambda: gym.make(identifier))
@@ -96,9 +95,3 @@ def _gymnasium(name: str) -> HostEnvironment:
             f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "
             "environments: pip install 'klimb[mujoco]'"
         ) from missing
-
-
-def _nearest(name: str, known: Any) -> str:
-    lower = {key.lower(): key for key in known}
-    match = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    return f"; did you mean {lower[match[0]]!r}?" if match else ""

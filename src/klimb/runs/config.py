@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from klimb.errors import ConfigError
+from klimb.errors import ConfigError, nearest
 from klimb.estimate.advantages import AdvantageKind
 from klimb.improve.registry import RULES, rule_name
 from klimb.improve.rule import Rule
@@ -170,12 +169,6 @@ def explain(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"]) or "value"
     message = first["msg"]
     return f"{name} = {first['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def nearest(name: str, known: Any) -> str:
-    """`; did you mean 'x'?` for the known name closest to a wrong one, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def _toml(value: Any) -> str:

@@ -31,7 +31,7 @@ class Program:
 
     def __init__(self, config: RunConfig, environment: Environment, policy: PyTree | None = None) -> None:
         options = config.options
-        self.config, self.environment = config, environment
+        self.config = config
         self.max_iterations_a_call = 1
         self._policy = policy
         self._observation_size = flat_observation_size(environment.observation_space)
@@ -39,20 +39,12 @@ class Program:
         template = eqx.filter_eval_shape(self._first_policy, jax.random.key(0)) if policy is None else policy
         is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
         self.policy_static = eqx.partition(template, is_array)[1]
-        compiled = isinstance(environment, CompiledEnvironment)
-        collector = (
-            CompiledCollector(environment, options.num_envs, options.num_steps)
-            if isinstance(environment, CompiledEnvironment)
-            else None
-        )
-        self.iteration = Iteration(config.rule, options, self.policy_static, collector)
-        self._init = jax.jit(jax.vmap(self._initial_state))
         self._host: VectorCollector | None = None
-        if compiled:
+        collector = None
+        if isinstance(environment, CompiledEnvironment):
             self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
-            self._many = jax.jit(self._run_many, donate_argnums=0)
+            collector = CompiledCollector(environment, options.num_envs, options.num_steps)
         else:
-            assert not isinstance(environment, CompiledEnvironment)
             self._host = VectorCollector(
                 environment,
                 self.policy_static,
@@ -60,7 +52,10 @@ class Program:
                 num_envs=options.num_envs,
                 num_steps=options.num_steps,
             )
-            self._learn = jax.jit(self._over_seeds(self._learn_one), donate_argnums=0)
+        self.iteration = Iteration(config.rule, options, self.policy_static, collector)
+        self._init = jax.jit(jax.vmap(self._initial_state))
+        self._many = jax.jit(self._run_many, donate_argnums=0)
+        self._learn = jax.jit(self._over_seeds(self.iteration.learn), donate_argnums=0)
 
     def initial_state(self) -> TrainState:
         """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""
@@ -85,7 +80,7 @@ class Program:
             return state, {name: np.asarray(values)[:iterations] for name, values in log.items()}
         keys = jax.vmap(jax.random.split)(state.key)
         rollout, episodes = self._host.collect(keys[:, 1], state.policy)
-        state, metrics = self._learn(eqx.tree_at(lambda s: s.key, state, keys[:, 0]), (rollout, episodes))
+        state, metrics = self._learn(eqx.tree_at(lambda s: s.key, state, keys[:, 0]), rollout, episodes)
         return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
 
     def policies(self, state: TrainState) -> list[Any]:
@@ -133,9 +128,6 @@ class Program:
             return jax.tree.map(lambda x: x[None], result)
 
         return squeezed
-
-    def _learn_one(self, state: TrainState, data: tuple) -> tuple[TrainState, dict[str, Array]]:
-        return self.iteration.learn(state, *data)
 
     def _run_many(self, state: TrainState, iterations: Array) -> tuple[TrainState, dict[str, Array]]:
         # The number of iterations is data, not a constant: one program whatever the host asks for, so that
