@@ -21,7 +21,7 @@ def require_divisible(num_rows: int, num_minibatches: int, *, what: str, num_env
 
 
 def shuffled(key: PRNGKeyArray, num_rows: int, num_minibatches: int) -> Int[Array, "M b"]:
-    """Every row number once, in random order: M minibatches of b rows.
+    """Every row number once, in random order: M minibatches of b rows. What does not fill the last one is left out.
 
     Sorts numbers whose high bits are random and whose low bits are the row: one plain sort, 4 to 10 times
     cheaper on a CPU than `jax.random.permutation`, which sorts pairs. Two rows with the same random bits keep
@@ -29,11 +29,16 @@ def shuffled(key: PRNGKeyArray, num_rows: int, num_minibatches: int) -> Int[Arra
     """
     row_bits = max(1, (num_rows - 1).bit_length())
     if row_bits > 16:
-        return jax.random.permutation(key, num_rows).reshape(num_minibatches, -1)
+        return _cut(jax.random.permutation(key, num_rows), num_minibatches)
     row_mask = jnp.uint32((1 << row_bits) - 1)
     random_bits = jax.random.bits(key, (num_rows,), jnp.uint32) & ~row_mask
     order = jnp.sort(random_bits | jnp.arange(num_rows, dtype=jnp.uint32)) & row_mask
-    return order.astype(jnp.int32).reshape(num_minibatches, -1)
+    return _cut(order.astype(jnp.int32), num_minibatches)
+
+
+def _cut(order: Int[Array, " B"], num_minibatches: int) -> Int[Array, "M b"]:
+    each = len(order) // num_minibatches
+    return order[: each * num_minibatches].reshape(num_minibatches, each)
 
 
 def take_rows(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:

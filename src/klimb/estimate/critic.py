@@ -12,7 +12,8 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from klimb.improve.ascent import Ascent
-from klimb.improve.objectives import choose, flatten
+from klimb.improve.acceptance import choose
+from klimb.improve.objectives import flatten
 from klimb.minibatches import require_divisible, shuffled, take_rows
 from klimb.policies.networks import Critic
 from klimb.types import Batch, Rollout, weighted_mean

@@ -1,4 +1,4 @@
-"""What a rule climbs, and what it reports: surrogates of J, old distributions, and the common part of UpdateInfo."""
+"""What a rule climbs: surrogates of J, and the distances that they are weighed against."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from klimb.estimate.importance import effective_sample_size
-from klimb.improve.divergences import (
-    has_closed_form_tv,
-    kl_divergence,
-    total_variation,
-    total_variation_bound,
-)
+from klimb.improve.divergences import has_closed_form_tv, kl_divergence, total_variation
 from klimb.policies.distributions import Distribution
-from klimb.types import Batch, Status, UpdateInfo, trainable_filter
+from klimb.types import Batch, trainable_filter
 
 KLDirection = Literal["old_new", "new_old"]
+Divergence = Literal["kl_old_new", "kl_new_old", "tv"]
 
 
 class Flat(NamedTuple):
@@ -72,69 +67,34 @@ def directed_kl(old: Distribution, new: Distribution, direction: KLDirection) ->
     return kl_divergence(old, new) if direction == "old_new" else kl_divergence(new, old)
 
 
-def finite_batch(batch: Batch) -> Array:
-    """Whether every row that counts is finite: observations, log-probs and advantages."""
-    rows = jnp.isfinite(batch.advantage) & jnp.isfinite(batch.log_prob)
-    if jnp.issubdtype(batch.obs.dtype, jnp.inexact):
-        rows &= jnp.all(jnp.isfinite(batch.obs), axis=tuple(range(1, batch.obs.ndim)))
-    return jnp.all(rows | (batch.weight <= 0))
+def divergence(kind: Divergence, old: Distribution, new: Distribution, batch: Batch) -> Float[Array, " B"]:
+    """KL in either direction, or total variation: how far the policy has moved, a row each.
 
-
-def finite_move(old: Distribution, new: Distribution, batch: Batch) -> Array:
-    """Whether the new policy is a policy still: both divergences from the old one are finite on every row that counts.
-
-    Finite parameters can overflow in the network or in exp(log σ).
+    Where the total variation has no closed form (Gaussians of several dimensions) a row is the sampled
+    ½ |π_new/π_β − 1| of its action, whose mean over an on-policy batch is an unbiased estimate.
     """
-    rows = jnp.isfinite(kl_divergence(old, new)) & jnp.isfinite(kl_divergence(new, old))
-    return jnp.all(rows | (batch.weight <= 0))
+    if kind == "kl_old_new":
+        return kl_divergence(old, new)
+    if kind == "kl_new_old":
+        return kl_divergence(new, old)
+    if not has_closed_form_tv(old):
+        return 0.5 * jnp.abs(jnp.expm1(log_ratio(new, batch)))
+    rows = total_variation(old, new)
+    assert not isinstance(rows, tuple)
+    return rows
 
 
-def choose(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
-    """One of two trees of the same structure, whole: how a rejected step returns the old parameters bit for bit."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, if_true, if_false)
+def penalised_gain(
+    kind: Divergence, penalty: float | Array, old: Distribution, new: Distribution, batch: Batch
+) -> Float[Array, ""]:
+    """Ā − λ D: the surrogate gain, less `penalty` times the mean divergence from the old policy."""
+    return surrogate_gain(new, batch) - penalty * batch.mean(divergence(kind, old, new, batch))
 
 
-def update_info(
-    old: Distribution,
-    new: Distribution,
-    batch: Batch,
-    status: Array | Status,
-    *,
-    kl_direction: KLDirection = "old_new",
-    **extra: Array | float,
-) -> UpdateInfo:
-    """The fields all rules share, measured on the policy returned (`new`) against the one that was given (`old`).
+def has_signal(batch: Batch) -> Array:
+    """Whether any advantage is not zero.
 
-    `extra` begins with surrogate_gain_se, the standard error of the surrogate gain over independent rows.
+    Without one there is nothing to climb, but the gradient of a penalty is made of rounding noise, which an
+    adaptive optimiser would turn into a full step.
     """
-    kl_old_new, kl_new_old = kl_divergence(old, new), kl_divergence(new, old)
-    constrained = kl_old_new if kl_direction == "old_new" else kl_new_old
-    counted = batch.weight > 0
-    ratio = jnp.exp(log_ratio(new, batch))
-    if has_closed_form_tv(old):
-        tv_row = total_variation(old, new)
-        assert not isinstance(tv_row, tuple)
-        tv, tv_max = batch.mean(tv_row), jnp.max(jnp.where(counted, tv_row, 0))
-    else:
-        tv = batch.mean(0.5 * jnp.abs(ratio - 1))
-        bound = total_variation_bound(jnp.minimum(kl_old_new, kl_new_old))
-        tv_max = jnp.max(jnp.where(counted, bound, 0))
-    gains = jnp.expm1(log_ratio(new, batch)) * batch.advantage
-    gain = batch.mean(gains)
-    share = batch.weight / jnp.maximum(jnp.sum(batch.weight), jnp.finfo(batch.weight.dtype).tiny)
-    gain_variance = jnp.sum(jnp.where(counted, jnp.square(share * (gains - gain)), 0))
-    return UpdateInfo(
-        surrogate_gain=gain,
-        kl_old_new=batch.mean(kl_old_new),
-        kl_new_old=batch.mean(kl_new_old),
-        kl_max=jnp.max(jnp.where(counted, constrained, 0)),
-        tv=tv,
-        tv_max=tv_max,
-        entropy=batch.mean(new.entropy()),
-        ess=effective_sample_size(ratio, batch.weight),
-        status=jnp.asarray(status, jnp.int32),
-        extra={
-            "surrogate_gain_se": jnp.sqrt(gain_variance),
-            **{name: jnp.asarray(value, batch.advantage.dtype) for name, value in extra.items()},
-        },
-    )
+    return jnp.any((batch.advantage != 0) & (batch.weight > 0))

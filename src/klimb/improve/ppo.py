@@ -1,40 +1,49 @@
-"""PPO: several epochs of minibatch ascent on a surrogate that stops paying once the ratio leaves its clip range."""
+"""PPO: several epochs of minibatch ascent on a surrogate that stops paying, or costs, once the policy has moved."""
 
 from __future__ import annotations
 
-import jax
+from typing import Literal, NamedTuple
+
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic.dataclasses import dataclass
 
-from klimb.improve.ascent import Ascent, annealed
+from klimb.improve.acceptance import conclude
+from klimb.improve.ascent import Ascent, annealed, climb_epochs
 from klimb.improve.divergences import kl_divergence
-from klimb.improve.objectives import (
-    action_distribution,
-    choose,
-    finite_batch,
-    finite_move,
-    flatten,
-    log_ratio,
-    update_info,
-)
+from klimb.improve.dual import adapt
+from klimb.improve.objectives import action_distribution, flatten, has_signal, log_ratio, penalised_gain
 from klimb.improve.rule import RULE, Count, Fraction, NonNegative, Positive
-from klimb.minibatches import require_divisible, shuffled
-from klimb.types import Batch, Status, UpdateInfo
+from klimb.minibatches import require_divisible
+from klimb.policies.distributions import Distribution
+from klimb.types import Batch, UpdateInfo
+
+AIM = 0.01
+
+
+class PPOState(NamedTuple):
+    """What survives from one iteration to the next: λ of the KL penalty (unused with clipping), and Adam's moments."""
+
+    multiplier: Float[Array, ""]
+    moments: optax.OptState
 
 
 @dataclass(frozen=True, config=RULE)
 class PPO:
-    """Proximal policy optimisation with the clipped surrogate (Schulman et al. 2017).
+    """Proximal policy optimisation (Schulman et al. 2017), by clipping or by an adaptive KL penalty.
 
-    maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy,   ρ = π_θ(a|s)/π_old(a|s).
-    The clip limits what the objective pays for, not how far the policy moves: the KL reported is a result,
-    not a guarantee.
+    penalty = clip   maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy,   ρ = π_θ(a|s)/π_old(a|s)
+    penalty = kl     maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy; after each batch λ doubles
+                     when the KL is above 1.5 target_kl and halves when it is below target_kl / 1.5
+
+    Neither limits how far the policy moves: the KL reported is a result, not a guarantee.
     """
 
     learning_rate: Positive = 3e-4
     """Adam's step size."""
+    penalty: Literal["clip", "kl"] = "clip"
+    """What keeps the policy near: the clipped ratio, or the adaptive KL penalty."""
     clip_eps: Fraction = 0.2
     """ε: the ratio's range that still pays."""
     epochs: Count = 10
@@ -46,75 +55,87 @@ class PPO:
     max_grad_norm: Positive | None = 0.5
     """Limit on the gradient's global norm; none for no limit."""
     target_kl: Positive | None = None
-    """Aimed at: no further epoch once the mean KL(π_old‖π_new) has passed it; none for all epochs."""
+    """Aimed at: the mean KL(π_old‖π_new) that stops further epochs (clip; none for never) or steers λ (kl; none for 0.01)."""
+    kl_coef: Positive = 1.0
+    """λ of the KL penalty on the first batch."""
+    kl_coef_range: tuple[Positive, Positive] = (1e-3, 1e3)
+    """Smallest and largest λ."""
     anneal_learning_rate: bool = False
     """Lower the learning rate linearly to 0 over the run."""
 
-    def init(self, policy: PyTree) -> optax.OptState:
-        """Adam's moments."""
-        return self._ascent.init(flatten(policy).theta)
+    def init(self, policy: PyTree) -> PPOState:
+        """λ at its first value, and Adam's moments."""
+        theta = flatten(policy).theta
+        return PPOState(jnp.asarray(self.kl_coef, theta.dtype), self._ascent.init(theta))
 
     def step(
-        self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
-    ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
-        """All epochs on one batch. `info.extra`: clip_fraction, epochs_done, grad_norm of the last minibatch."""
+        self, key: PRNGKeyArray, policy: PyTree, state: PPOState, batch: Batch
+    ) -> tuple[PyTree, PPOState, UpdateInfo]:
+        """All epochs on one batch.
+
+        `info.extra`: clip_fraction, epochs_done, grad_norm of the last minibatch; with penalty = kl also
+        multiplier, the λ that was used.
+        """
         batch = batch.blank_padding()
-        num_rows = batch.log_prob.shape[0]
-        require_divisible(num_rows, self.num_minibatches, what="num_minibatches")
+        require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
         old = action_distribution(policy, batch.obs)
-        learning_rate = annealed(self.learning_rate, batch.progress, self.anneal_learning_rate)
+        by_penalty = self.penalty == "kl"
 
-        def ascend(carry: tuple, rows: Array) -> tuple[tuple, Array]:
-            vector, moments = carry
-            gradient = jax.grad(lambda v: self._objective(rebuild(v), batch.take(rows)))(vector)
-            vector, moments = self._ascent.climb(vector, gradient, moments, learning_rate)
-            return (vector, moments), jnp.linalg.norm(gradient)
+        def kl_from_old(vector: Array) -> Array:
+            return batch.mean(kl_divergence(old, action_distribution(rebuild(vector), batch.obs)))
 
-        def epoch(carry: tuple) -> tuple:
-            k, key, vector, moments, _, _ = carry
-            key, key_shuffle = jax.random.split(key)
-            order = shuffled(key_shuffle, num_rows, self.num_minibatches)
-            (vector, moments), norms = jax.lax.scan(ascend, (vector, moments), order)
-            if self.target_kl is None:
-                kl = jnp.zeros((), vector.dtype)
+        def objective(vector: Array, minibatch: Batch) -> Array:
+            new = action_distribution(rebuild(vector), minibatch.obs)
+            if by_penalty:
+                before = action_distribution(policy, minibatch.obs)
+                gain = penalised_gain("kl_old_new", state.multiplier, before, new, minibatch)
             else:
-                new = action_distribution(rebuild(vector), batch.obs)
-                kl = batch.mean(kl_divergence(old, new))
-            return k + 1, key, vector, moments, kl, norms[-1]
+                gain = self._clipped(new, minibatch)
+            return gain if self.ent_coef == 0 else gain + self.ent_coef * minibatch.mean(new.entropy())
 
-        def unfinished(carry: tuple) -> Array:
-            limit = jnp.inf if self.target_kl is None else self.target_kl
-            return (carry[0] < self.epochs) & (carry[4] <= limit)
-
-        zero = jnp.zeros((), theta.dtype)
-        start = (jnp.int32(0), key, theta, state, zero, zero)
-        epochs_done, _, new_theta, new_state, _, grad_norm = jax.lax.while_loop(unfinished, epoch, start)
-
-        new = action_distribution(rebuild(new_theta), batch.obs)
-        accepted = finite_batch(batch) & jnp.all(jnp.isfinite(new_theta)) & finite_move(old, new, batch)
-        new = choose(accepted, new, old)
-        ratio = jnp.exp(log_ratio(new, batch))
-        info = update_info(
-            old,
-            new,
+        stops_early = self.target_kl is not None and not by_penalty
+        climbed = climb_epochs(
+            self._ascent,
+            objective,
+            key,
+            theta,
+            state.moments,
             batch,
-            jnp.where(accepted, Status.ACCEPTED, Status.NONFINITE),
-            clip_fraction=batch.mean((jnp.abs(ratio - 1) > self.clip_eps).astype(theta.dtype)),
-            epochs_done=epochs_done,
-            grad_norm=grad_norm,
+            learning_rate=annealed(self.learning_rate, batch.progress, self.anneal_learning_rate),
+            epochs=self.epochs,
+            num_minibatches=self.num_minibatches,
+            go_on=(lambda vector: kl_from_old(vector) <= self.target_kl) if stops_early else None,
         )
-        return choose(accepted, rebuild(new_theta), policy), choose(accepted, new_state, state), info
+        new_theta, multiplier = climbed.theta, state.multiplier
+        used: dict[str, Array] = {}
+        if by_penalty:
+            if self.ent_coef == 0:
+                new_theta = jnp.where(has_signal(batch), new_theta, theta)
+            used["multiplier"] = multiplier
+            multiplier = adapt(multiplier, kl_from_old(new_theta), self.target_kl or AIM, self.kl_coef_range)
+
+        def clip_fraction(new: Distribution) -> Array:
+            outside = jnp.abs(jnp.expm1(log_ratio(new, batch))) > self.clip_eps
+            return batch.mean(outside.astype(theta.dtype))
+
+        return conclude(
+            policy,
+            state,
+            rebuild(new_theta),
+            PPOState(multiplier, climbed.moments),
+            batch,
+            clip_fraction=clip_fraction,
+            epochs_done=climbed.epochs,
+            grad_norm=climbed.grad_norm,
+            **used,
+        )
 
     @property
     def _ascent(self) -> Ascent:
         return Ascent.make("adam", self.max_grad_norm)
 
-    def _objective(self, policy: PyTree, batch: Batch) -> Float[Array, ""]:
-        distribution = action_distribution(policy, batch.obs)
-        ratio = jnp.exp(log_ratio(distribution, batch))
+    def _clipped(self, new: Distribution, batch: Batch) -> Float[Array, ""]:
+        ratio = jnp.exp(log_ratio(new, batch))
         clipped = jnp.clip(ratio, 1 - self.clip_eps, 1 + self.clip_eps)
-        objective = batch.mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))
-        if self.ent_coef == 0:
-            return objective
-        return objective + self.ent_coef * batch.mean(distribution.entropy())
+        return batch.mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))

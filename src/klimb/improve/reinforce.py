@@ -8,18 +8,11 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic.dataclasses import dataclass
 
+from klimb.improve.acceptance import conclude
 from klimb.improve.ascent import Ascent, Optimizer, annealed
-from klimb.improve.objectives import (
-    action_distribution,
-    choose,
-    finite_batch,
-    finite_move,
-    flatten,
-    log_likelihood,
-    update_info,
-)
+from klimb.improve.objectives import action_distribution, flatten, log_likelihood
 from klimb.improve.rule import RULE, NonNegative, Positive
-from klimb.types import Batch, Status, UpdateInfo
+from klimb.types import Batch, UpdateInfo
 
 
 @dataclass(frozen=True, config=RULE)
@@ -55,18 +48,7 @@ class Reinforce:
         gradient = jax.grad(lambda vector: self._objective(rebuild(vector), batch))(theta)
         learning_rate = annealed(self.learning_rate, batch.progress, self.anneal_learning_rate)
         new_theta, new_state = self._ascent.climb(theta, gradient, state, learning_rate)
-
-        old = action_distribution(policy, batch.obs)
-        new = action_distribution(rebuild(new_theta), batch.obs)
-        accepted = finite_batch(batch) & jnp.all(jnp.isfinite(new_theta)) & finite_move(old, new, batch)
-        info = update_info(
-            old,
-            choose(accepted, new, old),
-            batch,
-            jnp.where(accepted, Status.ACCEPTED, Status.NONFINITE),
-            grad_norm=jnp.linalg.norm(gradient),
-        )
-        return choose(accepted, rebuild(new_theta), policy), choose(accepted, new_state, state), info
+        return conclude(policy, state, rebuild(new_theta), new_state, batch, grad_norm=jnp.linalg.norm(gradient))
 
     @property
     def _ascent(self) -> Ascent:

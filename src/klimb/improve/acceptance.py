@@ -1,0 +1,116 @@
+"""Whether a step is taken, and what is said of it: every rule ends here, with the policy that it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from klimb.estimate.importance import effective_sample_size
+from klimb.improve.divergences import has_closed_form_tv, kl_divergence, total_variation, total_variation_bound
+from klimb.improve.objectives import KLDirection, action_distribution, flatten, log_ratio
+from klimb.policies.distributions import Distribution
+from klimb.types import Batch, Status, UpdateInfo
+
+Extra = Array | float | Callable[[Distribution], Array]
+
+
+def conclude(
+    policy: PyTree,
+    state: PyTree,
+    new_policy: PyTree,
+    new_state: PyTree,
+    batch: Batch,
+    *,
+    kl_direction: KLDirection = "old_new",
+    **extra: Extra,
+) -> tuple[PyTree, PyTree, UpdateInfo]:
+    """What a rule without a search of its own returns: the new policy and state if all is finite, else the old ones.
+
+    An `extra` that is a function is called with the distributions, `[B]`, of the policy that is returned.
+    """
+    old, new = action_distribution(policy, batch.obs), action_distribution(new_policy, batch.obs)
+    accepted = finite_batch(batch) & jnp.all(jnp.isfinite(flatten(new_policy).theta)) & finite_move(old, new, batch)
+    returned = choose(accepted, new, old)
+    info = update_info(
+        old,
+        returned,
+        batch,
+        jnp.where(accepted, Status.ACCEPTED, Status.NONFINITE),
+        kl_direction=kl_direction,
+        **{name: value(returned) if callable(value) else value for name, value in extra.items()},
+    )
+    return choose(accepted, new_policy, policy), choose(accepted, new_state, state), info
+
+
+def finite_batch(batch: Batch) -> Array:
+    """Whether every row that counts is finite: observations, log-probs and advantages."""
+    rows = jnp.isfinite(batch.advantage) & jnp.isfinite(batch.log_prob)
+    if jnp.issubdtype(batch.obs.dtype, jnp.inexact):
+        rows &= jnp.all(jnp.isfinite(batch.obs), axis=tuple(range(1, batch.obs.ndim)))
+    return jnp.all(rows | (batch.weight <= 0))
+
+
+def finite_move(old: Distribution, new: Distribution, batch: Batch) -> Array:
+    """Whether the new policy is a policy still: both divergences from the old one are finite on every row that counts.
+
+    Finite parameters can overflow in the network or in exp(log σ).
+    """
+    rows = jnp.isfinite(kl_divergence(old, new)) & jnp.isfinite(kl_divergence(new, old))
+    return jnp.all(rows | (batch.weight <= 0))
+
+
+def choose(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """One of two trees of the same structure, whole: how a rejected step returns the old parameters bit for bit."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, if_true, if_false)
+
+
+def update_info(
+    old: Distribution,
+    new: Distribution,
+    batch: Batch,
+    status: Array | Status,
+    *,
+    kl_direction: KLDirection = "old_new",
+    **extra: Array | float,
+) -> UpdateInfo:
+    """The fields all rules share, measured on the policy returned (`new`) against the one that was given (`old`).
+
+    `extra` begins with surrogate_gain_se, the standard error of the surrogate gain over independent rows.
+    """
+    kl_old_new, kl_new_old = kl_divergence(old, new), kl_divergence(new, old)
+    constrained = kl_old_new if kl_direction == "old_new" else kl_new_old
+    counted = batch.weight > 0
+    # Against π_old, not against whoever collected the batch: on the old policy's own data the two are the same.
+    log_ratio_old, ratio = log_ratio(old, batch), jnp.exp(log_ratio(new, batch))
+    change = jnp.exp(log_ratio_old) * jnp.expm1(log_ratio(new, batch) - log_ratio_old)
+    if has_closed_form_tv(old):
+        tv_row = total_variation(old, new)
+        assert not isinstance(tv_row, tuple)
+        tv, tv_max = batch.mean(tv_row), jnp.max(jnp.where(counted, tv_row, 0))
+    else:
+        tv = batch.mean(0.5 * jnp.abs(change))
+        bound = total_variation_bound(jnp.minimum(kl_old_new, kl_new_old))
+        tv_max = jnp.max(jnp.where(counted, bound, 0))
+    gains = change * batch.advantage
+    gain = batch.mean(gains)
+    share = batch.weight / jnp.maximum(jnp.sum(batch.weight), jnp.finfo(batch.weight.dtype).tiny)
+    gain_variance = jnp.sum(jnp.where(counted, jnp.square(share * (gains - gain)), 0))
+    return UpdateInfo(
+        surrogate_gain=gain,
+        kl_old_new=batch.mean(kl_old_new),
+        kl_new_old=batch.mean(kl_new_old),
+        kl_max=jnp.max(jnp.where(counted, constrained, 0)),
+        tv=tv,
+        tv_max=tv_max,
+        entropy=batch.mean(new.entropy()),
+        ess=effective_sample_size(ratio, batch.weight),
+        status=jnp.asarray(status, jnp.int32),
+        extra={
+            "surrogate_gain_se": jnp.sqrt(gain_variance),
+            **{name: jnp.asarray(value, batch.advantage.dtype) for name, value in extra.items()},
+        },
+    )
