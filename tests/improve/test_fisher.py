@@ -1,4 +1,4 @@
-"""Fisher-vector products against explicit matrices of scores, and conjugate gradient against dense solves."""
+"""Fisher matrices of both kinds, as products and as rows, against explicit matrices of scores."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from klimb import NetworkPolicy, fisher_vector_product, kl_divergence
-from klimb.improve.fisher import conjugate_gradient
+from klimb import Batch, NetworkPolicy, fisher_vector_product, kl_divergence
+from klimb.improve.fisher import fisher_rows
 from klimb.policies.networks import Box, Discrete
 from klimb.types import trainable_filter
 
@@ -133,83 +133,55 @@ def test_rows_of_weight_zero_have_no_say(x64, kind):
     np.testing.assert_allclose(matrix_of_products(policy, obs, weight), kept, rtol=0, atol=1e-13)
 
 
-def positive_definite(size: int, seed: int) -> np.ndarray:
-    factor = np.random.default_rng(seed).normal(size=(size, size))
-    return factor @ factor.T + 0.1 * np.eye(size)
+WEIGHT = (0.0, 3.0, 0.5, 1.0, 0.0, 2.0, 0.1)
 
 
-@pytest.mark.parametrize("size", [1, 2, 12])
-def test_conjugate_gradient_solves_like_numpy(x64, size):
-    matrix, b = positive_definite(size, seed=size), np.random.default_rng(5).normal(size=size)
-    solve = conjugate_gradient(lambda v: matrix @ v, jnp.asarray(b), iterations=10 * size, tolerance=1e-13)
-    np.testing.assert_allclose(solve.x, np.linalg.solve(matrix, b), rtol=1e-9)
-    assert not solve.breakdown
-    assert 1 <= solve.iterations <= 3 * size
+def sampled(policy, obs):
+    """One action a row."""
+    return jax.vmap(policy)(obs).sample(jax.random.key(9))
 
 
-def test_conjugate_gradient_needs_as_many_products_as_there_are_different_eigenvalues(x64):
-    spectrum = jnp.array([1.0, 1.0, 4.0, 4.0, 4.0, 9.0])
-    solve = conjugate_gradient(lambda v: spectrum * v, jnp.ones(6), iterations=50, tolerance=1e-10)
-    assert solve.iterations == 3
-    np.testing.assert_allclose(solve.x, 1 / spectrum, rtol=1e-10)
+@each_kind
+def test_empirical_products_are_those_of_the_sampled_scores(x64, kind):
+    policy, obs, weight = make_policy(kind), observations(), jnp.array(WEIGHT)
+    action = sampled(policy, obs)
+    theta, rebuild = split(policy)
+    scores = jax.vmap(jax.grad(lambda v, row, a: rebuild(v)(row).log_prob(a)), (None, 0, 0))(theta, obs, action)
+    expected = jnp.einsum("s,si,sj->ij", weight, scores, scores) / weight.sum()
+    product = fisher_vector_product(policy, obs, weight, action=action)
+    matrix = jax.jit(jax.vmap(product, out_axes=1))(jnp.eye(theta.size))
+    np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+    exact = matrix_of_products(policy, obs, weight)
+    assert np.abs(matrix - exact).max() > 0.01 * np.abs(exact).max()
 
 
-def test_conjugate_gradient_of_zero_is_zero_after_no_product():
-    solve = conjugate_gradient(lambda v: 3 * v, jnp.zeros(4), iterations=10, tolerance=1e-5)
-    assert np.array_equal(solve.x, np.zeros(4))
-    assert solve.iterations == 0
-    assert not solve.breakdown
+@each_kind
+def test_empirical_products_average_to_the_exact_ones(x64, kind):
+    """Over 4 000 draws of every row's action, within 4 standard errors of each product."""
+    policy, obs = make_policy(kind), observations()
+    vector = jax.random.normal(jax.random.key(4), split(policy)[0].shape)
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        return fisher_vector_product(policy, obs, action=jax.vmap(policy)(obs).sample(key))(vector)
+
+    draws = np.asarray(draw(jax.random.split(jax.random.key(5), 4000)))
+    exact = np.asarray(fisher_vector_product(policy, obs)(vector))
+    error = draws.std(0) / np.sqrt(len(draws))
+    assert (np.abs(draws.mean(0) - exact) <= 4.5 * error + 1e-12).all()
+    assert np.linalg.norm(error) < 0.1 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize(
-    ("diagonal", "useful"),
-    [((0.0, 0.0, 0.0), 0), ((-1.0, -2.0, -3.0), 0), ((1.0, 1.0, -0.5), None)],
-    ids=["zero", "negative", "indefinite"],
-)
-def test_conjugate_gradient_says_when_it_meets_no_curvature(diagonal, useful):
-    diagonal = jnp.array(diagonal)
-    solve = jax.jit(lambda b: conjugate_gradient(lambda v: diagonal * v, b, iterations=10, tolerance=1e-6))(
-        jnp.array([1.0, 2.0, 3.0])
-    )
-    assert solve.breakdown
-    assert np.isfinite(solve.x).all()
-    assert solve.iterations < 10
-    if useful == 0:
-        assert np.array_equal(solve.x, np.zeros(3))
-
-
-def test_conjugate_gradient_stops_at_the_relative_residual_asked_for(x64):
-    matrix, b = positive_definite(30, seed=0), np.random.default_rng(1).normal(size=30)
-
-    def run(iterations, tolerance):
-        return conjugate_gradient(lambda v: matrix @ v, jnp.asarray(b), iterations=iterations, tolerance=tolerance)
-
-    def residual(solve):
-        return np.linalg.norm(b - matrix @ np.asarray(solve.x)) / np.linalg.norm(b)
-
-    used = []
-    for tolerance in (1e-1, 1e-3, 1e-6):
-        solve = run(500, tolerance)
-        assert residual(solve) <= tolerance * (1 + 1e-6)
-        assert residual(run(int(solve.iterations) - 1, tolerance)) > tolerance
-        used.append(int(solve.iterations))
-    assert used[0] < used[1] < used[2]
-    limited = run(4, 1e-6)
-    assert limited.iterations == 4
-    assert not limited.breakdown
-
-
-def test_conjugate_gradient_is_deterministic_and_vmaps(x64):
-    matrices = jnp.stack([jnp.asarray(positive_definite(6, seed)) for seed in range(4)])
-    bs = jnp.asarray(np.random.default_rng(2).normal(size=(4, 6))).at[2].set(0)
-
-    def solve(matrix, b):
-        return conjugate_gradient(lambda v: matrix @ v, b, iterations=40, tolerance=1e-10)
-
-    together = jax.jit(jax.vmap(solve))
-    first, second = together(matrices, bs), together(matrices, bs)
-    assert np.array_equal(first.x, second.x)
-    assert first.iterations[2] == 0
-    for k in range(4):
-        np.testing.assert_allclose(first.x[k], np.linalg.solve(matrices[k], bs[k]), rtol=1e-8, atol=1e-14)
-        assert first.iterations[k] == solve(matrices[k], bs[k]).iterations
+@each_kind
+@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+def test_rows_make_the_matrix(x64, kind, fisher):
+    """UᵀU = F for both kinds, one row a sample or one for every distribution parameter of a sample."""
+    policy, obs, weight = make_policy(kind), observations(), jnp.array(WEIGHT)
+    action, zeros = sampled(policy, obs), jnp.zeros(ROWS)
+    batch = Batch(obs, action, zeros, zeros, zeros, weight)
+    rows = fisher_rows(policy, batch, fisher)
+    product = fisher_vector_product(policy, obs, weight, action=action if fisher == "empirical" else None)
+    expected = jax.jit(jax.vmap(product, out_axes=1))(jnp.eye(split(policy)[0].size))
+    np.testing.assert_allclose(rows.T @ rows, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+    assert len(rows) == ROWS * (1 if fisher == "empirical" else 4)

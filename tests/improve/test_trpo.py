@@ -13,7 +13,7 @@ import scipy.stats
 from jaxtyping import Array, Float
 
 from klimb import TRPO, Batch, Categorical, DiagGaussian, Status, TabularMDP, exact_batch
-from klimb.improve.line_search import backtrack
+from klimb.improve.line_search import backtrack, grow
 from klimb.improve.objectives import flatten
 
 S, A, GAMMA = 5, 3, 0.9
@@ -361,3 +361,83 @@ def test_a_step_just_outside_is_shortened_only_as_much_as_it_takes(x64, max_kl, 
     assert found.backtracks == len(scales)
     np.testing.assert_allclose(found.scale, np.prod(scales), rtol=1e-12)
     np.testing.assert_allclose(found.theta, [found.scale], rtol=1e-12)
+
+
+GROWTHS = {
+    # evaluate, max_kl, range of the scale that has to be found
+    "the model is right": (lambda v: (v, v**2), 1.0, (0.99, 1.0)),
+    "twice too cautious": (lambda v: (v, v**2 / 4), 1.0, (1.98, 2.0)),
+    "a hundred times": (lambda v: (v, v**2 / 1e4), 1.0, (99, 100)),
+    "a little too bold": (lambda v: (v, v**2), 0.9, (0.98 * 0.9**0.5, 0.9**0.5)),
+    "far too bold": (lambda v: (v, v**2), 0.01, (0.098, 0.1)),
+    "a wall of the gain": (lambda v: (jnp.where(v > 3, -1.0, v), v**2 / 100), 1.0, (2.9, 3.0)),
+    "a wall of the KL": (lambda v: (v, jnp.where(v > 3, 9.0, v**2 / 100)), 1.0, (2.9, 3.0)),
+    "past a NaN": (lambda v: (jnp.where(v > 0.3, jnp.nan, v), v**2 / 100), 1.0, (0.28, 0.3)),
+}
+
+
+@pytest.mark.parametrize("case", GROWTHS)
+def test_growing_search_finds_the_largest_good_step(x64, case):
+    evaluate, max_kl, (low, high) = GROWTHS[case]
+    found = grow(
+        lambda v: evaluate(v[0]), jnp.zeros(1), jnp.ones(1), max_kl=max_kl, factor=0.8, max_backtracks=25
+    )
+    assert found.status == Status.ACCEPTED
+    assert low <= float(found.scale) <= high
+    assert found.theta[0] == found.scale
+    gain, kl = evaluate(found.theta[0])
+    assert gain > 0
+    assert kl <= max_kl
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "status"),
+    [
+        (lambda v: (-v, v), Status.NO_IMPROVEMENT),
+        (lambda v: (v, 10 + v), Status.KL_TOO_LARGE),
+        (lambda v: (jnp.nan * v, v), Status.NONFINITE),
+    ],
+)
+def test_growing_search_says_what_the_last_try_lacked(evaluate, status):
+    found = grow(lambda v: evaluate(v[0]), jnp.zeros(1), jnp.ones(1), max_kl=0.5, factor=0.5, max_backtracks=4)
+    assert Status(int(found.status)) is status
+    assert found.backtracks == 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_growing_uses_the_region_that_backtracking_leaves(x64, seed):
+    """With a far too short full step (a hundred times the Fisher matrix of the KL) the search makes up for it."""
+    mdp, policy = make_mdp(seed), Table(jax.random.normal(jax.random.key(seed), (S, A)))
+    batch, used = batch_on_table(mdp, policy), {}
+    for search in ("backtracking", "growing"):
+        # One product in a badly conditioned solve: a poor direction and a length that fits nothing else.
+        rule = TRPO(max_kl=0.3, cg_iterations=1, line_search=search, max_backtracks=20)
+        new, info = take(rule, policy, batch)
+        assert info.status == Status.ACCEPTED
+        assert info.kl_old_new <= 0.3
+        assert info.surrogate_gain > 0
+        used[search] = float(info.kl_old_new) / 0.3
+    assert used["growing"] > 0.97
+    assert used["growing"] >= used["backtracking"] - 0.03
+
+
+def test_fisher_of_a_part_and_a_search_on_the_whole(x64):
+    """The direction changes with the part drawn; the limit holds on the whole batch."""
+    mdp, policy = make_mdp(0), Table(jax.random.normal(jax.random.key(1), (S, A)))
+    batch = batch_on_table(mdp, policy)
+    rule = TRPO(fisher_fraction=0.4, max_kl=0.05)
+    steps = []
+    for key in range(3):
+        new, _, info = eqx.filter_jit(rule.step)(jax.random.key(key), policy, (), batch)
+        assert info.status == Status.ACCEPTED
+        assert mean_kl(probabilities(policy), probabilities(new), mdp.state_distribution(probabilities(policy))) <= 0.05
+        steps.append(np.asarray(new.logits - policy.logits))
+    assert np.abs(steps[0] - steps[1]).max() > 1e-3
+
+
+def test_empirical_fisher_is_the_exact_one_on_exact_expectations(x64):
+    """E_a[∇log π ∇log πᵀ] over all actions is the same matrix; so is the step."""
+    mdp, policy = make_mdp(0), Table(jax.random.normal(jax.random.key(1), (S, A)))
+    batch = batch_on_table(mdp, policy)
+    exact, empirical = (take(TRPO(fisher=kind), policy, batch)[0].logits for kind in ("exact", "empirical"))
+    np.testing.assert_allclose(empirical, exact, rtol=0, atol=1e-10)

@@ -1,18 +1,21 @@
-"""Products with the Fisher matrix of a policy, and the solve that natural directions come from."""
+"""The Fisher matrix of a policy: as products, as rows whose outer products it is, and whole."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
 
 from klimb.improve.objectives import action_distribution, flatten
 from klimb.policies.distributions import Distribution
+from klimb.types import Batch
 
 Vector = Float[Array, " P"]
+FisherKind = Literal["exact", "empirical"]
 
 
 class Linearised(NamedTuple):
@@ -28,79 +31,87 @@ class Linearised(NamedTuple):
 
 
 def linearise(
-    distribution_at: Callable[[Vector], Distribution], theta: Vector, weight: Float[Array, " B"]
+    distribution_at: Callable[[Vector], Distribution],
+    theta: Vector,
+    weight: Float[Array, " B"],
+    *,
+    action: Array | None = None,
 ) -> Linearised:
-    """F = Σ_s w_s J_sᵀ M_s J_s / Σw, J_s the Jacobian of the distribution's parameters, M_s their Fisher matrix.
+    """F = Σ_s w_s J_sᵀ M_s J_s / Σw, J_s the Jacobian of the distribution's parameters.
 
-    The Gauss-Newton form: exact (no action is sampled) and positive semi-definite by construction, unlike
-    the Hessian of a sampled KL. One forward pass is stored; each product is one tangent and one cotangent
-    pass over it.
+    Without `action`, M_s is the Fisher matrix of the distribution in its parameters: the Gauss-Newton form,
+    exact over actions. With the sampled actions `[B, *act]`, M_s = c_s c_sᵀ with c_s the gradient of log π(a_s|s)
+    in those parameters: the empirical Fisher E[∇log π ∇log πᵀ] that the lectures write. Both are positive
+    semi-definite by construction, unlike the Hessian of a sampled KL. One forward pass is stored; each product
+    is one tangent and one cotangent pass over it.
     """
     distribution, push_forward = jax.linearize(distribution_at, theta)
     transpose = jax.linear_transpose(push_forward, theta)
-    share = weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
-
-    def weigh(tree: Distribution) -> Distribution:
-        return jax.tree.map(lambda x: x * jnp.reshape(share.astype(x.dtype), share.shape + (1,) * (x.ndim - 1)), tree)
+    metric = distribution.fisher_metric if action is None else _rank_one(_score(distribution, action))
 
     def pull_back(cotangent: Distribution) -> Vector:
         (vector,) = transpose(cotangent)
         return vector
 
     def product(vector: Vector) -> Vector:
-        return pull_back(weigh(distribution.fisher_metric(push_forward(vector))))
+        return pull_back(_each_row_times(metric(push_forward(vector)), _share(weight)))
 
     return Linearised(distribution, product, pull_back)
 
 
 def fisher_vector_product(
-    policy: PyTree, obs: Array, weight: Float[Array, " B"] | None = None
+    policy: PyTree, obs: Array, weight: Float[Array, " B"] | None = None, *, action: Array | None = None
 ) -> Callable[[Vector], Vector]:
     """v ↦ F v, F = E_s E_a[∇log π ∇log πᵀ] over the rows of `obs` `[B, ...]` (weights `[B]`, default equal).
 
+    The expectation over actions is exact; with sampled actions `[B, *act]` it is theirs (the empirical Fisher).
     Vectors are flat, in the order of `jax.flatten_util.ravel_pytree` of the policy's trainable arrays
     (`klimb.types.trainable_filter`). The policy is linearised here, once; keep the function that is returned.
     """
     theta, rebuild = flatten(policy)
     weight = jnp.ones(obs.shape[0], theta.dtype) if weight is None else weight
-    return linearise(lambda v: action_distribution(rebuild(v), obs), theta, weight).product
+    return linearise(lambda v: action_distribution(rebuild(v), obs), theta, weight, action=action).product
 
 
-class Solve(NamedTuple):
-    """Result of conjugate gradient: x, the number of products used, and whether it met no curvature."""
+def fisher_rows(policy: PyTree, batch: Batch, kind: FisherKind) -> Float[Array, "R P"]:
+    """U with UᵀU = F: one row a sample (empirical), or one for each distribution parameter of a sample (exact).
 
-    x: Vector
-    iterations: Int[Array, ""]
-    breakdown: Bool[Array, ""]
-
-
-def conjugate_gradient(product: Callable[[Vector], Vector], b: Vector, *, iterations: int, tolerance: float) -> Solve:
-    """x with A x ≈ b for a positive semi-definite A given by its products, from x = 0 (Hestenes & Stiefel 1952).
-
-    Stops when ‖b − A x‖ ≤ tolerance · ‖b‖, after `iterations` products, or at a direction with pᵀA p ≤ 0
-    (`breakdown`; x is then the best so far). b = 0 gives x = 0.
-
-    Our own because a trust-region step has to know all three outcomes inside jit and vmap: `jax.scipy`'s
-    reports none of them, and lineax's answers a zero operator with non-finite values.
+    For batches with fewer rows than parameters, and as the explicit matrix of small policies. R × P numbers.
     """
-    target = jnp.square(tolerance) * jnp.vdot(b, b)
+    theta, rebuild = flatten(policy)
+    share = _share(batch.weight)
 
-    def unfinished(carry: tuple) -> Array:
-        k, _, _, _, rr, breakdown = carry
-        return (k < iterations) & (rr > target) & ~breakdown
+    def root(vector: Vector, row: Array, action: Array, share: Array) -> Array:
+        # Linear in the distribution's parameters, with its coefficients held at the current policy.
+        here = rebuild(theta)(row)
+        parameters = rebuild(vector)(row)
+        if kind == "exact":
+            return jnp.sqrt(share) * ravel_pytree(here.fisher_root(parameters))[0]
+        score = _score(jax.tree.map(lambda x: x[None], here), action[None])
+        return jnp.sqrt(share) * _inner(score, jax.tree.map(lambda x: x[None], parameters))
 
-    def body(carry: tuple) -> tuple:
-        k, x, r, p, rr, _ = carry
-        ap = product(p)
-        curvature = jnp.vdot(p, ap)
-        breakdown = ~(curvature > 0)
-        alpha = jnp.where(breakdown, 0, rr / jnp.where(breakdown, 1, curvature))
-        x = x + alpha * p
-        r = r - alpha * ap
-        rr_next = jnp.vdot(r, r)
-        p = r + (rr_next / rr) * p
-        return k + 1, x, r, p, rr_next, breakdown
+    rows = jax.vmap(jax.jacrev(root), (None, 0, 0, 0))(theta, batch.obs, batch.action, share)
+    return rows.reshape(-1, theta.size)
 
-    start = (jnp.int32(0), jnp.zeros_like(b), b, b, jnp.vdot(b, b), jnp.bool_(False))
-    k, x, _, _, _, breakdown = jax.lax.while_loop(unfinished, body, start)
-    return Solve(x, k, breakdown)
+
+def _share(weight: Array) -> Array:
+    return weight / jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+
+
+def _score(distribution: Distribution, action: Array) -> Distribution:
+    """∇ log π(a_s|s) in the distributions' own parameters, `[B]`."""
+    return jax.grad(lambda d: jnp.sum(d.log_prob(action)))(distribution)
+
+
+def _rank_one(score: Distribution) -> Callable[[Distribution], Distribution]:
+    return lambda tangent: _each_row_times(score, _inner(score, tangent))
+
+
+def _inner(a: Distribution, b: Distribution) -> Array:
+    """⟨a_s, b_s⟩ over the parameters of every row, `[B]`."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y, axis=tuple(range(1, x.ndim))), a, b)
+    return sum(jax.tree.leaves(products))
+
+
+def _each_row_times(tree: Distribution, factor: Array) -> Distribution:
+    return jax.tree.map(lambda x: x * jnp.reshape(factor.astype(x.dtype), factor.shape + (1,) * (x.ndim - 1)), tree)

@@ -10,18 +10,11 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from klimb.improve.fisher import conjugate_gradient, linearise
-from klimb.improve.line_search import backtrack
-from klimb.improve.objectives import (
-    KLDirection,
-    action_distribution,
-    choose,
-    directed_kl,
-    finite_batch,
-    flatten,
-    surrogate_gain,
-    update_info,
-)
+from klimb.improve.acceptance import choose, finite_batch, update_info
+from klimb.improve.fisher import FisherKind, linearise
+from klimb.improve.line_search import LineSearch, backtrack, grow
+from klimb.improve.natural_direction import Direction, conjugate_gradient
+from klimb.improve.objectives import KLDirection, action_distribution, directed_kl, flatten, surrogate_gain
 from klimb.improve.rule import RULE, Count, Fraction, NonNegative, Positive
 from klimb.policies.distributions import Distribution
 from klimb.types import Batch, Status, UpdateInfo
@@ -33,7 +26,7 @@ class TRPO:
 
     maximise mean (π_θ'/π_θ) Â subject to mean KL ≤ max_kl, through
     x ≈ (F + damping·I)⁻¹ g by conjugate gradient, the full step √(2 max_kl / xᵀF x) · x (undamped F: damping
-    regularises the solve, not the length), and a backtracking line search on the real surrogate and the real KL.
+    regularises the solve, not the length), and a line search on the real surrogate and the real KL.
     A rejected search returns the old policy bit for bit.
     """
 
@@ -45,6 +38,12 @@ class TRPO:
     """Most Fisher-vector products in one solve."""
     cg_tolerance: NonNegative = 1e-5
     """Conjugate gradient stops when the residual falls below this fraction of the gradient's norm."""
+    fisher: FisherKind = "exact"
+    """exact: over all actions (Gauss-Newton); empirical: over the sampled ones, as the lectures write it."""
+    fisher_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the batch, drawn anew each step, that the Fisher matrix is made of; the line search uses all of it."""
+    line_search: LineSearch = "backtracking"
+    """backtracking: the first good step from the full one down; growing: the largest good step, longer ones too."""
     backtrack_factor: Fraction = 0.8
     """The most that one rejected try is shortened by."""
     max_backtracks: Annotated[int, Field(ge=0)] = 10
@@ -66,27 +65,35 @@ class TRPO:
         def distribution_at(vector: Array) -> Distribution:
             return action_distribution(rebuild(vector), batch.obs)
 
-        old, product, pull_back = linearise(distribution_at, theta, batch.weight)
+        sampled_action = batch.action if self.fisher == "empirical" else None
+        old, product, pull_back = linearise(distribution_at, theta, batch.weight, action=sampled_action)
         gradient = pull_back(jax.grad(surrogate_gain)(old, batch))
-
+        if self.fisher_fraction < 1:
+            part = self._subsample(key, batch)
+            product = linearise(
+                lambda vector: action_distribution(rebuild(vector), part.obs),
+                theta,
+                part.weight,
+                action=part.action if self.fisher == "empirical" else None,
+            ).product
         solve = conjugate_gradient(
             lambda v: product(v) + self.damping * v,
             gradient,
             iterations=self.cg_iterations,
             tolerance=self.cg_tolerance,
         )
-        fisher_x = product(solve.x)
-        curvature = jnp.vdot(solve.x, fisher_x)
-        step_size = jnp.where(curvature > 0, jnp.sqrt(2 * self.max_kl / jnp.where(curvature > 0, curvature, 1)), 0)
+        direction = Direction.of(gradient, solve, product, damping=self.damping)
+        step_size = direction.step_size(self.max_kl)
 
         def evaluate(vector: Array) -> tuple[Array, Array]:
             new = distribution_at(vector)
             return surrogate_gain(new, batch), batch.mean(directed_kl(old, new, self.kl_direction))
 
-        found = backtrack(
+        search = backtrack if self.line_search == "backtracking" else grow
+        found = search(
             evaluate,
             theta,
-            step_size * solve.x,
+            step_size * direction.x,
             max_kl=self.max_kl,
             factor=self.backtrack_factor,
             max_backtracks=self.max_backtracks,
@@ -95,9 +102,6 @@ class TRPO:
         status = jnp.where(solve.breakdown, Status.CG_BREAKDOWN, found.status)
         status = jnp.where(usable, status, Status.NONFINITE)
         accepted = status == Status.ACCEPTED
-
-        residual = jnp.linalg.norm(fisher_x + self.damping * solve.x - gradient)
-        scale = jnp.linalg.norm(gradient)
         info = update_info(
             old,
             distribution_at(jnp.where(accepted, found.theta, theta)),
@@ -105,8 +109,13 @@ class TRPO:
             status,
             kl_direction=self.kl_direction,
             cg_iterations=solve.iterations,
-            cg_residual=residual / jnp.where(scale > 0, scale, 1),
+            cg_residual=direction.residual,
             backtracks=found.backtracks,
             step_size=jnp.where(accepted, step_size * found.scale, 0),
         )
         return choose(accepted, rebuild(found.theta), policy), state, info
+
+    def _subsample(self, key: PRNGKeyArray, batch: Batch) -> Batch:
+        rows = batch.log_prob.shape[0]
+        count = max(1, round(self.fisher_fraction * rows))
+        return batch.take(jax.random.permutation(key, rows)[:count])

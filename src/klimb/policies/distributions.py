@@ -8,9 +8,15 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+# Gauss-Hermite quadrature for expectations under N(0, 1): E f(z) ≈ Σ wᵢ f(zᵢ).
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+# The largest |tanh u| that `TanhGaussian.from_environment` answers for, in both precisions: |u| ≤ 7.25.
+NEAR_THE_EDGE = 1 - 1e-6
 
 
 class Distribution(eqx.Module):
@@ -43,9 +49,21 @@ class Distribution(eqx.Module):
     def mode(self) -> Array:
         """The most probable action."""
 
+    def to_environment(self, action: Array) -> Array:
+        """The environment's action for one of this distribution's: the same, unless the kind says otherwise."""
+        return action
+
+    def from_environment(self, action: Array) -> Array:
+        """The inverse of `to_environment`, for actions that somebody else has taken."""
+        return action
+
     @abc.abstractmethod
     def fisher_metric(self, tangent: PyTree) -> PyTree:
         """M v: the Fisher matrix in the distribution's own parameters, times a tangent of them (of the same kind)."""
+
+    @abc.abstractmethod
+    def fisher_root(self, tangent: PyTree) -> PyTree:
+        """Lᵀ v with M = L Lᵀ: as many numbers as parameters, whose squares add up to vᵀ M v."""
 
 
 class Categorical(Distribution):
@@ -92,6 +110,12 @@ class Categorical(Distribution):
         mean = jnp.sum(probs * tangent.logits, axis=-1, keepdims=True)
         return Categorical(logits=probs * (tangent.logits - mean))
 
+    def fisher_root(self, tangent: PyTree) -> PyTree:
+        """√p ⊙ (v − pᵀv)."""
+        probs = self.probs
+        mean = jnp.sum(probs * tangent.logits, axis=-1, keepdims=True)
+        return Categorical(logits=jnp.sqrt(probs) * (tangent.logits - mean))
+
 
 class DiagGaussian(Distribution):
     """Independent Gaussians over D action dimensions, in the units of the environment's actions."""
@@ -119,3 +143,85 @@ class DiagGaussian(Distribution):
         """diag(1/σ²) on the mean, diag(2) on log σ."""
         precision = jnp.exp(-2 * self.log_std)
         return DiagGaussian(mean=precision * tangent.mean, log_std=2 * tangent.log_std)
+
+    def fisher_root(self, tangent: PyTree) -> PyTree:
+        """v/σ on the mean, √2 v on log σ."""
+        return DiagGaussian(mean=jnp.exp(-self.log_std) * tangent.mean, log_std=2**0.5 * tangent.log_std)
+
+
+class TanhGaussian(Distribution):
+    """a = center + half_width · tanh(u) with u ~ N(mean, diag σ²): always inside its box, D dimensions.
+
+    Its actions are the u: `sample_from`, `mode`, `log_prob` and rollouts have them, because at the edge of the box
+    rounding has lost which u an a came from. Environments get a, from `to_environment`. Densities and entropy are
+    those of a.
+    """
+
+    mean: Float[Array, "*batch D"]
+    log_std: Float[Array, "*batch D"]
+    low: tuple[float, ...] = eqx.field(static=True)
+    high: tuple[float, ...] = eqx.field(static=True)
+
+    @property
+    def base(self) -> DiagGaussian:
+        """The distribution of u."""
+        return DiagGaussian(mean=self.mean, log_std=self.log_std)
+
+    def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        return self.base.noise(key, draws)
+
+    def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        return self.base.sample_from(noise)
+
+    def log_prob(self, action: Float[Array, "*batch D"]) -> Float[Array, " *batch"]:
+        """log N(u) − Σ log (half_width (1 − tanh² u)): the density of a at the u given."""
+        return self.base.log_prob(action) - jnp.sum(self._log_stretch(action), axis=-1)
+
+    def entropy(self) -> Float[Array, " *batch"]:
+        """H[u] + E Σ log (half_width (1 − tanh² u)), the expectation by 32-point Gauss-Hermite quadrature.
+
+        It is numerical, as there is no closed form: the measured error of a dimension is below 1e-7 nats for
+        σ ≤ 1, 2e-4 for σ ≤ 2 and 0.1 for σ ≤ e².
+        """
+        column = (-1,) + (1,) * self.mean.ndim
+        nodes, weights = (jnp.asarray(x, self.mean.dtype).reshape(column) for x in (NODES, WEIGHTS))
+        stretch = weights * self._log_stretch(self.base.sample_from(nodes))
+        return self.base.entropy() + jnp.sum(stretch, axis=(0, -1))
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        """The most probable u. Its a is the median of each dimension; the density of a may peak at an edge instead."""
+        return self.mean
+
+    def to_environment(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """center + half_width · tanh(u)."""
+        center, half_width = self._box(action)
+        low, high = (jnp.asarray(bound, action.dtype) for bound in (self.low, self.high))
+        # Rounding in the sum may go past an edge.
+        return jnp.clip(center + half_width * jnp.tanh(action), low, high)
+
+    def from_environment(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """tanh⁻¹((a − center) / half_width); an a at an edge is taken a millionth of the half-width inside it."""
+        center, half_width = self._box(action)
+        return jnp.arctanh(jnp.clip((action - center) / half_width, -NEAR_THE_EDGE, NEAR_THE_EDGE))
+
+    def fisher_metric(self, tangent: PyTree) -> PyTree:
+        """The base's: a is a function of u and u of a, so that both have the same scores."""
+        return self._squash(self.base.fisher_metric(tangent))
+
+    def fisher_root(self, tangent: PyTree) -> PyTree:
+        """The base's."""
+        return self._squash(self.base.fisher_root(tangent))
+
+    def _log_stretch(self, u: Float[Array, "*draws D"]) -> Float[Array, "*draws D"]:
+        """log da/du = log half_width + log (1 − tanh² u), a dimension each."""
+        _, half_width = self._box(u)
+        # 1 − tanh² u = 4 / (eᵘ + e⁻ᵘ)², of which 1 − tanh(u)² itself would keep no digit from |u| = 9 on.
+        return jnp.log(half_width) + 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+
+    def _box(self, like: Array) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+        """Center and half-width."""
+        low, high = np.array(self.low), np.array(self.high)
+        return jnp.asarray((low + high) / 2, like.dtype), jnp.asarray((high - low) / 2, like.dtype)
+
+    def _squash(self, base: DiagGaussian) -> TanhGaussian:
+        return TanhGaussian(mean=base.mean, log_std=base.log_std, low=self.low, high=self.high)
