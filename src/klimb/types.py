@@ -25,6 +25,7 @@ class Status(enum.IntEnum):
     NO_IMPROVEMENT = 2
     NONFINITE = 3
     CG_BREAKDOWN = 4
+    CRITIC_WARMUP = 5
 
     @property
     def message(self) -> str:
@@ -41,6 +42,8 @@ _STATUS_MESSAGES = {
     Status.NONFINITE: "the batch, the gradient or the new policy held a NaN or an infinity: look at the "
     "environment's observations and rewards, and lower the learning rate",
     Status.CG_BREAKDOWN: "conjugate gradient met a direction of no curvature: raise damping",
+    Status.CRITIC_WARMUP: "no step was tried: the critic is still learning the value of the policy that the run "
+    "started from; lower critic_warmup for a shorter wait",
 }
 
 
@@ -65,6 +68,25 @@ class Rollout(eqx.Module):
     time: Int[Array, "T N"] | None = None
 
 
+class Residuals(eqx.Module):
+    """What per-decision importance weighting makes advantages of: Â_t = residual_t + decay_t · ρ_{t+1} Â_{t+1}.
+
+    residual: r_t + γ V(s'_t) − V(s_t), or without a baseline r_t (plus γ V(s'_t) where the data is cut off).
+    decay: γλ, 0 where the episode ends. discount: the leading γᵗ of the exact gradient, or 1.
+    """
+
+    residual: Float[Array, "T N"]
+    decay: Float[Array, "T N"]
+    discount: Float[Array, "T N"]
+
+
+class Mixture(eqx.Module):
+    """The K policies that collected a rollout between them: log-probs of every action under each, and log shares."""
+
+    log_prob: Float[Array, "K T N"]
+    log_share: Float[Array, " K"]
+
+
 class Batch(eqx.Module):
     """What every rule consumes: B weighted rows. Every mean over a batch is Σ w x / Σ w.
 
@@ -72,6 +94,7 @@ class Batch(eqx.Module):
     expectations (`klimb.tabular.exact_batch`), which is how rules are checked against theory.
     `rollout` keeps the `[T, N]` arrangement for rules that need rewards and time, else None.
     `progress` is the fraction of training done, for hyperparameters that are annealed.
+    `residuals` and `mixture` go with the rollout, for importance weights over time; None where not needed.
     """
 
     obs: Float[Array, " B *obs"] | Int[Array, " B *obs"]
@@ -82,6 +105,8 @@ class Batch(eqx.Module):
     weight: Float[Array, " B"]
     rollout: Rollout | None = None
     progress: Float[Array, ""] | float = 0.0
+    residuals: Residuals | None = None
+    mixture: Mixture | None = None
 
     def mean(self, value: Float[Array, " B"]) -> Float[Array, ""]:
         """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds."""
@@ -95,14 +120,13 @@ class Batch(eqx.Module):
             return jnp.where(jnp.reshape(counted, counted.shape + (1,) * (column.ndim - 1)), column, 0)
 
         columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
-        obs, action, log_prob, advantage, value_target, weight = map(blank, columns)
-        return Batch(obs, action, log_prob, advantage, value_target, weight, self.rollout, self.progress)
+        arranged = (self.rollout, self.progress, self.residuals, self.mixture)
+        return Batch(*map(blank, columns), *arranged)
 
     def take(self, rows: Int[Array, " b"]) -> Batch:
         """A minibatch: some of the rows, without the rollout they came from."""
         columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
-        obs, action, log_prob, advantage, value_target, weight = take_rows(columns, rows)
-        return Batch(obs, action, log_prob, advantage, value_target, weight, progress=self.progress)
+        return Batch(*take_rows(columns, rows), progress=self.progress)
 
 
 def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:
@@ -141,7 +165,8 @@ class UpdateInfo(eqx.Module):
 class TrainState(eqx.Module):
     """Everything a run is made of: exactly what a checkpoint holds. Leaves carry a leading axis of seeds.
 
-    `previous` is what the last iteration leaves for the next to measure its promise against.
+    `previous` is what the last iteration leaves for the next to measure its promise against. `history` holds
+    the last rollouts for a rule that learns from several, else ().
     """
 
     policy: PyTree
@@ -149,6 +174,7 @@ class TrainState(eqx.Module):
     rule_state: PyTree
     critic_state: PyTree
     collector_state: PyTree
+    history: PyTree
     previous: PyTree
     iteration: Int[Array, ""]
     env_steps: UInt32[Array, ""]

@@ -103,6 +103,29 @@ def estimate_advantages(
     return Estimate(advantage, to_go)
 
 
+def advantage_residuals(
+    kind: AdvantageKind,
+    rollout: Rollout,
+    value: Float[Array, "T N"],
+    next_value: Float[Array, "T N"],
+    *,
+    gamma: float | Array,
+    gae_lambda: float | Array,
+) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+    """(residual, decay) with Â_t = residual_t + decay_t Â_{t+1}: advantages step by step, for weights in between.
+
+    gae has δ_t and γλ; value_baseline (and n_step, whose horizon is left out) δ_t and γ; the others, which have
+    no baseline that depends on the state, r_t and γ, with V(s'_t) for what comes after a cut.
+    """
+    ended = rollout.terminated | rollout.truncated
+    delta = td_residual(rollout.reward, value, next_value, rollout.terminated, gamma=gamma)
+    decay = jnp.where(ended, 0, jnp.asarray(gamma * gae_lambda if kind == "gae" else gamma, delta.dtype))
+    if kind in ("gae", "value_baseline", "n_step"):
+        return delta, decay
+    cut = (rollout.truncated & ~rollout.terminated).at[-1].set(~rollout.terminated[-1])
+    return rollout.reward + jnp.where(cut, gamma * next_value, 0), decay
+
+
 def discount_from_start(rollout: Rollout, gamma: float | Array) -> Float[Array, "T N"]:
     """γᵗ with t the steps since the episode began: the factor of the exact gradient that practice drops."""
     if rollout.time is not None:
