@@ -20,7 +20,23 @@ import scipy.stats
 from jaxtyping import Array, Float, PyTree
 
 import klimb
-from klimb import PPO, TRPO, Batch, Categorical, NetworkPolicy, Reinforce, RunConfig, Status, TabularMDP, TrainOptions
+from klimb import (
+    PPO,
+    TRPO,
+    Batch,
+    BehaviourCloning,
+    Categorical,
+    DualDescent,
+    KLPenalty,
+    NaturalGradient,
+    NetworkPolicy,
+    OffPolicyGradient,
+    Reinforce,
+    RunConfig,
+    Status,
+    TabularMDP,
+    TrainOptions,
+)
 from klimb.collect.compiled import CompiledCollector
 from klimb.environments.cartpole import CartPole
 from klimb.environments.pendulum import Pendulum
@@ -37,10 +53,26 @@ from klimb.types import UpdateInfo
 RULES = [
     Reinforce(),
     Reinforce(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.5),
+    OffPolicyGradient(),
+    OffPolicyGradient(weighting="trajectory", self_normalise=True, max_weight=2.0),
+    OffPolicyGradient(weighting="per_decision", optimizer="sgd", learning_rate=0.1, gradient_steps=2),
+    KLPenalty(),
+    KLPenalty(kl_direction="new_old", kl_coef=10.0, num_minibatches=1, anneal_learning_rate=True),
+    DualDescent(),
+    DualDescent(divergence="kl_new_old", log_multiplier=True, rounds=3, epochs=2),
+    DualDescent(divergence="tv", epsilon=0.05, initial_multiplier=0.0),
+    NaturalGradient(),
+    NaturalGradient(solver="woodbury", fisher="empirical", learning_rate=0.1),
+    NaturalGradient(solver="dense", damping=1e-3),
+    NaturalGradient(normalised=True),
     TRPO(),
     TRPO(kl_direction="new_old", max_kl=0.3, damping=1e-3),
+    TRPO(fisher="empirical", fisher_fraction=0.5, line_search="growing"),
     PPO(),
     PPO(target_kl=0.003, clip_eps=0.1, anneal_learning_rate=True),
+    PPO(penalty="kl", target_kl=0.02),
+    BehaviourCloning(holdout=0.0, learning_rate=1e-2),
+    BehaviourCloning(holdout=0.0, learning_rate=1e-2, minibatch_size=8),
 ]
 
 
@@ -51,6 +83,16 @@ def rule_id(rule: Rule) -> str:
 
 
 each_rule = pytest.mark.parametrize("rule", RULES, ids=rule_id)
+# Cloning climbs the likelihood of what was done, whatever came of it.
+each_rule_with_advantages = pytest.mark.parametrize(
+    "rule", [r for r in RULES if not isinstance(r, BehaviourCloning)], ids=rule_id
+)
+
+
+def draws(rule: Rule) -> bool:
+    """Whether a step depends on its key: minibatches, or a random part of the batch."""
+    shuffles = getattr(rule, "num_minibatches", 1) > 1 or getattr(rule, "minibatch_size", ROWS) < ROWS
+    return shuffles or getattr(rule, "fisher_fraction", 1) < 1
 
 
 # The fixtures: a table in double precision, where theory is exact, and two networks in single precision.
@@ -87,9 +129,10 @@ def make_case(name: str, seed: int = 0) -> Case:
     """An on-policy batch of a policy away from its symmetric start. The networks' last rows are padding."""
     rng = np.random.default_rng(seed)
     if name == "table":
-        policy = Table(jnp.asarray(rng.normal(size=(STATES, ACTIONS))))
-        batch = eqx.filter_jit(klimb.exact_batch)(make_mdp(seed), policy)
-        return Case(policy, eqx.tree_at(lambda b: b.progress, batch, jnp.zeros(())))
+        with jax.enable_x64(True):  # whoever asks first
+            policy = Table(jnp.asarray(rng.normal(size=(STATES, ACTIONS))))
+            batch = eqx.filter_jit(klimb.exact_batch)(make_mdp(seed), policy)
+            return Case(policy, eqx.tree_at(lambda b: b.progress, batch, jnp.zeros(())))
     actions = Discrete(ACTIONS) if name == "categorical" else Box((-2.0, -1.0), (2.0, 1.0))
     policy = NetworkPolicy(3, actions, hidden=(8,), key=jax.random.key(seed))
     theta, rebuild = flatten(policy)
@@ -148,7 +191,22 @@ def compiled(rule: Rule):
 
 def take(rule: Rule, case: Case, *, key: int = 0, state: PyTree = None):
     state = rule.init(case.policy) if state is None else state
-    return compiled(rule)(jax.random.key(key), case.policy, state, case.batch)
+    return compiled(rule)(jax.random.key(key), case.policy, state, given(rule, case.batch))
+
+
+def given(rule: Rule, batch: Batch) -> Batch:
+    """The batch as a rule is to get it: to be cloned are demonstrations, of someone who prefers what is better."""
+    if not isinstance(rule, BehaviourCloning):
+        return batch
+    advantage = jnp.where(jnp.isfinite(batch.advantage), jnp.clip(batch.advantage, -2, 2), 0)
+    return eqx.tree_at(lambda b: b.weight, batch, batch.weight * jnp.exp(2 * advantage))
+
+
+def direction(rule: Rule) -> str:
+    """The direction of the KL that the rule constrains."""
+    if isinstance(rule, DualDescent):
+        return "new_old" if rule.divergence == "kl_new_old" else "old_new"
+    return getattr(rule, "kl_direction", "old_new")
 
 
 def change(batch: Batch, rows, **columns) -> Batch:
@@ -221,7 +279,7 @@ def by_definition(old: PyTree, new: PyTree, batch: Batch, direction: str) -> dic
 @each_rule
 def test_reports_what_the_returned_policy_is(rule, name, case):
     new, _, info = take(rule, case)
-    expected = by_definition(case.policy, new, case.batch, getattr(rule, "kl_direction", "old_new"))
+    expected = by_definition(case.policy, new, given(rule, case.batch), direction(rule))
     assert {f.name for f in dataclasses.fields(UpdateInfo)} == {*expected, "status", "extra"}
     tolerance = {"rtol": 1e-8, "atol": 1e-11} if name == "table" else {"rtol": 1e-3, "atol": 2e-6}
     for field, value in expected.items():
@@ -234,7 +292,7 @@ def test_reports_what_the_returned_policy_is(rule, name, case):
     assert all(value.shape == () for value in jax.tree.leaves(info))
 
 
-@each_rule
+@each_rule_with_advantages
 def test_gain_has_the_standard_error_of_its_mean(rule, gaussian):
     new, _, info = take(rule, gaussian)
     batch, counted = gaussian.batch, slice(0, ROWS - PADDING)
@@ -269,7 +327,7 @@ def test_is_traced_once_in_ten_steps(rule, gaussian):
     policy, state, before = gaussian.policy, rule.init(gaussian.policy), TRACES[rule]
     for k in range(10):
         batch = eqx.tree_at(lambda b: b.progress, make_case("gaussian", k).batch, jnp.float32(k / 10))
-        policy, state, _ = compiled(rule)(jax.random.key(k), policy, state, batch)
+        policy, state, _ = compiled(rule)(jax.random.key(k), policy, state, given(rule, batch))
     # Not even once when another test has already compiled it.
     assert TRACES[rule] - before <= 1
     assert moved(gaussian.policy, policy) > 1e-4
@@ -278,7 +336,7 @@ def test_is_traced_once_in_ten_steps(rule, gaussian):
 @each_rule
 def test_jit_changes_nothing_but_speed(rule, table):
     policy, batch = table
-    eager = rule.step(jax.random.key(0), policy, rule.init(policy), batch)
+    eager = rule.step(jax.random.key(0), policy, rule.init(policy), given(rule, batch))
     assert_close(eager, take(rule, table), rtol=1e-8, atol=1e-10)
 
 
@@ -292,7 +350,7 @@ def test_seeds_run_together_as_they_run_alone(rule, x64):
     @jax.vmap
     def step(key, arrays):
         case = eqx.combine(arrays, static)
-        result = rule.step(key, case.policy, rule.init(case.policy), case.batch)
+        result = rule.step(key, case.policy, rule.init(case.policy), given(rule, case.batch))
         return eqx.filter(result, eqx.is_array)
 
     together = step(jax.vmap(jax.random.key)(jnp.arange(3)), stacked)
@@ -305,13 +363,13 @@ def test_seeds_run_together_as_they_run_alone(rule, x64):
 def test_is_a_function_of_its_key(rule, case):
     first, again, other = (take(rule, case, key=key) for key in (5, 5, 6))
     assert_same_bits(first, again)
-    if getattr(rule, "num_minibatches", 1) == 1:
-        assert_same_bits(first, other)
-    else:
+    if draws(rule):
         assert moved(first[0], other[0]) > 0
+    else:
+        assert_same_bits(first, other)
 
 
-@each_rule
+@each_rule_with_advantages
 def test_no_advantage_means_no_movement(rule, case):
     """Not by one bit, from the start and with rounding noise for an adaptive optimiser to amplify."""
     batch = case.batch
@@ -347,7 +405,7 @@ def test_padding_has_no_say(rule, case, junk):
     assert_same_bits((new, state, info), take(rule, case))
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if getattr(r, "num_minibatches", 1) == 1], ids=rule_id)
+@pytest.mark.parametrize("rule", [r for r in RULES if not draws(r)], ids=rule_id)
 def test_padding_might_as_well_be_left_out(rule, table):
     padded = change(table.batch, slice(-PADDING, None), weight=0.0)
     kept = jax.tree.map(lambda x: x[:-PADDING] if x.ndim else x, table.batch)
@@ -455,10 +513,12 @@ def test_configuration_survives_json_and_toml(rule):
         name: type(value) for name, value in vars(rule).items()
     }
     options = TrainOptions(hidden=(32, 16), gamma=0.995, critic_learning_rate=1e-5, normalize_advantage=False)
+    if isinstance(rule, BehaviourCloning):
+        options = dataclasses.replace(options, demonstrations="runs/demonstrator")
     config = RunConfig('odd "env"\\ \u00e9\n\x7f-v0', rule, options)
     assert RunConfig.from_toml(config.to_toml()) == config
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert config != RunConfig(config.env, rule, TrainOptions())
+    assert config != RunConfig(config.env, rule, dataclasses.replace(options, seed=1))
 
 
 def numbers(rule: Rule) -> list[str]:
@@ -480,7 +540,10 @@ def test_no_number_may_be_nan_infinite_or_negative(rule_class, value):
 
 ZERO = [(Reinforce, "learning_rate"), (TRPO, "max_kl"), (PPO, "learning_rate"), (PPO, "clip_eps"), (PPO, "target_kl")]
 ZERO += [(TRPO, "cg_iterations"), (TRPO, "backtrack_factor"), (PPO, "epochs"), (PPO, "num_minibatches")]
-ZERO += [(Reinforce, "max_grad_norm"), (PPO, "max_grad_norm")]
+ZERO += [(Reinforce, "max_grad_norm"), (PPO, "max_grad_norm"), (DualDescent, "epsilon"), (NaturalGradient, "epsilon")]
+ZERO += [(OffPolicyGradient, "history"), (OffPolicyGradient, "gradient_steps"), (OffPolicyGradient, "max_weight")]
+ZERO += [(KLPenalty, "learning_rate"), (NaturalGradient, "learning_rate"), (TRPO, "fisher_fraction")]
+ZERO += [(DualDescent, "max_multiplier"), (BehaviourCloning, "minibatch_size"), (BehaviourCloning, "patience")]
 
 
 @pytest.mark.parametrize(("rule_class", "field"), ZERO, ids=lambda x: getattr(x, "__name__", x))
@@ -508,6 +571,12 @@ def test_a_misspelt_field_gets_the_right_one():
         build(TRPO, {"max_lk": 0.1})
     with pytest.raises(ConfigError, match=r"^kl_direction = 'forward': .*'old_new' or 'new_old'"):
         build(TRPO, {"kl_direction": "forward"})
+
+
+def test_solvers_that_need_damping_say_so():
+    for solver in ("woodbury", "dense"):
+        with pytest.raises(ConfigError, match=rf"^solver = {solver} needs damping > 0: "):
+            build(NaturalGradient, {"solver": solver, "damping": 0})
 
 
 @each_rule

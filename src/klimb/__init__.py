@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from klimb.collect.demonstrations import Demonstrations as Demonstrations
+    from klimb.collect.recording import record as record
     from klimb.environments.gymnasium_adapter import GymnasiumEnvironment as GymnasiumEnvironment
     from klimb.environments.registry import make as make
     from klimb.errors import ConfigError as ConfigError
+    from klimb.errors import DemonstrationError as DemonstrationError
     from klimb.errors import EnvironmentNotFound as EnvironmentNotFound
     from klimb.errors import KlimbError as KlimbError
     from klimb.errors import MissingExtra as MissingExtra
@@ -27,17 +30,25 @@ if TYPE_CHECKING:
     from klimb.estimate.importance import per_decision_weights as per_decision_weights
     from klimb.estimate.importance import trajectory_weights as trajectory_weights
     from klimb.estimate.returns import rewards_to_go as rewards_to_go
+    from klimb.improve.behaviour_cloning import BehaviourCloning as BehaviourCloning
     from klimb.improve.divergences import kl_divergence as kl_divergence
     from klimb.improve.divergences import total_variation as total_variation
+    from klimb.improve.dual_descent import DualDescent as DualDescent
     from klimb.improve.fisher import fisher_vector_product as fisher_vector_product
+    from klimb.improve.kl_penalty import KLPenalty as KLPenalty
+    from klimb.improve.natural_gradient import NaturalGradient as NaturalGradient
+    from klimb.improve.off_policy import OffPolicyGradient as OffPolicyGradient
     from klimb.improve.ppo import PPO as PPO
     from klimb.improve.reinforce import Reinforce as Reinforce
     from klimb.improve.trpo import TRPO as TRPO
     from klimb.policies.distributions import Categorical as Categorical
     from klimb.policies.distributions import DiagGaussian as DiagGaussian
+    from klimb.policies.distributions import TanhGaussian as TanhGaussian
     from klimb.policies.networks import NetworkPolicy as NetworkPolicy
     from klimb.runs.config import RunConfig as RunConfig
     from klimb.runs.config import TrainOptions as TrainOptions
+    from klimb.runs.demonstration_file import load_demonstrations as load_demonstrations
+    from klimb.runs.demonstration_file import save_demonstrations as save_demonstrations
     from klimb.runs.driver import Interrupted as Interrupted
     from klimb.runs.driver import Run as Run
     from klimb.runs.driver import resume as resume
@@ -65,6 +76,10 @@ _HOME = {
     "Evaluation": "runs.evaluate",
     "load_policy": "runs.policy_file",
     "save_policy": "runs.policy_file",
+    "record": "collect.recording",
+    "Demonstrations": "collect.demonstrations",
+    "load_demonstrations": "runs.demonstration_file",
+    "save_demonstrations": "runs.demonstration_file",
     "write_report": "runs.report",
     "RunConfig": "runs.config",
     "TrainOptions": "runs.config",
@@ -72,8 +87,13 @@ _HOME = {
     "GymnasiumEnvironment": "environments.gymnasium_adapter",
     # rules
     "Reinforce": "improve.reinforce",
+    "OffPolicyGradient": "improve.off_policy",
+    "KLPenalty": "improve.kl_penalty",
+    "DualDescent": "improve.dual_descent",
+    "NaturalGradient": "improve.natural_gradient",
     "TRPO": "improve.trpo",
     "PPO": "improve.ppo",
+    "BehaviourCloning": "improve.behaviour_cloning",
     # estimators
     "gae": "estimate.advantages",
     "rewards_to_go": "estimate.returns",
@@ -87,6 +107,7 @@ _HOME = {
     # policies
     "Categorical": "policies.distributions",
     "DiagGaussian": "policies.distributions",
+    "TanhGaussian": "policies.distributions",
     "NetworkPolicy": "policies.networks",
     # theory
     "TabularMDP": "tabular.mdp",
@@ -104,6 +125,7 @@ _HOME = {
     "MissingExtra": "errors",
     "UnsupportedSpace": "errors",
     "PolicyFileError": "errors",
+    "DemonstrationError": "errors",
     "RunError": "errors",
 }
 

@@ -30,6 +30,10 @@ class PolicyFileError(KlimbError):
     """A policy file that is missing, damaged, of another format, or trained on another environment."""
 
 
+class DemonstrationError(KlimbError, ValueError):
+    """Demonstrations that are missing, damaged, cut off, or from another environment."""
+
+
 class RunError(KlimbError):
     """A run directory that can't be used as asked: exists already, is none, or holds no usable checkpoint."""
 

@@ -59,7 +59,7 @@ class Progress:
             self._console.print("  ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
 
     def _done(self, record: Record) -> float:
-        return record["iteration"] / self._config.options.num_iterations
+        return record["iteration"] / self._config.num_iterations
 
     def _row(self, record: Record) -> dict[str, str]:
         options = self._config.options
@@ -67,7 +67,7 @@ class Progress:
         direction = getattr(self._config.rule, "kl_direction", "old_new")
         kl = _mean(record[f"kl_{direction}"])
         return {
-            "iteration": f"{record['iteration']}/{options.num_iterations}",
+            "iteration": f"{record['iteration']}/{self._config.num_iterations}",
             "env steps": f"{record['env_steps']:,}",
             "steps/s": f"{record['steps_per_second']:,.0f}",
             "return": f"{np.mean(self._returns):.1f}" if self._returns else "–",
@@ -83,7 +83,7 @@ class Progress:
             self._start = time.perf_counter()
             return "–"
         seconds = time.perf_counter() - self._start
-        remaining = self._config.options.num_iterations - record["iteration"]
+        remaining = self._config.num_iterations - record["iteration"]
         left = round(seconds / (record["iteration"] - self._first_iteration) * remaining)
         return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
 

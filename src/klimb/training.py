@@ -18,13 +18,17 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
-from klimb.estimate.advantages import discount_from_start, estimate_advantages, normalise
+from klimb.collect.history import History
+from klimb.estimate.batch import make_batch
 from klimb.estimate.critic import CriticFit, explained_variance, values
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
+from klimb.improve.acceptance import choose
+from klimb.improve.objectives import action_distribution
 from klimb.improve.rule import Rule
+from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
 from klimb.policies.normalizer import Normalizer
-from klimb.runs.config import TrainOptions
+from klimb.runs.config import TrainOptions, num_iterations
 from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 
 Metrics = dict[str, Array]
@@ -39,41 +43,53 @@ class Iteration:
     policy_static: PyTree
     collector: CompiledCollector | None
 
-    def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic) -> TrainState:
-        """The state before the first iteration, from a fresh policy and critic."""
+    def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
+        """The state before the first iteration, from a fresh policy and critic.
+
+        `rollout` gives the shapes of one, for a rule that learns from the last several.
+        """
         key, key_collect = jax.random.split(key)
+        arrays = eqx.filter(policy, eqx.is_array)
         # Not a weakly typed NaN: the second call would be traced anew.
         unknown = jnp.zeros(()) * jnp.nan
         return TrainState(
-            policy=eqx.filter(policy, eqx.is_array),
+            policy=arrays,
             critic=critic,
             rule_state=self.rule.init(policy),
             critic_state=self.critic_fit.init(critic),
             collector_state=() if self.collector is None else self.collector.init(key_collect),
+            history=()
+            if rollout is None
+            else History.empty(self.history, rollout, arrays, keeps_policies=getattr(self.rule, "keeps_policies", False)),
             previous=MeanResidual(unknown, unknown),
             iteration=jnp.int32(0),
             env_steps=jnp.uint32(0),
             key=key,
         )
 
-    def __call__(self, state: TrainState) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, demonstrations: Rollout | None = None) -> tuple[TrainState, Metrics]:
         """One whole iteration on a compiled environment."""
         assert self.collector is not None
         key, key_collect = jax.random.split(state.key)
         policy = eqx.combine(state.policy, self.policy_static)
         collector_state, rollout, episodes = self.collector.collect(key_collect, policy, state.collector_state)
         state = eqx.tree_at(lambda s: (s.key, s.collector_state), state, (key, collector_state))
-        return self.learn(state, rollout, episodes)
+        return self.learn(state, rollout, episodes, demonstrations)
 
-    def learn(self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary) -> tuple[TrainState, Metrics]:
+    def learn(
+        self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary, demonstrations: Rollout | None = None
+    ) -> tuple[TrainState, Metrics]:
         """estimate → improve → fit the critic → update the normalisers, from a rollout of the current policy."""
         options = self.options
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
 
         value, next_value = values(state.critic, rollout)
-        batch, scale = self.estimate(rollout, value, next_value, progress=state.iteration / options.num_iterations)
-        new_policy, rule_state, info = self.rule.step(key_step, policy, state.rule_state, batch)
+        batch, scale = make_batch(
+            rollout, value, next_value, options, progress=state.iteration / self.num_iterations
+        )
+        history, joint, scale = self.recall(state, rollout, batch, scale, demonstrations)
+        new_policy, rule_state, info = self.improve(key_step, policy, state, joint)
         critic, critic_state, fit = self.critic_fit.step(key_fit, state.critic, state.critic_state, batch)
 
         metrics = {
@@ -84,13 +100,17 @@ class Iteration:
             "value_loss": fit.value_loss,
         }
         if options.normalize_observations:
-            new_policy, critic = (_observe(x, batch.obs, batch.weight) for x in (new_policy, critic))
+            critic = _observe(critic, batch.obs, batch.weight)
+            # A policy that waits for its critic is not to change, not even by its view of the world.
+            waiting = state.iteration < options.warmup
+            new_policy = choose(waiting, new_policy, _observe(new_policy, batch.obs, batch.weight))
         state = TrainState(
             policy=eqx.filter(new_policy, eqx.is_array),
             critic=critic,
             rule_state=rule_state,
             critic_state=critic_state,
             collector_state=state.collector_state,
+            history=history,
             previous=mean_residual(rollout, *values(critic, rollout), gamma=options.gamma),
             iteration=state.iteration + 1,
             env_steps=state.env_steps + jnp.sum(rollout.valid, dtype=jnp.uint32),
@@ -98,38 +118,69 @@ class Iteration:
         )
         return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
 
-    def estimate(
-        self, rollout: Rollout, value: Float[Array, "T N"], next_value: Float[Array, "T N"], *, progress: Array
-    ) -> tuple[Batch, Array]:
-        """The batch of a rollout, and the deviation its advantages had."""
-        options = self.options
-        advantage, value_target = estimate_advantages(
-            options.advantage,
-            rollout,
-            value,
-            next_value,
-            gamma=options.gamma,
-            gae_lambda=options.gae_lambda,
-            n_step=options.n_step,
-        )
-        if options.discount_states:
-            advantage = advantage * discount_from_start(rollout, options.gamma)
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
-        weight = rows.valid.astype(rollout.reward.dtype)
-        flat_advantage, scale = advantage.reshape(-1), jnp.ones(())
-        if options.normalize_advantage:
-            flat_advantage, scale = normalise(flat_advantage, weight)
+    def study(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, Metrics]:
+        """One iteration of a rule that learns from demonstrations alone: no environment, no critic."""
+        key, key_step = jax.random.split(state.key)
+        policy = eqx.combine(state.policy, self.policy_static)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), demonstrations)
+        zeros = jnp.zeros_like(rows.reward)
         batch = Batch(
             obs=rows.obs,
             action=rows.action,
-            log_prob=rows.log_prob,
-            advantage=flat_advantage,
-            value_target=value_target.reshape(-1),
-            weight=weight,
-            rollout=rollout,
-            progress=progress,
+            # Measured against the policy as it is: who the demonstrator was may not be known.
+            log_prob=action_distribution(policy, rows.obs).log_prob(rows.action),
+            advantage=zeros,
+            value_target=zeros,
+            weight=rows.valid.astype(zeros.dtype),
+            rollout=demonstrations,
+            progress=state.iteration / self.num_iterations,
         )
-        return batch, scale
+        policy, rule_state, info = self.rule.step(key_step, policy, state.rule_state, batch)
+        state = eqx.tree_at(
+            lambda s: (s.policy, s.rule_state, s.iteration, s.key),
+            state,
+            (eqx.filter(policy, eqx.is_array), rule_state, state.iteration + 1, key),
+        )
+        return state, {"iteration": state.iteration, "env_steps": state.env_steps, **_step_metrics(info, jnp.ones(()))}
+
+    def recall(
+        self, state: TrainState, rollout: Rollout, batch: Batch, scale: Array, demonstrations: Rollout | None
+    ) -> tuple[PyTree, Batch, Array]:
+        """What the rule learns from: the batch of the newest rollout, or of the last several and demonstrations too.
+
+        Values and advantages of old rollouts are those of the critic as it is now.
+        """
+        history, joint, mixture = state.history, rollout, None
+        if self.history > 1:
+            history = history.push(rollout, state.policy, self.policy_static)
+            joint, mixture = history.merged(), history.mixture()
+        if demonstrations is not None:
+            joint = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), joint, demonstrations)
+        if joint is rollout:
+            return history, batch, scale
+        batch, scale = make_batch(
+            joint, *values(state.critic, joint), self.options, progress=jnp.asarray(batch.progress)
+        )
+        return history, eqx.tree_at(lambda b: b.mixture, batch, mixture, is_leaf=lambda x: x is None), scale
+
+    def improve(
+        self, key: PRNGKeyArray, policy: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[PyTree, PyTree, UpdateInfo]:
+        """The rule's step; while the critic warms up, none."""
+        if self.options.warmup == 0:
+            return self.rule.step(key, policy, state.rule_state, batch)
+        waiting = state.iteration < self.options.warmup
+        return step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
+
+    @property
+    def history(self) -> int:
+        """How many rollouts the rule learns from."""
+        return getattr(self.rule, "history", 1)
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the whole run, for what is annealed."""
+        return num_iterations(self.rule, self.options)
 
     @cached_property
     def critic_fit(self) -> CriticFit:

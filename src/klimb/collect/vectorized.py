@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import gymnasium.spaces
@@ -33,6 +34,7 @@ class VectorCollector:
     ) -> None:
         self.shape = (num_steps, num_seeds, num_envs)
         self.action_space = environment.action_space
+        self._observation_shape = environment.observation_space.shape
         self._vector = environment.vector(num_seeds * num_envs)
         self._act = jax.jit(partial(_act, policy_static))
         self._obs: np.ndarray | None = None
@@ -61,9 +63,11 @@ class VectorCollector:
         # All of a rollout's keys in one call: splitting on the device costs more than a small policy does.
         step_keys = np.asarray(jax.random.key_data(jax.vmap(lambda k: jax.random.split(k, num_steps))(keys)))
         for t in range(num_steps):
-            action, chosen_log_prob = self._act(policy, self._obs.reshape(num_seeds, num_envs, -1), step_keys[:, t])
+            chosen = self._act(policy, self._obs.reshape(num_seeds, num_envs, -1), step_keys[:, t])
+            action, chosen_log_prob, taken = chosen
             action = np.asarray(action).reshape(copies, *action.shape[2:])
-            step = self._vector.step(self._inside(action))
+            taken = action if taken is None else np.asarray(taken).reshape(copies, *taken.shape[2:])
+            step = self._vector.step(self._inside(taken))
             obs[t], next_obs[t], time[t] = self._obs, step.next_obs, self._time
             reward[t], terminated[t], truncated[t], valid[t] = step[2:]
             log_prob[t] = np.asarray(chosen_log_prob).reshape(copies)
@@ -80,6 +84,19 @@ class VectorCollector:
         flat = Rollout(*map(jnp.asarray, columns))
         rollout = jax.tree.map(lambda column: jnp.asarray(self._by_seed(np.asarray(column))), flat)
         return rollout, self._summary(self._by_seed(finished_return), self._by_seed(time))
+
+    def rollout_shapes(self, policy: PyTree) -> Rollout:
+        """The shapes of one seed's rollout under a policy."""
+        num_steps, _, num_envs = self.shape
+        obs = jnp.zeros((num_envs, *self._observation_shape))
+        action = jax.eval_shape(lambda o: jax.vmap(policy)(o).sample(jax.random.key(0)), obs)
+
+        def rows(shape: tuple[int, ...], dtype: Any) -> Array:
+            return jnp.zeros((num_steps, num_envs, *shape), dtype)
+
+        flag, number = rows((), bool), rows((), jnp.float32)
+        seen, acted = rows(obs.shape[1:], jnp.float32), rows(action.shape[1:], action.dtype)
+        return Rollout(seen, acted, number, number, flag, flag, seen, flag, rows((), jnp.int32))
 
     def close(self) -> None:
         """Release the environments."""
@@ -105,12 +122,16 @@ class VectorCollector:
         )
 
 
-def _act(static: PyTree, policy: PyTree, obs: Array, key_data: Array) -> tuple[Array, Array]:
-    """Actions and their log-probs for every seed: obs `[K, N, ...]`, key data `[K, 2]`."""
+def _act(static: PyTree, policy: PyTree, obs: Array, key_data: Array) -> tuple[Array, Array, Array | None]:
+    """Actions and their log-probs for every seed: obs `[K, N, ...]`, key data `[K, 2]`.
 
-    def one_seed(arrays: PyTree, rows: Array, data: Array) -> tuple[Array, Array]:
+    Third, the actions as the environment gets them; None where they are the same, so that they are read once.
+    """
+
+    def one_seed(arrays: PyTree, rows: Array, data: Array) -> tuple[Array, Array, Array | None]:
         distribution = jax.vmap(eqx.combine(arrays, static))(rows)
         action = distribution.sample(jax.random.wrap_key_data(data))
-        return action, distribution.log_prob(action)
+        taken = distribution.to_environment(action)
+        return action, distribution.log_prob(action), None if taken is action else taken
 
     return jax.vmap(one_seed)(policy, obs, key_data)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from klimb.improve.behaviour_cloning import BehaviourCloning
+from klimb.improve.dual_descent import DualDescent
+from klimb.improve.kl_penalty import KLPenalty
+from klimb.improve.natural_gradient import NaturalGradient
+from klimb.improve.off_policy import OffPolicyGradient
 from klimb.improve.ppo import PPO
 from klimb.improve.reinforce import Reinforce
 from klimb.improve.rule import Rule
 from klimb.improve.trpo import TRPO
 
-RULES: dict[str, type] = {"reinforce": Reinforce, "trpo": TRPO, "ppo": PPO}
+RULES: dict[str, type] = {
+    "reinforce": Reinforce,
+    "off-policy-gradient": OffPolicyGradient,
+    "kl-penalty": KLPenalty,
+    "dual-descent": DualDescent,
+    "natural-gradient": NaturalGradient,
+    "trpo": TRPO,
+    "ppo": PPO,
+    "behaviour-cloning": BehaviourCloning,
+}
 
 
 def rule_name(rule: Rule) -> str:

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from klimb.errors import ConfigError, nearest
 from klimb.estimate.advantages import AdvantageKind
+from klimb.improve.off_policy import OffPolicyGradient
 from klimb.improve.registry import RULES, rule_name
 from klimb.improve.rule import Rule
 from klimb.minibatches import require_divisible
@@ -58,12 +59,22 @@ class TrainOptions:
     """Activation of the hidden layers."""
     initial_log_std: float = 0.0
     """Log standard deviation of the first Gaussian policy, in half-widths of the action box."""
+    state_dependent_std: bool = False
+    """Let the network say the standard deviation in each state; continuous actions only."""
+    tanh_squash: bool = False
+    """Squash the Gaussian by tanh into the action box instead of clipping what is outside; bounded boxes only."""
     critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Adam's step size for the critic."""
     critic_epochs: Count = 10
     """Passes over the batch in one fit of the critic."""
     critic_num_minibatches: Count = 8
     """Minibatches a pass; has to divide num_steps × num_envs."""
+    init_from: str | None = None
+    """A run (or policy directory) whose policy this one starts from; none for a fresh policy."""
+    critic_warmup: Annotated[int, Field(ge=0)] = 10
+    """Iterations in which only the critic learns, in a run that starts from another's policy."""
+    demonstrations: str | None = None
+    """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints. The last iteration is always saved."""
     keep_checkpoints: Count = 3
@@ -75,9 +86,19 @@ class TrainOptions:
         return self.num_envs * self.num_steps
 
     @property
-    def num_iterations(self) -> int:
-        """Iterations that reach `env_steps`; the last one may go past it."""
-        return -(-self.env_steps // self.batch_size)
+    def warmup(self) -> int:
+        """Iterations in which only the critic learns."""
+        return 0 if self.init_from is None else self.critic_warmup
+
+
+def num_iterations(rule: Rule, options: TrainOptions) -> int:
+    """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs."""
+    return rule.max_epochs if is_offline(rule) else -(-options.env_steps // options.batch_size)
+
+
+def is_offline(rule: Rule) -> bool:
+    """Whether a rule learns from demonstrations alone."""
+    return getattr(rule, "offline", False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +109,38 @@ class RunConfig:
     rule: Rule
     options: TrainOptions
 
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the whole run."""
+        return num_iterations(self.rule, self.options)
+
     def __post_init__(self) -> None:
         options = self.options
+        self._check_demonstrations()
         for owner, name in ((self.rule, "num_minibatches"), (options, "critic_num_minibatches")):
             parts = getattr(owner, name, 1)
             try:
                 require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+
+    def _check_demonstrations(self) -> None:
+        name, given = rule_name(self.rule), self.options.demonstrations is not None
+        if is_offline(self.rule) and not given:
+            raise ConfigError(
+                f"{name} learns from demonstrations and there are none: record some with klimb record RUN, then give "
+                "--demonstrations RUN"
+            )
+        if given and not is_offline(self.rule) and not isinstance(self.rule, OffPolicyGradient):
+            raise ConfigError(
+                f"{name} can't learn from demonstrations: clone them first (klimb train behaviour-cloning {self.env} "
+                f"--demonstrations {self.options.demonstrations}), then go on with --init-from"
+            )
+        if given and getattr(self.rule, "keeps_policies", False):
+            raise ConfigError(
+                "behaviour = mixture needs the policy that made the demonstrations, which is not known: "
+                "use behaviour = recorded"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists: what goes to TOML and JSON."""
@@ -166,8 +211,10 @@ def build(cls: type, fields: dict[str, Any]) -> Any:
 def explain(error: ValidationError) -> str:
     """The first thing pydantic found wrong, in one line: which option, what it was, what it should be."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "value"
+    name = ".".join(str(part) for part in first["loc"])
     message = first["msg"]
+    if not name:  # about several fields together: our own words
+        return message.removeprefix("Value error, ")
     return f"{name} = {first['input']!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -13,10 +13,13 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from klimb.environments.registry import make
+from klimb.collect.demonstrations import Demonstrations
+from klimb.environments.registry import Environment, make
 from klimb.improve.rule import Rule
-from klimb.runs.config import RunConfig, TrainOptions, build
+from klimb.runs.config import RunConfig, TrainOptions, build, is_offline
+from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
+from klimb.runs.evaluate import require_fit
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.policy_file import load_policy, policy_name
 from klimb.runs.program import Program
@@ -55,6 +58,7 @@ def train(
     rule: Rule,
     *,
     policy: PyTree | None = None,
+    demonstrations: Demonstrations | str | Path | None = None,
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
     **options: Any,
@@ -63,20 +67,28 @@ def train(
 
     env: a name (see `klimb.make`) or an environment object.
     rule: e.g. `TRPO(max_kl=0.01)`.
-    policy: a callable pytree `policy(obs) -> Distribution` to start from; None for a fresh network.
+    policy: a callable pytree `policy(obs) -> Distribution` to start from; None for a fresh network, or for the
+        policy of `init_from`.
+    demonstrations: recorded episodes (`klimb.record`), or where they are, for the rules that learn from them.
     run_dir: a directory to make and write the run into; None keeps the run in memory.
     on_records: called with the new records (one an iteration) after every call to the device.
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
         gamma, gae_lambda, advantage, …
 
     Raises ConfigError for an option that is unknown or out of range, EnvironmentNotFound or UnsupportedSpace
-    for an environment that klimb can't train in, RunError when `run_dir` exists. Ctrl-C and SIGTERM save a
+    for an environment that klimb can't train in, PolicyFileError for an `init_from` and DemonstrationError for
+    demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and SIGTERM save a
     checkpoint (when there is a run directory) and raise `Interrupted`.
     """
     environment = make(env)
     name = env if isinstance(env, str) else environment.id
+    if demonstrations is not None:
+        given = isinstance(demonstrations, Demonstrations)
+        options["demonstrations"] = demonstrations.source if given else str(demonstrations)
     config = RunConfig(name, rule, build(TrainOptions, options))
-    program = Program(config, environment, policy)
+    if policy is None and config.options.init_from is not None:
+        policy = _policy_for(environment, config.options.init_from)
+    program = Program(config, environment, policy, _demonstrations_for(environment, config, demonstrations))
     state = program.initial_state()
     directory = None if run_dir is None else RunDirectory.create(run_dir, config)
     if directory is not None:
@@ -90,13 +102,14 @@ def resume(
     env: Any | None = None,
     rule: Rule | None = None,
     policy: PyTree | None = None,
+    demonstrations: Demonstrations | None = None,
     on_records: OnRecords | None = None,
 ) -> Run:
     """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
 
     On a compiled environment the result is the same, byte for byte, as that of a run never interrupted. On a
-    host environment running episodes start anew. `env`, `rule` and `policy` are needed only for a run that
-    was started from Python with objects that a configuration file can't name.
+    host environment running episodes start anew. `env`, `rule`, `policy` and `demonstrations` are needed only for
+    a run that was started from Python with objects that a configuration file can't name.
 
     Raises RunError when the directory is no run or has no usable checkpoint.
     """
@@ -107,12 +120,34 @@ def resume(
     first_seed = config.options.seed if config.options.num_seeds > 1 else None
     if policy is None and (directory.path / f"{policy_name(first_seed)}.json").is_file():
         policy = load_policy(directory.path, seed=first_seed)
-    program = Program(config, make(config.env if env is None else env), policy)
+    environment = make(config.env if env is None else env)
+    program = Program(config, environment, policy, _demonstrations_for(environment, config, demonstrations))
     state, iteration, wall_time = directory.load(program.state_template())
     directory.start_log(keep_until=iteration)
     return _drive(
         program, state, directory, on_records, history=directory.history(), iteration=iteration, wall_time=wall_time
     )
+
+
+def _policy_for(environment: Environment, source: str) -> PyTree:
+    """The policy of another run, if it fits the environment."""
+    policy = load_policy(source)
+    require_fit(policy, environment)
+    return policy
+
+
+def _demonstrations_for(
+    environment: Environment, config: RunConfig, given: Demonstrations | str | Path | None
+) -> Demonstrations | None:
+    """The demonstrations of a run, if it has any and they fit the environment and the rule."""
+    source = config.options.demonstrations
+    if source is None:
+        return None
+    demonstrations = given if isinstance(given, Demonstrations) else load_demonstrations(source)
+    demonstrations.check_fit(environment)
+    if not is_offline(config.rule):
+        demonstrations.check_log_probs()
+    return demonstrations
 
 
 def _drive(
@@ -126,27 +161,27 @@ def _drive(
     wall_time: float,
 ) -> Run:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
-    options = program.config.options
+    options, num_iterations = program.config.options, program.config.num_iterations
     clock = _Clock(wall_time)
     size = _CallSize(program.max_iterations_a_call)
     try:
         with _StopSignals() as stop:
             program.start(iteration=iteration)
-            while iteration < options.num_iterations:
+            while iteration < num_iterations and not program.finished(state):
                 until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
-                count = min(size.iterations, options.num_iterations - iteration, until_checkpoint)
+                count = min(size.iterations, num_iterations - iteration, until_checkpoint)
                 state, metrics = program.advance(state, count)
                 times, seconds = clock.lap(count)
                 size.adapt(count, seconds)
                 iteration += count
-                speed = count * options.batch_size * options.num_seeds / seconds
+                speed = count * program.rows_an_iteration * options.num_seeds / seconds
                 records = to_records(metrics, wall_time=times, steps_per_second=speed)
                 history.extend(records)
                 if directory is not None:
                     directory.append(records)
                 if on_records is not None:
                     on_records(records)
-                finished = iteration == options.num_iterations
+                finished = iteration == num_iterations or program.finished(state)
                 due = finished or stop.received is not None or iteration % options.checkpoint_every == 0
                 if directory is not None and due:
                     directory.save(state, program.policies(state), iteration=iteration, wall_time=clock.now)

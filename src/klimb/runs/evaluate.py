@@ -16,6 +16,7 @@ from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import make
 from klimb.errors import PolicyFileError
 from klimb.policies.distributions import Distribution
+from klimb.policies.networks import action_spec
 
 MAX_HOST_COPIES = 16
 
@@ -38,7 +39,7 @@ def evaluate(policy: PyTree, env: str | Any, *, episodes: int, seed: int = 0, de
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}; an evaluation needs at least 1")
     environment = make(env)
-    _check_fit(policy, environment)
+    require_fit(policy, environment)
     if isinstance(environment, CompiledEnvironment):
         returns, lengths = _evaluate_compiled(policy, environment, episodes, seed, deterministic)
     else:
@@ -47,7 +48,8 @@ def evaluate(policy: PyTree, env: str | Any, *, episodes: int, seed: int = 0, de
     return Evaluation(returns, lengths, float(np.mean(returns)), error)
 
 
-def _check_fit(policy: PyTree, environment: CompiledEnvironment | HostEnvironment) -> None:
+def require_fit(policy: PyTree, environment: CompiledEnvironment | HostEnvironment) -> None:
+    """PolicyFileError when a policy was made for other observations or actions than the environment's."""
     expected = getattr(getattr(policy, "normalizer", None), "mean", None)
     shape = environment.observation_space.shape
     if expected is not None and expected.shape != shape:
@@ -55,10 +57,23 @@ def _check_fit(policy: PyTree, environment: CompiledEnvironment | HostEnvironmen
             f"the policy reads observations of shape {expected.shape}, {environment.id} gives {shape}: "
             "it was trained on another environment"
         )
+    actions, theirs = getattr(policy, "actions", None), action_spec(environment.action_space)
+    if actions is not None and actions != theirs:
+        raise PolicyFileError(
+            f"the policy has the actions {actions}, {environment.id} takes {theirs}: it was trained on another environment"
+        )
+
+
+def shares(episodes: int, copies: int) -> np.ndarray:
+    """How many of the episodes each copy runs."""
+    share = np.full(copies, episodes // copies)
+    share[: episodes % copies] += 1
+    return share
 
 
 def _decide(distribution: Distribution, key: PRNGKeyArray, deterministic: bool) -> Array:
-    return distribution.mode() if deterministic else distribution.sample(key)
+    """The action as the environment gets it."""
+    return distribution.to_environment(distribution.mode() if deterministic else distribution.sample(key))
 
 
 def _evaluate_compiled(
@@ -99,8 +114,7 @@ def _evaluate_host(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each copy runs its own share of the episodes, so that short ones are not counted more often."""
     copies = min(episodes, MAX_HOST_COPIES)
-    share = np.full(copies, episodes // copies)
-    share[: episodes % copies] += 1
+    share = shares(episodes, copies)
     act = eqx.filter_jit(lambda policy, obs, key: _decide(jax.vmap(policy)(obs), key, deterministic))
     vector = environment.vector(copies)
     key = jax.random.key(seed)

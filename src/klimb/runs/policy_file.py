@@ -55,6 +55,8 @@ class PolicyDescription:
     actions: Annotated[DiscreteActions | BoxActions, Field(discriminator="kind")]
     hidden: Annotated[list[Size], Field(max_length=16)]
     activation: Activation
+    state_dependent_std: bool = False
+    tanh_squash: bool = False
 
     def template(self) -> PyTree:
         """The policy's structure with shapes in place of arrays; nothing is allocated."""
@@ -69,7 +71,13 @@ class PolicyDescription:
             spec = Box(low, high)
         return eqx.filter_eval_shape(
             lambda: NetworkPolicy(
-                self.observation_size, spec, hidden=self.hidden, activation=self.activation, key=jax.random.key(0)
+                self.observation_size,
+                spec,
+                hidden=self.hidden,
+                activation=self.activation,
+                state_dependent_std=self.state_dependent_std,
+                tanh_squash=self.tanh_squash,
+                key=jax.random.key(0),
             )
         )
 
@@ -94,6 +102,8 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
         "actions": spec,
         "hidden": [weight.shape[-1] for weight in weights[:-1]],
         "activation": policy.network.activation,
+        "state_dependent_std": policy.state_dependent_std,
+        "tanh_squash": policy.tanh_squash,
     }
 
 

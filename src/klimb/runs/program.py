@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -11,13 +12,15 @@ import numpy as np
 from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
+from klimb.collect.demonstrations import Demonstrations
+from klimb.collect.episodes import EpisodeSummary
 from klimb.collect.vectorized import VectorCollector
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import Environment
 from klimb.policies.networks import Critic, NetworkPolicy, action_spec, flat_observation_size
-from klimb.runs.config import RunConfig
+from klimb.runs.config import RunConfig, is_offline
 from klimb.training import Iteration
-from klimb.types import TrainState
+from klimb.types import Rollout, TrainState
 
 MAX_ITERATIONS_A_CALL = 256
 
@@ -26,10 +29,16 @@ class Program:
     """The training of `config` on an environment: `initial_state`, then `advance` until done.
 
     States and metrics have a leading axis of K seeds. On a compiled environment a call runs many iterations
-    without coming back to the host; on a host environment it runs one.
+    without coming back to the host; on a host environment, and on demonstrations alone, it runs one.
     """
 
-    def __init__(self, config: RunConfig, environment: Environment, policy: PyTree | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        environment: Environment,
+        policy: PyTree | None = None,
+        demonstrations: Demonstrations | None = None,
+    ) -> None:
         options = config.options
         self.config = config
         self.max_iterations_a_call = 1
@@ -39,9 +48,12 @@ class Program:
         template = eqx.filter_eval_shape(self._first_policy, jax.random.key(0)) if policy is None else policy
         is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
         self.policy_static = eqx.partition(template, is_array)[1]
+        self._demonstrations = None if demonstrations is None else self._arrange(demonstrations, template)
         self._host: VectorCollector | None = None
         collector = None
-        if isinstance(environment, CompiledEnvironment):
+        if is_offline(config.rule):
+            pass
+        elif isinstance(environment, CompiledEnvironment):
             self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
             collector = CompiledCollector(environment, options.num_envs, options.num_steps)
         else:
@@ -55,7 +67,8 @@ class Program:
         self.iteration = Iteration(config.rule, options, self.policy_static, collector)
         self._init = jax.jit(jax.vmap(self._initial_state))
         self._many = jax.jit(self._run_many, donate_argnums=0)
-        self._learn = jax.jit(self._over_seeds(self.iteration.learn), donate_argnums=0)
+        self._learn = jax.jit(self._learn_once, donate_argnums=0)
+        self._study = jax.jit(self._study_once, donate_argnums=0)
 
     def initial_state(self) -> TrainState:
         """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""
@@ -75,13 +88,29 @@ class Program:
 
         `state` is given up: its buffers are used again for the new one.
         """
-        if self._host is None:
-            state, log = self._many(state, iterations)
+        if is_offline(self.config.rule):
+            state, metrics = self._study(state, self._demonstrations)
+        elif self._host is None:
+            state, log = self._many(state, iterations, self._demonstrations)
             return state, {name: np.asarray(values)[:iterations] for name, values in log.items()}
-        keys = jax.vmap(jax.random.split)(state.key)
-        rollout, episodes = self._host.collect(keys[:, 1], state.policy)
-        state, metrics = self._learn(eqx.tree_at(lambda s: s.key, state, keys[:, 0]), rollout, episodes)
+        else:
+            keys = jax.vmap(jax.random.split)(state.key)
+            rollout, episodes = self._host.collect(keys[:, 1], state.policy)
+            state = eqx.tree_at(lambda s: s.key, state, keys[:, 0])
+            state, metrics = self._learn(state, rollout, episodes, self._demonstrations)
         return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
+
+    @property
+    def rows_an_iteration(self) -> int:
+        """Environment steps of one seed in one iteration, or the demonstrations' rows."""
+        if is_offline(self.config.rule):
+            assert self._demonstrations is not None
+            return int(self._demonstrations.valid.sum())
+        return self.config.options.batch_size
+
+    def finished(self, state: TrainState) -> bool:
+        """Whether the rule has ended the training of every seed before the last iteration."""
+        return is_offline(self.config.rule) and bool(jnp.all(self.config.rule.finished(state.rule_state)))
 
     def policies(self, state: TrainState) -> list[Any]:
         """The policy of every seed."""
@@ -109,6 +138,8 @@ class Program:
             hidden=options.hidden,
             activation=options.activation,
             initial_log_std=options.initial_log_std,
+            state_dependent_std=options.state_dependent_std,
+            tanh_squash=options.tanh_squash,
             key=key,
         )
 
@@ -116,7 +147,50 @@ class Program:
         options = self.config.options
         key, key_policy, key_critic = jax.random.split(key, 3)
         critic = Critic(self._observation_size, hidden=options.hidden, activation=options.activation, key=key_critic)
-        return self.iteration.init(key, self._first_policy(key_policy), critic)
+        policy = self._first_policy(key_policy)
+        if is_offline(self.config.rule) and options.normalize_observations and isinstance(policy, NetworkPolicy):
+            assert self._demonstrations is not None
+            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._demonstrations)
+            normalizer = policy.normalizer.update(rows.obs, rows.valid.astype(rows.obs.dtype))
+            policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer)
+        return self.iteration.init(key, policy, critic, self._rollout_shapes(policy))
+
+    def _rollout_shapes(self, policy: PyTree) -> Rollout | None:
+        """The shapes of one rollout, where the rule's history needs them."""
+        collector = self.iteration.collector
+        if self.iteration.history == 1:
+            return None
+        if self._host is not None:
+            return self._host.rollout_shapes(policy)
+        assert collector is not None
+        return eqx.filter_eval_shape(
+            lambda key, policy: collector.collect(key, policy, collector.init(key))[1], jax.random.key(0), policy
+        )
+
+    def _arrange(self, demonstrations: Demonstrations, template: PyTree) -> Rollout:
+        """Demonstrations as the rule gets them: actions as the policy has them, columns as long as a rollout's."""
+        rollout = demonstrations.rollout()
+        # Only the kind of distribution matters here, not its numbers.
+        distribution = eqx.filter_eval_shape(lambda policy, obs: policy(obs), template, rollout.obs[0, 0])
+        rollout = eqx.tree_at(lambda r: r.action, rollout, distribution.from_environment(rollout.action))
+        if is_offline(self.config.rule):
+            return rollout
+        num_steps = self.config.options.num_steps
+
+        def cut(x: Array) -> Array:
+            x = jnp.pad(x, [(0, -len(x) % num_steps)] + [(0, 0)] * (x.ndim - 1))
+            x = jnp.moveaxis(x.reshape(-1, num_steps, *x.shape[1:]), 0, 1)
+            return x.reshape(num_steps, -1, *x.shape[3:])
+
+        return jax.tree.map(cut, rollout)
+
+    def _learn_once(
+        self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary, demonstrations: Rollout | None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        return self._over_seeds(partial(self.iteration.learn, demonstrations=demonstrations))(state, rollout, episodes)
+
+    def _study_once(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, dict[str, Array]]:
+        return self._over_seeds(partial(self.iteration.study, demonstrations=demonstrations))(state)
 
     def _over_seeds(self, one_seed: Any) -> Any:
         """The same for every seed. A single seed keeps its own branches and loops instead of vmapped ones."""
@@ -129,10 +203,12 @@ class Program:
 
         return squeezed
 
-    def _run_many(self, state: TrainState, iterations: Array) -> tuple[TrainState, dict[str, Array]]:
+    def _run_many(
+        self, state: TrainState, iterations: Array, demonstrations: Rollout | None
+    ) -> tuple[TrainState, dict[str, Array]]:
         # The number of iterations is data, not a constant: one program whatever the host asks for, so that
         # results do not depend on how a run is cut into calls.
-        one_iteration = self._over_seeds(self.iteration)
+        one_iteration = self._over_seeds(partial(self.iteration, demonstrations=demonstrations))
         shapes = jax.eval_shape(one_iteration, state)[1]
         log = jax.tree.map(lambda x: jnp.zeros((MAX_ITERATIONS_A_CALL, *x.shape), x.dtype), shapes)
 

@@ -1,0 +1,152 @@
+"""Demonstrations: whole episodes that somebody has recorded, with what they were recorded from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.host import HostEnvironment
+from klimb.errors import DemonstrationError
+from klimb.policies.networks import Box, Discrete, action_spec
+from klimb.types import Rollout
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """R rows of whole episodes, one after the other, as NumPy arrays.
+
+    action is in the environment's units, and for Gaussian policies not clipped: log_prob belongs to what was
+    sampled. log_prob is NaN where the demonstrator's probabilities are not known. next_obs is the true successor.
+    actions: the action space they were made for. source: where they are from, for messages.
+
+    Raises DemonstrationError when the arrays are no whole, finite episodes.
+    """
+
+    obs: Float[np.ndarray, " R *obs"]
+    action: Num[np.ndarray, " R *act"]
+    log_prob: Float[np.ndarray, " R"]
+    reward: Float[np.ndarray, " R"]
+    terminated: Bool[np.ndarray, " R"]
+    truncated: Bool[np.ndarray, " R"]
+    next_obs: Float[np.ndarray, " R *obs"]
+    actions: Discrete | Box
+    environment: str
+    source: str = "the demonstrations"
+
+    def __post_init__(self) -> None:
+        rows = len(self.reward)
+        if rows == 0:
+            raise DemonstrationError(f"{self.source} is empty: there is not one step in it")
+        for name in ("obs", "action", "log_prob", "terminated", "truncated", "next_obs"):
+            if len(getattr(self, name)) != rows:
+                raise DemonstrationError(f"{self.source}: {name} has {len(getattr(self, name))} rows, reward has {rows}")
+        for name in ("obs", "action", "reward", "next_obs"):
+            column = getattr(self, name)
+            good = np.isfinite(column).reshape(rows, -1).all(1)
+            if not good.all():
+                first = int(np.flatnonzero(~good)[0])
+                raise DemonstrationError(f"{self.source}: {name} of row {first} is not finite ({(~good).sum()} such rows)")
+        if not self.ended[-1]:
+            cut = rows - 1 - (int(np.flatnonzero(self.ended)[-1]) if self.ended.any() else -1)
+            raise DemonstrationError(
+                f"{self.source} is cut off: the last {cut} of its {rows} rows belong to an episode without an end; "
+                "record it again, or leave these rows out"
+            )
+        if isinstance(self.actions, Discrete):
+            if self.action.ndim != 1 or self.action.min() < 0 or self.action.max() >= self.actions.n:
+                raise DemonstrationError(f"{self.source}: its actions are not all in 0 … {self.actions.n - 1}")
+        elif self.action.shape[1:] != (len(self.actions.low),):
+            raise DemonstrationError(
+                f"{self.source}: its actions have the shape {self.action.shape[1:]}, its action space has "
+                f"{len(self.actions.low)} dimensions"
+            )
+
+    @cached_property
+    def ended(self) -> Bool[np.ndarray, " R"]:
+        """Rows that end an episode."""
+        return self.terminated | self.truncated
+
+    @property
+    def num_episodes(self) -> int:
+        return int(self.ended.sum())
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode."""
+        return np.diff(np.flatnonzero(self.ended), prepend=-1)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of each episode."""
+        return np.add.reduceat(self.reward.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
+
+    def check_fit(self, environment: CompiledEnvironment | HostEnvironment) -> None:
+        """DemonstrationError when observations or actions are not the environment's."""
+        shape = environment.observation_space.shape
+        if self.obs.shape[1:] != shape:
+            raise DemonstrationError(
+                f"{self.source} was recorded on {self.environment} and has observations of shape "
+                f"{self.obs.shape[1:]}; {environment.id} gives {shape}"
+            )
+        theirs = action_spec(environment.action_space)
+        if self.actions != theirs:
+            raise DemonstrationError(
+                f"{self.source} was recorded on {self.environment} and has the actions {self.actions}; "
+                f"{environment.id} takes {theirs}"
+            )
+
+    def check_log_probs(self) -> None:
+        """DemonstrationError when the demonstrator's log-probs are missing or not finite."""
+        good = np.isfinite(self.log_prob)
+        if good.all():
+            return
+        first, wrong = int(np.flatnonzero(~good)[0]), int((~good).sum())
+        what = "are missing" if np.isnan(self.log_prob[~good]).all() else f"are not finite ({self.log_prob[first]})"
+        raise DemonstrationError(
+            f"{self.source}: behaviour log-probs {what} in {wrong} of {len(good)} rows, the first is row {first}; "
+            "importance weights need them: klimb record without --deterministic keeps them, and data without any can "
+            "be cloned (klimb train behaviour-cloning)"
+        )
+
+    def rollout(self, max_columns: int = 32) -> Rollout:
+        """`[T, N]`: whole episodes packed into N columns of about the same length, padded with `valid` False.
+
+        Longest first into the shortest column so far, which keeps the padding small.
+        """
+        columns: list[list[int]] = [[] for _ in range(min(max_columns, self.num_episodes))]
+        filled = np.zeros(len(columns), int)
+        for episode in np.argsort(-self.lengths, kind="stable"):
+            shortest = int(np.argmin(filled))
+            columns[shortest].append(int(episode))
+            filled[shortest] += self.lengths[episode]
+        start = np.cumsum(self.lengths) - self.lengths
+        row = np.full((int(filled.max()), len(columns)), -1)
+        for n, episodes in enumerate(columns):
+            rows = np.concatenate([start[e] + np.arange(self.lengths[e]) for e in episodes])
+            row[: len(rows), n] = rows
+        valid = row >= 0
+        time = np.arange(len(self.reward)) - np.repeat(start, self.lengths)
+
+        def packed(column: np.ndarray) -> jax.Array:
+            x = column[np.maximum(row, 0)]
+            return jnp.asarray(np.where(valid.reshape(valid.shape + (1,) * (x.ndim - 2)), x, np.zeros((), x.dtype)))
+
+        terminated = packed(self.terminated)
+        return Rollout(
+            obs=packed(self.obs),
+            action=packed(self.action),
+            log_prob=packed(self.log_prob),
+            reward=packed(self.reward),
+            terminated=terminated,
+            # An episode that terminates on the clock's last tick has terminated: its value is zero.
+            truncated=packed(self.truncated) & ~terminated,
+            next_obs=packed(self.next_obs),
+            valid=jnp.asarray(valid),
+            time=packed(time.astype(np.int32)),
+        )
