@@ -513,8 +513,6 @@ def test_configuration_survives_json_and_toml(rule):
         name: type(value) for name, value in vars(rule).items()
     }
     options = TrainOptions(hidden=(32, 16), gamma=0.995, critic_learning_rate=1e-5, normalize_advantage=False)
-    if isinstance(rule, BehaviourCloning):
-        options = dataclasses.replace(options, demonstrations="runs/demonstrator")
     config = RunConfig('odd "env"\\ \u00e9\n\x7f-v0', rule, options)
     assert RunConfig.from_toml(config.to_toml()) == config
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -7,7 +7,7 @@ import sys
 import klimb
 from klimb.errors import KlimbError, nearest
 
-COMMANDS = ("train", "resume", "evaluate", "report", "list")
+COMMANDS = ("train", "resume", "evaluate", "record", "report", "list")
 
 HELP = """\
 klimb: policy gradients that climb inside a trust region
@@ -16,6 +16,7 @@ usage:
   klimb train RULE ENV [--flags]     train, evaluate, and leave a report     (klimb train RULE --help)
   klimb resume RUN                   go on with a run from its newest checkpoint
   klimb evaluate RUN [--flags]       returns of whole episodes under a run's policy
+  klimb record RUN [--episodes N]    keep episodes of a run's policy as demonstrations
   klimb report RUN [-o FILE]         write the report of a run again
   klimb list [rules|environments]    what there is
   klimb --version
@@ -24,6 +25,8 @@ examples:
   klimb train trpo CartPole-v1
   klimb train ppo gymnasium:HalfCheetah-v5 --env-steps 1000000 --num-envs 8
   klimb train trpo CartPole-v1 --num-seeds 10 --max-kl 0.02
+  klimb train behaviour-cloning CartPole-v1 --demonstrations runs/trpo-CartPole-v1
+  klimb train ppo CartPole-v1 --init-from runs/behaviour-cloning-CartPole-v1
   klimb train --config runs/trpo-CartPole-v1/config.toml --seed 1
 """
 

@@ -12,14 +12,16 @@ from rich.console import Console
 from tyro.conf import OmitArgPrefixes
 
 from klimb import compilation_cache
+from klimb.collect.recording import record as record_episodes
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import BUILT_IN, make
-from klimb.errors import ConfigError, nearest
+from klimb.errors import ConfigError, RunError, nearest
 from klimb.flags import parse
 from klimb.improve.registry import RULES, rule_name
 from klimb.progress import Progress
 from klimb.runs import driver
 from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory, unused_directory
 from klimb.runs.evaluate import evaluate as evaluate_policy
 from klimb.runs.policy_file import load_policy
@@ -43,6 +45,7 @@ def train(arguments: list[str]) -> None:
     base, words = _named_run(arguments)
     rule, options, flags = _parse_flags(base, words)
     config = RunConfig(base.env, rule, options)
+    config.check_demonstrations()
     console, environment = _announce(config)
     compilation_cache.enable()
     name = f"{rule_name(base.rule)}-{base.env.replace(':', '-').replace('/', '-')}"
@@ -98,6 +101,58 @@ def evaluate(arguments: list[str]) -> None:
         print(line)
 
 
+@dataclass(frozen=True)
+class RecordFlags:
+    """Which episodes are recorded, and where they go."""
+
+    episodes: int = 20
+    """Whole episodes."""
+    seed: int = 0
+    """Seed of the episodes."""
+    deterministic: bool = False
+    """Take the mode instead of sampling; nothing is then known of probabilities, so this can only be cloned."""
+    policy_seed: int | None = None
+    """Whose policy, in a run of several seeds; by default the first."""
+    output: Path | None = None
+    """File to write; by default demonstrations.safetensors in the run."""
+    overwrite: bool = False
+    """Write over a file that exists."""
+
+
+def record(arguments: list[str]) -> None:
+    """klimb record RUN [--flags]"""
+    words, rest = _split(arguments)
+    program = "klimb record" + (f" {words[0]}" if words else " RUN")
+    rest = ["--output" if word == "-o" else word for word in rest]
+    flags = parse(RecordFlags, rest, default=RecordFlags(), program=program)
+    run_dir = _one_path("record", words)
+    config = RunDirectory.open(run_dir).config
+    path = flags.output or run_dir / FILE_NAME
+    if flags.episodes < 1:
+        raise ConfigError(f"episodes = {flags.episodes}; demonstrations need at least 1")
+    if path.exists() and not flags.overwrite:
+        raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
+    compilation_cache.enable()
+    environment = make(config.env)
+    several = config.options.num_seeds > 1
+    seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
+    demonstrations = record_episodes(
+        load_policy(run_dir, seed=seed),
+        environment,
+        episodes=flags.episodes,
+        seed=flags.seed,
+        deterministic=flags.deterministic,
+    )
+    save_demonstrations(demonstrations, path)
+    rows, returns = len(demonstrations.reward), demonstrations.returns
+    kind = "modes, without log-probs" if flags.deterministic else "samples, with their log-probs"
+    print(f"recorded     {demonstrations.num_episodes} episodes, {rows} steps ({kind})")
+    print(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
+    print(f"file         {path}")
+    source = path if flags.output else run_dir
+    print(f"clone        klimb train behaviour-cloning {config.env} --demonstrations {source}")
+
+
 def report(arguments: list[str]) -> None:
     """klimb report RUN [-o FILE]"""
     output = None
@@ -126,7 +181,7 @@ def _list_rules() -> None:
     print("rules (klimb train RULE ENV):")
     for name, rule in RULES.items():
         summary = sys.modules[rule.__module__].__doc__ or ""
-        print(f"  {name:<10} {summary.splitlines()[0]}")
+        print(f"  {name:<20} {summary.splitlines()[0]}")
 
 
 def _list_environments() -> None:
@@ -144,6 +199,7 @@ COMMANDS: dict[str, Any] = {
     "train": train,
     "resume": resume,
     "evaluate": evaluate,
+    "record": record,
     "report": report,
     "list": list_,
 }

@@ -62,7 +62,6 @@ class Progress:
         return record["iteration"] / self._config.num_iterations
 
     def _row(self, record: Record) -> dict[str, str]:
-        options = self._config.options
         limit = getattr(self._config.rule, "max_kl", None) or getattr(self._config.rule, "target_kl", None)
         direction = getattr(self._config.rule, "kl_direction", "old_new")
         kl = _mean(record[f"kl_{direction}"])

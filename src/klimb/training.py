@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
@@ -60,7 +60,9 @@ class Iteration:
             collector_state=() if self.collector is None else self.collector.init(key_collect),
             history=()
             if rollout is None
-            else History.empty(self.history, rollout, arrays, keeps_policies=getattr(self.rule, "keeps_policies", False)),
+            else History.empty(
+                self.history, rollout, arrays, keeps_policies=getattr(self.rule, "keeps_policies", False)
+            ),
             previous=MeanResidual(unknown, unknown),
             iteration=jnp.int32(0),
             env_steps=jnp.uint32(0),
@@ -85,9 +87,7 @@ class Iteration:
         policy = eqx.combine(state.policy, self.policy_static)
 
         value, next_value = values(state.critic, rollout)
-        batch, scale = make_batch(
-            rollout, value, next_value, options, progress=state.iteration / self.num_iterations
-        )
+        batch, scale = make_batch(rollout, value, next_value, options, progress=state.iteration / self.num_iterations)
         history, joint, scale = self.recall(state, rollout, batch, scale, demonstrations)
         new_policy, rule_state, info = self.improve(key_step, policy, state, joint)
         critic, critic_state, fit = self.critic_fit.step(key_fit, state.critic, state.critic_state, batch)
@@ -171,6 +171,10 @@ class Iteration:
             return self.rule.step(key, policy, state.rule_state, batch)
         waiting = state.iteration < self.options.warmup
         return step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
+
+    def _empty_history(self, rollout: Rollout, policy: PyTree) -> History:
+        keeps_policies = getattr(self.rule, "keeps_policies", False)
+        return History.empty(self.history, rollout, policy, keeps_policies=keeps_policies)
 
     @property
     def history(self) -> int:

@@ -120,13 +120,15 @@ class Batch(eqx.Module):
             return jnp.where(jnp.reshape(counted, counted.shape + (1,) * (column.ndim - 1)), column, 0)
 
         columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
+        obs, action, log_prob, advantage, value_target, weight = map(blank, columns)
         arranged = (self.rollout, self.progress, self.residuals, self.mixture)
-        return Batch(*map(blank, columns), *arranged)
+        return Batch(obs, action, log_prob, advantage, value_target, weight, *arranged)
 
     def take(self, rows: Int[Array, " b"]) -> Batch:
         """A minibatch: some of the rows, without the rollout they came from."""
         columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
-        return Batch(*take_rows(columns, rows), progress=self.progress)
+        obs, action, log_prob, advantage, value_target, weight = take_rows(columns, rows)
+        return Batch(obs, action, log_prob, advantage, value_target, weight, progress=self.progress)
 
 
 def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:

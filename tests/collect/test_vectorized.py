@@ -52,10 +52,10 @@ class Counting(gymnasium.Env):
         return self._obs(), 10.0 * self.episode + self.time, terminated, truncated, {}
 
 
-def policies(environment, num_seeds):
+def policies(environment, num_seeds, **options):
     """One policy a seed, with the leading axis of seeds, and the part that is no array."""
     size, actions = flat_observation_size(environment.observation_space), action_spec(environment.action_space)
-    make = eqx.filter_vmap(lambda key: NetworkPolicy(size, actions, hidden=(8,), key=key))
+    make = eqx.filter_vmap(lambda key: NetworkPolicy(size, actions, hidden=(8,), key=key, **options))
     policy = make(jax.random.split(jax.random.key(0), num_seeds))
     # Policies that differ, so that one seed's rows under another's policy are noticed.
     weights = policy.network.weights
@@ -144,6 +144,24 @@ def test_actions_are_clipped_at_the_environment_only(counting):
     action = counting.joined("action")
     outside = (action < LOW) | (action > HIGH)
     assert outside.any(axis=(0, 1, 2)).all()
+
+
+def test_squashed_actions_reach_the_environment_squashed():
+    """The rollout keeps u, of any size; the environment's running sum of actions is that of the squashed ones."""
+    copies = itertools.count(-1)
+    environment = GymnasiumEnvironment.from_maker("test:Counting-v0", lambda: Counting(next(copies)))
+    policy, static = policies(environment, SEEDS, tanh_squash=True)
+    collector = VectorCollector(environment, static, num_seeds=SEEDS, num_envs=ENVS, num_steps=STEPS)
+    collector.reset(0)
+    rollout, _ = collector.collect(jax.random.split(jax.random.key(0), SEEDS), policy)
+    collector.close()
+    assert (np.abs(rollout.action) > 1).any()
+    taken = (LOW + HIGH) / 2 + (HIGH - LOW) / 2 * np.tanh(rollout.action)
+    total = np.asarray(rollout.next_obs[..., 3] - rollout.obs[..., 3])
+    np.testing.assert_allclose(total, taken.sum(-1), atol=1e-5)
+    for k in range(SEEDS):
+        own = eqx.combine(jax.tree.map(lambda x, k=k: x[k], policy), static)
+        np.testing.assert_allclose(own(rollout.obs[k]).log_prob(rollout.action[k]), rollout.log_prob[k], atol=2e-5)
 
 
 def recomputed(collection, rollout, k, of=None):

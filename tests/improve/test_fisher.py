@@ -16,13 +16,21 @@ from klimb.types import trainable_filter
 
 ROWS = 7
 BOX = Box((-2.0, 0.0), (2.0, float("inf")))
-each_kind = pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+BOUNDED = Box((-2.0, 0.0), (2.0, 1.0))
+KINDS = {
+    "categorical": (Discrete(4), {}),
+    "gaussian": (BOX, {}),
+    "gaussian, σ of the state": (BOX, {"state_dependent_std": True}),
+    "tanh gaussian": (BOUNDED, {"tanh_squash": True, "state_dependent_std": True}),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def make_policy(kind: str, seed: int = 0) -> NetworkPolicy:
     """A small network away from its symmetric start, with a normaliser that does something."""
     key, key_noise = jax.random.split(jax.random.key(seed))
-    policy = NetworkPolicy(3, Discrete(4) if kind == "categorical" else BOX, hidden=(5,), key=key)
+    actions, options = KINDS[kind]
+    policy = NetworkPolicy(3, actions, hidden=(5,), key=key, **options)
     trainable, fixed = eqx.partition(policy, trainable_filter(policy))
     theta, unravel = ravel_pytree(trainable)
     noise = 0.4 * jax.random.normal(key_noise, theta.shape, theta.dtype)

@@ -1,4 +1,4 @@
-"""Off-policy gradients by enumeration: every trajectory of a small finite-horizon MDP, against autodiff of the exact J."""
+"""Off-policy gradients by enumeration of a small finite-horizon MDP's trajectories, against autodiff of the exact J."""
 
 from __future__ import annotations
 
@@ -76,7 +76,9 @@ def exact_gradient(world: World) -> np.ndarray:
     return np.asarray(jax.grad(objective)(world.target.logits))
 
 
-def enumerated(world: World, table: Table, chances: np.ndarray, *, kind="reward_to_go", value=None, mixture=None) -> Batch:
+def enumerated(
+    world: World, table: Table, chances: np.ndarray, *, kind="reward_to_go", value=None, mixture=None
+) -> Batch:
     """Every trajectory once, weighted by its chance, with the log-probs of `table` as the behaviour's."""
     flags = jnp.zeros((T, N), bool)
     reward = jnp.asarray(np.asarray(world.mdp.reward)[STATES, ACTIONS])
@@ -94,15 +96,11 @@ def enumerated(world: World, table: Table, chances: np.ndarray, *, kind="reward_
         valid=~flags,
         time=jnp.tile(jnp.arange(T)[:, None], (1, N)),
     )
-    options = TrainOptions(
-        gamma=GAMMA, gae_lambda=1.0, advantage=kind, discount_states=True, normalize_advantage=False
-    )
+    options = TrainOptions(gamma=GAMMA, gae_lambda=1.0, advantage=kind, discount_states=True, normalize_advantage=False)
     at = lambda rows: jnp.einsum("tns,s->tn", rows, value)  # noqa: E731
     batch, _ = make_batch(rollout, at(obs), at(rollout.next_obs), options, progress=jnp.zeros(()))
     weight = jnp.asarray(np.broadcast_to(chances, (T, N)).reshape(-1))
-    return eqx.tree_at(
-        lambda b: (b.weight, b.mixture), batch, (weight, mixture), is_leaf=lambda leaf: leaf is None
-    )
+    return eqx.tree_at(lambda b: (b.weight, b.mixture), batch, (weight, mixture), is_leaf=lambda leaf: leaf is None)
 
 
 def estimate(world: World, batch: Batch, **options) -> np.ndarray:
@@ -125,7 +123,9 @@ def test_trajectory_weights_are_unbiased_for_every_advantage(world, kind):
     beta, value = world.behaviours[0], jnp.asarray([0.3, -1.0, 0.7])
     value = value if kind in ("value_baseline", "gae") else None
     batch = enumerated(world, beta, chance(world.mdp, beta), kind=kind, value=value)
-    np.testing.assert_allclose(estimate(world, batch, weighting="trajectory"), exact_gradient(world), rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        estimate(world, batch, weighting="trajectory"), exact_gradient(world), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("kind", ["reward_to_go", "value_baseline", "gae"])
@@ -211,7 +211,9 @@ def test_variance_falls_with_causality_with_a_baseline_and_with_per_decision_wei
 
     spread = {
         case: variance(*case)
-        for case in itertools.product(("trajectory", "per_decision"), ("total_return", "reward_to_go", "value_baseline"))
+        for case in itertools.product(
+            ("trajectory", "per_decision"), ("total_return", "reward_to_go", "value_baseline")
+        )
     }
     assert spread["trajectory", "reward_to_go"] < spread["trajectory", "total_return"]
     assert spread["trajectory", "value_baseline"] < spread["trajectory", "reward_to_go"]
@@ -238,7 +240,10 @@ def test_self_normalised_weights_do_not_care_for_their_scale(world, off):
     for weighting in ("trajectory", "per_step"):
         options = {"weighting": weighting, "self_normalise": True}
         np.testing.assert_allclose(estimate(world, off, **options), estimate(world, scaled, **options), atol=1e-12)
-        assert np.abs(estimate(world, off, weighting=weighting) - estimate(world, scaled, weighting=weighting)).max() > 1e-2
+        assert (
+            np.abs(estimate(world, off, weighting=weighting) - estimate(world, scaled, weighting=weighting)).max()
+            > 1e-2
+        )
 
 
 def test_truncation_limits_every_weight(world, off):
@@ -283,7 +288,11 @@ def test_rows_that_do_not_count_break_no_product(world, off):
     spoilt = eqx.tree_at(
         lambda b: (b.weight, b.log_prob, b.advantage),
         off,
-        (jnp.where(last, 0, off.weight), jnp.where(last, jnp.nan, off.log_prob), jnp.where(last, jnp.nan, off.advantage)),
+        (
+            jnp.where(last, 0, off.weight),
+            jnp.where(last, jnp.nan, off.log_prob),
+            jnp.where(last, jnp.nan, off.advantage),
+        ),
     )
     rule = OffPolicyGradient(weighting="trajectory")
     distribution = jax.vmap(world.target)(spoilt.obs)

@@ -379,9 +379,7 @@ GROWTHS = {
 @pytest.mark.parametrize("case", GROWTHS)
 def test_growing_search_finds_the_largest_good_step(x64, case):
     evaluate, max_kl, (low, high) = GROWTHS[case]
-    found = grow(
-        lambda v: evaluate(v[0]), jnp.zeros(1), jnp.ones(1), max_kl=max_kl, factor=0.8, max_backtracks=25
-    )
+    found = grow(lambda v: evaluate(v[0]), jnp.zeros(1), jnp.ones(1), max_kl=max_kl, factor=0.8, max_backtracks=25)
     assert found.status == Status.ACCEPTED
     assert low <= float(found.scale) <= high
     assert found.theta[0] == found.scale
@@ -412,7 +410,7 @@ def test_growing_uses_the_region_that_backtracking_leaves(x64, seed):
     for search in ("backtracking", "growing"):
         # One product in a badly conditioned solve: a poor direction and a length that fits nothing else.
         rule = TRPO(max_kl=0.3, cg_iterations=1, line_search=search, max_backtracks=20)
-        new, info = take(rule, policy, batch)
+        _, info = take(rule, policy, batch)
         assert info.status == Status.ACCEPTED
         assert info.kl_old_new <= 0.3
         assert info.surrogate_gain > 0

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from klimb.policies.distributions import Categorical, DiagGaussian
+from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
 
 INF, DRAWS = np.inf, 50_000
 LOGITS = {
@@ -173,3 +174,150 @@ def test_gaussian_fisher_metric_is_the_mean_outer_product_of_scores(x64, row):
         columns.append(np.concatenate([image.mean, image.log_std]))
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     np.testing.assert_allclose(np.stack(columns) / scale, expected / scale, atol=1e-12)
+
+
+# --- a Gaussian squashed into a box ------------------------------------------------------------------------------
+
+LOW, HIGH = (-1.0, 0.0, -0.3), (3.0, 10.0, 0.1)
+CENTER, HALF_WIDTH = np.array([1.0, 5.0, -0.1]), np.array([2.0, 5.0, 0.2])
+SQUASHED = {
+    "in the middle": (0.0, 0.0),
+    "to one side": (0.8, -1.0),
+    "narrow at an edge": (-3.0, -2.5),
+    "two peaks at the edges": (0.4, 1.2),
+}
+each_squashed = pytest.mark.parametrize(("mean", "log_std"), SQUASHED.values(), ids=SQUASHED)
+
+
+def squashed(mean, log_std, dtype=None, low=LOW, high=HIGH):
+    mean, log_std = (jnp.asarray(x, dtype) for x in np.broadcast_arrays(mean, log_std))
+    return TanhGaussian(mean=mean, log_std=log_std, low=low, high=high)
+
+
+def expectation(f, mean, std):
+    """E f(z) over z ~ N(0, 1) by adaptive quadrature, told where the tanh of mean + std · z turns."""
+    integrand = lambda z: f(z) * scipy.stats.norm.pdf(z)  # noqa: E731
+    turns = np.clip([(u - mean) / std for u in (-1, 0, 1)], -11, 11)
+    return scipy.integrate.quad(integrand, -12, 12, points=turns, epsabs=1e-13, limit=400)[0]
+
+
+def log_sech2(u):
+    """log (1 − tanh² u) = −2 log cosh u, without overflow."""
+    u = np.abs(u)
+    return 2 * (np.log(2) - u - np.log1p(np.exp(-2 * u)))
+
+
+@each_squashed
+def test_squashed_density_integrates_to_the_probability_of_every_part_of_the_box(x64, mean, log_std):
+    """∫ p(a) da between two points is P(tanh⁻¹ of one < u < tanh⁻¹ of the other), over 60 parts, and 1 in all."""
+    base = scipy.stats.norm(mean, np.exp(log_std))
+    # Parts of equal width in u: a's own would put a whole peak into one.
+    u = np.linspace(*np.clip(base.ppf([1e-7, 1 - 1e-7]), -12, 12), 61)
+    edges = CENTER[0] + HALF_WIDTH[0] * np.tanh(u)
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    width = np.diff(edges)[:, None] / 2
+    a = edges[:-1, None] + width * (1 + nodes)
+    at = jnp.arctanh((jnp.asarray(a) - CENTER[0]) / HALF_WIDTH[0])[..., None]
+    density = np.exp(squashed([mean], [log_std], low=LOW[:1], high=HIGH[:1]).log_prob(at))
+    integral = (density * weights * width).sum(-1)
+    np.testing.assert_allclose(integral, np.diff(base.cdf(u)), atol=1e-7)
+    np.testing.assert_allclose(integral.sum(), 1, atol=1e-6 + 2 * base.cdf(-12) + 2 * base.sf(12))
+
+
+def test_squashed_log_prob_keeps_its_digits_where_tanh_is_one():
+    """Single precision at |u| up to 60, where 1 − tanh² u is 0, against double precision; gradients too."""
+    u = np.linspace(-60, 60, 241).astype(np.float32)[:, None] * np.ones(3, np.float32)
+    distribution = squashed(np.full(3, 0.5), np.full(3, 3.0), jnp.float32)
+    expected = (scipy.stats.norm(0.5, np.exp(3)).logpdf(u) - np.log(HALF_WIDTH) - log_sech2(u.astype(float))).sum(-1)
+    np.testing.assert_allclose(
+        jax.jit(TanhGaussian.log_prob)(distribution, jnp.asarray(u)), expected, rtol=1e-6, atol=1e-5
+    )
+    slope = jax.jit(jax.grad(lambda x: distribution.log_prob(x).sum()))(jnp.asarray(u))
+    np.testing.assert_allclose(slope, (0.5 - u) / np.exp(6) + 2 * np.tanh(u), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("std", "tolerance"), [(0.3, 1e-7), (1.0, 1e-7), (2.0, 2e-4), (np.exp(2), 0.1)])
+def test_squashed_entropy_is_as_close_as_it_says(x64, std, tolerance):
+    """H[u] + E log da/du by adaptive quadrature at a dozen means; its gradients −2 E tanh u and 1 − 2 E[σ z tanh u]."""
+    means = np.linspace(-4, 4, 12)
+    row = squashed(means[:, None], np.log(std), low=(-1.0,), high=(3.0,))
+    expected = scipy.stats.norm.entropy(0, std) + np.log(2.0)
+    expected = [expected + expectation(lambda z, m=m: log_sech2(m + std * z), m, std) for m in means]
+    entropy, slope = jax.jit(lambda d: (d.entropy(), jax.grad(lambda e: e.entropy().sum())(d)))(row)
+    np.testing.assert_allclose(entropy, expected, rtol=0, atol=tolerance)
+    by_mean = [expectation(lambda z, m=m: -2 * np.tanh(m + std * z), m, std) for m in means]
+    by_log_std = [1 + expectation(lambda z, m=m: -2 * std * z * np.tanh(m + std * z), m, std) for m in means]
+    np.testing.assert_allclose(slope.mean[:, 0], by_mean, rtol=0, atol=20 * tolerance)
+    np.testing.assert_allclose(slope.log_std[:, 0], by_log_std, rtol=0, atol=20 * tolerance)
+
+
+def test_squashed_entropy_is_the_mean_of_minus_log_prob():
+    """Of 50 000 draws, within 4 standard errors, for leading axes and three different boxes."""
+    mean, log_std = np.linspace(-1, 1, 6).reshape(2, 3), np.linspace(-1, 0.3, 6).reshape(2, 3)
+    distribution = squashed(mean, log_std, jnp.float32)
+    surprise = -np.asarray(jax.jit(TanhGaussian.log_prob)(distribution, draw(distribution, jax.random.key(4))), float)
+    standard_error = surprise.std(0, ddof=1) / DRAWS**0.5
+    entropy = jax.jit(TanhGaussian.entropy)(distribution)
+    assert entropy.shape == (2,)
+    assert (np.abs(entropy - surprise.mean(0)) < 4 * standard_error).all()
+
+
+def test_squashed_sampling_stays_in_the_box():
+    """tanh⁻¹ of what the environment gets is the Gaussian, by Kolmogorov-Smirnov; and no rounding leaves the box."""
+    distribution = squashed([0.3, -1.0, 0.0], [-0.5, 0.0, -2.0], jnp.float32)
+    action = draw(distribution, jax.random.key(5))
+    taken = np.asarray(jax.jit(TanhGaussian.to_environment)(distribution, action), np.float64)
+    assert ((taken > LOW) & (taken < HIGH)).all()
+    standard = (np.arctanh((taken - CENTER) / HALF_WIDTH) - [0.3, -1.0, 0.0]) / np.exp([-0.5, 0.0, -2.0])
+    for column in standard.T:
+        assert scipy.stats.kstest(column, "norm").pvalue > 1e-4
+    rng = np.random.default_rng(0)
+    low = rng.normal(0, 10, 2000).astype(np.float32)
+    high = low + rng.exponential(1, 2000).astype(np.float32)
+    wild = squashed(np.zeros(2000), 0.0, jnp.float32, low=tuple(map(float, low)), high=tuple(map(float, high)))
+    for u in (-1e4, -9.0, 9.0, 1e4, np.inf):
+        taken = np.asarray(wild.to_environment(jnp.full(2000, u, jnp.float32)))
+        assert ((taken >= low) & (taken <= high)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_squashed_actions_to_the_environment_and_back(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        # Only the box matters, not the parameters: their shapes are enough.
+        distribution = squashed(np.zeros(3), 0.0, dtype)
+        distribution = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), distribution)
+        u = jnp.asarray(np.linspace(-3, 3, 60).reshape(5, 4, 3), dtype)
+        there = distribution.to_environment(u)
+        assert there.dtype == u.dtype
+        np.testing.assert_allclose(there, CENTER + HALF_WIDTH * np.tanh(u), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(distribution.from_environment(there), u, atol=1e-4 if dtype == "float32" else 1e-12)
+        for edge in (LOW, HIGH, np.array(HIGH) + 1):
+            at_edge = distribution.from_environment(jnp.asarray(edge, dtype))
+            assert np.isfinite(at_edge).all()
+            again = distribution.to_environment(at_edge)
+            np.testing.assert_allclose((again - CENTER) / HALF_WIDTH, np.sign(at_edge), atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", [Categorical, DiagGaussian], ids=lambda kind: kind.__name__)
+def test_other_actions_are_the_environments_own(kind):
+    x = jnp.zeros((2, 3))
+    distribution = kind(x) if kind is Categorical else kind(x, x)
+    action = distribution.sample(jax.random.key(0))
+    assert distribution.to_environment(action) is action
+    assert distribution.from_environment(action) is action
+
+
+@pytest.mark.parametrize("name", ["fisher_metric", "fisher_root"])
+def test_squashed_fisher_metric_is_the_covariance_of_the_scores(x64, name):
+    """Scores of the density of a by autodiff. They are quadratic in u: Gauss-Hermite quadrature of order 5 is exact."""
+    mean, log_std, low, high = jnp.array([0.3, -1.0]), jnp.array([-0.5, 0.4]), LOW[:2], HIGH[:2]
+    z, weight = np.polynomial.hermite_e.hermegauss(5)
+    u = jnp.asarray([[mean[0] + jnp.exp(log_std[0]) * a, mean[1] + jnp.exp(log_std[1]) * b] for a in z for b in z])
+    log_prob = lambda theta, u: TanhGaussian(theta[:2], theta[2:], low, high).log_prob(u)  # noqa: E731
+    scores = jax.vmap(jax.grad(log_prob), (None, 0))(jnp.concatenate([mean, log_std]), u)
+    covariance = np.einsum("k,ki,kj->ij", np.outer(weight, weight).ravel() / (2 * np.pi), scores, scores)
+    distribution = TanhGaussian(mean, log_std, low, high)
+    images = [getattr(distribution, name)(TanhGaussian(v[:2], v[2:], low, high)) for v in jnp.eye(4)]
+    assert all(jax.tree.structure(image) == jax.tree.structure(distribution) for image in images)
+    matrix = np.stack([np.concatenate([image.mean, image.log_std]) for image in images])
+    np.testing.assert_allclose(matrix if name == "fisher_metric" else matrix @ matrix.T, covariance, atol=1e-12)

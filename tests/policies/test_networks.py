@@ -11,9 +11,12 @@ import pytest
 import scipy.special
 import scipy.stats
 
+import klimb
+from klimb.collect.compiled import CompiledCollector
+from klimb.environments.pendulum import Pendulum
 from klimb.errors import UnsupportedSpace
 from klimb.estimate.critic import rescale
-from klimb.policies.distributions import Categorical, DiagGaussian
+from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
 from klimb.policies.networks import (
     MLP,
     Box,
@@ -197,3 +200,138 @@ def test_rescaling_the_critic_leaves_its_values_as_they_were(x64):
         np.testing.assert_allclose(critic.target.scale, np.std(seen), rtol=1e-9)
         np.testing.assert_allclose(critic.target.mean, np.mean(seen), rtol=1e-9)
         before = call(critic, obs)
+
+
+# --- the standard deviation from the network, and the squash into the box -----------------------------------------
+
+BOX = Box(low=(-1.0, 0.0), high=(3.0, 10.0))
+OPTIONS = [{"state_dependent_std": True}, {"tanh_squash": True}, {"state_dependent_std": True, "tanh_squash": True}]
+each_option = pytest.mark.parametrize("options", OPTIONS, ids="+".join)
+
+
+def box_policy(actions=BOX, **options):
+    """A policy away from its start, with a normaliser that has seen observations."""
+    policy = NetworkPolicy(4, actions, hidden=(8,), initial_log_std=-0.5, key=jax.random.key(0), **options)
+    weights = policy.network.weights
+    policy = eqx.tree_at(lambda p: p.network.weights, policy, (*weights[:-1], 50 * weights[-1]))
+    return eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.update(observations(50, 4), jnp.ones(50)))
+
+
+@each_option
+def test_options_start_at_the_initial_deviation_and_the_middle(options):
+    policy, obs = (
+        NetworkPolicy(4, BOX, hidden=(8,), initial_log_std=-0.5, key=jax.random.key(0), **options),
+        0.01 * 8**0.5,
+    )
+    distribution = call(policy, observations(500, 4))
+    squash = options.get("tanh_squash", False)
+    assert isinstance(distribution, TanhGaussian if squash else DiagGaussian)
+    assert distribution.log_std.shape == distribution.mean.shape == (500, 2)
+    center, unit = (np.zeros(2), np.ones(2)) if squash else (BOX.center, BOX.half_width)
+    assert (np.abs(distribution.mean - center) <= obs * unit).all()
+    np.testing.assert_allclose(distribution.log_std - np.log(unit), -0.5, atol=obs)
+    varies = np.ptp(distribution.log_std, axis=0)
+    assert (varies > 1e-4).all() if options.get("state_dependent_std") else (varies == 0).all()
+
+
+@each_option
+def test_options_make_of_the_network_what_they_say(x64, options):
+    """Mean from the first half of the outputs, log σ from the parameter and the second; units of the half-width."""
+    policy, obs = box_policy(**options), observations(30, 4).astype(float)
+    output = np.asarray(call(policy.network, call(policy.normalizer, obs)))
+    deviations = output[:, 2:] if options.get("state_dependent_std") else np.zeros((30, 2))
+    assert output.shape == (30, 4 if options.get("state_dependent_std") else 2)
+    distribution = call(policy, obs)
+    if options.get("tanh_squash"):
+        assert (distribution.low, distribution.high) == (BOX.low, BOX.high)
+        mean, log_std = output[:, :2], policy.log_std + deviations
+    else:
+        mean = BOX.center + BOX.half_width * output[:, :2]
+        log_std = policy.log_std + deviations + np.log(BOX.half_width)
+    np.testing.assert_allclose(distribution.mean, mean, rtol=1e-12)
+    np.testing.assert_allclose(distribution.log_std, log_std, rtol=1e-12)
+
+
+@each_option
+def test_options_hold_for_leading_axes_and_vmap(options):
+    policy, obs = box_policy(**options), observations(6, 4).reshape(2, 3, 4)
+    whole, mapped = jax.jit(lambda x: (policy(x), jax.vmap(jax.vmap(policy))(x)))(obs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, mapped)
+    for distribution in (whole, mapped):
+        assert distribution.log_prob(distribution.mode()).shape == distribution.entropy().shape == (2, 3)
+
+
+@each_option
+def test_options_are_for_boxes(options):
+    with pytest.raises(
+        UnsupportedSpace, match=f"{next(iter(options))} is for continuous actions, and these are 5 discrete"
+    ):
+        NetworkPolicy(4, Discrete(5), key=jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize("high", [INF, 0.0])
+def test_squashing_needs_bounds(high):
+    actions = Box((-1.0, 0.0), (3.0, high))
+    with pytest.raises(UnsupportedSpace, match=f"tanh_squash needs .* dimension 1 is from 0.0 to {high}: leave it off"):
+        NetworkPolicy(4, actions, tanh_squash=True, key=jax.random.key(0))
+
+
+@each_option
+def test_ratios_are_one_on_what_was_just_collected(options):
+    """And the environment gets the squashed action: the reward is Pendulum's own for it."""
+    env = Pendulum()
+    policy = NetworkPolicy(3, action_spec(env.action_space), hidden=(8,), key=jax.random.key(0), **options)
+    weights = policy.network.weights
+    policy = eqx.tree_at(lambda p: p.network.weights, policy, (weights[0], 50 * weights[1]))
+    collector = CompiledCollector(env, num_envs=4, num_steps=32)
+    _, rollout, _ = eqx.filter_jit(lambda key: collector.collect(key, policy, collector.init(key)))(jax.random.key(3))
+    distribution = policy(rollout.obs)
+    np.testing.assert_allclose(np.exp(distribution.log_prob(rollout.action) - rollout.log_prob), 1, rtol=0, atol=2e-6)
+    u = np.asarray(rollout.action[..., 0])
+    torque = 2 * np.tanh(u) if options.get("tanh_squash") else np.clip(u, -2, 2)
+    cos, sin, speed = np.moveaxis(np.asarray(rollout.obs), -1, 0)
+    np.testing.assert_allclose(
+        rollout.reward, -(np.arctan2(sin, cos) ** 2 + 0.1 * speed**2 + 1e-3 * torque**2), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    list(zip(OPTIONS, (klimb.PPO(), klimb.TRPO(), klimb.Reinforce()), strict=True)),
+    ids=lambda x: "+".join(x) if isinstance(x, dict) else type(x).__name__,
+)
+def test_options_train(options, rule):
+    run = klimb.train("Pendulum-v1", rule, env_steps=256, num_envs=4, num_steps=64, hidden=(8,), **options)
+    (record,) = run.history
+    for name, value in record.items():
+        # No episode of 200 steps ends, and there is no batch before the first.
+        if value is not None and isinstance(value, float) and not name.startswith(("episode_", "realised_")):
+            assert np.isfinite(value), name
+    assert record["status"] == "ACCEPTED"
+    assert record["kl_old_new"] > 0
+    assert (run.policy.state_dependent_std, run.policy.tanh_squash) == tuple(
+        options.get(name, False) for name in ("state_dependent_std", "tanh_squash")
+    )
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "gymnasium:Pendulum-v1"])
+def test_a_squashed_policy_is_evaluated_by_what_the_environment_gets(env):
+    """A policy of constant u evaluated under tanh is the one of constant torque evaluated without."""
+    actions = Box((-2.0,), (2.0,))
+    returns = []
+    for squash, output in ((True, 0.5), (False, np.tanh(0.5)), (False, 0.5)):
+        policy = NetworkPolicy(3, actions, hidden=(4,), tanh_squash=squash, key=jax.random.key(0))
+        constant = (jnp.zeros((4, 1)), jnp.full(1, output))
+        policy = eqx.tree_at(lambda p: (p.network.weights[-1], p.network.biases[-1]), policy, constant)
+        returns.append(klimb.evaluate(policy, env, episodes=2).returns)
+    np.testing.assert_allclose(returns[0], returns[1], rtol=1e-3)
+    assert np.abs(returns[0] / returns[2] - 1).max() > 1e-3
+
+
+def test_options_of_continuous_actions_are_refused_for_discrete_ones(tmp_path):
+    with pytest.raises(
+        UnsupportedSpace, match="tanh_squash is for continuous actions, and these are 2 discrete"
+    ) as error:
+        klimb.train("CartPole-v1", klimb.TRPO(), env_steps=64, tanh_squash=True, run_dir=tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klimb import PPO, TRPO, ConfigError, Reinforce, RunConfig, TrainOptions
-from klimb.runs.config import build
+from klimb import PPO, TRPO, BehaviourCloning, ConfigError, OffPolicyGradient, Reinforce, RunConfig, TrainOptions
+from klimb.runs.config import build, num_iterations
 
 RULES = [TRPO(max_kl=0.02, kl_direction="new_old"), PPO(target_kl=None, anneal_learning_rate=True), Reinforce()]
 
@@ -91,4 +91,24 @@ def test_missing_and_binary_files(tmp_path):
 
 def test_last_iteration_reaches_env_steps():
     options = TrainOptions(env_steps=10_001, num_envs=10, num_steps=100)
-    assert options.num_iterations == 11
+    assert num_iterations(TRPO(), options) == 11
+    assert num_iterations(BehaviourCloning(max_epochs=7), options) == 7
+
+
+def test_demonstrations_and_rules_have_to_go_together():
+    given = TrainOptions(demonstrations="runs/expert")
+    for rule, options, line in (
+        (BehaviourCloning(), TrainOptions(), "behaviour-cloning learns from demonstrations and there are none"),
+        (TRPO(), given, r"trpo can't learn from demonstrations: clone them first .* --init-from"),
+        (OffPolicyGradient(history=2, behaviour="mixture"), given, "behaviour = mixture needs the policy that made"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            RunConfig("CartPole-v1", rule, options).check_demonstrations()
+    for rule in (BehaviourCloning(), OffPolicyGradient(), OffPolicyGradient(history=2)):
+        RunConfig("CartPole-v1", rule, given).check_demonstrations()
+
+
+def test_critic_warms_up_only_in_runs_that_start_from_another():
+    assert TrainOptions().warmup == 0
+    assert TrainOptions(init_from="runs/clone").warmup == 10
+    assert TrainOptions(init_from="runs/clone", critic_warmup=0).warmup == 0

@@ -33,6 +33,28 @@ def test_round_trip_keeps_every_bit_and_the_normaliser(spec, tmp_path):
     assert eqx.tree_equal(loaded(obs), policy(obs))
 
 
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+@pytest.mark.parametrize("tanh_squash", [False, True])
+def test_round_trip_keeps_the_kind_of_distribution(state_dependent_std, tanh_squash, tmp_path):
+    options = {"state_dependent_std": state_dependent_std, "tanh_squash": tanh_squash}
+    policy = NetworkPolicy(4, Box((-2.0, 0.0), (2.0, 1.0)), hidden=(8,), key=jax.random.key(3), **options)
+    loaded = load_policy(save_policy(policy, tmp_path))
+    assert eqx.tree_equal(loaded, policy)
+    obs = jnp.array([0.3, -2.0, 9.0, 1.0])
+    assert eqx.tree_equal(loaded(obs), policy(obs))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=["discrete", "box"])
+def test_files_from_before_the_options_still_load(spec, tmp_path):
+    policy = make_policy(spec)
+    path = save_policy(policy, tmp_path) / "policy.json"
+    description = json.loads(path.read_text())
+    assert not description.pop("state_dependent_std")
+    assert not description.pop("tanh_squash")
+    path.write_text(json.dumps(description))
+    assert eqx.tree_equal(load_policy(tmp_path), policy)
+
+
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
 def test_either_file_names_the_policy(name, tmp_path):
     save_policy(make_policy(), tmp_path)
@@ -73,6 +95,9 @@ def edit(description: dict, **changes: object) -> str:
         ({"activation": "__import__"}, "activation"),
         ({"actions": {"kind": "discrete", "n": "three"}}, "actions"),
         ({"actions": {"kind": "box", "low": [0.0], "high": [1.0, 2.0]}}, "1 lower and 2 upper"),
+        ({"tanh_squash": True}, "tanh_squash is for continuous actions"),
+        ({"actions": {"kind": "box", "low": [None], "high": [1.0]}, "tanh_squash": True}, "dimension 0 is from -inf"),
+        ({"state_dependent_std": "maybe"}, "state_dependent_std"),
         ({"surprise": 1}, "surprise"),
     ],
 )

@@ -51,7 +51,8 @@ class CompiledCollector:
             noise, key_step, fresh = drawn
             distribution = jax.vmap(policy)(carry.obs)
             action = distribution.sample_from(noise)
-            after = jax.vmap(environment.step)(key_step, carry.env_state, clip_action(environment.action_space, action))
+            taken = clip_action(environment.action_space, distribution.to_environment(action))
+            after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
             episode_return = carry.episode_return + reward

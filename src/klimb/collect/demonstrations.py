@@ -19,7 +19,7 @@ from klimb.types import Rollout
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """R rows of whole episodes, one after the other, as NumPy arrays.
+    """R rows of whole episodes, one after the other: every array has R rows, which is checked here.
 
     action is in the environment's units, and for Gaussian policies not clipped: log_prob belongs to what was
     sampled. log_prob is NaN where the demonstrator's probabilities are not known. next_obs is the true successor.
@@ -28,13 +28,13 @@ class Demonstrations:
     Raises DemonstrationError when the arrays are no whole, finite episodes.
     """
 
-    obs: Float[np.ndarray, " R *obs"]
-    action: Num[np.ndarray, " R *act"]
-    log_prob: Float[np.ndarray, " R"]
-    reward: Float[np.ndarray, " R"]
-    terminated: Bool[np.ndarray, " R"]
-    truncated: Bool[np.ndarray, " R"]
-    next_obs: Float[np.ndarray, " R *obs"]
+    obs: Float[np.ndarray, "_ *obs"]
+    action: Num[np.ndarray, "_ *act"]
+    log_prob: Float[np.ndarray, " _"]
+    reward: Float[np.ndarray, " _"]
+    terminated: Bool[np.ndarray, " _"]
+    truncated: Bool[np.ndarray, " _"]
+    next_obs: Float[np.ndarray, "_ *obs"]
     actions: Discrete | Box
     environment: str
     source: str = "the demonstrations"
@@ -45,13 +45,17 @@ class Demonstrations:
             raise DemonstrationError(f"{self.source} is empty: there is not one step in it")
         for name in ("obs", "action", "log_prob", "terminated", "truncated", "next_obs"):
             if len(getattr(self, name)) != rows:
-                raise DemonstrationError(f"{self.source}: {name} has {len(getattr(self, name))} rows, reward has {rows}")
+                raise DemonstrationError(
+                    f"{self.source}: {name} has {len(getattr(self, name))} rows, reward has {rows}"
+                )
         for name in ("obs", "action", "reward", "next_obs"):
             column = getattr(self, name)
             good = np.isfinite(column).reshape(rows, -1).all(1)
             if not good.all():
                 first = int(np.flatnonzero(~good)[0])
-                raise DemonstrationError(f"{self.source}: {name} of row {first} is not finite ({(~good).sum()} such rows)")
+                raise DemonstrationError(
+                    f"{self.source}: {name} of row {first} is not finite ({(~good).sum()} such rows)"
+                )
         if not self.ended[-1]:
             cut = rows - 1 - (int(np.flatnonzero(self.ended)[-1]) if self.ended.any() else -1)
             raise DemonstrationError(

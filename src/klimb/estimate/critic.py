@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from klimb.improve.ascent import Ascent
 from klimb.improve.acceptance import choose
+from klimb.improve.ascent import Ascent
 from klimb.improve.objectives import flatten
 from klimb.minibatches import require_divisible, shuffled, take_rows
 from klimb.policies.networks import Critic

@@ -1,4 +1,4 @@
-"""Dual gradient descent: the price of moving rises while the policy moves too far, and falls while it moves too little."""
+"""Dual descent: the price of moving rises while the policy moves too far, and falls while it moves too little."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class DualDescent:
     """D: kl_old_new is KL(π_old‖π_new), kl_new_old the lectures' direction, tv the total variation."""
     initial_multiplier: NonNegative = 1.0
     """λ before the first update."""
-    multiplier_learning_rate: Positive = 20.0
+    multiplier_learning_rate: Positive = 5.0
     """α: how fast λ follows the violation D − ε."""
     log_multiplier: bool = False
     """Update log λ instead of λ: factors instead of differences; λ never reaches 0."""

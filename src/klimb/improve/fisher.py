@@ -110,7 +110,7 @@ def _rank_one(score: Distribution) -> Callable[[Distribution], Distribution]:
 def _inner(a: Distribution, b: Distribution) -> Array:
     """⟨a_s, b_s⟩ over the parameters of every row, `[B]`."""
     products = jax.tree.map(lambda x, y: jnp.sum(x * y, axis=tuple(range(1, x.ndim))), a, b)
-    return sum(jax.tree.leaves(products))
+    return jax.tree.reduce(jnp.add, products)
 
 
 def _each_row_times(tree: Distribution, factor: Array) -> Distribution:

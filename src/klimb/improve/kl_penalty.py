@@ -9,7 +9,14 @@ from pydantic.dataclasses import dataclass
 
 from klimb.improve.acceptance import conclude
 from klimb.improve.ascent import Ascent, annealed, climb_epochs
-from klimb.improve.objectives import KLDirection, action_distribution, flatten, has_signal, penalised_gain
+from klimb.improve.objectives import (
+    KLDirection,
+    action_distribution,
+    divergence_of,
+    flatten,
+    has_signal,
+    penalised_gain,
+)
 from klimb.improve.rule import RULE, Count, NonNegative, Positive
 from klimb.minibatches import require_divisible
 from klimb.types import Batch, UpdateInfo
@@ -52,7 +59,7 @@ class KLPenalty:
 
         def objective(vector: Array, minibatch: Batch) -> Array:
             old, new = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
-            return penalised_gain(f"kl_{self.kl_direction}", self.kl_coef, old, new, minibatch)
+            return penalised_gain(divergence_of(self.kl_direction), self.kl_coef, old, new, minibatch)
 
         climbed = climb_epochs(
             self._ascent,

@@ -47,7 +47,9 @@ class NaturalGradient:
     @model_validator(mode="after")
     def _invertible(self) -> NaturalGradient:
         if self.solver != "cg" and self.damping == 0:
-            raise ValueError(f"solver = {self.solver} needs damping > 0: the Fisher matrix of a policy is often singular")
+            raise ValueError(
+                f"solver = {self.solver} needs damping > 0: the Fisher matrix of a policy is often singular"
+            )
         return self
 
     def init(self, policy: PyTree) -> tuple[()]:
@@ -57,7 +59,7 @@ class NaturalGradient:
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
     ) -> tuple[PyTree, tuple[()], UpdateInfo]:
-        """One step. `info.extra`: step_size (α), grad_norm, and of the solve cg_iterations and cg_residual (relative)."""
+        """One step. `info.extra`: step_size (α), grad_norm; of the solve cg_iterations and cg_residual (relative)."""
         batch = batch.blank_padding()
         theta, rebuild = flatten(policy)
         linear = linearise(
@@ -70,7 +72,9 @@ class NaturalGradient:
         gradient = linear.pull_back(jax.grad(surrogate_gain)(old, batch))
         if self.normalised:
             no_solve = Solve(gradient, jnp.int32(0), jnp.bool_(False))
-            direction = Direction(gradient, gradient, jnp.vdot(gradient, gradient), jnp.zeros((), theta.dtype), no_solve)
+            direction = Direction(
+                gradient, gradient, jnp.vdot(gradient, gradient), jnp.zeros((), theta.dtype), no_solve
+            )
             step_size = direction.step_size(self.epsilon / 2)
         else:
             solve = self._solve(linear, policy, gradient, batch)
@@ -107,4 +111,3 @@ class NaturalGradient:
             )
         solve = woodbury if self.solver == "woodbury" else dense
         return solve(fisher_rows(policy, batch, self.fisher), gradient, damping=self.damping)
-

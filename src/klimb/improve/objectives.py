@@ -67,6 +67,11 @@ def directed_kl(old: Distribution, new: Distribution, direction: KLDirection) ->
     return kl_divergence(old, new) if direction == "old_new" else kl_divergence(new, old)
 
 
+def divergence_of(direction: KLDirection) -> Divergence:
+    """The divergence that a direction of the KL is."""
+    return "kl_old_new" if direction == "old_new" else "kl_new_old"
+
+
 def divergence(kind: Divergence, old: Distribution, new: Distribution, batch: Batch) -> Float[Array, " B"]:
     """KL in either direction, or total variation: how far the policy has moved, a row each.
 

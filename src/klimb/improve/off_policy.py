@@ -1,4 +1,4 @@
-"""Off-policy policy gradient: several steps on data that other policies collected, each sample weighted by importance."""
+"""Off-policy gradient: several steps on data that other policies collected, each sample weighted by importance."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class OffPolicyGradient:
     weighting: Weighting = "per_step"
     """trajectory, per_decision or per_step."""
     behaviour: Literal["recorded", "mixture"] = "recorded"
-    """The denominator: the policy that took the action, or the mixture of all policies of the history (balance heuristic)."""
+    """The denominator: the policy that took the action, or the mixture of all of the history (balance heuristic)."""
     history: Count = 1
     """Batches kept and learned from: the last one, or the last K."""
     gradient_steps: Count = 10
@@ -53,7 +53,7 @@ class OffPolicyGradient:
     """Divide the weights by their mean: a little bias for less variance."""
     max_weight: Positive | None = None
     """Truncate weights (and the ratios inside per-decision advantages) at this; none for no limit."""
-    learning_rate: Positive = 3e-3
+    learning_rate: Positive = 1e-3
     """α."""
     optimizer: Optimizer = "adam"
     """adam, or sgd for the lectures' plain step."""
@@ -164,6 +164,6 @@ def _arrangement(batch: Batch) -> tuple[Bool[Array, "T N"], Bool[Array, "T N"]]:
 
 
 def _last_rows(valid: Bool[Array, "T N"], ended: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
-    """The last row that counts of every trajectory: at its end, or before rows that don't count, or the rollout's last."""
+    """The last row that counts of every trajectory: at its end, before rows that don't count, or in the last step."""
     follows = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
     return valid & (ended | ~follows)

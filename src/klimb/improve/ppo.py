@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -55,7 +55,7 @@ class PPO:
     max_grad_norm: Positive | None = 0.5
     """Limit on the gradient's global norm; none for no limit."""
     target_kl: Positive | None = None
-    """Aimed at: the mean KL(π_old‖π_new) that stops further epochs (clip; none for never) or steers λ (kl; none for 0.01)."""
+    """Aimed at: the mean KL(π_old‖π_new) that ends the epochs (clip; none: never) or steers λ (kl; none: 0.01)."""
     kl_coef: Positive = 1.0
     """λ of the KL penalty on the first batch."""
     kl_coef_range: tuple[Positive, Positive] = (1e-3, 1e3)
@@ -94,6 +94,7 @@ class PPO:
                 gain = self._clipped(new, minibatch)
             return gain if self.ent_coef == 0 else gain + self.ent_coef * minibatch.mean(new.entropy())
 
+        limit = jnp.inf if self.target_kl is None else self.target_kl
         stops_early = self.target_kl is not None and not by_penalty
         climbed = climb_epochs(
             self._ascent,
@@ -105,10 +106,10 @@ class PPO:
             learning_rate=annealed(self.learning_rate, batch.progress, self.anneal_learning_rate),
             epochs=self.epochs,
             num_minibatches=self.num_minibatches,
-            go_on=(lambda vector: kl_from_old(vector) <= self.target_kl) if stops_early else None,
+            go_on=(lambda vector: kl_from_old(vector) <= limit) if stops_early else None,
         )
         new_theta, multiplier = climbed.theta, state.multiplier
-        used: dict[str, Array] = {}
+        used: dict[str, Any] = {}
         if by_penalty:
             if self.ent_coef == 0:
                 new_theta = jnp.where(has_signal(batch), new_theta, theta)

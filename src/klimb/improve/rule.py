@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Protocol, TypeGuard, runtime_checkable
 
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 from pydantic import ConfigDict, Field
 
 from klimb.types import Batch, UpdateInfo
@@ -30,3 +30,19 @@ class Rule(Protocol):
     def step(self, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree, UpdateInfo]:
         """(policy, state, info): the improved policy, or the one given, bit for bit, when the step is rejected."""
         ...
+
+
+class OfflineRule(Rule, Protocol):
+    """A rule that learns from demonstrations alone: one pass over them a step, until it has had enough."""
+
+    offline: bool
+    max_epochs: int
+
+    def finished(self, state: PyTree) -> Bool[Array, "..."]:
+        """Whether the rule has had enough, for each seed."""
+        ...
+
+
+def is_offline(rule: Rule) -> TypeGuard[OfflineRule]:
+    """Whether a rule learns from demonstrations alone."""
+    return getattr(rule, "offline", False)

@@ -185,7 +185,7 @@ class TanhGaussian(Distribution):
         """
         column = (-1,) + (1,) * self.mean.ndim
         nodes, weights = (jnp.asarray(x, self.mean.dtype).reshape(column) for x in (NODES, WEIGHTS))
-        stretch = weights * self._log_stretch(self.base.sample_from(nodes))
+        stretch = weights * self._log_stretch(self.mean + jnp.exp(self.log_std) * nodes)
         return self.base.entropy() + jnp.sum(stretch, axis=(0, -1))
 
     def mode(self) -> Float[Array, "*batch D"]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from klimb.errors import UnsupportedSpace
-from klimb.policies.distributions import Categorical, DiagGaussian, Distribution
+from klimb.policies.distributions import Categorical, DiagGaussian, Distribution, TanhGaussian
 from klimb.policies.normalizer import Normalizer
 
 Activation = Literal["tanh", "relu", "silu", "gelu"]
@@ -123,13 +123,19 @@ class NetworkPolicy(eqx.Module):
 
     The Gaussian is in the environment's own units: the network's output 0 is the middle of the box and 1 its
     edge, and the standard deviation starts at `exp(log_std)` half-widths whatever the units are.
+    With `tanh_squash` that Gaussian, in units of the half-width from the middle, goes through a tanh into the box.
+    With `state_dependent_std` the network has a second half of outputs, which is added to `log_std`.
     Call it with one observation or with any leading axes.
+
+    Raises UnsupportedSpace for `tanh_squash` in a box without bounds, and for either with discrete actions.
     """
 
     network: MLP
     log_std: Float[Array, " D"] | None
     normalizer: Normalizer
     actions: Discrete | Box = eqx.field(static=True)
+    state_dependent_std: bool = eqx.field(static=True)
+    tanh_squash: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -139,23 +145,55 @@ class NetworkPolicy(eqx.Module):
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
         initial_log_std: float = 0.0,
+        state_dependent_std: bool = False,
+        tanh_squash: bool = False,
         key: PRNGKeyArray,
     ) -> None:
-        outputs = actions.n if isinstance(actions, Discrete) else len(actions.low)
+        _require_continuous(actions, state_dependent_std=state_dependent_std, tanh_squash=tanh_squash)
+        if tanh_squash and isinstance(actions, Box):
+            _require_bounds(actions)
+        parameters = actions.n if isinstance(actions, Discrete) else len(actions.low)
+        outputs = 2 * parameters if state_dependent_std else parameters
         # ×0.01 at the head: the first policy is close to uniform, so no action is preferred by accident.
         self.network = MLP([observation_size, *hidden, outputs], activation=activation, output_gain=0.01, key=key)
-        self.log_std = None if isinstance(actions, Discrete) else jnp.full(outputs, float(initial_log_std))
+        self.log_std = None if isinstance(actions, Discrete) else jnp.full(parameters, float(initial_log_std))
         self.normalizer = Normalizer.identity((observation_size,))
         self.actions = actions
+        self.state_dependent_std = state_dependent_std
+        self.tanh_squash = tanh_squash
 
     def __call__(self, obs: Float[Array, "*batch obs_size"]) -> Distribution:
         output = self.network(self.normalizer(obs))
         if isinstance(self.actions, Discrete):
             return Categorical(logits=output)
         assert self.log_std is not None
+        log_std = self.log_std
+        if self.state_dependent_std:
+            output, offset = jnp.split(output, 2, axis=-1)
+            log_std = log_std + offset
+        if self.tanh_squash:
+            log_std = jnp.broadcast_to(log_std, output.shape)
+            return TanhGaussian(mean=output, log_std=log_std, low=self.actions.low, high=self.actions.high)
         half_width = jnp.asarray(self.actions.half_width, output.dtype)
         mean = jnp.asarray(self.actions.center, output.dtype) + half_width * output
-        return DiagGaussian(mean=mean, log_std=jnp.broadcast_to(self.log_std + jnp.log(half_width), mean.shape))
+        return DiagGaussian(mean=mean, log_std=jnp.broadcast_to(log_std + jnp.log(half_width), mean.shape))
+
+
+def _require_continuous(actions: Discrete | Box, **options: bool) -> None:
+    for name, wanted in options.items():
+        if wanted and isinstance(actions, Discrete):
+            raise UnsupportedSpace(
+                f"{name} is for continuous actions, and these are {actions.n} discrete ones: leave it off"
+            )
+
+
+def _require_bounds(actions: Box) -> None:
+    for i, (low, high) in enumerate(zip(actions.low, actions.high, strict=True)):
+        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+            raise UnsupportedSpace(
+                f"tanh_squash needs a bounded interval in every dimension of the actions, and dimension {i} is from "
+                f"{low} to {high}: leave it off, or bound the actions with a Gymnasium wrapper"
+            )
 
 
 class Critic(eqx.Module):

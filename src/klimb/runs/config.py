@@ -15,7 +15,7 @@ from klimb.errors import ConfigError, nearest
 from klimb.estimate.advantages import AdvantageKind
 from klimb.improve.off_policy import OffPolicyGradient
 from klimb.improve.registry import RULES, rule_name
-from klimb.improve.rule import Rule
+from klimb.improve.rule import Rule, is_offline
 from klimb.minibatches import require_divisible
 from klimb.policies.networks import Activation
 
@@ -96,11 +96,6 @@ def num_iterations(rule: Rule, options: TrainOptions) -> int:
     return rule.max_epochs if is_offline(rule) else -(-options.env_steps // options.batch_size)
 
 
-def is_offline(rule: Rule) -> bool:
-    """Whether a rule learns from demonstrations alone."""
-    return getattr(rule, "offline", False)
-
-
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """One training: the environment's name, the rule and the options."""
@@ -116,7 +111,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         options = self.options
-        self._check_demonstrations()
         for owner, name in ((self.rule, "num_minibatches"), (options, "critic_num_minibatches")):
             parts = getattr(owner, name, 1)
             try:
@@ -124,7 +118,8 @@ class RunConfig:
             except ValueError as error:
                 raise ConfigError(str(error)) from None
 
-    def _check_demonstrations(self) -> None:
+    def check_demonstrations(self) -> None:
+        """ConfigError when a rule that learns from demonstrations has none, or another one has some."""
         name, given = rule_name(self.rule), self.options.demonstrations is not None
         if is_offline(self.rule) and not given:
             raise ConfigError(

@@ -25,10 +25,13 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
     """Write one file, whole or not at all; returns its path."""
     path = Path(path)
     actions = demonstrations.actions
-    spec = {"n": actions.n} if isinstance(actions, Discrete) else {"low": actions.low, "high": actions.high}
-    # JSON has no infinity: null stands for an action without a bound.
-    bounds = {name: [x if abs(x) < np.inf else None for x in v] if name != "n" else v for name, v in spec.items()}
-    meta = {"format": FORMAT, "klimb": json.dumps({"environment": demonstrations.environment, "actions": bounds})}
+    if isinstance(actions, Discrete):
+        told: dict[str, Any] = {"n": actions.n}
+    else:
+        # JSON has no infinity: null stands for an action without a bound.
+        bounds = {"low": actions.low, "high": actions.high}
+        told = {name: [x if abs(x) < np.inf else None for x in bound] for name, bound in bounds.items()}
+    meta = {"format": FORMAT, "klimb": json.dumps({"environment": demonstrations.environment, "actions": told})}
     arrays = {name: np.ascontiguousarray(getattr(demonstrations, name)) for name in COLUMNS}
     content = save(arrays, meta)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,4 +141,3 @@ def _from_minari(source: str) -> Demonstrations:
 def _name(dataset: Any) -> str:
     spec = getattr(dataset, "env_spec", None)
     return str(getattr(spec, "id", None) or "an unnamed environment")
-

@@ -15,8 +15,8 @@ from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.environments.registry import Environment, make
-from klimb.improve.rule import Rule
-from klimb.runs.config import RunConfig, TrainOptions, build, is_offline
+from klimb.improve.rule import Rule, is_offline
+from klimb.runs.config import RunConfig, TrainOptions, build
 from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.evaluate import require_fit
@@ -77,14 +77,14 @@ def train(
 
     Raises ConfigError for an option that is unknown or out of range, EnvironmentNotFound or UnsupportedSpace
     for an environment that klimb can't train in, PolicyFileError for an `init_from` and DemonstrationError for
-    demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and SIGTERM save a
-    checkpoint (when there is a run directory) and raise `Interrupted`.
+    demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and
+    SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`.
     """
     environment = make(env)
     name = env if isinstance(env, str) else environment.id
     if demonstrations is not None:
-        given = isinstance(demonstrations, Demonstrations)
-        options["demonstrations"] = demonstrations.source if given else str(demonstrations)
+        source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
+        options["demonstrations"] = source
     config = RunConfig(name, rule, build(TrainOptions, options))
     if policy is None and config.options.init_from is not None:
         policy = _policy_for(environment, config.options.init_from)
@@ -140,6 +140,7 @@ def _demonstrations_for(
     environment: Environment, config: RunConfig, given: Demonstrations | str | Path | None
 ) -> Demonstrations | None:
     """The demonstrations of a run, if it has any and they fit the environment and the rule."""
+    config.check_demonstrations()
     source = config.options.demonstrations
     if source is None:
         return None

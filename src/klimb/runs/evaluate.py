@@ -60,7 +60,8 @@ def require_fit(policy: PyTree, environment: CompiledEnvironment | HostEnvironme
     actions, theirs = getattr(policy, "actions", None), action_spec(environment.action_space)
     if actions is not None and actions != theirs:
         raise PolicyFileError(
-            f"the policy has the actions {actions}, {environment.id} takes {theirs}: it was trained on another environment"
+            f"the policy has the actions {actions}, {environment.id} takes {theirs}: "
+            "it was trained on another environment"
         )
 
 

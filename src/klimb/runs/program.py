@@ -17,8 +17,9 @@ from klimb.collect.episodes import EpisodeSummary
 from klimb.collect.vectorized import VectorCollector
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import Environment
+from klimb.improve.rule import is_offline
 from klimb.policies.networks import Critic, NetworkPolicy, action_spec, flat_observation_size
-from klimb.runs.config import RunConfig, is_offline
+from klimb.runs.config import RunConfig
 from klimb.training import Iteration
 from klimb.types import Rollout, TrainState
 
@@ -110,7 +111,8 @@ class Program:
 
     def finished(self, state: TrainState) -> bool:
         """Whether the rule has ended the training of every seed before the last iteration."""
-        return is_offline(self.config.rule) and bool(jnp.all(self.config.rule.finished(state.rule_state)))
+        rule = self.config.rule
+        return is_offline(rule) and bool(jnp.all(rule.finished(state.rule_state)))
 
     def policies(self, state: TrainState) -> list[Any]:
         """The policy of every seed."""
