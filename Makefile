@@ -35,7 +35,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(CORE)
-	$(INSTALL) '.[dev,gymnax,mujoco]'
+	$(INSTALL) '.[dev,gymnax,mujoco,offline]'
 	touch $@
 
 clean:

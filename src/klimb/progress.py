@@ -14,10 +14,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from klimb.improve.rule import is_offline, kl_limit
 from klimb.runs.config import RunConfig
 from klimb.runs.metrics import Record
+from klimb.types import Status
 
 SECONDS_BETWEEN_LINES = 5.0
+NO_REJECTION = (Status.ACCEPTED.name, Status.CRITIC_WARMUP.name)
 
 
 class Progress:
@@ -44,7 +47,7 @@ class Progress:
     def update(self, records: list[Record]) -> None:
         """Take in the new records and show the last of them."""
         for record in records:
-            self._rejected += sum(status != "ACCEPTED" for status in _seeds(record["status"]))
+            self._rejected += sum(status not in NO_REJECTION for status in _seeds(record["status"]))
             value = _mean(record["episode_return"])
             if value is not None:
                 self._returns.append(value)
@@ -62,9 +65,17 @@ class Progress:
         return record["iteration"] / self._config.num_iterations
 
     def _row(self, record: Record) -> dict[str, str]:
-        limit = getattr(self._config.rule, "max_kl", None) or getattr(self._config.rule, "target_kl", None)
-        direction = getattr(self._config.rule, "kl_direction", "old_new")
+        limit, _, direction = kl_limit(vars(self._config.rule))
         kl = _mean(record[f"kl_{direction}"])
+        if is_offline(self._config.rule):
+            likelihood, waited = _mean(record["held_out_log_likelihood"]), _mean(record["waited"])
+            return {
+                "epoch": f"{record['iteration']}/{self._config.num_iterations}",
+                "rows/s": f"{record['steps_per_second']:,.0f}",
+                "held-out log-likelihood": "–" if likelihood is None else f"{likelihood:.4f}",
+                "epochs without gain": "–" if waited is None else f"{waited:.0f}",
+                "time left": self._time_left(record),
+            }
         return {
             "iteration": f"{record['iteration']}/{self._config.num_iterations}",
             "env steps": f"{record['env_steps']:,}",

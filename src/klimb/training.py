@@ -141,7 +141,11 @@ class Iteration:
             state,
             (eqx.filter(policy, eqx.is_array), rule_state, state.iteration + 1, key),
         )
-        return state, {"iteration": state.iteration, "env_steps": state.env_steps, **_step_metrics(info, jnp.ones(()))}
+        # There are no rewards to speak of: no returns, and nothing promised or kept.
+        unknown = jnp.full((), jnp.nan)
+        names = ("episode_return", "episode_length", "realised_improvement", "realised_improvement_se")
+        metrics = {**_step_metrics(info, unknown), **dict.fromkeys(names, unknown), "surrogate_gain": unknown}
+        return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
 
     def recall(
         self, state: TrainState, rollout: Rollout, batch: Batch, scale: Array, demonstrations: Rollout | None

@@ -28,13 +28,13 @@ class Demonstrations:
     Raises DemonstrationError when the arrays are no whole, finite episodes.
     """
 
-    obs: Float[np.ndarray, "_ *obs"]
-    action: Num[np.ndarray, "_ *act"]
+    obs: Float[np.ndarray, "..."]
+    action: Num[np.ndarray, "..."]
     log_prob: Float[np.ndarray, " _"]
     reward: Float[np.ndarray, " _"]
     terminated: Bool[np.ndarray, " _"]
     truncated: Bool[np.ndarray, " _"]
-    next_obs: Float[np.ndarray, "_ *obs"]
+    next_obs: Float[np.ndarray, "..."]
     actions: Discrete | Box
     environment: str
     source: str = "the demonstrations"

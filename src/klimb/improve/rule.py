@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol, TypeGuard, runtime_checkable
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 from pydantic import ConfigDict, Field
@@ -46,3 +47,22 @@ class OfflineRule(Rule, Protocol):
 def is_offline(rule: Rule) -> TypeGuard[OfflineRule]:
     """Whether a rule learns from demonstrations alone."""
     return getattr(rule, "offline", False)
+
+
+class KLLimit(NamedTuple):
+    """What a rule says of the KL of its steps: the limit (None for none), whether it is enforced, the direction."""
+
+    limit: float | None
+    enforced: bool
+    direction: str
+
+
+def kl_limit(fields: Mapping[str, Any]) -> KLLimit:
+    """From a rule's fields: `max_kl` is enforced; `target_kl`, and the `epsilon` of a KL, are aimed at."""
+    divergence = fields.get("divergence", "kl_" + str(fields.get("kl_direction", "old_new")))
+    limit = fields.get("max_kl") or fields.get("target_kl")
+    if limit in (None, "none") and divergence != "tv" and not fields.get("normalised"):
+        limit = fields.get("epsilon")
+    numeric = isinstance(limit, int | float)
+    direction = "new_old" if divergence == "kl_new_old" else "old_new"
+    return KLLimit(limit if numeric else None, bool(fields.get("max_kl")), direction)

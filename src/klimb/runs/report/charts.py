@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from klimb.improve.divergences import total_variation_bound
+from klimb.improve.rule import kl_limit
 from klimb.runs.report.averages import Column, bucket_mean
 from klimb.runs.report.data import RunData, SeedReturns, Spec, improvement_pairs, rejection_counts
 from klimb.runs.report.lines import json_number, json_numbers, line_chart, line_with_spread, mean_line, metric_chart
@@ -16,6 +17,17 @@ from klimb.runs.report.text import figure, reason
 MAX_DOTS = 1500
 MAX_SEED_LINES = 40
 MAX_STRIPS = 16
+
+
+def likelihood_chart(run: RunData) -> Spec:
+    """What cloning climbs, and what it is judged by."""
+    about = "Mean log-likelihood of the demonstrator’s actions under the policy returned, in nats a row."
+    layers = []
+    if run.has("held_out_log_likelihood"):
+        layers = line_with_spread(run, run.columns["held_out_log_likelihood"], "episodes held out", width=2.25)
+    if run.has("log_likelihood"):
+        layers.append(mean_line(run, run.columns["log_likelihood"], "episodes trained on", 2, width=1.25))
+    return line_chart("Log-likelihood", about, layers, wide=True)
 
 
 def return_chart(run: RunData) -> Spec:
@@ -82,7 +94,7 @@ def kl_chart(run: RunData) -> list[Spec]:
     """KL in both directions, the constrained one first, against its limit; every rejected step is marked."""
     rule = run.config["rule"]
     names = {"old_new": ("kl_old_new", "KL(old‖new)"), "new_old": ("kl_new_old", "KL(new‖old)")}
-    constrained = "new_old" if rule.get("kl_direction") == "new_old" else "old_new"
+    limit, enforced, constrained = kl_limit(rule)
     other = "old_new" if constrained == "new_old" else "new_old"
     layers, levels, readout = [], [], []
     main, main_label = names[constrained]
@@ -96,9 +108,7 @@ def kl_chart(run: RunData) -> list[Spec]:
     if not layers:
         return []
     about = "How far each accepted step moved the policy: mean over states, in nats."
-    enforced = isinstance(rule.get("max_kl"), int | float)
-    limit = rule["max_kl"] if enforced else rule.get("target_kl")
-    if isinstance(limit, int | float):
+    if limit is not None:
         word = "limit" if enforced else "target"
         about += " A step beyond the limit is not taken." if enforced else " The target is aimed at, not enforced."
         levels = [{"value": limit, "label": f"{word}{', enforced' if enforced else ''}: {figure(limit)}"}]
@@ -210,7 +220,8 @@ def health_charts(run: RunData) -> list[Spec]:
         "mean. Triangles: below −1."
     )
     loss = "Mean squared error of the critic after its fit, in units of the targets’ variance."
-    speed = "Environment steps per second, all seeds together. Compilation slows the first iterations."
+    rows = "Rows of demonstrations" if run.offline else "Environment steps"
+    speed = f"{rows} per second, all seeds together. Compilation slows the first iterations."
     return [
         *metric_chart(run, "entropy", "Entropy", entropy),
         *metric_chart(run, "explained_variance", "Explained variance", explained, include=[0, 1], floor=-1),
@@ -234,7 +245,7 @@ _OWN = {
 _ELSEWHERE = {
     *("episode_return", "kl_old_new", "kl_new_old", "kl_max", "tv", "tv_max", "entropy", "ess", "explained_variance"),
     *("predicted_improvement", "predicted_improvement_se", "realised_improvement", "realised_improvement_se"),
-    *("value_loss", "steps_per_second", "wall_time"),
+    *("value_loss", "steps_per_second", "wall_time", "log_likelihood", "held_out_log_likelihood"),
 }
 
 

@@ -84,15 +84,26 @@ class RunData:
         return [first + i for i in range(self.num_seeds)]
 
     @property
+    def accepted(self) -> Bool[np.ndarray, "n seeds"]:
+        """Steps that were taken."""
+        return self.status == Status.ACCEPTED.name
+
+    @property
     def rejected(self) -> Bool[np.ndarray, "n seeds"]:
-        return self.status != Status.ACCEPTED.name
+        """Steps that were tried and not taken."""
+        return ~np.isin(self.status, (Status.ACCEPTED.name, Status.CRITIC_WARMUP.name))
+
+    @property
+    def offline(self) -> bool:
+        """Whether no environment was stepped: iterations are passes over demonstrations."""
+        return not self.env_steps.any()
 
     def has(self, name: str) -> bool:
         return name in self.columns
 
     def of_accepted(self, name: str) -> Column:
-        """A metric without the rejected steps, which moved nothing; with them if there are no others."""
-        column = np.where(self.rejected, np.nan, self.columns[name])
+        """A metric without the steps not taken, which moved nothing; with them if there are no others."""
+        column = np.where(~self.accepted, np.nan, self.columns[name])
         return column if np.isfinite(column).any() else self.columns[name]
 
     def centre(self, name: str) -> Float[np.ndarray, " n"]:
@@ -238,7 +249,7 @@ def improvement_pairs(run: RunData) -> dict[str, np.ndarray]:
         "iteration": np.broadcast_to(run.iteration[step, None], (len(step), run.num_seeds)),
         "seed": np.broadcast_to(np.array(run.seeds), (len(step), run.num_seeds)),
     }
-    kept = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"]) & ~run.rejected[step]
+    kept = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"]) & run.accepted[step]
     return {name: values[kept] for name, values in pairs.items()}
 
 

@@ -22,6 +22,7 @@ from klimb.runs.report.charts import (
     health_charts,
     improvement_chart,
     kl_chart,
+    likelihood_chart,
     own_charts,
     return_chart,
     total_variation_chart,
@@ -54,7 +55,8 @@ def render(run: RunData) -> str:
     parts = _sections(run)
     charts = [chart for part in parts for chart in part["charts"]]
     data = {
-        "steps": _exact(bucket_mean(run.env_steps[:, None], run.edges)[:, 0]),
+        "steps": _exact(bucket_mean((run.iteration if run.offline else run.env_steps)[:, None], run.edges)[:, 0]),
+        "unit": ["passes over the demonstrations", "passes"] if run.offline else ["environment steps", "steps"],
         "first": run.iteration[run.edges[:-1]].tolist(),
         "last": run.iteration[run.edges[1:] - 1].tolist(),
         "charts": [{key: value for key, value in chart.items() if key != "readout"} for chart in charts],
@@ -104,7 +106,7 @@ def _sections(run: RunData) -> list[Spec]:
         {
             "title": "Learning",
             "lead": _how_averaged(run),
-            "charts": [return_chart(run), *evaluation_chart(run)],
+            "charts": [likelihood_chart(run) if run.offline else return_chart(run), *evaluation_chart(run)],
         },
         {
             "title": "Step certificate",
@@ -178,12 +180,22 @@ def _headline(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append(("Best mean return", figure(returns[best]), f"{over}at {si(run.env_steps[best])} steps"))
         tiles.append(("Last mean return", figure(returns[ended[-1]]), f"{over}iteration {run.iteration[ended[-1]]:,}"))
     each = "each seed, " if run.num_seeds > 1 else ""
-    tiles.append(("Environment steps", si(run.env_steps[-1]), f"{each}{count:,} iteration{'' if count == 1 else 's'}"))
+    passes = f"{each}{count:,} iteration{'' if count == 1 else 's'}"
+    if run.offline:
+        tiles.append(("Passes", f"{count:,}", f"{each}over the demonstrations"))
+    else:
+        tiles.append(("Environment steps", si(run.env_steps[-1]), passes))
     if run.has("wall_time"):
         tiles.append(("Wall time", duration(np.nanmax(run.columns["wall_time"])), "compilation included"))
     if run.has("steps_per_second"):
         speed = np.nanmedian(run.columns["steps_per_second"])
-        tiles.append(("Steps per second", si(speed), "median" + (", all seeds" if run.num_seeds > 1 else "")))
+        tiles.append(
+            (
+                "Rows per second" if run.offline else "Steps per second",
+                si(speed),
+                "median" + (", all seeds" if run.num_seeds > 1 else ""),
+            )
+        )
     seeds = f"{run.seeds[0]} to {run.seeds[-1]}" if run.num_seeds > 1 else f"number {run.seeds[0]}"
     tiles.append(("Seeds", str(run.num_seeds), seeds))
     rejected, steps = int(run.rejected.sum()), run.status.size

@@ -104,7 +104,7 @@
       const anchor = at + half > width ? "end" : at - half < 0 ? "start" : "middle";
       svg(root, "text", { x: anchor === "end" ? width : Math.max(at, 0), y: below + 16, "text-anchor": anchor }, label);
     }
-    if (!chart.small) svg(root, "text", { x: area.right, y: below + 33, "text-anchor": "end" }, spec.xLabel || "environment steps");
+    if (!chart.small) svg(root, "text", { x: area.right, y: below + 33, "text-anchor": "end" }, spec.xLabel || data.unit[0]);
     const corner = spec.unit || spec.yLabel;
     if (corner) svg(root, "text", { x: 0, y: 10 }, corner);
     const id = `clip-${chart.index}`;
@@ -304,7 +304,7 @@
       }
     }
     const range = data.first[i] === data.last[i] ? `iteration ${data.first[i]}` : `iterations ${data.first[i]}–${data.last[i]}`;
-    tell(chart, `${range} · ${format(data.steps[i])} steps`, rows, x(data.steps[i]), area.top);
+    tell(chart, `${range} · ${format(data.steps[i])} ${data.unit[1]}`, rows, x(data.steps[i]), area.top);
   }
   function tell(chart, title, rows, px, py) {
     const { tooltip, frame: f, plot } = chart;
