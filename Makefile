@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow bench-speed clean
+.PHONY: demo test lint types test-slow bench-speed bench-fisher bench-variance bench-learning clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -27,6 +27,15 @@ test-slow: $(DEV)  ## the tests that take minutes
 
 bench-speed: $(DEV)  ## klimb beside its peers, as ratios
 	$(BIN)/python benchmarks/speed.py
+
+bench-fisher: $(DEV)  ## what a Fisher-vector product costs, as ratios
+	$(BIN)/python benchmarks/fisher.py
+
+bench-variance: $(DEV)  ## how noisy the gradient estimates are
+	$(BIN)/python benchmarks/variance.py
+
+bench-learning: $(DEV)  ## every rule on three environments; writes docs/algorithms (half an hour)
+	$(BIN)/python benchmarks/learning.py
 
 # Installed again whenever what is to be installed has changed.
 $(CORE): pyproject.toml constraints.txt

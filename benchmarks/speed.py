@@ -7,9 +7,6 @@ each turn's pair. A contender that does not answer in time is killed and reporte
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import queue
 import statistics
 import subprocess
@@ -17,13 +14,12 @@ import sys
 import threading
 import venv
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+
+from results_file import write_results
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv" / "peers"
-RESULTS = HERE / "results" / "speed.json"
 TURNS = 15
 PATIENCE = 300  # seconds for one answer, compilation included
 
@@ -128,18 +124,10 @@ def install_peers() -> None:
 
 def main() -> None:
     install_peers()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
-    results = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in ("klimb", "jax", "jaxlib", "equinox", "optax", "numpy")},
-        "peers": [line for line in (HERE / "peers.txt").read_text().splitlines() if not line.startswith("#")],
-        "results": [measure(work) for work in works()],
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    for result in results["results"]:
+    peers = [line for line in (HERE / "peers.txt").read_text().splitlines() if not line.startswith("#")]
+    results = [measure(work) for work in works()]
+    write_results("speed", peers=peers, results=results)
+    for result in results:
         rates = ", ".join(f"{name} {rate:,.0f} steps/s" for name, rate in list(result.items())[1:3])
         ratio = result["ratio"]
         print(result["work"])

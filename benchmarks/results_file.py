@@ -1,0 +1,30 @@
+"""Where a benchmark's numbers go: JSON beside the commit, the versions and the machine that they are from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def write_results(name: str, **content: Any) -> Path:
+    """`benchmarks/results/<name>.json`."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
+    results = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "versions": {package: version(package) for package in ("klimb", "jax", "jaxlib", "equinox", "optax", "numpy")},
+        **content,
+    }
+    path = HERE / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    return path
