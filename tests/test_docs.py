@@ -7,9 +7,15 @@ import runpy
 import shlex
 from pathlib import Path
 
+import jax
 import pytest
 
-from klimb import commands
+import klimb
+from klimb import RunConfig, TrainOptions, commands
+from klimb.improve.registry import RULES
+from klimb.improve.rule import is_offline
+from klimb.policies.networks import Discrete
+from klimb.runs.program import Program
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,16 +59,27 @@ def test_there_are_examples_and_commands():
     assert len(COMMANDS) >= 8
 
 
-def test_every_metric_is_in_the_table():
-    import klimb
+def program_of(rule, recorded, **options) -> Program:
+    """A training of one iteration, to be traced and not run."""
+    config = RunConfig("CartPole-v1", rule, TrainOptions(num_envs=4, num_steps=16, hidden=(4,), **options))
+    return Program(config, klimb.make("CartPole-v1"), None, recorded)
 
-    small = {"env_steps": 64, "num_envs": 4, "num_steps": 16, "hidden": (4,), "critic_num_minibatches": 1}
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_metric_is_in_the_table(name):
     table = (ROOT / "docs" / "runs.md").read_text()
-    for rule in (klimb.TRPO(), klimb.PPO(epochs=1), klimb.Reinforce()):
-        record = klimb.train("CartPole-v1", rule, **small).history[0]
-        for name in record:
-            written = name if not name.endswith("_se") else name.removesuffix("_se")
-            assert f"`{written}`" in table, name
+    rule = RULES[name]()
+    if is_offline(rule):
+        policy = klimb.NetworkPolicy(4, Discrete(2), hidden=(4,), key=jax.random.key(0))
+        program = program_of(rule, klimb.record(policy, "CartPole-v1", episodes=2), demonstrations="the test")
+        _, metrics = jax.eval_shape(program._study_once, program.state_template(), program._demonstrations)
+    else:
+        program = program_of(rule, None)
+        _, metrics = jax.eval_shape(program._run_many, program.state_template(), 1, None)
+    assert "kl_old_new" in metrics
+    for metric in ("wall_time", "steps_per_second", *metrics):
+        written = metric if not metric.endswith("_se") else metric.removesuffix("_se")
+        assert f"`{written}`" in table, metric
 
 
 def test_every_relative_link_leads_somewhere():

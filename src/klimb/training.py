@@ -7,6 +7,7 @@ come from outside and the rest of the iteration is the same program.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
@@ -23,7 +24,6 @@ from klimb.estimate.batch import make_batch
 from klimb.estimate.critic import CriticFit, explained_variance, values
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
 from klimb.improve.acceptance import choose
-from klimb.improve.objectives import action_distribution
 from klimb.improve.rule import Rule
 from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
@@ -58,11 +58,7 @@ class Iteration:
             rule_state=self.rule.init(policy),
             critic_state=self.critic_fit.init(critic),
             collector_state=() if self.collector is None else self.collector.init(key_collect),
-            history=()
-            if rollout is None
-            else History.empty(
-                self.history, rollout, arrays, keeps_policies=getattr(self.rule, "keeps_policies", False)
-            ),
+            history=() if rollout is None else self._empty_history(rollout, arrays),
             previous=MeanResidual(unknown, unknown),
             iteration=jnp.int32(0),
             env_steps=jnp.uint32(0),
@@ -88,22 +84,22 @@ class Iteration:
 
         value, next_value = values(state.critic, rollout)
         batch, scale = make_batch(rollout, value, next_value, options, progress=state.iteration / self.num_iterations)
-        history, joint, scale = self.recall(state, rollout, batch, scale, demonstrations)
-        new_policy, rule_state, info = self.improve(key_step, policy, state, joint)
+        history, batch_of_all, scale = self.recall(state, rollout, batch, scale, demonstrations)
+        new_policy, rule_state, info = self.improve(key_step, policy, state, batch_of_all)
         critic, critic_state, fit = self.critic_fit.step(key_fit, state.critic, state.critic_state, batch)
 
         metrics = {
             **_episode_metrics(episodes),
-            **_step_metrics(info, scale),
+            **step_metrics(info, scale),
             **realised_improvement(mean_residual(rollout, value, next_value, gamma=options.gamma), state.previous),
             "explained_variance": explained_variance(value.reshape(-1), batch.value_target, batch.weight),
             "value_loss": fit.value_loss,
         }
         if options.normalize_observations:
             critic = _observe(critic, batch.obs, batch.weight)
+            observed = _observe(new_policy, batch.obs, batch.weight)
             # A policy that waits for its critic is not to change, not even by its view of the world.
-            waiting = state.iteration < options.warmup
-            new_policy = choose(waiting, new_policy, _observe(new_policy, batch.obs, batch.weight))
+            new_policy = observed if options.warmup == 0 else choose(self.waiting(state), new_policy, observed)
         state = TrainState(
             policy=eqx.filter(new_policy, eqx.is_array),
             critic=critic,
@@ -118,54 +114,26 @@ class Iteration:
         )
         return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
 
-    def study(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, Metrics]:
-        """One iteration of a rule that learns from demonstrations alone: no environment, no critic."""
-        key, key_step = jax.random.split(state.key)
-        policy = eqx.combine(state.policy, self.policy_static)
-        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), demonstrations)
-        zeros = jnp.zeros_like(rows.reward)
-        batch = Batch(
-            obs=rows.obs,
-            action=rows.action,
-            # Measured against the policy as it is: who the demonstrator was may not be known.
-            log_prob=action_distribution(policy, rows.obs).log_prob(rows.action),
-            advantage=zeros,
-            value_target=zeros,
-            weight=rows.valid.astype(zeros.dtype),
-            rollout=demonstrations,
-            progress=state.iteration / self.num_iterations,
-        )
-        policy, rule_state, info = self.rule.step(key_step, policy, state.rule_state, batch)
-        state = eqx.tree_at(
-            lambda s: (s.policy, s.rule_state, s.iteration, s.key),
-            state,
-            (eqx.filter(policy, eqx.is_array), rule_state, state.iteration + 1, key),
-        )
-        # There are no rewards to speak of: no returns, and nothing promised or kept.
-        unknown = jnp.full((), jnp.nan)
-        names = ("episode_return", "episode_length", "realised_improvement", "realised_improvement_se")
-        metrics = {**_step_metrics(info, unknown), **dict.fromkeys(names, unknown), "surrogate_gain": unknown}
-        return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
-
     def recall(
         self, state: TrainState, rollout: Rollout, batch: Batch, scale: Array, demonstrations: Rollout | None
     ) -> tuple[PyTree, Batch, Array]:
-        """What the rule learns from: the batch of the newest rollout, or of the last several and demonstrations too.
+        """What the rule learns from: the newest batch, or with it the last several rollouts and demonstrations.
 
         Values and advantages of old rollouts are those of the critic as it is now.
         """
-        history, joint, mixture = state.history, rollout, None
+        history, rollouts, mixture = state.history, [rollout], None
         if self.history > 1:
             history = history.push(rollout, state.policy, self.policy_static)
-            joint, mixture = history.merged(), history.mixture()
+            rollouts, mixture = [history.merged()], history.mixture()
         if demonstrations is not None:
-            joint = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), joint, demonstrations)
-        if joint is rollout:
+            rollouts.append(demonstrations)
+        if len(rollouts) == 1 and rollouts[0] is rollout:
             return history, batch, scale
+        joint = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *rollouts)
         batch, scale = make_batch(
             joint, *values(state.critic, joint), self.options, progress=jnp.asarray(batch.progress)
         )
-        return history, eqx.tree_at(lambda b: b.mixture, batch, mixture, is_leaf=lambda x: x is None), scale
+        return history, dataclasses.replace(batch, mixture=mixture), scale
 
     def improve(
         self, key: PRNGKeyArray, policy: PyTree, state: TrainState, batch: Batch
@@ -173,8 +141,11 @@ class Iteration:
         """The rule's step; while the critic warms up, none."""
         if self.options.warmup == 0:
             return self.rule.step(key, policy, state.rule_state, batch)
-        waiting = state.iteration < self.options.warmup
-        return step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
+        return step_unless(self.waiting(state), self.rule, key, policy, state.rule_state, batch)
+
+    def waiting(self, state: TrainState) -> Bool[Array, ""]:
+        """Whether the critic is still warming up."""
+        return state.iteration < self.options.warmup
 
     def _empty_history(self, rollout: Rollout, policy: PyTree) -> History:
         keeps_policies = getattr(self.rule, "keeps_policies", False)
@@ -204,7 +175,7 @@ def _episode_metrics(episodes: EpisodeSummary) -> Metrics:
     }
 
 
-def _step_metrics(info: UpdateInfo, scale: Array) -> Metrics:
+def step_metrics(info: UpdateInfo, scale: Array) -> Metrics:
     """UpdateInfo by name, with the surrogate gain also in units of reward a step."""
     fields = {name: getattr(info, name) for name in UpdateInfo.__dataclass_fields__ if name != "extra"}
     extra = dict(info.extra)

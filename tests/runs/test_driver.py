@@ -151,7 +151,8 @@ def test_a_rule_of_ones_own_trains():
             return ()
 
         def step(self, key, policy, state, batch):
-            from klimb.improve.objectives import action_distribution, update_info
+            from klimb.improve.acceptance import update_info
+            from klimb.improve.objectives import action_distribution
 
             old = action_distribution(policy, batch.obs)
             return policy, state, update_info(old, old, batch, klimb.Status.ACCEPTED)

@@ -20,6 +20,7 @@ from klimb.environments.registry import Environment
 from klimb.improve.rule import is_offline
 from klimb.policies.networks import Critic, NetworkPolicy, action_spec, flat_observation_size
 from klimb.runs.config import RunConfig
+from klimb.studying import study
 from klimb.training import Iteration
 from klimb.types import Rollout, TrainState
 
@@ -192,7 +193,10 @@ class Program:
         return self._over_seeds(partial(self.iteration.learn, demonstrations=demonstrations))(state, rollout, episodes)
 
     def _study_once(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, dict[str, Array]]:
-        return self._over_seeds(partial(self.iteration.study, demonstrations=demonstrations))(state)
+        rule = self.config.rule
+        assert is_offline(rule)
+        one_pass = partial(study, rule=rule, policy_static=self.policy_static, demonstrations=demonstrations)
+        return self._over_seeds(one_pass)(state)
 
     def _over_seeds(self, one_seed: Any) -> Any:
         """The same for every seed. A single seed keeps its own branches and loops instead of vmapped ones."""
