@@ -130,7 +130,7 @@ def clone(task: Task, start: float) -> tuple[Measured, Path]:
     needed = 450 if task.name == "cartpole" else start + 0.7 * (taught - start)
     asked = "≥ 450" if task.name == "cartpole" else f"most of the way to the demonstrator's {taught:.0f}"
     measured = Measured(
-        "behaviour-cloning", task.label, asked, shown, start, float(np.mean(each)), min(each), min(each) >= needed
+        "behaviour-cloning", task.label, asked, shown, start, float(np.mean(each)), min(each), bool(min(each) >= needed)
     )
     return measured, run(f"trpo {task.env} {task.flags} --init-from {directory}", f"fine-tuning-{task.name}")
 

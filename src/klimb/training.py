@@ -15,7 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
@@ -23,7 +23,6 @@ from klimb.collect.history import History
 from klimb.estimate.batch import make_batch
 from klimb.estimate.critic import CriticFit, explained_variance, values
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
-from klimb.improve.acceptance import choose
 from klimb.improve.rule import Rule
 from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
@@ -97,9 +96,10 @@ class Iteration:
         }
         if options.normalize_observations:
             critic = _observe(critic, batch.obs, batch.weight)
-            observed = _observe(new_policy, batch.obs, batch.weight)
-            # A policy that waits for its critic is not to change, not even by its view of the world.
-            new_policy = observed if options.warmup == 0 else choose(self.waiting(state), new_policy, observed)
+            # What a policy that was cloned or trained before makes of the world is part of what it can do: new
+            # statistics would move it, outside every trust region.
+            if options.init_from is None:
+                new_policy = _observe(new_policy, batch.obs, batch.weight)
         state = TrainState(
             policy=eqx.filter(new_policy, eqx.is_array),
             critic=critic,
@@ -141,11 +141,8 @@ class Iteration:
         """The rule's step; while the critic warms up, none."""
         if self.options.warmup == 0:
             return self.rule.step(key, policy, state.rule_state, batch)
-        return step_unless(self.waiting(state), self.rule, key, policy, state.rule_state, batch)
-
-    def waiting(self, state: TrainState) -> Bool[Array, ""]:
-        """Whether the critic is still warming up."""
-        return state.iteration < self.options.warmup
+        waiting = state.iteration < self.options.warmup
+        return step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
 
     def _empty_history(self, rollout: Rollout, policy: PyTree) -> History:
         keeps_policies = getattr(self.rule, "keeps_policies", False)

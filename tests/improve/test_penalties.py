@@ -105,7 +105,7 @@ def test_a_limit_that_does_not_bind_has_no_price(problem):
     """ε above anything two steps can move: λ falls to exactly 0, and slackness with it; in log space to its floor."""
     policy, batch, *_ = problem
     state = None
-    options = {"epsilon": 5.0, "epochs": 2, "multiplier_learning_rate": 20.0, **FULL}
+    options = {"epsilon": 5.0, "epochs": 2, **FULL}
     for _ in range(6):
         _, state, info = take(DualDescent(**options), policy, batch, state)
     assert state.multiplier == 0
@@ -123,8 +123,20 @@ def test_the_multiplier_survives_and_follows_the_violation(problem):
     for _ in range(3):
         policy, state, info = take(rule, policy, batch, state)
         assert float(info.extra["multiplier"]) == pytest.approx(expected, rel=1e-12)
-        expected = max(0.0, expected + 5.0 * float(info.extra["constraint_violation"]))
+        expected = max(0.0, expected + 20.0 * float(info.extra["constraint_violation"]))
         assert float(state.multiplier) == pytest.approx(expected, rel=1e-12)
+
+
+def test_passes_end_when_the_policy_has_moved_far_enough(problem):
+    """Without a price (λ = 0) and with passes for a long way: D ends one pass past `enough` ε, not where they lead."""
+    policy, batch, *_ = problem
+    moved = [
+        float(take(DualDescent(enough=enough, initial_multiplier=0, epochs=500, **FULL), policy, batch)[2].kl_old_new)
+        for enough in (1.0, 2.0, 1e6)
+    ]
+    assert 0.01 < moved[0] < 0.012
+    assert 0.02 < moved[1] < 0.023
+    assert moved[2] > 0.07
 
 
 def test_a_rejected_step_leaves_the_multiplier_alone(problem):

@@ -110,5 +110,5 @@ def test_demonstrations_and_rules_have_to_go_together():
 
 def test_critic_warms_up_only_in_runs_that_start_from_another():
     assert TrainOptions().warmup == 0
-    assert TrainOptions(init_from="runs/clone").warmup == 10
+    assert TrainOptions(init_from="runs/clone").warmup == 20
     assert TrainOptions(init_from="runs/clone", critic_warmup=0).warmup == 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from klimb.improve.acceptance import conclude
@@ -42,7 +43,7 @@ class DualDescent:
     """D: kl_old_new is KL(π_old‖π_new), kl_new_old the lectures' direction, tv the total variation."""
     initial_multiplier: NonNegative = 1.0
     """λ before the first update."""
-    multiplier_learning_rate: Positive = 5.0
+    multiplier_learning_rate: Positive = 20.0
     """α: how fast λ follows the violation D − ε."""
     log_multiplier: bool = False
     """Update log λ instead of λ: factors instead of differences; λ never reaches 0."""
@@ -53,7 +54,9 @@ class DualDescent:
     learning_rate: Positive = 1e-3
     """Adam's step size for the inner ascent."""
     epochs: Count = 10
-    """Passes over the batch in one inner ascent."""
+    """Most passes over the batch in one inner ascent."""
+    enough: Annotated[float, Field(ge=1)] = 2.0
+    """No further pass once D is past this many ε: λ need not know more, and one bad batch can't ruin a policy."""
     num_minibatches: Count = 4
     """Minibatches a pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
@@ -78,6 +81,9 @@ class DualDescent:
         theta, rebuild = flatten(policy)
         old = action_distribution(policy, batch.obs)
 
+        def at(vector: Array) -> Distribution:
+            return action_distribution(rebuild(vector), batch.obs)
+
         def violation(new: Distribution) -> Array:
             return batch.mean(divergence(self.divergence, old, new, batch)) - self.epsilon
 
@@ -98,10 +104,11 @@ class DualDescent:
                 learning_rate=self.learning_rate,
                 epochs=self.epochs,
                 num_minibatches=self.num_minibatches,
+                go_on=lambda vector: violation(at(vector)) <= (self.enough - 1) * self.epsilon,
             )
             next_multiplier = dual_ascent(
                 multiplier,
-                violation(action_distribution(rebuild(climbed.theta), batch.obs)),
+                violation(at(climbed.theta)),
                 learning_rate=self.multiplier_learning_rate,
                 log_space=self.log_multiplier,
                 largest=self.max_multiplier,

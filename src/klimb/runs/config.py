@@ -70,8 +70,8 @@ class TrainOptions:
     critic_num_minibatches: Count = 8
     """Minibatches a pass; has to divide num_steps × num_envs."""
     init_from: str | None = None
-    """A run (or policy directory) whose policy this one starts from; none for a fresh policy."""
-    critic_warmup: Annotated[int, Field(ge=0)] = 10
+    """A run (or policy directory) whose policy, with its observation normaliser as it is, this one starts from."""
+    critic_warmup: Annotated[int, Field(ge=0)] = 20
     """Iterations in which only the critic learns, in a run that starts from another's policy."""
     demonstrations: str | None = None
     """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
