@@ -58,7 +58,7 @@ TASKS = [
 RULES = ("reinforce", "off-policy-gradient", "kl-penalty", "dual-descent", "natural-gradient", "trpo", "ppo")
 VARIANTS = {
     "off-policy-gradient": ("--weighting per_decision", "--weighting trajectory", "--history 4 --behaviour mixture"),
-    "dual-descent": ("--divergence tv --epsilon 0.05", "--divergence kl_new_old --log-multiplier"),
+    "dual-descent": ("--divergence tv --epsilon 0.05 --log-multiplier", "--divergence kl_new_old --log-multiplier"),
     "natural-gradient": ("--solver woodbury --fisher empirical --num-envs 2", "--normalised --epsilon 0.003"),
     "trpo": ("--line-search growing", "--fisher empirical", "--fisher-fraction 0.1", "--kl-direction new_old"),
     "ppo": ("--penalty kl",),
@@ -183,7 +183,7 @@ def describe(rule: str, rows: list[Measured], tuned: dict[str, float] | None) ->
     lines = [f"![{rule}: learning curves](figures/{rule}.png)", "", about, ""]
     lines += ["| command | asked | untrained | trained | lowest seed |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{row.command}` | {row.asked}{'' if row.enough else ' (missed)'} | {row.untrained:.0f} | {row.trained:.1f} "
+        f"| `{row.command}` | {row.asked}{'' if row.enough else ' (missed)'} | {round(row.untrained)} | {row.trained:.1f} "
         f"| {row.lowest:.1f} |"
         for row in rows
     ]

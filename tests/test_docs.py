@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import runpy
 import shlex
@@ -87,3 +88,25 @@ def test_every_relative_link_leads_somewhere():
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_has_its_page_with_all_options_and_their_defaults(name):
+    page = (ROOT / "docs" / "algorithms" / f"{name}.md").read_text()
+    for field in dataclasses.fields(RULES[name]):
+        row = next(
+            (line for line in page.splitlines() if line.startswith(f"| `--{field.name.replace('_', '-')}` |")), ""
+        )
+        assert row, f"{field.name} is not in the table of options"
+        written = row.split("|")[2].strip().strip("`")
+        default = field.default
+        if default is None or isinstance(default, bool | str):
+            assert written == {None: "none", True: "true", False: "false"}.get(default, default), field.name
+        else:
+            numbers = default if isinstance(default, tuple) else (default,)
+            assert tuple(map(float, written.split())) == tuple(map(float, numbers)), field.name
+    sections = ("Equation", "Pseudocode", "Where in the code", "Options", "Metrics", "Measured", "When not to use it")
+    for section in (*sections, "References"):
+        assert f"\n## {section}\n" in page
+    assert f"figures/{name}.png" in page
+    assert f"[{name}]({name}.md)" in (ROOT / "docs" / "algorithms" / "index.md").read_text()
