@@ -183,8 +183,8 @@ def describe(rule: str, rows: list[Measured], tuned: dict[str, float] | None) ->
     lines = [f"![{rule}: learning curves](figures/{rule}.png)", "", about, ""]
     lines += ["| command | asked | untrained | trained | lowest seed |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{row.command}` | {row.asked}{'' if row.enough else ' (missed)'} | {round(row.untrained)} | {row.trained:.1f} "
-        f"| {row.lowest:.1f} |"
+        f"| `{row.command}` | {row.asked}{'' if row.enough else ' (missed)'} | {round(row.untrained)} "
+        f"| {row.trained:.1f} | {row.lowest:.1f} |"
         for row in rows
     ]
     if tuned is not None:
