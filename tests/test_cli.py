@@ -147,6 +147,20 @@ MISTAKES = {
     "train trpo CartPole-v1 --config none.toml": "cannot read none.toml",
     "train trpo CartPole-v1 --run-dir .": "exists already",
     "trian trpo CartPole-v1": "no command 'trian'; did you mean 'train'",
+    "train dual-descent CartPole-v1 --epsilon 0": "epsilon = 0.0: input should be greater than 0",
+    "train natural-gradient CartPole-v1 --epsilon -1": "epsilon = -1.0: input should be greater than 0",
+    "train natural-gradient CartPole-v1 --solver dense --damping 0": "solver = dense needs damping > 0",
+    "train kl-penalty CartPole-v1 --kl-coef -1": "kl_coef = -1.0: input should be greater than or equal to 0",
+    "train ppo CartPole-v1 --penalty l2": "--penalty is one of clip, kl; not 'l2'",
+    "train off-policy-gradient CartPole-v1 --weighting per-step": "did you mean 'per_step'",
+    "train behaviour-cloning CartPole-v1": "there are none: record some with klimb record RUN",
+    "train behaviour-cloning CartPole-v1 --demonstrations nowhere": "no demonstrations at nowhere",
+    "train trpo CartPole-v1 --demonstrations nowhere": "trpo can't learn from demonstrations",
+    "train trpo CartPole-v1 --init-from nowhere": "there is no policy file nowhere/policy.safetensors",
+    "train trpo CartPole-v1 --tanh-squash": "tanh_squash is for continuous actions",
+    "record nowhere": "is not a run",
+    "record": "takes one run directory",
+    "record . --episodez 3": "did you mean '--episodes'",
     "resume nowhere": "nowhere is not a run: there is no such directory",
     "resume .": "is not a run: it has no config.toml",
     "resume": "takes one run directory",
@@ -224,3 +238,29 @@ def test_nothing_heavy_is_imported_for_help():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_from_a_run_to_demonstrations_to_a_clone_to_a_run_that_goes_on(run_dir, capsys):
+    """record, train behaviour-cloning, train --init-from: each prints the line that leads to the next."""
+    recorded = Path("recorded.safetensors")
+    assert main(["record", str(run_dir), "--episodes", "3", "-o", str(recorded)]) == 0
+    said = capsys.readouterr().out
+    assert "3 episodes" in said
+    assert "klimb train behaviour-cloning CartPole-v1 --demonstrations recorded.safetensors" in said.replace("jax:", "")
+    assert main(["record", str(run_dir), "-o", str(recorded)]) == 2
+    assert "give --overwrite" in capsys.readouterr().err
+    assert main(["record", str(run_dir), "--episodes", "2", "-o", str(recorded), "--overwrite", "--deterministic"]) == 0
+    assert "without log-probs" in capsys.readouterr().out
+    clone = ["train", "behaviour-cloning", "CartPole-v1", "--demonstrations", str(recorded), "--max-epochs", "2"]
+    assert main([*clone, "--run-dir", "clone", "--eval-episodes", "2", "--hidden", "8"]) == 0
+    assert "held-out log-likelihood" in capsys.readouterr().out
+    assert "passes over the demonstrations" in Path("clone/report.html").read_text()
+    tuned = ["train", "ppo", "CartPole-v1", "--init-from", "clone", "--critic-warmup", "1", *SMALL]
+    assert main([*tuned, "--run-dir", "tuned", "--eval-episodes", "2"]) == 0
+    statuses = [json.loads(line)["status"] for line in Path("tuned/metrics.jsonl").read_text().splitlines()]
+    assert statuses[0] == "CRITIC_WARMUP"
+    assert "CRITIC_WARMUP" not in statuses[1:]
+    off_policy = ["train", "off-policy-gradient", "CartPole-v1", "--demonstrations", str(recorded), "--run-dir", "off"]
+    assert main([*off_policy, *SMALL]) == 2
+    assert "log-probs are missing" in capsys.readouterr().err
+    assert not Path("off").exists()

@@ -55,7 +55,9 @@ def render(run: RunData) -> str:
     parts = _sections(run)
     charts = [chart for part in parts for chart in part["charts"]]
     data = {
-        "steps": _exact(bucket_mean((run.iteration if run.offline else run.env_steps)[:, None], run.edges)[:, 0]),
+        "steps": _exact(
+            bucket_mean((run.iteration.astype(float) if run.offline else run.env_steps)[:, None], run.edges)[:, 0]
+        ),
         "unit": ["passes over the demonstrations", "passes"] if run.offline else ["environment steps", "steps"],
         "first": run.iteration[run.edges[:-1]].tolist(),
         "last": run.iteration[run.edges[1:] - 1].tolist(),
