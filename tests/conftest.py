@@ -8,6 +8,9 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# Most of what the tests cost is compilation, of programs that then run for milliseconds.
+os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
+
 import jax
 import pytest
 
@@ -17,11 +20,18 @@ import klimb
 for module in pkgutil.walk_packages(klimb.__path__, "klimb."):
     importlib.import_module(module.name)
 
-# Compiled programs are kept between test runs: compilation is most of what the tests cost.
+# Compiled programs are kept between test runs.
 CACHE = Path(os.environ.get("KLIMB_TEST_CACHE", Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Compiled programs of a module are let go after it: thousands of them exhaust a process's memory maps."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

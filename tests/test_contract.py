@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -53,26 +54,29 @@ from klimb.types import UpdateInfo
 RULES = [
     Reinforce(),
     Reinforce(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.5),
-    OffPolicyGradient(),
     OffPolicyGradient(weighting="trajectory", self_normalise=True, max_weight=2.0),
-    OffPolicyGradient(weighting="per_decision", optimizer="sgd", learning_rate=0.1, gradient_steps=2),
     KLPenalty(),
-    KLPenalty(kl_direction="new_old", kl_coef=10.0, num_minibatches=1, anneal_learning_rate=True),
-    DualDescent(),
     DualDescent(divergence="kl_new_old", log_multiplier=True, rounds=3, epochs=2),
-    DualDescent(divergence="tv", epsilon=0.05, initial_multiplier=0.0),
     NaturalGradient(),
     NaturalGradient(solver="woodbury", fisher="empirical", learning_rate=0.1),
-    NaturalGradient(solver="dense", damping=1e-3),
-    NaturalGradient(normalised=True),
     TRPO(),
     TRPO(kl_direction="new_old", max_kl=0.3, damping=1e-3),
     TRPO(fisher="empirical", fisher_fraction=0.5, line_search="growing"),
     PPO(),
     PPO(target_kl=0.003, clip_eps=0.1, anneal_learning_rate=True),
     PPO(penalty="kl", target_kl=0.02),
-    BehaviourCloning(holdout=0.0, learning_rate=1e-2),
     BehaviourCloning(holdout=0.0, learning_rate=1e-2, minibatch_size=8),
+]
+# The same code under other values: compiling it takes minutes.
+VARIANTS = [
+    OffPolicyGradient(),
+    OffPolicyGradient(weighting="per_decision", optimizer="sgd", learning_rate=0.1, gradient_steps=2),
+    KLPenalty(kl_direction="new_old", kl_coef=10.0, num_minibatches=1, anneal_learning_rate=True),
+    DualDescent(),
+    DualDescent(divergence="tv", epsilon=0.05, initial_multiplier=0.0),
+    NaturalGradient(solver="dense", damping=1e-3),
+    NaturalGradient(normalised=True),
+    BehaviourCloning(holdout=0.0, learning_rate=1e-2),
 ]
 
 
@@ -82,11 +86,16 @@ def rule_id(rule: Rule) -> str:
     return type(rule).__name__ + "".join(f",{name}={value}" for name, value in fields)
 
 
-each_rule = pytest.mark.parametrize("rule", RULES, ids=rule_id)
+def over(condition: Callable[[Rule], bool]):
+    """A test of every rule that meets the condition; the variants only with `make test-slow`."""
+    rules = [pytest.param(rule, id=rule_id(rule)) for rule in RULES if condition(rule)]
+    rules += [pytest.param(rule, id=rule_id(rule), marks=pytest.mark.slow) for rule in VARIANTS if condition(rule)]
+    return pytest.mark.parametrize("rule", rules)
+
+
+each_rule = over(lambda rule: True)
 # Cloning climbs the likelihood of what was done, whatever came of it.
-each_rule_with_advantages = pytest.mark.parametrize(
-    "rule", [r for r in RULES if not isinstance(r, BehaviourCloning)], ids=rule_id
-)
+each_rule_with_advantages = over(lambda rule: not isinstance(rule, BehaviourCloning))
 
 
 def draws(rule: Rule) -> bool:
@@ -405,7 +414,7 @@ def test_padding_has_no_say(rule, case, junk):
     assert_same_bits((new, state, info), take(rule, case))
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if not draws(r)], ids=rule_id)
+@over(lambda rule: not draws(rule))
 def test_padding_might_as_well_be_left_out(rule, table):
     padded = change(table.batch, slice(-PADDING, None), weight=0.0)
     kept = jax.tree.map(lambda x: x[:-PADDING] if x.ndim else x, table.batch)
@@ -445,7 +454,7 @@ def test_a_policy_that_overflows_is_not_returned(rule_class, gaussian):
     assert all(np.isfinite(value) for name, value in vars(info).items() if name != "extra")
 
 
-@pytest.mark.parametrize("rule", [r for r in RULES if hasattr(r, "max_kl")], ids=rule_id)
+@over(lambda rule: hasattr(rule, "max_kl"))
 def test_max_kl_is_enforced(rule, name):
     """On the policy returned, in the direction the rule names, from many starting points."""
     reached = []

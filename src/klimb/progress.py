@@ -33,6 +33,8 @@ class Progress:
         self._start = time.perf_counter()
         self._first_iteration: int | None = None
         self._last_line = -float("inf")
+        # The last row that has not been printed: a training may end, or be stopped, before its last iteration.
+        self._unsaid: dict[str, str] | None = None
         self._live = Live(Text("compiling …", style="dim"), console=console, refresh_per_second=8)
 
     def __enter__(self) -> Progress:
@@ -43,6 +45,8 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
+        elif self._unsaid is not None:
+            self._say(self._unsaid)
 
     def update(self, records: list[Record]) -> None:
         """Take in the new records and show the last of them."""
@@ -58,8 +62,13 @@ class Progress:
         if self._console.is_terminal:
             self._live.update(self._panel(last, row))
         elif time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES or self._done(last) == 1:
-            self._last_line = time.perf_counter()
-            self._console.print("  ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
+            self._say(row)
+        else:
+            self._unsaid = row
+
+    def _say(self, row: dict[str, str]) -> None:
+        self._last_line, self._unsaid = time.perf_counter(), None
+        self._console.print("  ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
 
     def _done(self, record: Record) -> float:
         return record["iteration"] / self._config.num_iterations

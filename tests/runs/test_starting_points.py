@@ -6,12 +6,13 @@ import dataclasses
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import klimb
 from klimb import PPO, TRPO, BehaviourCloning, DemonstrationError, NetworkPolicy, OffPolicyGradient, PolicyFileError
-from klimb.policies.networks import Discrete
+from klimb.policies.networks import Box, Discrete
 
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,)}
 
@@ -51,6 +52,25 @@ def test_cloning_raises_the_likelihood_of_what_the_expert_does(expert, demonstra
     # The normaliser has the statistics of the demonstrations before the first pass.
     np.testing.assert_allclose(run.policy.normalizer.mean, demonstrations.obs.mean(0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(run.policy.normalizer.variance, demonstrations.obs.var(0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"state_dependent_std": True}, {"tanh_squash": True}], ids=["gaussian", "σ of the state", "tanh"]
+)
+def test_every_continuous_distribution_clones(options):
+    """A demonstrator of known mean and deviation inside the box: the clone finds both."""
+    box = Box((-2.0,), (2.0,))
+    expert = NetworkPolicy(3, box, hidden=(8,), initial_log_std=-1.5, tanh_squash=True, key=jax.random.key(3))
+    expert = eqx.tree_at(lambda p: p.network.biases[-1], expert, jnp.array([0.4]))
+    demonstrations = klimb.record(expert, "Pendulum-v1", episodes=8)
+    rule = BehaviourCloning(max_epochs=40, learning_rate=1e-2, minibatch_size=128)
+    run = klimb.train("Pendulum-v1", rule, demonstrations=demonstrations, hidden=(8,), **options)
+    best = float(np.mean(demonstrations.log_prob))
+    assert run.history[-1]["held_out_log_likelihood"] > best - (0.05 if "tanh_squash" in options else 0.15)
+    assert run.history[0]["held_out_log_likelihood"] < best - 0.2
+    distribution = run.policy(jnp.asarray(demonstrations.obs))
+    modes = distribution.to_environment(distribution.mode())
+    assert float(jnp.mean(modes)) == pytest.approx(2 * np.tanh(0.4), abs=0.1)
 
 
 def test_cloning_resumes_bit_for_bit_and_ends_early_for_good(file, tmp_path):
