@@ -161,6 +161,7 @@ MISTAKES = {
     "record nowhere": "is not a run",
     "record": "takes one run directory",
     "record . --episodez 3": "did you mean '--episodes'",
+    "record . -o": "--output needs a value",
     "resume nowhere": "nowhere is not a run: there is no such directory",
     "resume .": "is not a run: it has no config.toml",
     "resume": "takes one run directory",
@@ -264,3 +265,38 @@ def test_from_a_run_to_demonstrations_to_a_clone_to_a_run_that_goes_on(run_dir, 
     assert main([*off_policy, *SMALL]) == 2
     assert "log-probs are missing" in capsys.readouterr().err
     assert not Path("off").exists()
+
+
+def test_record_goes_where_it_is_told(run_dir, capsys):
+    """By default into the run; a directory gets a file of the default name; another environment, another seed."""
+    assert main(["record", str(run_dir), "--episodes", "2", "--overwrite"]) == 0
+    assert (run_dir / "demonstrations.safetensors").exists()
+    assert f"--demonstrations {run_dir}\n" in capsys.readouterr().out
+    Path("folder").mkdir()
+    words = ["record", str(run_dir), "--episodes", "2", "-o", "folder", "--env", "gymnasium:CartPole-v1"]
+    assert main(words) == 0
+    assert "behaviour-cloning gymnasium:CartPole-v1 --demonstrations folder\n" in capsys.readouterr().out
+    first = Path("folder/demonstrations.safetensors").read_bytes()
+    assert main([*words, "--policy-seed", "0", "--overwrite"]) == 0
+    assert Path("folder/demonstrations.safetensors").read_bytes() == first
+    assert main([*words, "--policy-seed", "1", "--overwrite"]) == 0
+    assert Path("folder/demonstrations.safetensors").read_bytes() != first
+
+
+def test_a_recording_that_cannot_be_made_gets_one_line_and_status_2(run_dir, capsys):
+    Path("file").write_text("")
+    for words, line in {
+        "--episodes 0": "episodes = 0; demonstrations need at least 1",
+        "--env Pendulum-v1": "was trained on another environment",
+        "--env CartPol-v1": "did you mean 'CartPole-v1'",
+        "--policy-seed 7": "this run has the seeds [0, 1]",
+        "-o file": "file exists already; give --overwrite",
+        "-o file/under": "cannot write file/under",
+    }.items():
+        arguments = [*words.split()] if "--episodes" in words else ["--episodes", "1", *words.split()]
+        if "-o" not in words:
+            arguments += ["-o", "new"]
+        assert main(["record", str(run_dir), *arguments]) == 2, words
+        err = capsys.readouterr().err
+        assert line in err
+        assert err.count("\n") == 1

@@ -53,11 +53,9 @@ from klimb.types import UpdateInfo
 
 RULES = [
     Reinforce(),
-    Reinforce(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.5),
     OffPolicyGradient(weighting="trajectory", self_normalise=True, max_weight=2.0),
     KLPenalty(),
     DualDescent(divergence="kl_new_old", log_multiplier=True, rounds=3, epochs=2),
-    NaturalGradient(),
     NaturalGradient(solver="woodbury", fisher="empirical", learning_rate=0.1),
     TRPO(),
     TRPO(kl_direction="new_old", max_kl=0.3, damping=1e-3),
@@ -69,6 +67,8 @@ RULES = [
 ]
 # The same code under other values: compiling it takes minutes.
 VARIANTS = [
+    Reinforce(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.5),
+    NaturalGradient(),
     OffPolicyGradient(),
     OffPolicyGradient(weighting="per_decision", optimizer="sgd", learning_rate=0.1, gradient_steps=2),
     KLPenalty(kl_direction="new_old", kl_coef=10.0, num_minibatches=1, anneal_learning_rate=True),

@@ -113,8 +113,10 @@ class RecordFlags:
     """Take the mode instead of sampling; nothing is then known of probabilities, so this can only be cloned."""
     policy_seed: int | None = None
     """Whose policy, in a run of several seeds; by default the first."""
+    env: str | None = None
+    """Another environment than the run's own."""
     output: Path | None = None
-    """File to write; by default demonstrations.safetensors in the run."""
+    """File to write, also -o FILE; by default demonstrations.safetensors in the run."""
     overwrite: bool = False
     """Write over a file that exists."""
 
@@ -127,13 +129,15 @@ def record(arguments: list[str]) -> None:
     flags = parse(RecordFlags, rest, default=RecordFlags(), program=program)
     run_dir = _one_path("record", words)
     config = RunDirectory.open(run_dir).config
-    path = flags.output or run_dir / FILE_NAME
+    output = flags.output or run_dir
+    path = output / FILE_NAME if output.is_dir() else output
     if flags.episodes < 1:
         raise ConfigError(f"episodes = {flags.episodes}; demonstrations need at least 1")
     if path.exists() and not flags.overwrite:
         raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
     compilation_cache.enable()
-    environment = make(config.env)
+    env = flags.env or config.env
+    environment = make(env)
     several = config.options.num_seeds > 1
     seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
     demonstrations = record_episodes(
@@ -149,8 +153,7 @@ def record(arguments: list[str]) -> None:
     print(f"recorded     {demonstrations.num_episodes} episodes, {rows} steps ({kind})")
     print(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
     print(f"file         {path}")
-    source = path if flags.output else run_dir
-    print(f"clone        klimb train behaviour-cloning {config.env} --demonstrations {source}")
+    print(f"clone        klimb train behaviour-cloning {env} --demonstrations {output}")
 
 
 def report(arguments: list[str]) -> None:

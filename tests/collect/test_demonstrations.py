@@ -1,18 +1,15 @@
-"""Demonstrations: what is refused, how episodes are packed, and recording them from a policy."""
+"""Demonstrations: what is refused, and how episodes are packed."""
 
 from __future__ import annotations
 
 import dataclasses
 
-import equinox as eqx
-import gymnasium
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import klimb
-from klimb import DemonstrationError, Demonstrations, NetworkPolicy
+from klimb import DemonstrationError, Demonstrations
 from klimb.policies.networks import Box, Discrete
 
 LENGTHS = [3, 1, 7, 2, 2, 5]
@@ -34,7 +31,8 @@ def make_demonstrations(lengths=LENGTHS, **columns) -> Demonstrations:
         "truncated": truncated,
         "next_obs": rng.normal(size=(rows, 4)).astype(np.float32),
     }
-    return Demonstrations(**fields | columns, actions=Discrete(2), environment="jax:CartPole-v1", source="the test")
+    told = {"actions": Discrete(2), "environment": "jax:CartPole-v1", "source": "the test"}
+    return Demonstrations(**fields | told | columns)
 
 
 def spoilt(name: str, row: int, value: float) -> np.ndarray:
@@ -56,6 +54,16 @@ REFUSED = [
     ({"truncated": spoilt("truncated", 19, 0)}, "cut off: the last 5 of its 20 rows"),
     ({"action": spoilt("action", 2, 2)}, "not all in 0 … 1"),
     ({"action": spoilt("action", 2, -1)}, "not all in 0 … 1"),
+    ({"action": np.zeros((20, 1), np.int32)}, "not all in 0 … 1"),
+    ({"action": np.zeros(20, np.float32)}, "actions are float32, and discrete ones are integers"),
+    ({"actions": Box((-1.0,), (1.0,))}, "actions are int32, and those of a box are floating-point numbers"),
+    (
+        {"actions": Box((-1.0,), (1.0,)), "action": np.zeros((20, 2), np.float32)},
+        r"have the shape \(2,\), its action space has 1 dimensions",
+    ),
+    ({"obs": np.zeros((), np.float32)}, "obs has no rows, reward has 20"),
+    ({"next_obs": np.zeros((20, 3), np.float32)}, r"obs is \(20, 4\) and next_obs \(20, 3\)"),
+    ({"log_prob": np.zeros((20, 1), np.float32)}, r"log_prob has the shape \(20, 1\); it is one number a row"),
 ]
 
 
@@ -94,6 +102,32 @@ def test_packing_keeps_every_row_once_and_episodes_whole(max_columns):
         assert len(valid) == 7  # the longest alone, the others in the two other columns
 
 
+def test_an_episode_that_ends_both_ways_has_terminated_and_padding_is_blank():
+    demonstrations = make_demonstrations(log_prob=np.full(20, np.nan, np.float32), truncated=spoilt("truncated", 2, 1))
+    assert demonstrations.terminated[2]
+    assert demonstrations.num_episodes == 6
+    rollout = demonstrations.rollout(4)
+    valid = np.asarray(rollout.valid)
+    assert not valid.all()
+    assert not (np.asarray(rollout.terminated) & np.asarray(rollout.truncated)).any()
+    # Log-probs are carried as they are; in padding everything is zero.
+    assert np.isnan(np.asarray(rollout.log_prob)[valid]).all()
+    for column in jax.tree.leaves(rollout):
+        assert not np.asarray(column)[~valid].any()
+    assert rollout.time.dtype == np.int32
+
+
+def test_bounds_and_dimensions_of_boxes_are_compared():
+    column = {"action": np.zeros((20, 1), np.float32), "obs": np.zeros((20, 3), np.float32)}
+    column["next_obs"] = column["obs"]
+    make_demonstrations(**column, actions=Box((-2.0,), (2.0,))).check_fit(klimb.make("Pendulum-v1"))
+    with pytest.raises(DemonstrationError, match=r"low=\(-1.0,\).* takes Box\(low=\(-2.0,\), high=\(2.0,\)\)"):
+        make_demonstrations(**column, actions=Box((-1.0,), (2.0,))).check_fit(klimb.make("Pendulum-v1"))
+    column["action"] = np.zeros((20, 2), np.float32)
+    with pytest.raises(DemonstrationError, match=r"high=\(2.0, 2.0\)\); jax:Pendulum-v1 takes"):
+        make_demonstrations(**column, actions=Box((-2.0,) * 2, (2.0,) * 2)).check_fit(klimb.make("Pendulum-v1"))
+
+
 def test_other_environments_are_refused_with_both_sides():
     demonstrations = make_demonstrations()
     demonstrations.check_fit(klimb.make("CartPole-v1"))
@@ -111,77 +145,3 @@ def test_log_probs_that_are_no_numbers_are_refused(value, words):
     make_demonstrations().check_log_probs()
     with pytest.raises(DemonstrationError, match=rf"log-probs {words} in 1 of 20 rows, the first is row 7; .*--determ"):
         make_demonstrations(log_prob=spoilt("log_prob", 7, value)).check_log_probs()
-
-
-# Recording.
-
-
-def make_policy(observations: int, actions) -> NetworkPolicy:
-    policy = NetworkPolicy(observations, actions, hidden=(8,), key=jax.random.key(0))
-    return eqx.tree_at(lambda p: p.network.weights[-1], policy, 30 * policy.network.weights[-1])
-
-
-@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
-def test_recorded_episodes_are_whole_and_say_what_the_policy_did(env):
-    policy = make_policy(4, Discrete(2))
-    demonstrations = klimb.record(policy, env, episodes=20, seed=3)
-    assert demonstrations.num_episodes == 20
-    np.testing.assert_array_equal(demonstrations.returns, demonstrations.lengths)
-    expected = policy(jnp.asarray(demonstrations.obs)).log_prob(jnp.asarray(demonstrations.action))
-    np.testing.assert_allclose(demonstrations.log_prob, expected, rtol=1e-5, atol=1e-6)
-    # Inside an episode the successor is the next row's observation.
-    inside = ~demonstrations.ended[:-1]
-    np.testing.assert_array_equal(demonstrations.next_obs[:-1][inside], demonstrations.obs[1:][inside])
-    assert demonstrations.terminated[demonstrations.ended].any()
-    again = klimb.record(policy, env, episodes=20, seed=3)
-    np.testing.assert_array_equal(again.obs, demonstrations.obs)
-    assert not np.array_equal(klimb.record(policy, env, episodes=20, seed=4).obs[:5], demonstrations.obs[:5])
-
-
-def test_a_recorded_episode_can_be_played_again():
-    """Gymnasium's own CartPole, started where the recording started, gives the same observations and rewards."""
-    demonstrations = klimb.record(make_policy(4, Discrete(2)), "CartPole-v1", episodes=3, seed=1)
-    env = gymnasium.make("CartPole-v1").unwrapped
-    for start, length in zip(
-        np.cumsum(demonstrations.lengths) - demonstrations.lengths, demonstrations.lengths, strict=True
-    ):
-        env.reset()
-        env.state = tuple(map(float, demonstrations.obs[start]))
-        env.steps_beyond_terminated = None
-        for row in range(start, start + length):
-            obs, reward, terminated, _, _ = env.step(int(demonstrations.action[row]))
-            np.testing.assert_allclose(obs, demonstrations.next_obs[row], rtol=0, atol=1e-4)
-            assert reward == demonstrations.reward[row]
-            assert terminated == demonstrations.terminated[row]
-
-
-def test_modes_are_the_episodes_of_an_evaluation_and_have_no_log_probs():
-    policy = make_policy(3, Box((-2.0,), (2.0,)))
-    demonstrations = klimb.record(policy, "Pendulum-v1", episodes=4, deterministic=True)
-    assert np.isnan(demonstrations.log_prob).all()
-    np.testing.assert_allclose(
-        demonstrations.action, policy(jnp.asarray(demonstrations.obs)).mode(), rtol=1e-4, atol=1e-5
-    )
-    assert demonstrations.truncated[demonstrations.ended].all()
-    assert demonstrations.lengths.tolist() == [200] * 4
-    with pytest.raises(DemonstrationError, match="are missing in 800 of 800 rows"):
-        demonstrations.check_log_probs()
-
-
-def test_gaussian_samples_are_kept_as_they_were_and_squashed_ones_in_the_box():
-    policy = make_policy(3, Box((-2.0,), (2.0,)))
-    wide = eqx.tree_at(lambda p: p.log_std, policy, jnp.array([1.0]))
-    assert np.abs(klimb.record(wide, "Pendulum-v1", episodes=2).action).max() > 2
-    squashed = NetworkPolicy(3, Box((-2.0,), (2.0,)), hidden=(8,), tanh_squash=True, key=jax.random.key(0))
-    demonstrations = klimb.record(squashed, "Pendulum-v1", episodes=2)
-    assert np.abs(demonstrations.action).max() <= 2
-    distribution = squashed(jnp.asarray(demonstrations.obs))
-    pre_tanh = distribution.from_environment(jnp.asarray(demonstrations.action))
-    np.testing.assert_allclose(distribution.log_prob(pre_tanh), demonstrations.log_prob, rtol=1e-3, atol=1e-3)
-
-
-def test_a_recording_has_at_least_one_episode():
-    with pytest.raises(ValueError, match="episodes = 0; demonstrations need at least 1"):
-        klimb.record(make_policy(4, Discrete(2)), "CartPole-v1", episodes=0)
-    with pytest.raises(klimb.PolicyFileError, match="reads observations of shape"):
-        klimb.record(make_policy(4, Discrete(2)), "Pendulum-v1", episodes=1)

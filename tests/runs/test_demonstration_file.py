@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import struct
 
 import gymnasium
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 import klimb
 from klimb import DemonstrationError, NetworkPolicy, load_demonstrations, save_demonstrations
@@ -37,8 +40,6 @@ def test_round_trip_by_file_and_by_run(recorded, path):
 
 
 def test_boxes_without_bounds_survive(recorded, tmp_path):
-    import dataclasses
-
     rows = len(recorded.reward)
     free = dataclasses.replace(
         recorded, action=np.zeros((rows, 2), np.float32), actions=Box((-1.0, -np.inf), (1.0, np.inf))
@@ -51,16 +52,66 @@ def write(path, arrays, **meta) -> None:
     save_file(arrays, path, {"format": FORMAT, "klimb": json.dumps(told)} | meta)
 
 
+def claim(path, arrays, name, dtype, shape) -> None:
+    """A file whose header claims for one array what its bytes, of which there are none, are not."""
+    content = save(arrays, {"format": FORMAT, "klimb": json.dumps({"environment": "x", "actions": {"n": 2}})})
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    order = sorted((key for key in header if key != "__metadata__"), key=lambda key: header[key]["data_offsets"])
+    body, at = b"", 0
+    for key in order:
+        begin, end = header[key]["data_offsets"]
+        part = b"" if key == name else content[8 + length + begin : 8 + length + end]
+        header[key]["data_offsets"] = [at, at + len(part)]
+        body, at = body + part, at + len(part)
+    header[name] |= {"dtype": dtype, "shape": shape}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+BOX = {"low": [-1.0], "high": [1.0]}
 WRONG = [
-    (lambda a, p: write(p, {k: v for k, v in a.items() if k != "reward"}), "array reward is missing or not expected"),
-    (lambda a, p: write(p, a | {"extra": a["reward"]}), "array extra is missing or not expected"),
+    (lambda a, p: write(p, {k: v for k, v in a.items() if k != "reward"}), "array 'reward' is missing"),
+    (lambda a, p: write(p, a | {"extra": a["reward"]}), "array 'extra' is not expected"),
     (lambda a, p: write(p, a, format="klimb-policy"), r"holds no demonstrations \(its format is 'klimb-policy'\)"),
     (lambda a, p: write(p, a, klimb="{"), "can't be used"),
-    (lambda a, p: write(p, a, klimb=json.dumps({"environment": "x"})), "can't be used: 'actions'"),
-    (lambda a, p: write(p, a | {"terminated": a["reward"]}), "array terminated is float32, not bool"),
-    (lambda a, p: write(p, a | {"reward": a["terminated"]}), "array reward is bool"),
+    (lambda a, p: write(p, a, klimb=json.dumps({"environment": "x"})), "has no environment or no action space"),
+    *[
+        (lambda a, p, klimb=klimb: write(p, a, klimb=klimb), "has no environment or no action space")
+        for klimb in (
+            "null",
+            '{"environment": "x", "actions": null}',
+            '{"environment": "x", "actions": {"n": Infinity}}',
+            '{"environment": "x", "actions": {"n": 0}}',
+            '{"environment": "x", "actions": {"low": [0], "high": [1, 2]}}',
+            '{"environment": "x", "actions": {"low": [2], "high": [1]}}',
+            '{"environment": "x", "actions": {"low": [NaN], "high": [1]}}',
+            r'{"environment": "two\nlines", "actions": {"n": 2}}',
+        )
+    ],
+    (lambda a, p: write(p, a, klimb="[" * 100_000), "recursion depth"),
+    (
+        lambda a, p: write(p, a, klimb=json.dumps({"environment": "x", "actions": BOX | {"low": [-(10**400)]}})),
+        "too large",
+    ),
+    (
+        lambda a, p: write(p, a, klimb=json.dumps({"environment": "x", "actions": BOX})),
+        r"action is I32.* where F32\[\d+, 1\]",
+    ),
+    (lambda a, p: write(p, a | {"action": a["reward"]}), "action is F32.* where I32"),
+    (lambda a, p: write(p, a | {"obs": np.zeros((), np.float32)}), r"obs is F32\[\] where F32"),
+    (lambda a, p: write(p, a | {"obs": a["obs"].astype(np.float64)}), "obs is F64.* where F32"),
+    (lambda a, p: claim(p, a, "obs", "F32", [2**40, 4]), "can't be used"),
+    (lambda a, p: claim(p, a, "obs", "F32", [2**62, 2**62]), "can't be used"),
+    (lambda a, p: claim(p, a, "obs", "F32", [2**62, 0]), r"obs is F32\[4611686018427387904, 0\] where"),
+    (lambda a, p: claim(p, a, "log_prob", "F8_E4M3", [0]), "log_prob is F8_E4M3"),
+    (
+        lambda a, p: write(p, a | {"terminated": a["reward"]}),
+        r"array terminated is F32\[(\d+)\] where BOOL\[\1\] is expected",
+    ),
+    (lambda a, p: write(p, a | {"reward": a["terminated"]}), r"array reward is BOOL"),
     (lambda a, p: write(p, a | {"reward": a["obs"]}), "array reward has the shape"),
-    (lambda a, p: write(p, a | {"next_obs": a["obs"][:, :2]}), "obs is .* and next_obs"),
+    (lambda a, p: write(p, a | {"next_obs": a["obs"][:, :2]}), r"next_obs is F32\[\d+, 2\] where F32\[\d+, 4\]"),
     (lambda a, p: write(p, {k: v[:-1] for k, v in a.items()}), "is cut off"),
     (lambda a, p: write(p, {k: v[:0] for k, v in a.items()}), "is empty"),
     (lambda a, p: p.write_bytes(p.read_bytes()[:-7]), "can't be used"),
@@ -79,16 +130,36 @@ def test_what_is_wrong_gets_one_line_with_the_file(path, spoil, line):
     assert "\n" not in str(error.value)
 
 
-def test_damage_anywhere_in_the_header_is_an_error_or_harmless(path, recorded):
+def test_a_flipped_byte_anywhere_is_an_error_or_leaves_whole_episodes(path, recorded):
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
-    for at in rng.integers(0, 900, size=60):
+    for at in (*rng.integers(0, 900, size=60), *rng.integers(900, len(whole), size=60)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :])
-        try:
-            loaded = load_demonstrations(path)
-        except DemonstrationError:
-            continue
-        assert len(loaded.reward) == len(recorded.reward)
+        with contextlib.suppress(DemonstrationError):
+            assert len(load_demonstrations(path).reward) == len(recorded.reward)
+
+
+def test_half_a_file_is_an_error(path):
+    whole = path.read_bytes()
+    for length in np.linspace(0, len(whole) - 1, 40).astype(int):
+        path.write_bytes(whole[:length])
+        with pytest.raises(DemonstrationError, match="can't be used"):
+            load_demonstrations(path)
+
+
+def test_types_are_the_same_in_every_file(recorded, tmp_path):
+    wide = dataclasses.replace(recorded, action=recorded.action.astype(np.int64), obs=recorded.obs.astype(np.float64))
+    loaded = load_demonstrations(save_demonstrations(wide, tmp_path / "wide.safetensors"))
+    assert (loaded.action.dtype, loaded.obs.dtype) == (np.int32, np.float32)
+    np.testing.assert_array_equal(loaded.obs, recorded.obs)
+
+
+def test_where_nothing_can_be_read_or_written(recorded, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DemonstrationError, match=r"cannot write .*file/demonstrations\.safetensors"):
+        save_demonstrations(recorded, tmp_path / "file" / "demonstrations.safetensors")
+    with pytest.raises(DemonstrationError, match=r"can't be used: .*too long"):
+        load_demonstrations("x" * 5000)
 
 
 # Minari.
@@ -100,19 +171,25 @@ def minari(tmp_path, monkeypatch):
     return pytest.importorskip("minari")
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_local_minari_dataset_can_be_cloned(minari):
-    env = minari.DataCollector(gymnasium.make("CartPole-v1"))
+def collect(minari, env: str, name: str) -> list[int]:
+    """Three random episodes as a local dataset; returns their lengths."""
+    collector = minari.DataCollector(gymnasium.make(env))
     lengths = []
     for seed in range(3):
-        env.reset(seed=seed)
-        env.action_space.seed(seed)
+        collector.reset(seed=seed)
+        collector.action_space.seed(seed)
         ended, length = False, 0
         while not ended:
-            _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+            _, _, terminated, truncated, _ = collector.step(collector.action_space.sample())
             ended, length = terminated or truncated, length + 1
         lengths.append(length)
-    env.create_dataset("klimb/test-v0", algorithm_name="random", author="tests", description="three episodes")
+    collector.create_dataset(name, algorithm_name="random", author="tests", description="three episodes")
+    return lengths
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_local_minari_dataset_can_be_cloned(minari):
+    lengths = collect(minari, "CartPole-v1", "klimb/test-v0")
     loaded = load_demonstrations("minari:klimb/test-v0")
     assert loaded.lengths.tolist() == lengths
     assert loaded.environment == "CartPole-v1"
@@ -123,6 +200,36 @@ def test_a_local_minari_dataset_can_be_cloned(minari):
     assert len(run.history) == 2
     with pytest.raises(DemonstrationError, match=r"no local Minari dataset 'klimb/tset-v0'; did you mean"):
         load_demonstrations("minari:klimb/tset-v0")
+
+
+def without_spaces(data) -> None:
+    metadata = json.loads((data / "metadata.json").read_text())
+    del metadata["action_space"]
+    (data / "metadata.json").write_text(json.dumps(metadata))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("env", "spoil", "line"),
+    [
+        ("CartPole-v1", lambda data: (data / "metadata.json").write_text("{"), "can't be used: Misconfigured"),
+        ("CartPole-v1", without_spaces, "does not say its action_space, and klimb runs no code"),
+        ("CartPole-v1", lambda data: (data / "main_data.hdf5").write_bytes(b"other"), "can't be used"),
+        (
+            "CartPole-v1",
+            lambda data: (data / "main_data.hdf5").write_bytes((data / "main_data.hdf5").read_bytes()[:3000]),
+            "can't be used",
+        ),
+        ("FrozenLake-v1", lambda data: None, "klimb has one-dimensional boxes"),
+    ],
+    ids=["metadata", "spaces", "foreign", "half", "discrete observations"],
+)
+def test_minari_datasets_that_cannot_be_used_get_one_line(minari, tmp_path, env, spoil, line):
+    collect(minari, env, "klimb/test-v0")
+    spoil(tmp_path / "minari" / "klimb" / "test-v0" / "data")
+    with pytest.raises(DemonstrationError, match=f"^minari:klimb/test-v0.*{line}") as error:
+        load_demonstrations("minari:klimb/test-v0")
+    assert "\n" not in str(error.value)
 
 
 def test_without_minari_the_extra_is_named(monkeypatch):

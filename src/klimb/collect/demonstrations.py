@@ -30,46 +30,20 @@ class Demonstrations:
 
     obs: Float[np.ndarray, "..."]
     action: Num[np.ndarray, "..."]
-    log_prob: Float[np.ndarray, " _"]
-    reward: Float[np.ndarray, " _"]
-    terminated: Bool[np.ndarray, " _"]
-    truncated: Bool[np.ndarray, " _"]
+    log_prob: Float[np.ndarray, "..."]
+    reward: Float[np.ndarray, "..."]
+    terminated: Bool[np.ndarray, "..."]
+    truncated: Bool[np.ndarray, "..."]
     next_obs: Float[np.ndarray, "..."]
     actions: Discrete | Box
     environment: str
     source: str = "the demonstrations"
 
     def __post_init__(self) -> None:
-        rows = len(self.reward)
-        if rows == 0:
-            raise DemonstrationError(f"{self.source} is empty: there is not one step in it")
-        for name in ("obs", "action", "log_prob", "terminated", "truncated", "next_obs"):
-            if len(getattr(self, name)) != rows:
-                raise DemonstrationError(
-                    f"{self.source}: {name} has {len(getattr(self, name))} rows, reward has {rows}"
-                )
-        for name in ("obs", "action", "reward", "next_obs"):
-            column = getattr(self, name)
-            good = np.isfinite(column).reshape(rows, -1).all(1)
-            if not good.all():
-                first = int(np.flatnonzero(~good)[0])
-                raise DemonstrationError(
-                    f"{self.source}: {name} of row {first} is not finite ({(~good).sum()} such rows)"
-                )
-        if not self.ended[-1]:
-            cut = rows - 1 - (int(np.flatnonzero(self.ended)[-1]) if self.ended.any() else -1)
-            raise DemonstrationError(
-                f"{self.source} is cut off: the last {cut} of its {rows} rows belong to an episode without an end; "
-                "record it again, or leave these rows out"
-            )
-        if isinstance(self.actions, Discrete):
-            if self.action.ndim != 1 or self.action.min() < 0 or self.action.max() >= self.actions.n:
-                raise DemonstrationError(f"{self.source}: its actions are not all in 0 … {self.actions.n - 1}")
-        elif self.action.shape[1:] != (len(self.actions.low),):
-            raise DemonstrationError(
-                f"{self.source}: its actions have the shape {self.action.shape[1:]}, its action space has "
-                f"{len(self.actions.low)} dimensions"
-            )
+        self._check_shapes()
+        self._check_finite()
+        self._check_ends()
+        self._check_actions()
 
     @cached_property
     def ended(self) -> Bool[np.ndarray, " R"]:
@@ -154,3 +128,52 @@ class Demonstrations:
             valid=jnp.asarray(valid),
             time=packed(time.astype(np.int32)),
         )
+
+    def _check_shapes(self) -> None:
+        for name in ("reward", "log_prob", "terminated", "truncated"):
+            shape = getattr(self, name).shape
+            if len(shape) != 1:
+                raise DemonstrationError(f"{self.source}: {name} has the shape {shape}; it is one number a row")
+        rows = len(self.reward)
+        if rows == 0:
+            raise DemonstrationError(f"{self.source} is empty: there is not one step in it")
+        for name in ("obs", "action", "log_prob", "terminated", "truncated", "next_obs"):
+            shape = getattr(self, name).shape
+            if shape[:1] != (rows,):
+                has = f"{shape[0]} rows" if shape else "no rows"
+                raise DemonstrationError(f"{self.source}: {name} has {has}, reward has {rows}")
+        if self.obs.shape != self.next_obs.shape:
+            raise DemonstrationError(f"{self.source}: obs is {self.obs.shape} and next_obs {self.next_obs.shape}")
+
+    def _check_finite(self) -> None:
+        for name in ("obs", "action", "reward", "next_obs"):
+            column = getattr(self, name)
+            good = np.isfinite(column).reshape(len(column), -1).all(1)
+            if not good.all():
+                first = int(np.flatnonzero(~good)[0])
+                raise DemonstrationError(
+                    f"{self.source}: {name} of row {first} is not finite ({(~good).sum()} such rows)"
+                )
+
+    def _check_ends(self) -> None:
+        rows = len(self.reward)
+        if not self.ended[-1]:
+            cut = rows - 1 - (int(np.flatnonzero(self.ended)[-1]) if self.ended.any() else -1)
+            raise DemonstrationError(
+                f"{self.source} is cut off: the last {cut} of its {rows} rows belong to an episode without an end; "
+                "record it again, or leave these rows out"
+            )
+
+    def _check_actions(self) -> None:
+        discrete = isinstance(self.actions, Discrete)
+        if not np.issubdtype(self.action.dtype, np.integer if discrete else np.floating):
+            kind = "discrete ones are integers" if discrete else "those of a box are floating-point numbers"
+            raise DemonstrationError(f"{self.source}: its actions are {self.action.dtype}, and {kind}")
+        if isinstance(self.actions, Discrete):
+            if self.action.ndim != 1 or self.action.min() < 0 or self.action.max() >= self.actions.n:
+                raise DemonstrationError(f"{self.source}: its actions are not all in 0 … {self.actions.n - 1}")
+        elif self.action.shape[1:] != (len(self.actions.low),):
+            raise DemonstrationError(
+                f"{self.source}: its actions have the shape {self.action.shape[1:]}, its action space has "
+                f"{len(self.actions.low)} dimensions"
+            )

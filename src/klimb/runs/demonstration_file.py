@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from klimb.runs.files import write_atomically
 FORMAT = "klimb-demonstrations-1"
 FILE_NAME = "demonstrations.safetensors"
 COLUMNS = ("obs", "action", "log_prob", "reward", "terminated", "truncated", "next_obs")
+# safetensors' names of the types the columns have.
+_TYPES = {"float32": "F32", "int32": "I32", "bool": "BOOL"}
 
 
 def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Path:
@@ -32,10 +35,13 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
         bounds = {"low": actions.low, "high": actions.high}
         told = {name: [x if abs(x) < np.inf else None for x in bound] for name, bound in bounds.items()}
     meta = {"format": FORMAT, "klimb": json.dumps({"environment": demonstrations.environment, "actions": told})}
-    arrays = {name: np.ascontiguousarray(getattr(demonstrations, name)) for name in COLUMNS}
+    arrays = {name: np.ascontiguousarray(getattr(demonstrations, name), _dtype(name, actions)) for name in COLUMNS}
     content = save(arrays, meta)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    except OSError as error:
+        raise DemonstrationError(f"cannot write {path}: {error.strerror}") from None
     return path
 
 
@@ -48,48 +54,66 @@ def load_demonstrations(source: str | Path) -> Demonstrations:
     if str(source).startswith("minari:"):
         return _from_minari(str(source))
     path = Path(source)
-    path = path / FILE_NAME if path.is_dir() else path
-    if not path.is_file():
-        raise DemonstrationError(f"there are no demonstrations at {path}: record some with klimb record RUN")
     try:
-        with safe_open(path, framework="numpy") as file:
-            meta = file.metadata() or {}
-            if meta.get("format") != FORMAT:
-                raise DemonstrationError(f"{path} holds no demonstrations (its format is {meta.get('format')!r})")
-            missing = sorted(set(COLUMNS) ^ set(file.keys()))
-            if missing:
-                raise DemonstrationError(f"{path}: array {missing[0]} is missing or not expected")
-            arrays = {name: file.get_tensor(name) for name in COLUMNS}
-        told = json.loads(meta["klimb"])
-        fields = _checked(arrays) | {"environment": str(told["environment"]), "actions": _actions(told["actions"])}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DemonstrationError):
-            raise
+        path = path / FILE_NAME if path.is_dir() else path
+        fields = _read(path) if path.is_file() else None
+    except (SafetensorError, OSError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DemonstrationError(f"{path} can't be used: {error}") from None
+    if fields is None:
+        raise DemonstrationError(f"there are no demonstrations at {path}: record some with klimb record RUN")
     return Demonstrations(**fields, source=str(path))
 
 
-def _checked(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The arrays with the types that they have to have."""
-    for name, kind in {"obs": "f", "next_obs": "f", "log_prob": "f", "reward": "f"}.items():
-        if arrays[name].dtype.kind != kind:
-            raise ValueError(f"array {name} is {arrays[name].dtype}")
-    for name in ("terminated", "truncated"):
-        if arrays[name].dtype != bool:
-            raise ValueError(f"array {name} is {arrays[name].dtype}, not bool")
-    if arrays["obs"].shape != arrays["next_obs"].shape:
-        raise ValueError(f"obs is {arrays['obs'].shape} and next_obs {arrays['next_obs'].shape}")
-    for name in ("log_prob", "reward", "terminated", "truncated"):
-        if arrays[name].ndim != 1:
-            raise ValueError(f"array {name} has the shape {arrays[name].shape}")
-    return dict(arrays)
+def _read(path: Path) -> dict[str, Any]:
+    """The fields of a file's demonstrations. The header says every type and shape: no array is read before they fit."""
+    with safe_open(path, framework="numpy") as file:
+        meta = file.metadata() or {}
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"it holds no demonstrations (its format is {str(meta.get('format'))[:40]!r})")
+        present = set(file.keys())
+        for name in sorted(present ^ set(COLUMNS)):
+            raise ValueError(f"array {name[:40]!r} is {'not expected' if name in present else 'missing'}")
+        environment, actions = _described(meta.get("klimb", ""))
+        slices = {name: file.get_slice(name) for name in COLUMNS}
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        if len(shapes["reward"]) != 1:
+            raise ValueError(f"array reward has the shape {shapes['reward']}; it is one number a row")
+        (rows,) = shapes["reward"]
+        dimensions = () if isinstance(actions, Discrete) else (len(actions.low),)
+        observed = (rows, *shapes["obs"][1:])
+        expected = {"obs": observed, "next_obs": observed, "action": (rows, *dimensions)}
+        for name, part in slices.items():
+            shape, dtype = expected.get(name, (rows,)), _TYPES[_dtype(name, actions)]
+            if (shapes[name], part.get_dtype()) != (shape, dtype):
+                raise ValueError(
+                    f"array {name} is {part.get_dtype()}{list(shapes[name])} where {dtype}{list(shape)} is expected"
+                )
+        arrays = {name: file.get_tensor(name) for name in COLUMNS}
+    return arrays | {"environment": environment, "actions": actions}
 
 
-def _actions(told: dict[str, Any]) -> Discrete | Box:
-    if "n" in told:
-        return Discrete(int(told["n"]))
-    low = tuple(-np.inf if x is None else float(x) for x in told["low"])
-    return Box(low, tuple(np.inf if x is None else float(x) for x in told["high"]))
+def _dtype(name: str, actions: Discrete | Box) -> str:
+    if name in ("terminated", "truncated"):
+        return "bool"
+    return "int32" if name == "action" and isinstance(actions, Discrete) else "float32"
+
+
+def _described(text: str) -> tuple[str, Discrete | Box]:
+    """Environment and action space, from the JSON that goes with the arrays."""
+    match json.loads(text):
+        # Printable, because it goes into messages of one line.
+        case {"environment": str(environment), "actions": {"n": int(n)}} if environment.isprintable() and 0 < n < 2**31:
+            return environment, Discrete(n)
+        case {"environment": str(environment), "actions": {"low": [*low], "high": [*high]}} if (
+            environment.isprintable() and len(low) == len(high) > 0
+        ):
+            box = Box(
+                tuple(-np.inf if x is None else float(x) for x in low),
+                tuple(np.inf if x is None else float(x) for x in high),
+            )
+            if all(low <= high for low, high in zip(box.low, box.high, strict=True)):
+                return environment, box
+    raise ValueError("its description has no environment or no action space")
 
 
 def _from_minari(source: str) -> Demonstrations:
@@ -98,21 +122,50 @@ def _from_minari(source: str) -> Demonstrations:
         import minari
     except ImportError:
         raise MissingExtra(f"{source} needs Minari: pip install 'klimb[offline]'") from None
-    local = minari.list_local_datasets()
+    # Damaged files are read by other people's code: whatever it raises, the dataset can't be used.
+    try:
+        _require_local(minari, name)
+        dataset = minari.load_dataset(name)
+        return Demonstrations(**_minari_fields(dataset), source=source)
+    except DemonstrationError:
+        raise
+    except UnsupportedSpace as error:
+        raise DemonstrationError(f"{source}: {error}") from None
+    except ImportError:
+        raise MissingExtra(f"{source} needs what Minari reads files with: pip install 'klimb[offline]'") from None
+    except Exception as error:
+        raise DemonstrationError(
+            f"{source} can't be used: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from None
+
+
+def _require_local(minari: Any, name: str) -> None:
+    """DemonstrationError when there is no such dataset here, or none that can be read without running code."""
+    with warnings.catch_warnings(record=True) as caught:
+        # Minari warns of every dataset whose metadata it can't read, and leaves it out.
+        warnings.simplefilter("always")
+        local = minari.list_local_datasets()
     if name not in local:
+        broken = [" ".join(str(w.message).split()) for w in caught if f"named {name}:" in str(w.message)]
+        if broken:
+            raise DemonstrationError(f"minari:{name} can't be used: {broken[0]}")
         known = f"; there are {', '.join(local)}" if local else ""
         raise DemonstrationError(
             f"there is no local Minari dataset {name!r}{nearest(name, local)}{known} (klimb downloads nothing: "
             f"minari download {name})"
         )
-    dataset = minari.load_dataset(name)
+    # Without them Minari makes the environment that the dataset names, which can be any function of any module.
+    for space in ("observation_space", "action_space"):
+        if space not in local[name]:
+            raise DemonstrationError(f"minari:{name} does not say its {space}, and klimb runs no code to find it out")
+
+
+def _minari_fields(dataset: Any) -> dict[str, Any]:
+    """The fields of a Minari dataset's demonstrations. Their log-probs are not known: NaN."""
     space = dataset.observation_space
     if not isinstance(space, gymnasium.spaces.Box) or space.shape is None or len(space.shape) != 1:
-        raise DemonstrationError(f"{source} has observations in {space}; klimb has one-dimensional boxes")
-    try:
-        actions = action_spec(dataset.action_space)
-    except UnsupportedSpace as error:
-        raise DemonstrationError(f"{source}: {error}") from None
+        raise UnsupportedSpace(f"its observations are in {space}; klimb has one-dimensional boxes")
+    actions = action_spec(dataset.action_space)
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     for episode in dataset.iterate_episodes():
         steps = len(episode.rewards)
@@ -122,20 +175,19 @@ def _from_minari(source: str) -> Demonstrations:
         # A Minari episode may stop without a flag; what it knows ends there, and the value goes on.
         truncated[-1] |= not episode.terminations[-1]
         for column, values in {
-            "obs": np.asarray(episode.observations, np.float32)[:-1],
-            "next_obs": np.asarray(episode.observations, np.float32)[1:],
-            "action": np.asarray(episode.actions),
-            "reward": np.asarray(episode.rewards, np.float32),
-            "log_prob": np.full(steps, np.nan, np.float32),
-            "terminated": np.asarray(episode.terminations, bool),
+            "obs": episode.observations[:-1],
+            "next_obs": episode.observations[1:],
+            "action": episode.actions,
+            "reward": episode.rewards,
+            "log_prob": np.full(steps, np.nan),
+            "terminated": episode.terminations,
             "truncated": truncated,
         }.items():
-            columns[column].append(values)
+            columns[column].append(np.asarray(values, _dtype(column, actions)))
     if not columns["reward"]:
-        raise DemonstrationError(f"{source} is empty: there is not one step in it")
+        raise ValueError("it is empty: there is not one step in it")
     arrays = {column: np.concatenate(values) for column, values in columns.items()}
-    arrays["action"] = arrays["action"].astype(np.int32 if isinstance(actions, Discrete) else np.float32)
-    return Demonstrations(**arrays, actions=actions, environment=_name(dataset), source=source)
+    return arrays | {"actions": actions, "environment": _name(dataset)}
 
 
 def _name(dataset: Any) -> str:
