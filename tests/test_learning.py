@@ -87,7 +87,7 @@ TASKS = [
     Task(rule=PPO(learning_rate=3e-3), env_steps=40_000, **CARTPOLE),
     Task(rule=OffPolicyGradient(learning_rate=3e-3, min_ess=0.9), env_steps=80_000, slow=True, **CARTPOLE),
     Task(rule=OffPolicyGradient(weighting="per_decision"), env_steps=80_000, slow=True, **CARTPOLE),
-    Task(rule=KLPenalty(learning_rate=3e-3), env_steps=60_000, slow=True, **CARTPOLE),
+    Task(rule=KLPenalty(learning_rate=3e-3, kl_coef=3.0), env_steps=60_000, slow=True, **CARTPOLE),
     Task(rule=DualDescent(learning_rate=3e-3), env_steps=60_000, slow=True, **CARTPOLE),
     Task(rule=NaturalGradient(), env_steps=80_000, slow=True, **CARTPOLE),
     Task(rule=TRPO(line_search="growing", fisher="empirical"), env_steps=60_000, slow=True, **CARTPOLE),
