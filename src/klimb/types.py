@@ -148,7 +148,8 @@ class UpdateInfo(eqx.Module):
         there is one; for Gaussians of several dimensions `tv` is the sampled ½ mean |ratio − 1| and `tv_max`
         the Pinsker / Bretagnolle-Huber upper bound at the worst state.
     entropy: mean entropy of the returned policy (nats).
-    ess: effective sample size of the ratios π_new/π_old on this batch, as a fraction; 1 for an unmoved policy.
+    ess: effective sample size of the ratios to the policies that collected the batch, as a fraction; on the old
+        policy's own data 1 for an unmoved policy.
     status: a `Status`. extra: the rule's own scalars by name (CG residual, backtracks, clip fraction ...).
     """
 

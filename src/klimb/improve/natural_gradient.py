@@ -34,7 +34,7 @@ class NaturalGradient:
     normalised: bool = False
     """Plain gradient, scaled to a fixed length, instead of the natural one."""
     solver: Solver = "cg"
-    """cg: Fisher-vector products; woodbury: a matrix of samples × samples; dense: parameters × parameters."""
+    """cg: Fisher-vector products; woodbury: a matrix in the space of samples; dense: in that of parameters."""
     fisher: FisherKind = "exact"
     """exact: over all actions (Gauss-Newton); empirical: over the sampled ones, as the lectures write it."""
     damping: NonNegative = 0.1

@@ -66,7 +66,9 @@ class PPO:
     def init(self, policy: PyTree) -> PPOState:
         """λ at its first value, and Adam's moments."""
         theta = flatten(policy).theta
-        return PPOState(jnp.asarray(self.kl_coef, theta.dtype), self._ascent.init(theta))
+        smallest, largest = self.kl_coef_range
+        first = min(max(self.kl_coef, smallest), largest)
+        return PPOState(jnp.asarray(first, theta.dtype), self._ascent.init(theta))
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: PPOState, batch: Batch

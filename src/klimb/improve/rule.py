@@ -63,6 +63,10 @@ def kl_limit(fields: Mapping[str, Any]) -> KLLimit:
     limit = fields.get("max_kl") or fields.get("target_kl")
     if limit in (None, "none") and divergence != "tv" and not fields.get("normalised"):
         limit = fields.get("epsilon")
+    if "solver" in fields and fields.get("learning_rate") not in (None, "none"):
+        limit = None  # a natural gradient with a fixed step aims at no KL
+    if fields.get("penalty") == "kl" and limit in (None, "none"):
+        limit = 0.01  # PPO's own aim
     numeric = isinstance(limit, int | float)
     direction = "new_old" if divergence == "kl_new_old" else "old_new"
     return KLLimit(limit if numeric else None, bool(fields.get("max_kl")), direction)

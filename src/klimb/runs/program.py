@@ -151,7 +151,8 @@ class Program:
         key, key_policy, key_critic = jax.random.split(key, 3)
         critic = Critic(self._observation_size, hidden=options.hidden, activation=options.activation, key=key_critic)
         policy = self._first_policy(key_policy)
-        if is_offline(self.config.rule) and options.normalize_observations and isinstance(policy, NetworkPolicy):
+        learns_scale = options.normalize_observations and options.init_from is None
+        if is_offline(self.config.rule) and learns_scale and isinstance(policy, NetworkPolicy):
             assert self._demonstrations is not None
             rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._demonstrations)
             normalizer = policy.normalizer.update(rows.obs, rows.valid.astype(rows.obs.dtype))
