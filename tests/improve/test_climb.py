@@ -55,6 +55,7 @@ def test_climbs_to_the_optimum_without_a_step_back(x64, name, seed):
     assert best - start > 1
     assert (np.diff(np.append(start, objective)) >= -1e-12 * abs(best)).all()
     assert best - objective[-1] < 0.01 * (best - start)
-    assert best - objective[2] > 0.01 * (best - start)  # it had to be climbed to
+    early = 4 if getattr(rule, "line_search", None) == "backtracking" else 2  # the others get there sooner
+    assert best - objective[early] > 0.01 * (best - start)  # it had to be climbed to
     if isinstance(rule, TRPO):
         assert kl[rule.kl_direction == "new_old"].max() <= 0.1

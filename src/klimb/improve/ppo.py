@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from klimb.improve.acceptance import conclude
@@ -62,6 +63,13 @@ class PPO:
     """Smallest and largest λ."""
     anneal_learning_rate: bool = False
     """Lower the learning rate linearly to 0 over the run."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PPO:
+        smallest, largest = self.kl_coef_range
+        if smallest > largest:
+            raise ValueError(f"kl_coef_range = {smallest:g} {largest:g} is no range: give the smaller number first")
+        return self
 
     def init(self, policy: PyTree) -> PPOState:
         """λ at its first value, and Adam's moments."""
