@@ -55,7 +55,7 @@ def _run(command: str, rest: list[str]) -> int:
     from klimb import commands
 
     try:
-        commands.COMMANDS[command](rest)
+        commands.command(command)(rest)
     except KlimbError as error:
         print(f"klimb: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,49 @@
+"""What is said before a training and done after it, by `train` and `resume` alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from klimb.commands.evaluate import evaluate_seeds, evaluation_lines
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.registry import make
+from klimb.runs.config import RunConfig
+from klimb.runs.directory import RunDirectory
+from klimb.runs.report import write_report
+
+FINAL_EPISODES = 100
+"""Of the evaluation after a training, each seed."""
+
+
+def announce(config: RunConfig) -> tuple[Console, Any]:
+    """Make the environment, and say which one it is."""
+    console = Console(stderr=False)
+    environment = make(config.env)
+    kind = "compiled" if isinstance(environment, CompiledEnvironment) else "stepped in Python"
+    console.print(f"environment  {environment.id} ({kind})", highlight=False, markup=False)
+    console.print(f"rule         {config.rule}", highlight=False, markup=False, soft_wrap=True)
+    return console, environment
+
+
+def finish(
+    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, console: Console
+) -> None:
+    """The final evaluation, the report, and where everything is."""
+    directory = RunDirectory(Path(run_dir), config)
+    if episodes > 0:
+        # Another seed than the training's, so that no episode is one that was trained on.
+        result = evaluate_seeds(policies, config, environment, episodes, config.options.seed + 10_000, True)
+        directory.write_evaluation(result)
+        for line in evaluation_lines(result):
+            console.print(line, highlight=False)
+    page = write_report(directory.path)
+    for name, where in (
+        ("report", page),
+        ("policy", directory.path / ("policy*.safetensors" if len(policies) > 1 else "policy.safetensors")),
+        ("metrics", directory.path / "metrics.jsonl"),
+    ):
+        console.print(f"{name:<12} {where}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"again        klimb evaluate {directory.path}", highlight=False, markup=False, soft_wrap=True)
