@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import klimb
-from klimb.errors import KlimbError, nearest
+from klimb.errors import CheckFailed, KlimbError, nearest
 
-COMMANDS = ("train", "resume", "evaluate", "record", "report", "list")
+COMMANDS = ("train", "resume", "evaluate", "record", "report", "compare", "verify", "figure", "list")
 
 HELP = """\
 klimb: policy gradients that climb inside a trust region
@@ -18,6 +18,9 @@ usage:
   klimb evaluate RUN [--flags]       returns of whole episodes under a run's policy
   klimb record RUN [--episodes N]    keep episodes of a run's policy as demonstrations
   klimb report RUN [-o FILE]         write the report of a run again
+  klimb compare RUN... [--flags]     runs side by side, with intervals
+  klimb verify [--mdp ID]            the theory, both sides of every statement computed
+  klimb figure [NAME] [-o FILE]      the theory, drawn
   klimb list [rules|environments]    what there is
   klimb --version
 
@@ -27,6 +30,8 @@ examples:
   klimb train trpo CartPole-v1 --num-seeds 10 --max-kl 0.02
   klimb train behaviour-cloning CartPole-v1 --demonstrations runs/trpo-CartPole-v1
   klimb train ppo CartPole-v1 --init-from runs/behaviour-cloning-CartPole-v1
+  klimb compare runs/trpo-CartPole-v1 runs/ppo-CartPole-v1 -o compare.png
+  klimb verify --mdp FrozenLake-v1
   klimb train --config runs/trpo-CartPole-v1/config.toml --seed 1
 """
 
@@ -59,6 +64,9 @@ def _run(command: str, rest: list[str]) -> int:
     except KlimbError as error:
         print(f"klimb: {error}", file=sys.stderr)
         return 2
+    except CheckFailed as failure:
+        print(f"klimb: {failure}", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # The reader of our output went away: nothing to say, and nobody to say it to.
         sys.stderr.close()

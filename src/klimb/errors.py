@@ -38,6 +38,10 @@ class RunError(KlimbError):
     """A run directory that can't be used as asked: exists already, is none, or holds no usable checkpoint."""
 
 
+class CheckFailed(Exception):
+    """A statement of the theory does not hold: a failure of klimb's, not a mistake of the user's."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name closest to a wrong one, whatever its case; or nothing."""
     by_lower = {word.lower(): word for word in known}

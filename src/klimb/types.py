@@ -57,13 +57,13 @@ class Rollout(eqx.Module):
     steps since the episode began; None when unknown (then it counts from the start of the rollout).
     """
 
-    obs: Float[Array, "T N *obs"]
+    obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
     action: Float[Array, "T N *act"] | Int[Array, "T N *act"]
     log_prob: Float[Array, "T N"]
     reward: Float[Array, "T N"]
     terminated: Bool[Array, "T N"]
     truncated: Bool[Array, "T N"]
-    next_obs: Float[Array, "T N *obs"]
+    next_obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
 

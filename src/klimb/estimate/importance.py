@@ -61,10 +61,11 @@ def per_decision_advantages(
     So wₜ Âₜ = Σ_{t' ≥ t} decay … wₜ' δₜ': each reward carries the weight of the decisions up to it, and no later
     ones (the causal form). `largest_ratio` truncates ρ.
     """
-    ratio = jnp.exp(log_weight[1:] - log_weight[:-1])
+    # A trajectory that the policy can't take has weight 0 from there on; 0/0 would be NaN.
+    ratio = jnp.where(jnp.isneginf(log_weight[:-1]), 0, jnp.exp(log_weight[1:] - log_weight[:-1]))
     if largest_ratio is not None:
         ratio = jnp.minimum(ratio, largest_ratio)
-    ratio = jnp.concatenate([jnp.where(ended[:-1], 0, ratio), jnp.zeros_like(ratio[:1])])
+    ratio = jnp.concatenate([jnp.where(ended[:-1], 0, ratio), jnp.zeros_like(log_weight[:1])])
 
     def backwards(after: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
         residual, factor = row

@@ -2,30 +2,80 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from klimb.tabular import problems
+from klimb.tabular.transitions import Numbers, SparseTransition, advance, following, solve, solve_flow
+from klimb.tabular.transitions import state_transition as step_of
+from klimb.tabular.validity import absorbing_states, require_mdp, require_proper, require_reachable_end
 
 
 class TabularMDP(eqx.Module):
-    """S states, A actions, discount γ < 1. Differentiable in everything, so ∇J is autodiff of `objective`.
+    """S states, A actions, discount γ. Differentiable in everything, so ∇J is autodiff of `objective`.
 
-    transition: p(s'|s, a), rows sum to one. reward: r(s, a). initial: ρ(s). A policy is its table of
-    probabilities π(a|s), `[S, A]`.
+    transition: p(s'|s, a), rows sum to one: a table, or a `SparseTransition` where S² numbers are too many.
+    reward: r(s, a). initial: ρ(s). absorbing: states that are never left and pay nothing, where an episode is
+    over. gamma: γ in [0, 1]; 1 for what ends by itself, in such a state. A policy is its table of probabilities
+    π(a|s), `[S, A]`.
     """
 
-    transition: Float[Array, "S A S"]
+    transition: Float[Array, "S A S"] | SparseTransition
     reward: Float[Array, "S A"]
     initial: Float[Array, " S"]
-    gamma: float = eqx.field(static=True)
+    absorbing: Bool[Array, " S"]
+    gamma: float
 
-    def __init__(self, transition: Array, reward: Array, initial: Array, gamma: float) -> None:
+    def __init__(self, transition: Numbers | SparseTransition, reward: Numbers, initial: Numbers, gamma: float) -> None:
         """Raises ValueError, naming the row and the number, when the arrays are not an MDP."""
-        _check(np.asarray(transition), np.asarray(reward), np.asarray(initial), gamma)
-        self.transition, self.reward = jnp.asarray(transition), jnp.asarray(reward)
-        self.initial, self.gamma = jnp.asarray(initial), float(gamma)
+        require_mdp(transition, np.asarray(reward), np.asarray(initial), gamma)
+        absorbing = absorbing_states(transition, np.asarray(reward))
+        if gamma == 1:
+            require_reachable_end(transition, absorbing)
+        self.transition = jax.tree.map(jnp.asarray, transition)
+        self.reward, self.initial = jnp.asarray(reward), jnp.asarray(initial)
+        self.absorbing = jnp.asarray(absorbing)
+        # NumPy's float is a float, and data to `eqx.filter_jit`: another γ is not another program.
+        self.gamma = np.float64(gamma)
+
+    @classmethod
+    def random(
+        cls, seed: int, num_states: int, num_actions: int, gamma: float, *, successors: int | None = None
+    ) -> TabularMDP:
+        """Random transitions (Dirichlet(½)), rewards and first state; `successors` of each (s, a), else all states."""
+        return cls(*problems.random_parts(seed, num_states, num_actions, successors), gamma)
+
+    @classmethod
+    def chain(cls, num_states: int, gamma: float, *, slip: float = 0.1) -> TabularMDP:
+        """Right and left along a line that starts at its left end and pays 1 a step at its right end.
+
+        Going left is paid 0.1 at the left end, so that a short-sighted policy stays there. With probability
+        `slip` the other action happens.
+        """
+        return cls(*problems.chain_parts(num_states, slip), gamma)
+
+    @classmethod
+    def from_gymnasium(cls, env: str | Any, gamma: float, **options: Any) -> TabularMDP:
+        """One of Gymnasium's toy-text environments, from its table `P`: FrozenLake-v1, Taxi-v4, CliffWalking-v1.
+
+        env: an id (with `options` for `gymnasium.make`) or an environment. States keep their numbers; those
+        in which an episode ends become absorbing. Time limits are left out: they are no part of the problem.
+        Raises EnvironmentNotFound for an unknown id, ConfigError for an environment without a table.
+        """
+        return cls(*problems.gymnasium_parts(env, **options), gamma)
+
+    @classmethod
+    def finite_horizon(
+        cls, transition: Numbers | SparseTransition, reward: Numbers, initial: Numbers, horizon: int, gamma: float = 1.0
+    ) -> TabularMDP:
+        """The problem that stops after `horizon` steps: state t·S + s at time t, and an end, number horizon·S."""
+        require_mdp(transition, np.asarray(reward), np.asarray(initial), gamma)
+        return cls(*problems.finite_horizon_parts(transition, reward, initial, horizon), gamma)
 
     @property
     def num_states(self) -> int:
@@ -39,62 +89,65 @@ class TabularMDP(eqx.Module):
 
     def state_transition(self, pi: Float[Array, "S A"]) -> Float[Array, "S S"]:
         """p(s'|s) under π."""
-        return jnp.einsum("sa,sat->st", pi, self.transition)
+        return step_of(self.transition, pi)
 
     def state_values(self, pi: Float[Array, "S A"]) -> Float[Array, " S"]:
-        """V^π: the solution of V = r_π + γ P_π V."""
-        identity = jnp.eye(self.num_states, dtype=self.reward.dtype)
-        return jnp.linalg.solve(
-            identity - self.gamma * self.state_transition(pi), jnp.einsum("sa,sa->s", pi, self.reward)
-        )
+        """V^π: the solution of V = r_π + γ P_π V. For γ = 1 the policy has to end: ValueError when it does not."""
+        return solve(self.transition, self._continuation(pi), jnp.einsum("sa,sa->s", pi, self.reward))
 
     def action_values(self, pi: Float[Array, "S A"]) -> Float[Array, "S A"]:
         """Q^π(s, a) = r(s, a) + γ Σ p(s'|s, a) V^π(s')."""
-        return self.reward + self.gamma * self.transition @ self.state_values(pi)
+        return self.reward + self.gamma * following(self.transition, self.state_values(pi))
 
     def advantages(self, pi: Float[Array, "S A"]) -> Float[Array, "S A"]:
         """A^π = Q^π − V^π; Σ_a π A = 0 in every state."""
-        return self.action_values(pi) - self.state_values(pi)[:, None]
+        value = self.state_values(pi)
+        # What all states have in common cancels, and with it its rounding, which for γ → 1 is the most of it.
+        relative = self.reward + self.gamma * following(self.transition, value - jnp.mean(value))
+        return relative - jnp.sum(pi * relative, axis=1, keepdims=True)
 
     def objective(self, pi: Float[Array, "S A"]) -> Float[Array, ""]:
         """J(π) = E[Σ γᵗ r_t] from the initial distribution."""
         return self.initial @ self.state_values(pi)
 
+    def occupancy(self, pi: Float[Array, "S A"]) -> Float[Array, " S"]:
+        """Σ_t γᵗ p(s_t = s): discounted, summing to 1/(1 − γ). For γ = 1 the visits before the end."""
+        flow = solve_flow(self.transition, self._continuation(pi), self.initial)
+        return jnp.where((self.gamma == 1) & self.absorbing, 0, flow)
+
     def state_distribution(self, pi: Float[Array, "S A"]) -> Float[Array, " S"]:
-        """d^π(s) = (1 − γ) Σ_t γᵗ p(s_t = s): discounted and normalised."""
-        identity = jnp.eye(self.num_states, dtype=self.reward.dtype)
-        flow = jnp.linalg.solve((identity - self.gamma * self.state_transition(pi)).T, self.initial)
-        return (1 - self.gamma) * flow
+        """d^π(s) = (1 − γ) Σ_t γᵗ p(s_t = s): the occupancy, normalised."""
+        occupancy = self.occupancy(pi)
+        return occupancy / jnp.sum(occupancy)
 
     def state_marginals(self, pi: Float[Array, "S A"], horizon: int) -> Float[Array, "H S"]:
         """p(s_t = s) for t = 0 … horizon − 1."""
-        step = self.state_transition(pi)
 
-        def advance(marginal: Array, _: None) -> tuple[Array, Array]:
-            return marginal @ step, marginal
+        def step(marginal: Array, _: None) -> tuple[Array, Array]:
+            return advance(self.transition, marginal[:, None] * pi), marginal
 
-        return jax.lax.scan(advance, self.initial, length=horizon)[1]
+        return jax.lax.scan(step, self.initial, length=horizon)[1]
 
+    def optimal_policy(self) -> Float[Array, "S A"]:
+        """A policy of highest value in every state, by policy iteration (Howard 1960), not traceable.
 
-def _check(transition: np.ndarray, reward: np.ndarray, initial: np.ndarray, gamma: float) -> None:
-    if reward.ndim != 2 or transition.shape != (*reward.shape, reward.shape[0]) or initial.shape != reward.shape[:1]:
-        raise ValueError(
-            f"transition {transition.shape}, reward {reward.shape} and initial {initial.shape} do not fit: "
-            "they have to be [S, A, S], [S, A] and [S]"
-        )
-    if not 0 <= gamma < 1:
-        raise ValueError(f"gamma = {gamma} is outside [0, 1)")
-    if not np.isfinite(reward).all():
-        row = tuple(int(i) for i in np.argwhere(~np.isfinite(reward))[0])
-        raise ValueError(f"reward{list(row)} = {reward[row]} is not finite")
-    for name, table in (("transition", transition), ("initial", initial[None])):
-        rows = table.reshape(-1, table.shape[-1])
-        # Written so that a NaN counts as wrong.
-        wrong = ~((np.abs(rows.sum(-1) - 1) <= 1e-6) & (rows >= 0).all(-1))
-        if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
-            index = [int(i) for i in np.unravel_index(first, table.shape[:-1])] if name == "transition" else ""
-            raise ValueError(
-                f"{name}{index} is no probability distribution: its sum is {rows[first].sum():.6g}, "
-                f"its smallest entry {rows[first].min():.6g}"
-            )
+        One action a state; all of them where none is better than another. For γ = 1 every policy has to be
+        worth less than infinity; the uniform one, where it starts, has to end.
+        """
+        pi = jnp.full(self.reward.shape, 1 / self.num_actions, self.reward.dtype)
+        tolerance = 100 * jnp.finfo(self.reward.dtype).eps
+        while True:
+            values = self.action_values(pi)
+            gain = jnp.max(values, axis=1) - jnp.sum(pi * values, axis=1)
+            better = gain > tolerance * (1 + jnp.max(jnp.abs(values)))
+            if not bool(jnp.any(better)):
+                return pi
+            # Only where there is something to gain: ties changed at will could go round in circles, or never end.
+            greedy = jax.nn.one_hot(jnp.argmax(values, axis=1), self.num_actions, dtype=pi.dtype)
+            pi = jnp.where(better[:, None], greedy, pi)
+
+    def _continuation(self, pi: Array) -> Array:
+        """γ π(a|s); for γ = 1 nothing goes on from an absorbing state, or the system would have no solution."""
+        if not isinstance(self.gamma, jax.core.Tracer | jax.Array) and self.gamma == 1:
+            require_proper(self, pi)
+        return jnp.where((self.gamma == 1) & self.absorbing[:, None], 0, self.gamma * pi)

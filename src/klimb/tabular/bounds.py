@@ -1,0 +1,125 @@
+"""What a step can bring and what it can cost: the surrogate, the shift of states, and guarantees on J.
+
+ε is a bound on TV(π'(·|s), π(·|s)) in every state, TV = ½ Σ|p − q| in [0, 1]. Surrogates and improvements are
+sums over time, Σ γᵗ …, not divided by 1/(1 − γ). The scalar functions take numbers or arrays of one shape.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from klimb.tabular.mdp import TabularMDP
+from klimb.tabular.transitions import Numbers
+
+Number = Float[Numbers, "..."] | Int[Numbers, "..."] | float
+Table = Float[Array, "S A"]
+
+
+def surrogate(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
+    """Ā(π') = Σ_t γᵗ E_{s∼p_π^t} E_{a∼π'}[A^π(s, a)]: 0 at π, with the gradient of J there."""
+    return jnp.sum(mdp.occupancy(pi) * gain(mdp, pi, new))
+
+
+def gain(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, " S"]:
+    """E_{a∼π'}[A^π(s, a)], how much better one step of π' is than going on with π. Exactly 0 where π' = π."""
+    # Σ_a π A = 0: taken off, it takes off the rounding of A too.
+    return jnp.sum((new - pi) * mdp.advantages(pi), axis=1)
+
+
+def worst_gain(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
+    """C = max_s |E_{a∼π'} A^π(s, a)|, over the states that an episode can be in."""
+    return jnp.max(jnp.where(mdp.absorbing, 0, jnp.abs(gain(mdp, pi, new))))
+
+
+def state_variation(pi: Table, new: Table) -> Float[Array, " S"]:
+    """TV(π'(·|s), π(·|s))."""
+    return 0.5 * jnp.sum(jnp.abs(new - pi), axis=1)
+
+
+def state_mismatch_bound(epsilon: Number, t: Number) -> Float[Array, "..."]:
+    """1 − (1 − ε)ᵗ ≥ TV(p_π'^t, p_π^t), by coupling: every step the two part with probability ε at most."""
+    return 1 - (1 - jnp.asarray(epsilon)) ** t
+
+
+def linear_mismatch_bound(epsilon: Number, t: Number) -> Float[Array, "..."]:
+    """ε t ≥ 1 − (1 − ε)ᵗ: the looser form that the lectures go on with."""
+    return jnp.asarray(epsilon) * t
+
+
+def discounted_mismatch_bound(epsilon: Number, gamma: Number) -> Float[Array, "..."]:
+    """(1 − γ) Σ γᵗ (1 − (1 − ε)ᵗ) = γε / (1 − γ(1 − ε)) ≥ TV(d^π', d^π), the discounted state distributions'."""
+    below = 1 - gamma * (1 - epsilon)
+    return jnp.asarray(gamma * epsilon) / jnp.where(below > 0, below, 1)
+
+
+def average_mismatch_bound(mean_tv: Number, gamma: Number) -> Float[Array, "..."]:
+    """γ/(1 − γ) E_{s∼d^π}[TV] ≥ TV(d^π', d^π) (Achiam et al. 2017, lemma 3)."""
+    return _cost(1.0, mean_tv, gamma * mean_tv / jnp.where(gamma < 1, 1 - gamma, 0))
+
+
+def improvement_bound(surrogate: Number, worst: Number, epsilon: Number, gamma: Number) -> Float[Array, "..."]:
+    """Ā − 2 C Σ γᵗ (1 − (1 − ε)ᵗ) ≤ J(π') − J(π): what a step whose worst state moved by ε is sure to bring.
+
+    worst: C = max_s |E_{a∼π'} A^π| or more, such as 2 ε max|A|. −∞ for γ = 1, unless nothing moved.
+    """
+    total = discounted_mismatch_bound(epsilon, gamma) / jnp.where(gamma < 1, 1 - gamma, 0)
+    return jnp.asarray(surrogate - 2 * _cost(worst, epsilon, total))
+
+
+def linear_improvement_bound(surrogate: Number, worst: Number, epsilon: Number, gamma: Number) -> Float[Array, "..."]:
+    """Ā − 2 C Σ γᵗ ε t = Ā − 2 C ε γ/(1 − γ)² ≤ J(π') − J(π): the lectures' looser form."""
+    total = epsilon * gamma / jnp.where(gamma < 1, (1 - gamma) ** 2, 0)
+    return jnp.asarray(surrogate - 2 * _cost(worst, epsilon, total))
+
+
+def average_improvement_bound(
+    surrogate: Number, worst: Number, summed_tv: Number, gamma: Number
+) -> Float[Array, "..."]:
+    """Ā − (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_π^t}[TV] ≤ J(π') − J(π): states weigh as often as they are visited.
+
+    Corollary 1 of Achiam et al. (2017), which is written with the normalised d^π and carries one factor
+    1/(1 − γ) more for it: summed_tv = E_{s∼d^π}[TV]/(1 − γ).
+    """
+    total = gamma * summed_tv / jnp.where(gamma < 1, 1 - gamma, 0)
+    return jnp.asarray(surrogate - 2 * _cost(worst, summed_tv, total))
+
+
+def mixture_bound(mean_gain: Number, worst: Number, alpha: Number, gamma: Number) -> Float[Array, "..."]:
+    """α/(1 − γ) (𝔸 − 2αγC/(1 − γ(1 − α))) ≤ J((1 − α)π + απ') − J(π) (Kakade and Langford 2002, theorem 4.1).
+
+    mean_gain: 𝔸 = E_{s∼d^π, a∼π'} A^π, with d^π normalised. worst: C = max_s |E_{a∼π'} A^π|. γ < 1.
+    """
+    alpha = jnp.asarray(alpha)
+    return alpha / (1 - gamma) * (mean_gain - 2 * alpha * gamma * worst / (1 - gamma * (1 - alpha)))
+
+
+def conservative_step(mean_gain: Number, worst: Number, gamma: Number) -> Float[Array, "..."]:
+    """The α in [0, 1] that maximises `mixture_bound`: conservative policy iteration's step, exactly.
+
+    With u = 1 − γ(1 − α) the derivative is 0 at u = (1 − γ)/√(1 − 𝔸/2C). γ in (0, 1); 0 where 𝔸 ≤ 0.
+    """
+    share = jnp.clip(mean_gain / jnp.where(worst > 0, 2 * worst, 1), 0, 0.5)
+    u = (1 - gamma) / jnp.sqrt(1 - share)
+    return jnp.clip((u - (1 - gamma)) / gamma, 0, 1)
+
+
+def guaranteed_fraction(
+    mean_gain: Number, worst: Number, epsilon: Number, mean_tv: Number, gamma: Number
+) -> Float[Array, "..."]:
+    """How much of a step is sure not to make J worse: the largest factor s on it with a bound ≥ 0; above 1, all of it.
+
+    To first order in s a step s times as large has surrogate s Ā, C s and TV s. Then `improvement_bound` is
+    0 at s = (1 − γ) 𝔸 / (γ ε (2C − 𝔸)), and `average_improvement_bound` at s = (1 − γ) 𝔸 / (2 γ C E[TV]); the
+    larger counts. mean_gain: 𝔸, and mean_tv: E[TV], over the normalised d^π. ∞ where nothing is risked.
+    """
+    at_worst = gamma * epsilon * (2 * worst - mean_gain)
+    on_average = 2 * gamma * worst * mean_tv
+    cost = jnp.minimum(at_worst, on_average)
+    risky = cost > 0
+    return jnp.where(mean_gain > 0, jnp.where(risky, (1 - gamma) * mean_gain / jnp.where(risky, cost, 1), jnp.inf), 0)
+
+
+def _cost(worst: Number, moved: Number, total: Number) -> Float[Array, "..."]:
+    """C times a sum over time that may be infinite: nothing where nothing moved or nothing is at stake."""
+    return jnp.where((jnp.asarray(worst) > 0) & (jnp.asarray(moved) > 0), worst * total, 0)

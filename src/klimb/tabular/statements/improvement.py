@@ -1,0 +1,187 @@
+"""§3: the performance difference, the surrogate, the shift of states, and the guarantees made of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klimb.improve.divergences import kl_divergence, total_variation, total_variation_bound
+from klimb.policies.distributions import Categorical
+from klimb.tabular import bounds
+from klimb.tabular.statements.statement import Problem, Section, Sides
+
+IMPROVEMENT = Section("3")
+HORIZON = 50
+ALPHAS = (0.01, 0.1, 0.3, 0.6, 1.0)
+
+
+@IMPROVEMENT.equal("performance difference", "J(π') = J(π) + E_{τ∼π'}[Σ_t γᵗ A^π(s_t, a_t)]")
+def _(p: Problem) -> Sides:
+    gained = p.mdp.occupancy(p.new) @ bounds.gain(p.mdp, p.pi, p.new)
+    return p.mdp.objective(p.new), p.mdp.objective(p.pi) + gained
+
+
+@IMPROVEMENT.equal("surrogate at home", "J(π) + Ā(π) = J(π): Σ_t γᵗ E_{p_t, π}[A^π] = 0")
+def _(p: Problem) -> Sides:
+    values, objective = p.mdp.state_values(p.pi), p.mdp.objective(p.pi)
+    advantage = jnp.sum(p.pi * p.mdp.action_values(p.pi), axis=1) - values
+    return objective + p.mdp.occupancy(p.pi) @ advantage, objective
+
+
+@IMPROVEMENT.equal("surrogate's gradient", "∇Ā(θ) = ∇J(θ) at the policy that it is made at")
+def _(p: Problem) -> Sides:
+    surrogate = jax.grad(lambda logits: bounds.surrogate(p.mdp, p.pi, jax.nn.softmax(logits)))(p.logits)
+    return surrogate, jax.grad(lambda logits: p.mdp.objective(jax.nn.softmax(logits)))(p.logits)
+
+
+@IMPROVEMENT.at_most("state mismatch", "TV(p_π'^t, p_π^t) ≤ 1 − (1 − ε)ᵗ for every t")
+def _(p: Problem) -> Sides:
+    return _marginal_variation(p), bounds.state_mismatch_bound(_epsilon(p), jnp.arange(HORIZON))
+
+
+@IMPROVEMENT.at_most("state mismatch, linear", "1 − (1 − ε)ᵗ ≤ ε t")
+def _(p: Problem) -> Sides:
+    time = jnp.arange(HORIZON)
+    return bounds.state_mismatch_bound(_epsilon(p), time), bounds.linear_mismatch_bound(_epsilon(p), time)
+
+
+@IMPROVEMENT.at_most("expectations", "|E_p'[f] − E_p[f]| ≤ 2 TV(p', p) max|f|")
+def _(p: Problem) -> Sides:
+    functions = jnp.stack([jnp.sum(p.pi * p.mdp.reward, axis=1), p.mdp.state_values(p.pi)])
+    old, new = (p.mdp.state_marginals(pi, HORIZON) for pi in (p.pi, p.new))
+    left = jnp.abs((new - old) @ functions.T)
+    return left, 2 * _marginal_variation(p)[:, None] * jnp.max(jnp.abs(functions), axis=1)
+
+
+@IMPROVEMENT.at_most("discounted mismatch", "TV(d^π', d^π) ≤ γε/(1 − γ(1 − ε))", needs_discount=True)
+def _(p: Problem) -> Sides:
+    return _discounted_variation(p), bounds.discounted_mismatch_bound(_epsilon(p), p.mdp.gamma)
+
+
+@IMPROVEMENT.at_most("average mismatch", "TV(d^π', d^π) ≤ γ/(1 − γ) E_{s∼d^π}[TV]", needs_discount=True)
+def _(p: Problem) -> Sides:
+    mean = p.mdp.state_distribution(p.pi) @ bounds.state_variation(p.pi, p.new)
+    return _discounted_variation(p), bounds.average_mismatch_bound(mean, p.mdp.gamma)
+
+
+@IMPROVEMENT.equal("closed form", "Σ_t γᵗ (1 − (1 − ε)ᵗ) = γε/((1 − γ)(1 − γ(1 − ε)))", needs_discount=True)
+def _(p: Problem) -> Sides:
+    gamma, epsilon, time = p.mdp.gamma, _epsilon(p), jnp.arange(HORIZON)
+    start = jnp.sum(gamma**time * bounds.state_mismatch_bound(epsilon, time))
+    kept = gamma * (1 - epsilon)
+    tail = gamma**HORIZON / (1 - gamma) - kept**HORIZON / (1 - kept)
+    return start + tail, bounds.discounted_mismatch_bound(epsilon, gamma) / (1 - gamma)
+
+
+@IMPROVEMENT.at_most("worst gain", "C = max_s |E_{a∼π'} A^π(s, a)| ≤ 2 ε max|A^π|")
+def _(p: Problem) -> Sides:
+    largest = jnp.max(jnp.abs(p.mdp.advantages(p.pi)))
+    return bounds.worst_gain(p.mdp, p.pi, p.new), 2 * _epsilon(p) * largest
+
+
+@IMPROVEMENT.at_most("guarantee", "|J(π') − J(π) − Ā(π')| ≤ 2 C Σ_t γᵗ (1 − (1 − ε)ᵗ)")
+def _(p: Problem) -> Sides:
+    gap, worst = _gap(p), bounds.worst_gain(p.mdp, p.pi, p.new)
+    return gap, -bounds.improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
+
+
+@IMPROVEMENT.at_most("guarantee, linear", "… ≤ 2 C ε γ/(1 − γ)²")
+def _(p: Problem) -> Sides:
+    gap, worst = _gap(p), bounds.worst_gain(p.mdp, p.pi, p.new)
+    return gap, -bounds.linear_improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
+
+
+@IMPROVEMENT.at_most("guarantee without C", "… ≤ 4 ε max|A^π| Σ_t γᵗ (1 − (1 − ε)ᵗ)")
+def _(p: Problem) -> Sides:
+    estimate = 2 * _epsilon(p) * jnp.max(jnp.abs(p.mdp.advantages(p.pi)))
+    return _gap(p), -bounds.improvement_bound(0.0, estimate, _epsilon(p), p.mdp.gamma)
+
+
+@IMPROVEMENT.at_most("guarantee on average", "… ≤ (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_t}[TV]")
+def _(p: Problem) -> Sides:
+    summed = p.mdp.occupancy(p.pi) @ bounds.state_variation(p.pi, p.new)
+    worst = bounds.worst_gain(p.mdp, p.pi, p.new)
+    return _gap(p), -bounds.average_improvement_bound(0.0, worst, summed, p.mdp.gamma)
+
+
+@IMPROVEMENT.at_most("Pinsker", "TV ≤ √(KL/2), either direction of KL, every state")
+def _(p: Problem) -> Sides:
+    variation, *kls = _divergences(p)
+    return jnp.stack([variation, variation]), jnp.sqrt(jnp.stack(kls) / 2)
+
+
+@IMPROVEMENT.at_most("Bretagnolle-Huber", "TV ≤ √(1 − e^{−KL}), either direction")
+def _(p: Problem) -> Sides:
+    variation, *kls = _divergences(p)
+    return jnp.stack([variation, variation]), jnp.sqrt(-jnp.expm1(-jnp.stack(kls)))
+
+
+@IMPROVEMENT.at_most("the smaller of both", "TV ≤ min of the two, which is what is reported")
+def _(p: Problem) -> Sides:
+    variation, *kls = _divergences(p)
+    return jnp.stack([variation, variation]), total_variation_bound(jnp.stack(kls))
+
+
+@IMPROVEMENT.at_most("mixture", "J(π) + α/(1 − γ) (𝔸 − 2αγC/(1 − γ(1 − α))) ≤ J((1 − α)π + απ')", needs_discount=True)
+def _(p: Problem) -> Sides:
+    mean, worst = _mean_and_worst(p)
+    alphas = jnp.array(ALPHAS)
+    mixed = jnp.stack([p.mdp.objective((1 - a) * p.pi + a * p.new) for a in ALPHAS])
+    return p.mdp.objective(p.pi) + bounds.mixture_bound(mean, worst, alphas, p.mdp.gamma), mixed
+
+
+@IMPROVEMENT.at_most(
+    "conservative step", "no other α has a higher bound than conservative policy iteration's", needs_discount=True
+)
+def _(p: Problem) -> Sides:
+    mean, worst = _mean_and_worst(p)
+    best = bounds.mixture_bound(mean, worst, _conservative(p), p.mdp.gamma)
+    others = bounds.mixture_bound(mean, worst, jnp.linspace(0, 1, 201), p.mdp.gamma)
+    return others, jnp.broadcast_to(best, others.shape)
+
+
+@IMPROVEMENT.at_most("conservative improvement", "J(π) ≤ J after the conservative step", needs_discount=True)
+def _(p: Problem) -> Sides:
+    alpha = _conservative(p)
+    return p.mdp.objective(p.pi), p.mdp.objective((1 - alpha) * p.pi + alpha * p.new)
+
+
+def _gap(p: Problem) -> Float[Array, ""]:
+    """|J(π') − J(π) − Ā(π')|, with the performance difference put in: no difference of large numbers."""
+    visits = p.mdp.occupancy(p.new) - p.mdp.occupancy(p.pi)
+    return jnp.abs(visits @ bounds.gain(p.mdp, p.pi, p.new))
+
+
+def _epsilon(p: Problem) -> Float[Array, ""]:
+    return jnp.max(bounds.state_variation(p.pi, p.new))
+
+
+def _marginal_variation(p: Problem) -> Float[Array, " H"]:
+    old, new = (p.mdp.state_marginals(pi, HORIZON) for pi in (p.pi, p.new))
+    return 0.5 * jnp.sum(jnp.abs(new - old), axis=1)
+
+
+def _discounted_variation(p: Problem) -> Float[Array, ""]:
+    old, new = (p.mdp.state_distribution(pi) for pi in (p.pi, p.new))
+    return 0.5 * jnp.sum(jnp.abs(new - old))
+
+
+def _divergences(p: Problem) -> tuple[Array, Array, Array]:
+    """TV, KL(π‖π') and KL(π'‖π), state by state."""
+    old, new = Categorical(logits=p.logits), Categorical(logits=p.new_logits)
+    variation = total_variation(old, new)
+    assert not isinstance(variation, tuple)
+    return variation, kl_divergence(old, new), kl_divergence(new, old)
+
+
+def _mean_and_worst(p: Problem) -> tuple[Array, Array]:
+    gain = bounds.gain(p.mdp, p.pi, p.new)
+    return p.mdp.state_distribution(p.pi) @ gain, bounds.worst_gain(p.mdp, p.pi, p.new)
+
+
+def _conservative(p: Problem) -> Array:
+    mean, worst = _mean_and_worst(p)
+    # At γ = 0 nothing follows from a state: the whole of an improving step is safe.
+    gamma = jnp.maximum(p.mdp.gamma, 1e-9)
+    return bounds.conservative_step(mean, worst, gamma)

@@ -1,0 +1,108 @@
+"""What a statement is, and what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from klimb.tabular.enumeration import Trajectories
+from klimb.tabular.mdp import TabularMDP
+from klimb.tabular.table import SoftmaxTable
+from klimb.types import Rollout
+
+Relation = Literal["=", "≤"]
+Sides = tuple[Array, Array]
+
+
+class Problem(eqx.Module):
+    """An MDP with an old and a new policy, a direction δ in the old one's parameters, and all short trajectories."""
+
+    mdp: TabularMDP
+    logits: Float[Array, "S A"]
+    new_logits: Float[Array, "S A"]
+    direction: Float[Array, "S A"]
+    trajectories: Trajectories
+
+    @classmethod
+    def random(cls, mdp: TabularMDP, seed: int = 0, *, step: float = 0.5) -> Problem:
+        """Random softmax policies; `step` is how far, in standard deviations of the logits, the new one is away."""
+        rng = np.random.default_rng(seed)
+        logits, away, direction = rng.normal(size=(3, *mdp.reward.shape))
+        new_logits = logits + step * away
+        return cls(mdp, jnp.asarray(logits), jnp.asarray(new_logits), jnp.asarray(direction), Trajectories.of(mdp))
+
+    @property
+    def old(self) -> SoftmaxTable:
+        """The policy that is improved."""
+        return SoftmaxTable(self.logits)
+
+    @property
+    def pi(self) -> Float[Array, "S A"]:
+        """Its table of probabilities."""
+        return jax.nn.softmax(self.logits)
+
+    @property
+    def new(self) -> Float[Array, "S A"]:
+        """The new policy's table."""
+        return jax.nn.softmax(self.new_logits)
+
+    @property
+    def rollout(self) -> Rollout:
+        """All trajectories as one rollout whose episodes end with its last row; log-probs are the old policy's."""
+        paths = self.trajectories
+        last = jnp.zeros(paths.state.shape, bool).at[-1].set(True)
+        return Rollout(
+            obs=paths.state,
+            action=paths.action,
+            log_prob=paths.log_prob(self.pi),
+            reward=self.mdp.reward[paths.state, paths.action],
+            terminated=last,
+            truncated=jnp.zeros_like(last),
+            next_obs=paths.next_state,
+            valid=jnp.broadcast_to(paths.chance > 0, last.shape),
+        )
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One line of the theory. `sides` computes left and right, of one shape: the relation holds element by element."""
+
+    section: str
+    name: str
+    text: str
+    relation: Relation
+    sides: Callable[..., Sides]
+    needs_discount: bool = False
+
+
+Say = Callable[[Callable[..., Sides]], Callable[..., Sides]]
+
+
+class Section(list[Statement]):
+    """The statements of one section, in order; `equal` and `at_most` add the function that they decorate."""
+
+    def __init__(self, number: str) -> None:
+        super().__init__()
+        self.number = number
+
+    def equal(self, name: str, text: str, **options: bool) -> Say:
+        """left = right."""
+        return self._say(name, text, "=", **options)
+
+    def at_most(self, name: str, text: str, **options: bool) -> Say:
+        """left ≤ right."""
+        return self._say(name, text, "≤", **options)
+
+    def _say(self, name: str, text: str, relation: Relation, **options: bool) -> Say:
+        def keep(sides: Callable[..., Sides]) -> Callable[..., Sides]:
+            self.append(Statement(self.number, name, text, relation, sides, **options))
+            return sides
+
+        return keep

@@ -1,0 +1,131 @@
+"""Whether arrays are an MDP, and whether what is undiscounted ends: errors that name the row and the number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+import scipy.sparse
+import scipy.sparse.csgraph
+from jaxtyping import Array, Bool, Float
+
+from klimb.tabular.transitions import Numbers, SparseTransition, Transition
+
+if TYPE_CHECKING:
+    from klimb.tabular.mdp import TabularMDP
+
+
+def require_mdp(transition: Numbers | SparseTransition, reward: np.ndarray, initial: np.ndarray, gamma: float) -> None:
+    """ValueError when shapes, probabilities, rewards or γ are not those of an MDP."""
+    _require_shapes(transition, reward, initial)
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma = {gamma} is outside [0, 1]")
+    if not np.isfinite(reward).all():
+        row = tuple(int(i) for i in np.argwhere(~np.isfinite(reward))[0])
+        raise ValueError(f"reward{list(row)} = {reward[row]} is not finite")
+    table = transition.probability if isinstance(transition, SparseTransition) else transition
+    for name, rows in (("transition", np.asarray(table)), ("initial", initial[None])):
+        _require_distributions(name, rows)
+
+
+def _require_shapes(transition: Numbers | SparseTransition, reward: np.ndarray, initial: np.ndarray) -> None:
+    if isinstance(transition, SparseTransition):
+        successor, probability = np.asarray(transition.successor), np.asarray(transition.probability)
+        fits = reward.ndim == 2 and successor.ndim == 3 and successor.shape == probability.shape
+        if not fits or successor.shape[:2] != reward.shape or initial.shape != reward.shape[:1]:
+            raise ValueError(
+                f"successor {successor.shape}, probability {probability.shape}, reward {reward.shape} and initial "
+                f"{initial.shape} do not fit: they have to be [S, A, K], [S, A, K], [S, A] and [S]"
+            )
+        outside = (successor < 0) | (successor >= len(reward))
+        if outside.any():
+            row = tuple(int(i) for i in np.argwhere(outside)[0])
+            raise ValueError(f"successor{list(row)} = {successor[row]} is no state: there are {len(reward)}")
+        return
+    shape = np.shape(transition)
+    if reward.ndim != 2 or shape != (*reward.shape, reward.shape[0]) or initial.shape != reward.shape[:1]:
+        raise ValueError(
+            f"transition {shape}, reward {reward.shape} and initial {initial.shape} do not fit: "
+            "they have to be [S, A, S], [S, A] and [S]"
+        )
+
+
+def _require_distributions(name: str, table: np.ndarray) -> None:
+    rows = table.reshape(-1, table.shape[-1])
+    # Written so that a NaN counts as wrong.
+    wrong = ~((np.abs(rows.sum(-1) - 1) <= 1e-6) & (rows >= 0).all(-1))
+    if wrong.any():
+        first = int(np.flatnonzero(wrong)[0])
+        index = [int(i) for i in np.unravel_index(first, table.shape[:-1])] if name != "initial" else ""
+        raise ValueError(
+            f"{name}{index} is no probability distribution: its sum is {rows[first].sum():.6g}, "
+            f"its smallest entry {rows[first].min():.6g}"
+        )
+
+
+def require_policy(pi: Float[Array, "S A"], shape: tuple[int, ...]) -> None:
+    """ValueError when a table is not π(a|s) for S states and A actions."""
+    if np.shape(pi) != shape:
+        raise ValueError(f"the policy's table is {list(np.shape(pi))}, the problem is [S, A] = {list(shape)}")
+    _require_distributions("policy", np.asarray(pi))
+
+
+def absorbing_states(transition: Transition, reward: np.ndarray) -> Bool[np.ndarray, " S"]:
+    """States that no action leaves and where nothing is paid: there an episode is over."""
+    states = np.arange(len(reward))
+    if isinstance(transition, SparseTransition):
+        stays = np.asarray(transition.successor) == states[:, None, None]
+        stay = np.where(stays, np.asarray(transition.probability), 0).sum(-1)
+    else:
+        stay = np.asarray(transition)[states, :, states]
+    return ((stay == 1) & (reward == 0)).all(-1)
+
+
+def require_reachable_end(transition: Transition, absorbing: np.ndarray) -> None:
+    """ValueError when γ = 1 and from some state no policy reaches an end, so that its value is no number."""
+    stuck = ~_can_reach(_graph(transition, None), absorbing)
+    if stuck.any():
+        state = int(np.flatnonzero(stuck)[0])
+        raise ValueError(
+            f"gamma = 1 needs an end, and from state {state} no policy reaches one (a state that no action leaves and "
+            "where nothing is paid): give gamma < 1, or a horizon with TabularMDP.finite_horizon"
+        )
+
+
+def require_proper(mdp: TabularMDP, pi: Array) -> None:
+    """ValueError when γ = 1 and a policy, from a state it can get to, may go on for ever. Nothing under tracing."""
+    leaves = jax.tree.leaves((mdp.transition, mdp.absorbing, mdp.initial, pi))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return
+    stuck = ~_can_reach(_graph(mdp.transition, np.asarray(pi)), np.asarray(mdp.absorbing))
+    if stuck.any():
+        raise ValueError(
+            f"gamma = 1 needs a policy that ends, and from state {int(np.flatnonzero(stuck)[0])} this one never does: "
+            "give gamma < 1, or another policy"
+        )
+
+
+def _graph(transition: Transition, pi: np.ndarray | None) -> scipy.sparse.csr_array:
+    """An edge s → s' where a step is possible: under π, or under some policy."""
+    if isinstance(transition, SparseTransition):
+        successor, probability = np.asarray(transition.successor), np.asarray(transition.probability)
+    else:
+        probability = np.asarray(transition)
+        successor = np.broadcast_to(np.arange(probability.shape[-1]), probability.shape)
+    possible = probability > 0 if pi is None else (probability > 0) & (pi[..., None] > 0)
+    state, _, _ = np.nonzero(possible)
+    count = probability.shape[0]
+    return scipy.sparse.csr_array((np.ones(len(state)), (state, successor[possible])), shape=(count, count))
+
+
+def _can_reach(graph: scipy.sparse.csr_array, ends: np.ndarray) -> np.ndarray:
+    """Whether there is a path to an end: backwards from a node that all ends are tied to."""
+    count = len(ends)
+    backwards = scipy.sparse.lil_array((count + 1, count + 1))
+    backwards[:count, :count] = graph.T
+    backwards[count, np.flatnonzero(ends)] = 1
+    reached = scipy.sparse.csgraph.breadth_first_order(backwards.tocsr(), count, return_predecessors=False)
+    found = np.zeros(count + 1, bool)
+    found[reached] = True
+    return found[:count]
