@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from klimb.estimate.certificate import STEP
 from klimb.improve.objectives import action_distribution
 from klimb.improve.rule import OfflineRule
 from klimb.training import Metrics, step_metrics
@@ -40,6 +41,7 @@ def study(
     )
     # There are no rewards to speak of: no returns, and nothing promised or kept.
     unknown = jnp.full((), jnp.nan)
-    names = ("episode_return", "episode_length", "realised_improvement", "realised_improvement_se")
-    metrics = {**step_metrics(info, unknown), **dict.fromkeys(names, unknown), "surrogate_gain": unknown}
+    moved = {name: info.extra[name] for name in STEP if name in info.extra and name != "surrogate_gain_se"}
+    nothing = dict.fromkeys(("episode_return", "episode_length", "surrogate_gain"), unknown)
+    metrics = {**step_metrics(info), **moved, **nothing}
     return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}

@@ -21,6 +21,7 @@ from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
 from klimb.collect.history import History
 from klimb.estimate.batch import make_batch
+from klimb.estimate.certificate import STEP, certificate
 from klimb.estimate.critic import CriticFit, explained_variance, values
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
 from klimb.improve.rule import Rule
@@ -77,7 +78,7 @@ class Iteration:
         self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary, demonstrations: Rollout | None = None
     ) -> tuple[TrainState, Metrics]:
         """estimate → improve → fit the critic → update the normalisers, from a rollout of the current policy."""
-        options = self.options
+        options, gamma = self.options, self.options.gamma
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
 
@@ -89,17 +90,22 @@ class Iteration:
 
         metrics = {
             **_episode_metrics(episodes),
-            **step_metrics(info, scale),
-            **realised_improvement(mean_residual(rollout, value, next_value, gamma=options.gamma), state.previous),
+            **step_metrics(info),
             "explained_variance": explained_variance(value.reshape(-1), batch.value_target, batch.weight),
             "value_loss": fit.value_loss,
         }
+        previous = state.previous
+        if options.certificate:
+            now = mean_residual(rollout, value, next_value, gamma=gamma)
+            metrics |= {**certificate(info, batch_of_all, scale, gamma), **realised_improvement(now, previous)}
         if options.normalize_observations:
             critic = _observe(critic, batch.obs, batch.weight)
             # What a policy that was cloned or trained before makes of the world is part of what it can do: new
             # statistics would move it, outside every trust region.
             if options.init_from is None:
                 new_policy = _observe(new_policy, batch.obs, batch.weight)
+        if options.certificate:
+            previous = mean_residual(rollout, *values(critic, rollout), gamma=gamma)
         state = TrainState(
             policy=eqx.filter(new_policy, eqx.is_array),
             critic=critic,
@@ -107,7 +113,7 @@ class Iteration:
             critic_state=critic_state,
             collector_state=state.collector_state,
             history=history,
-            previous=mean_residual(rollout, *values(critic, rollout), gamma=options.gamma),
+            previous=previous,
             iteration=state.iteration + 1,
             env_steps=state.env_steps + jnp.sum(rollout.valid, dtype=jnp.uint32),
             key=key,
@@ -172,16 +178,10 @@ def _episode_metrics(episodes: EpisodeSummary) -> Metrics:
     }
 
 
-def step_metrics(info: UpdateInfo, scale: Array) -> Metrics:
-    """UpdateInfo by name, with the surrogate gain also in units of reward a step."""
+def step_metrics(info: UpdateInfo) -> Metrics:
+    """UpdateInfo by name, with the rule's own scalars; the certificate's part of them stays with the certificate."""
     fields = {name: getattr(info, name) for name in UpdateInfo.__dataclass_fields__ if name != "extra"}
-    extra = dict(info.extra)
-    return {
-        **fields,
-        "predicted_improvement": info.surrogate_gain * scale,
-        "predicted_improvement_se": extra.pop("surrogate_gain_se", jnp.nan) * scale,
-        **extra,
-    }
+    return {**fields, **{name: value for name, value in info.extra.items() if name not in STEP}}
 
 
 def _observe(owner: Any, obs: Array, weight: Array) -> Any:

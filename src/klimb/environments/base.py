@@ -35,6 +35,9 @@ class CompiledEnvironment(abc.ABC):
     id: str
     """How the environment is named to users, e.g. `jax:CartPole-v1`."""
 
+    one_hot: bool = False
+    """Whether observations are one-hot rows, which no policy scales."""
+
     light_reset: bool = False
     """Whether a fresh state is so small that one can be made ahead for every step of a rollout."""
 

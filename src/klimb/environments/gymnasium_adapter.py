@@ -25,6 +25,7 @@ class GymnasiumEnvironment(HostEnvironment):
     make: Callable[[], gym.Env] = field(repr=False)
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Space
+    one_hot: bool = False
 
     @classmethod
     def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
@@ -38,10 +39,11 @@ class GymnasiumEnvironment(HostEnvironment):
             return gym.wrappers.FlattenObservation(env)
 
         env = flat()
+        one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
         space = env.observation_space
         env.close()
         assert isinstance(space, gym.spaces.Box)
-        return cls(name, flat, space, env.action_space)
+        return cls(name, flat, space, env.action_space, one_hot)
 
     def vector(self, copies: int) -> GymnasiumVector:
         return GymnasiumVector(SyncVectorEnv([self.make] * copies, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))

@@ -50,6 +50,9 @@ class HostEnvironment(abc.ABC):
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Space
 
+    one_hot: bool = False
+    """Whether observations are one-hot rows, which no policy scales."""
+
     @abc.abstractmethod
     def vector(self, copies: int) -> HostVector:
         """`copies` running copies."""

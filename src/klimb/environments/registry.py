@@ -12,13 +12,17 @@ from klimb.errors import EnvironmentNotFound, MissingExtra, nearest
 
 Environment = CompiledEnvironment | HostEnvironment
 
+TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
+"""Gymnasium's problems that come with a table."""
+
 BUILT_IN = {
     "CartPole-v1": ("klimb.environments.cartpole", "CartPole"),
     "Pendulum-v1": ("klimb.environments.pendulum", "Pendulum"),
     "MountainCarContinuous-v0": ("klimb.environments.mountain_car_continuous", "MountainCarContinuous"),
     "Acrobot-v1": ("klimb.environments.acrobot", "Acrobot"),
+    **{name: ("klimb.environments.toy_text", "make_toy_text") for name in TOY_TEXT},
 }
-"""Compiled environments by the id they share with Gymnasium: (module, class)."""
+"""Compiled environments by the id they share with Gymnasium: (module, what makes one; of a table, by its id)."""
 
 PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
 
@@ -26,7 +30,8 @@ PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
 def make(environment: str | Any) -> Environment:
     """The environment of a name, or the object itself when it is one already.
 
-    jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1
+    jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1, and from
+                    their tables FrozenLake-v1, FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4
     gymnax:ID       compiled, from gymnax (extra `gymnax`)
     gymnasium:ID    any Gymnasium id, stepped in Python
     envpool:ID      stepped in EnvPool's threads (extra `envpool`)
@@ -65,7 +70,8 @@ def _built_in(name: str) -> CompiledEnvironment:
     if name not in BUILT_IN:
         raise EnvironmentNotFound(f"there is no built-in environment {name!r}{nearest(name, BUILT_IN)}")
     module, attribute = BUILT_IN[name]
-    return getattr(importlib.import_module(module), attribute)()
+    maker = getattr(importlib.import_module(module), attribute)
+    return maker(name) if name in TOY_TEXT else maker()
 
 
 def _gymnasium(name: str) -> HostEnvironment:

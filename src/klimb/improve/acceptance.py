@@ -7,7 +7,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from klimb.estimate.importance import effective_sample_size
 from klimb.improve.divergences import has_closed_form_tv, kl_divergence, total_variation, total_variation_bound
@@ -79,7 +79,10 @@ def update_info(
 ) -> UpdateInfo:
     """The fields all rules share, measured on the policy returned (`new`) against the one that was given (`old`).
 
-    `extra` begins with surrogate_gain_se, the standard error of the surrogate gain over independent rows.
+    `extra` begins with the step certificate's part: standard errors of the means (surrogate_gain_se over
+    independent rows, kl_old_new_se, kl_new_old_se and tv_se over the columns of the rollout, since a state tells of
+    the next), the largest KL over states in either direction, and what the KLs say that the total variation is
+    at most (tv_bound on its mean, tv_max_bound in the worst state).
     """
     kl_old_new, kl_new_old = kl_divergence(old, new), kl_divergence(new, old)
     constrained = kl_old_new if kl_direction == "old_new" else kl_new_old
@@ -87,14 +90,16 @@ def update_info(
     # Against π_old, not against whoever collected the batch: on the old policy's own data the two are the same.
     log_ratio_old, ratio = log_ratio(old, batch), jnp.exp(log_ratio(new, batch))
     change = jnp.exp(log_ratio_old) * jnp.expm1(log_ratio(new, batch) - log_ratio_old)
+    tv_bound = total_variation_bound(jnp.minimum(kl_old_new, kl_new_old))
     if has_closed_form_tv(old):
-        tv_row = total_variation(old, new)
-        assert not isinstance(tv_row, tuple)
-        tv, tv_max = batch.mean(tv_row), jnp.max(jnp.where(counted, tv_row, 0))
+        tv = total_variation(old, new)
+        assert not isinstance(tv, tuple)
     else:
-        tv = batch.mean(0.5 * jnp.abs(change))
-        bound = total_variation_bound(jnp.minimum(kl_old_new, kl_new_old))
-        tv_max = jnp.max(jnp.where(counted, bound, 0))
+        tv = 0.5 * jnp.abs(change)
+
+    def worst(rows: Array) -> Array:
+        return jnp.max(jnp.where(counted, rows, 0))
+
     gains = change * batch.advantage
     gain = batch.mean(gains)
     share = batch.weight / jnp.maximum(jnp.sum(batch.weight), jnp.finfo(batch.weight.dtype).tiny)
@@ -103,14 +108,38 @@ def update_info(
         surrogate_gain=gain,
         kl_old_new=batch.mean(kl_old_new),
         kl_new_old=batch.mean(kl_new_old),
-        kl_max=jnp.max(jnp.where(counted, constrained, 0)),
-        tv=tv,
-        tv_max=tv_max,
+        kl_max=worst(constrained),
+        tv=batch.mean(tv),
+        tv_max=worst(tv if has_closed_form_tv(old) else tv_bound),
         entropy=batch.mean(new.entropy()),
         ess=effective_sample_size(ratio, batch.weight),
         status=jnp.asarray(status, jnp.int32),
         extra={
             "surrogate_gain_se": jnp.sqrt(gain_variance),
+            "kl_old_new_se": standard_error(kl_old_new, batch),
+            "kl_new_old_se": standard_error(kl_new_old, batch),
+            "tv_se": standard_error(tv, batch),
+            "kl_old_new_max": worst(kl_old_new),
+            "kl_new_old_max": worst(kl_new_old),
+            "tv_bound": batch.mean(tv_bound),
+            "tv_max_bound": worst(tv_bound),
             **{name: jnp.asarray(value, batch.advantage.dtype) for name, value in extra.items()},
         },
     )
+
+
+def standard_error(value: Float[Array, " B"], batch: Batch) -> Float[Array, ""]:
+    """Of Σ w x / Σ w where rows of one column of the rollout depend on each other and columns do not.
+
+    The spread of the columns' sums around their expectation: √(N/(N − 1) Σ_n (Σ_t w (x − x̄))²) / Σ w. Rows
+    without a rollout of at least two columns count as independent.
+    """
+    counted, weight = batch.weight > 0, batch.weight
+    deviation = jnp.where(counted, weight * (value - batch.mean(value)), 0)
+    columns = 1 if batch.rollout is None else batch.rollout.reward.shape[1]
+    if columns > 1:
+        deviation = jnp.sum(deviation.reshape(-1, columns), axis=0)
+        counted = jnp.any(counted.reshape(-1, columns), axis=0)
+    count = jnp.sum(counted, dtype=weight.dtype)
+    total = jnp.maximum(jnp.sum(weight), jnp.finfo(weight.dtype).tiny)
+    return jnp.sqrt(count / jnp.maximum(count - 1, 1) * jnp.sum(jnp.square(deviation))) / total

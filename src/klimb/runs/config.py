@@ -75,6 +75,8 @@ class TrainOptions:
     """Iterations in which only the critic learns, in a run that starts from another's policy."""
     demonstrations: str | None = None
     """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
+    certificate: bool = True
+    """Record what every step promised, was guaranteed to bring, and has brought (see docs/theory/certificate.md)."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints. The last iteration is always saved."""
     keep_checkpoints: Count = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,9 @@ class Program:
         demonstrations: Demonstrations | None = None,
     ) -> None:
         options = config.options
-        self.config = config
+        if environment.one_hot:
+            options = dataclasses.replace(options, normalize_observations=False)
+        self.config, self._options = config, options
         self.max_iterations_a_call = 1
         self._policy = policy
         self._observation_size = flat_observation_size(environment.observation_space)
@@ -147,7 +150,7 @@ class Program:
         )
 
     def _initial_state(self, key: PRNGKeyArray) -> TrainState:
-        options = self.config.options
+        options = self._options
         key, key_policy, key_critic = jax.random.split(key, 3)
         critic = Critic(self._observation_size, hidden=options.hidden, activation=options.activation, key=key_critic)
         policy = self._first_policy(key_policy)

@@ -1,40 +1,16 @@
-"""What a step can bring and what it can cost: the surrogate, the shift of states, and guarantees on J.
+"""What a step can cost and what it is sure to bring: the shift of states, and guarantees on J.
 
 ε is a bound on TV(π'(·|s), π(·|s)) in every state, TV = ½ Σ|p − q| in [0, 1]. Surrogates and improvements are
-sums over time, Σ γᵗ …, not divided by 1/(1 − γ). The scalar functions take numbers or arrays of one shape.
+sums over time, Σ γᵗ …, not divided by 1/(1 − γ). All functions take numbers or arrays of one shape.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from klimb.tabular.mdp import TabularMDP
-from klimb.tabular.transitions import Numbers
-
-Number = Float[Numbers, "..."] | Int[Numbers, "..."] | float
-Table = Float[Array, "S A"]
-
-
-def surrogate(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
-    """Ā(π') = Σ_t γᵗ E_{s∼p_π^t} E_{a∼π'}[A^π(s, a)]: 0 at π, with the gradient of J there."""
-    return jnp.sum(mdp.occupancy(pi) * gain(mdp, pi, new))
-
-
-def gain(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, " S"]:
-    """E_{a∼π'}[A^π(s, a)], how much better one step of π' is than going on with π. Exactly 0 where π' = π."""
-    # Σ_a π A = 0: taken off, it takes off the rounding of A too.
-    return jnp.sum((new - pi) * mdp.advantages(pi), axis=1)
-
-
-def worst_gain(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
-    """C = max_s |E_{a∼π'} A^π(s, a)|, over the states that an episode can be in."""
-    return jnp.max(jnp.where(mdp.absorbing, 0, jnp.abs(gain(mdp, pi, new))))
-
-
-def state_variation(pi: Table, new: Table) -> Float[Array, " S"]:
-    """TV(π'(·|s), π(·|s))."""
-    return 0.5 * jnp.sum(jnp.abs(new - pi), axis=1)
+Number = Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | float
 
 
 def state_mismatch_bound(epsilon: Number, t: Number) -> Float[Array, "..."]:

@@ -13,10 +13,10 @@ from klimb.improve.fisher import fisher_rows
 from klimb.improve.natural_direction import Direction, conjugate_gradient, dense, woodbury
 from klimb.improve.trpo import TRPO
 from klimb.policies.distributions import Categorical
-from klimb.tabular import bounds
 from klimb.tabular.exact_batch import exact_batch
 from klimb.tabular.exact_gradient import fisher_matrix, policy_gradient
 from klimb.tabular.statements.statement import Problem, Section, Sides
+from klimb.tabular.surrogate import gains, state_variation
 
 CONSTRAINED = Section("5")
 EPSILON = 0.01
@@ -26,7 +26,7 @@ PRICES = (0.1, 1.0, 10.0)
 @CONSTRAINED.at_most("price of divergence", "Ā(π') − λ KL(π'‖π) ≤ λ log E_π[e^{A/λ}], mean over d^π, every λ > 0")
 def _(p: Problem) -> Sides:
     states = p.mdp.state_distribution(p.pi)
-    gain = states @ bounds.gain(p.mdp, p.pi, p.new)
+    gain = states @ gains(p.mdp, p.pi, p.new)
     kl = states @ kl_divergence(Categorical(logits=p.new_logits), Categorical(logits=p.logits))
     prices = jnp.array(PRICES)
     return gain - prices * kl, jnp.stack([_dual(p, price) for price in PRICES])
@@ -56,8 +56,8 @@ def _(p: Problem) -> Sides:
 def _(p: Problem) -> Sides:
     states, advantage = p.mdp.state_distribution(p.pi), p.mdp.advantages(p.pi)
     spread = jnp.max(advantage, axis=1) - jnp.min(advantage, axis=1)
-    gain = states @ bounds.gain(p.mdp, p.pi, p.new)
-    return gain, states @ (bounds.state_variation(p.pi, p.new) * spread)
+    gain = states @ gains(p.mdp, p.pi, p.new)
+    return gain, states @ (state_variation(p.pi, p.new) * spread)
 
 
 @CONSTRAINED.equal("natural step", "α = √(2ε/(gᵀF⁻¹g)) makes ½ δᵀFδ = ε")
@@ -110,7 +110,7 @@ def _(p: Problem) -> Sides:
     moved, _, info = TRPO(max_kl=EPSILON).step(jax.random.key(0), p.old, (), exact_batch(p.mdp, p.old))
     states = p.mdp.state_distribution(p.pi)
     kl = states @ kl_divergence(Categorical(logits=p.logits), Categorical(logits=moved.logits))
-    gain = states @ bounds.gain(p.mdp, p.pi, jax.nn.softmax(moved.logits))
+    gain = states @ gains(p.mdp, p.pi, jax.nn.softmax(moved.logits))
     return jnp.stack([kl, jnp.zeros(()), info.kl_old_new]), jnp.stack([jnp.asarray(EPSILON), gain, kl])
 
 
@@ -148,7 +148,7 @@ def _at_prices(p: Problem) -> tuple[Array, Array]:
     """Ā and KL(π*‖π) of the penalised optimum at every price, means over d^π."""
     states, advantage = p.mdp.state_distribution(p.pi), p.mdp.advantages(p.pi)
     best = [p.logits + advantage / price for price in PRICES]
-    gain = jnp.stack([states @ bounds.gain(p.mdp, p.pi, jax.nn.softmax(logits)) for logits in best])
+    gain = jnp.stack([states @ gains(p.mdp, p.pi, jax.nn.softmax(logits)) for logits in best])
     kl = [states @ kl_divergence(Categorical(logits=logits), Categorical(logits=p.logits)) for logits in best]
     return gain, jnp.stack(kl)
 

@@ -10,6 +10,7 @@ from klimb.improve.divergences import kl_divergence, total_variation, total_vari
 from klimb.policies.distributions import Categorical
 from klimb.tabular import bounds
 from klimb.tabular.statements.statement import Problem, Section, Sides
+from klimb.tabular.surrogate import gains, state_variation, surrogate, worst_gain
 
 IMPROVEMENT = Section("3")
 HORIZON = 50
@@ -18,7 +19,7 @@ ALPHAS = (0.01, 0.1, 0.3, 0.6, 1.0)
 
 @IMPROVEMENT.equal("performance difference", "J(π') = J(π) + E_{τ∼π'}[Σ_t γᵗ A^π(s_t, a_t)]")
 def _(p: Problem) -> Sides:
-    gained = p.mdp.occupancy(p.new) @ bounds.gain(p.mdp, p.pi, p.new)
+    gained = p.mdp.occupancy(p.new) @ gains(p.mdp, p.pi, p.new)
     return p.mdp.objective(p.new), p.mdp.objective(p.pi) + gained
 
 
@@ -31,8 +32,8 @@ def _(p: Problem) -> Sides:
 
 @IMPROVEMENT.equal("surrogate's gradient", "∇Ā(θ) = ∇J(θ) at the policy that it is made at")
 def _(p: Problem) -> Sides:
-    surrogate = jax.grad(lambda logits: bounds.surrogate(p.mdp, p.pi, jax.nn.softmax(logits)))(p.logits)
-    return surrogate, jax.grad(lambda logits: p.mdp.objective(jax.nn.softmax(logits)))(p.logits)
+    slope = jax.grad(lambda logits: surrogate(p.mdp, p.pi, jax.nn.softmax(logits)))(p.logits)
+    return slope, jax.grad(lambda logits: p.mdp.objective(jax.nn.softmax(logits)))(p.logits)
 
 
 @IMPROVEMENT.at_most("state mismatch", "TV(p_π'^t, p_π^t) ≤ 1 − (1 − ε)ᵗ for every t")
@@ -61,7 +62,7 @@ def _(p: Problem) -> Sides:
 
 @IMPROVEMENT.at_most("average mismatch", "TV(d^π', d^π) ≤ γ/(1 − γ) E_{s∼d^π}[TV]", needs_discount=True)
 def _(p: Problem) -> Sides:
-    mean = p.mdp.state_distribution(p.pi) @ bounds.state_variation(p.pi, p.new)
+    mean = p.mdp.state_distribution(p.pi) @ state_variation(p.pi, p.new)
     return _discounted_variation(p), bounds.average_mismatch_bound(mean, p.mdp.gamma)
 
 
@@ -77,18 +78,18 @@ def _(p: Problem) -> Sides:
 @IMPROVEMENT.at_most("worst gain", "C = max_s |E_{a∼π'} A^π(s, a)| ≤ 2 ε max|A^π|")
 def _(p: Problem) -> Sides:
     largest = jnp.max(jnp.abs(p.mdp.advantages(p.pi)))
-    return bounds.worst_gain(p.mdp, p.pi, p.new), 2 * _epsilon(p) * largest
+    return worst_gain(p.mdp, p.pi, p.new), 2 * _epsilon(p) * largest
 
 
 @IMPROVEMENT.at_most("guarantee", "|J(π') − J(π) − Ā(π')| ≤ 2 C Σ_t γᵗ (1 − (1 − ε)ᵗ)")
 def _(p: Problem) -> Sides:
-    gap, worst = _gap(p), bounds.worst_gain(p.mdp, p.pi, p.new)
+    gap, worst = _gap(p), worst_gain(p.mdp, p.pi, p.new)
     return gap, -bounds.improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
 
 
 @IMPROVEMENT.at_most("guarantee, linear", "… ≤ 2 C ε γ/(1 − γ)²")
 def _(p: Problem) -> Sides:
-    gap, worst = _gap(p), bounds.worst_gain(p.mdp, p.pi, p.new)
+    gap, worst = _gap(p), worst_gain(p.mdp, p.pi, p.new)
     return gap, -bounds.linear_improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
 
 
@@ -100,8 +101,8 @@ def _(p: Problem) -> Sides:
 
 @IMPROVEMENT.at_most("guarantee on average", "… ≤ (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_t}[TV]")
 def _(p: Problem) -> Sides:
-    summed = p.mdp.occupancy(p.pi) @ bounds.state_variation(p.pi, p.new)
-    worst = bounds.worst_gain(p.mdp, p.pi, p.new)
+    summed = p.mdp.occupancy(p.pi) @ state_variation(p.pi, p.new)
+    worst = worst_gain(p.mdp, p.pi, p.new)
     return _gap(p), -bounds.average_improvement_bound(0.0, worst, summed, p.mdp.gamma)
 
 
@@ -150,11 +151,11 @@ def _(p: Problem) -> Sides:
 def _gap(p: Problem) -> Float[Array, ""]:
     """|J(π') − J(π) − Ā(π')|, with the performance difference put in: no difference of large numbers."""
     visits = p.mdp.occupancy(p.new) - p.mdp.occupancy(p.pi)
-    return jnp.abs(visits @ bounds.gain(p.mdp, p.pi, p.new))
+    return jnp.abs(visits @ gains(p.mdp, p.pi, p.new))
 
 
 def _epsilon(p: Problem) -> Float[Array, ""]:
-    return jnp.max(bounds.state_variation(p.pi, p.new))
+    return jnp.max(state_variation(p.pi, p.new))
 
 
 def _marginal_variation(p: Problem) -> Float[Array, " H"]:
@@ -176,8 +177,8 @@ def _divergences(p: Problem) -> tuple[Array, Array, Array]:
 
 
 def _mean_and_worst(p: Problem) -> tuple[Array, Array]:
-    gain = bounds.gain(p.mdp, p.pi, p.new)
-    return p.mdp.state_distribution(p.pi) @ gain, bounds.worst_gain(p.mdp, p.pi, p.new)
+    gain = gains(p.mdp, p.pi, p.new)
+    return p.mdp.state_distribution(p.pi) @ gain, worst_gain(p.mdp, p.pi, p.new)
 
 
 def _conservative(p: Problem) -> Array:

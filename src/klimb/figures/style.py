@@ -1,0 +1,122 @@
+"""One look for all figures, set only while one is drawn or saved: nobody else's Matplotlib settings change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
+
+from klimb.errors import ConfigError, RunError
+
+BLUE, ORANGE, GREEN, PINK, GOLD = "#0072b2", "#d55e00", "#008a63", "#ad4f88", "#a87c00"
+INK, QUIET, GRID = "#16191d", "#6b7178", "#e6e8eb"
+SUFFIXES = (".png", ".svg")
+
+# `Any`, since Matplotlib types these by every key that there is.
+SETTINGS: Any = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 11,
+    "axes.titlesize": 12.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.labelsize": 12,
+    "axes.edgecolor": QUIET,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    # Without a salt the ids in an SVG are drawn at random.
+    "svg.hashsalt": "klimb",
+}
+
+
+def drawn(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
+    """`draw` under these settings, its figure on a canvas of its own that needs no screen."""
+
+    def styled(numbers: Any) -> Figure:
+        with mpl.rc_context(SETTINGS):
+            figure = draw(numbers)
+            FigureCanvasAgg(figure)
+            return figure
+
+    styled.__doc__ = draw.__doc__
+    return styled
+
+
+def page(width: float, height: float) -> Figure:
+    """An empty figure, in inches, whose parts make room for one another."""
+    return Figure(
+        figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.04)
+    )
+
+
+def label(axes: Axes, text: str, x: float, y: float, colour: str, *, opaque: bool = False, **options: Any) -> Text:
+    """Words in the colour of what they name, at data coordinates, legible on top of lines; opaque: breaking them."""
+    options.setdefault("fontsize", 11)
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 1 if opaque else 0.8}
+    return axes.text(x, y, text, color=colour, bbox=box, **options)
+
+
+def beside(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], colour: str) -> None:
+    """Words at an offset in points from a point, such as a curve's end, outside the axes too."""
+    axes.annotate(
+        text,
+        point,
+        offset,
+        textcoords="offset points",
+        va="center",
+        color=colour,
+        fontsize=12,
+        annotation_clip=False,
+    )
+
+
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, width: float = 2.0) -> None:
+    """An arrow whose tip is exactly at `end`."""
+    properties = {
+        "arrowstyle": "-|>,head_length=0.5,head_width=0.24",
+        "color": colour,
+        "linewidth": width,
+        "shrinkA": 0,
+        "shrinkB": 0,
+        "joinstyle": "miter",
+    }
+    axes.annotate("", xy=end, xytext=start, arrowprops=properties, zorder=5)
+
+
+def check_suffix(path: Path) -> None:
+    """ConfigError unless the file's name ends in a kind that figures are written as."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"{path} is neither a .png nor an .svg file: choose -o figure.png or -o figure.svg")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """The same bytes every time. RunError when the file can't be written."""
+    check_suffix(path)
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    try:
+        with mpl.rc_context(SETTINGS):
+            figure.savefig(path, dpi=200, metadata=metadata)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from None

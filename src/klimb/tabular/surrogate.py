@@ -1,0 +1,31 @@
+"""What another policy promises on a tabular problem, and how far it is away: Ā, C and TV."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klimb.tabular.mdp import TabularMDP
+
+Table = Float[Array, "S A"]
+
+
+def surrogate(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
+    """Ā(π') = Σ_t γᵗ E_{s∼p_π^t} E_{a∼π'}[A^π(s, a)]: 0 at π, with the gradient of J there."""
+    return jnp.sum(mdp.occupancy(pi) * gains(mdp, pi, new))
+
+
+def gains(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, " S"]:
+    """E_{a∼π'}[A^π(s, a)], how much better one step of π' is than going on with π. Exactly 0 where π' = π."""
+    # Σ_a π A = 0: taken off, it takes off the rounding of A too.
+    return jnp.sum((new - pi) * mdp.advantages(pi), axis=1)
+
+
+def worst_gain(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
+    """C = max_s |E_{a∼π'} A^π(s, a)|, over the states that an episode can be in."""
+    return jnp.max(jnp.where(mdp.absorbing, 0, jnp.abs(gains(mdp, pi, new))))
+
+
+def state_variation(pi: Table, new: Table) -> Float[Array, " S"]:
+    """TV(π'(·|s), π(·|s))."""
+    return 0.5 * jnp.sum(jnp.abs(new - pi), axis=1)
