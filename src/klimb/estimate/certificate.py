@@ -33,7 +33,7 @@ def certificate(info: UpdateInfo, batch: Batch, scale: Float[Array, ""], gamma: 
     mean_tv = extra.get("tv_bound", info.tv)
     largest = scale * jnp.max(jnp.where(batch.weight > 0, jnp.abs(batch.advantage), 0))
     worst = 2 * info.tv_max * largest
-    left = 1 - jnp.asarray(gamma, promise.dtype)
+    left = jnp.asarray(1 - gamma if gamma < 1 else 1, promise.dtype)
     at_worst = bounds.improvement_bound(promise / left, worst, info.tv_max, gamma)
     on_average = bounds.average_improvement_bound(promise / left, worst, mean_tv / left, gamma)
     fraction = bounds.guaranteed_fraction(promise, worst, info.tv_max, mean_tv, gamma)
@@ -43,6 +43,7 @@ def certificate(info: UpdateInfo, batch: Batch, scale: Float[Array, ""], gamma: 
     return {
         **metrics,
         "state_mismatch_bound": jnp.minimum(mismatch, 1),
+        # The bounds are −∞ for γ = 1, unless nothing moved or nothing was at stake.
         "guaranteed_improvement": left * jnp.maximum(at_worst, on_average),
         "step_excess": jnp.where(fraction > 0, 1 / fraction, jnp.where(info.tv_max > 0, jnp.inf, 0)),
     }

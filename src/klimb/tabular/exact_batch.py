@@ -22,7 +22,7 @@ def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
     state = jnp.repeat(jnp.arange(num_states), num_actions)
     action = jnp.tile(jnp.arange(num_actions), num_states)
     one_hot = jnp.eye(num_states, dtype=mdp.reward.dtype)
-    obs = one_hot[state] if _reads_rows(policy, one_hot[0], num_actions) else state
+    obs = one_hot[state] if reads_rows(policy, one_hot[0], num_actions) else state
     distribution = action_distribution(policy, obs)
     log_prob = distribution.log_prob(action)
     pi = jnp.exp(log_prob).reshape(num_states, num_actions)
@@ -40,7 +40,7 @@ def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
     )
 
 
-def _reads_rows(policy: PyTree, row: Array, num_actions: int) -> bool:
+def reads_rows(policy: PyTree, row: Array, num_actions: int) -> bool:
     """Whether the policy answers a one-hot row with a distribution over the actions.
 
     Asked this way round because a network, whose normaliser broadcasts, would answer a number as well.
