@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow bench-speed bench-fisher bench-variance bench-learning clean
+.PHONY: demo test lint types test-slow bench-speed bench-fisher bench-certificate bench-variance bench-learning clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -30,6 +30,9 @@ bench-speed: $(DEV)  ## klimb beside its peers, as ratios
 
 bench-fisher: $(DEV)  ## what a Fisher-vector product costs, as ratios
 	$(BIN)/python benchmarks/fisher.py
+
+bench-certificate: $(DEV)  ## what the step certificate costs
+	$(BIN)/python benchmarks/certificate.py
 
 bench-variance: $(DEV)  ## how noisy the gradient estimates are
 	$(BIN)/python benchmarks/variance.py

@@ -76,6 +76,18 @@ def test_evaluate_elsewhere_and_for_people(run_dir, capsys):
     assert re.search(r"seed 1: mean return \d+\.\d\d ± \d+\.\d\d over 2 episodes", capsys.readouterr().out)
 
 
+def test_evaluate_exactly(capsys):
+    """The return of a table's policy without an episode's noise, in words and as JSON."""
+    words = [*shlex.split("train reinforce FrozenLake-v1 --env-steps 256 --eval-episodes 0 --run-dir lake"), *SMALL]
+    assert main(words) == 0
+    assert main(["evaluate", "lake", "--episodes", "2", "--exact", "--json"]) == 0
+    (exact,) = json.loads(capsys.readouterr().out.splitlines()[-1])["exact"]
+    assert exact["optimal"] == pytest.approx(0.5420259320)
+    assert 0 < exact["sampled"] < exact["optimal"]
+    assert main(["evaluate", "lake", "--episodes", "2", "--exact"]) == 0
+    assert f"discounted return {exact['sampled']:.4f} sampling" in capsys.readouterr().out
+
+
 def test_resume_of_a_finished_run_changes_nothing(run_dir, capsys):
     before = (run_dir / "metrics.jsonl").read_text()
     assert main(["resume", str(run_dir)]) == 0

@@ -26,6 +26,7 @@ from klimb import (
 from klimb.improve.objectives import action_distribution, log_ratio
 from klimb.improve.rule import Rule
 from klimb.policies.networks import action_spec
+from klimb.tabular.exact_evaluation import exact_return
 from klimb.types import UpdateInfo
 
 
@@ -151,3 +152,22 @@ def test_a_clone_of_twenty_episodes_solves_the_task_and_stays_good_when_trained_
     returns = [record["episode_return"] for record in tuned.history if record["episode_return"] is not None]
     assert min(returns) >= 400
     assert mean_return(tuned.policy, task) >= 450
+
+
+@pytest.mark.slow
+def test_trpo_is_within_five_percent_of_the_best_on_the_frozen_lake():
+    """FrozenLake-v1, 8×8: the discounted return computed exactly; the untrained policy has next to none of it."""
+    rule = TRPO(max_kl=0.002, damping=1e-3, cg_iterations=20)
+    sizes = {"hidden": (), "num_envs": 256, "num_steps": 64}
+    with jax.enable_x64(True):
+        lake = klimb.TabularMDP.from_gymnasium("FrozenLake8x8-v1", 0.99)
+
+    def share(policy) -> float:
+        with jax.enable_x64(True):
+            returns = exact_return(lake, policy)
+        return returns.sampled / returns.optimal
+
+    untrained = klimb.train("FrozenLake8x8-v1", TRPO(max_kl=1e-12), env_steps=1, **sizes)
+    assert share(untrained.policy) < 0.05
+    trained = klimb.train("FrozenLake8x8-v1", rule, env_steps=5_000_000, num_seeds=3, **sizes)
+    assert min(share(policy) for policy in trained.policies) > 0.95

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from klimb.runs.policy_file import load_policy as load_policy
     from klimb.runs.policy_file import save_policy as save_policy
     from klimb.runs.report import write_report as write_report
+    from klimb.tabular.checks import verify as verify
     from klimb.tabular.exact_batch import exact_batch as exact_batch
     from klimb.tabular.mdp import TabularMDP as TabularMDP
     from klimb.types import Batch as Batch
@@ -112,6 +113,7 @@ _HOME = {
     # theory
     "TabularMDP": "tabular.mdp",
     "exact_batch": "tabular.exact_batch",
+    "verify": "tabular.checks",
     # types
     "Batch": "types",
     "Rollout": "types",
