@@ -24,16 +24,29 @@ def curve(n: int, seeds: int, rng: np.random.Generator) -> dict[str, np.ndarray]
     kl = 0.0097 * (1 - 0.2 * rng.random((n, seeds)) ** 4)
     predicted = 0.02 * np.exp(-2 * t) * (1 + 0.3 * rng.standard_normal((n, seeds)))
     realised = np.vstack([np.full((1, seeds), np.nan), 0.7 * predicted[:-1]]) + 0.01 * rng.standard_normal((n, seeds))
+    kl_new_old = kl * (1 + 0.05 * rng.standard_normal((n, seeds)))
+    tv_bound, tv_max_bound = np.sqrt(np.minimum(kl, kl_new_old) / 2), 0.95 * np.sqrt(kl * 3)
+    worst = kl * (6 + 4 * rng.random((n, seeds)))
     return {
         "episode_return": 20 + 480 / (1 + np.exp(-pace * (t - 0.35))) + 12 * rng.standard_normal((n, seeds)),
         "episode_length": 20 + 480 / (1 + np.exp(-pace * (t - 0.35))),
         "episodes": rng.integers(4, 90, (n, seeds)),
         "surrogate_gain": 0.06 * np.exp(-2 * t) * (1 + 0.3 * rng.standard_normal((n, seeds))),
         "kl_old_new": kl,
-        "kl_new_old": kl * (1 + 0.05 * rng.standard_normal((n, seeds))),
-        "kl_max": kl * (6 + 4 * rng.random((n, seeds))),
-        "tv": 0.85 * np.sqrt(kl / 2),
-        "tv_max": 0.9 * np.sqrt(kl * 3),
+        "kl_old_new_se": 0.05 * kl,
+        "kl_old_new_max": worst,
+        "kl_new_old": kl_new_old,
+        "kl_new_old_se": 0.05 * kl,
+        "kl_new_old_max": 0.9 * worst,
+        "kl_max": worst,
+        "tv": 0.85 * tv_bound,
+        "tv_se": 0.02 * tv_bound,
+        "tv_max": 0.9 * tv_max_bound,
+        "tv_bound": tv_bound,
+        "tv_max_bound": tv_max_bound,
+        "state_mismatch_bound": 100 * tv_max_bound / (1 + 100 * tv_max_bound),
+        "guaranteed_improvement": -3 * np.exp(-t + 0.3 * rng.standard_normal((n, seeds))),
+        "step_excess": np.exp(6 + 3 * t + 0.3 * rng.standard_normal((n, seeds))),
         "entropy": 0.69 * np.exp(-1.2 * t) + 0.01 * rng.standard_normal((n, seeds)),
         "ess": 1 - 2 * kl * (1 + 0.2 * rng.random((n, seeds))),
         "predicted_improvement": predicted,
@@ -43,6 +56,13 @@ def curve(n: int, seeds: int, rng: np.random.Generator) -> dict[str, np.ndarray]
         "explained_variance": 1 - np.exp(-9 * t) * (0.4 + 4 * rng.random((n, seeds)) ** 3),
         "value_loss": 0.9 * np.exp(-4 * t) * np.exp(0.2 * rng.standard_normal((n, seeds))) + 0.004,
     }
+
+
+CERTIFICATE = (
+    *("kl_old_new_se", "kl_old_new_max", "kl_new_old_se", "kl_new_old_max", "tv_se", "tv_bound", "tv_max_bound"),
+    *("state_mismatch_bound", "guaranteed_improvement", "step_excess"),
+)
+"""The metrics of `curve` that runs of older versions lack."""
 
 
 def trpo_metrics(n: int, seeds: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -115,11 +135,12 @@ def trpo_run(directory: Path, n: int = 244, *, env: str = "CartPole-v1", evaluat
     """One seed, some rejected steps of two kinds, some iterations without an episode."""
     rng = np.random.default_rng(0)
     metrics = {**curve(n, 1, rng), **trpo_metrics(n, 1, rng)}
-    metrics["episode_return"][rng.random((n, 1)) < 0.1] = np.nan
+    metrics["episode_return"][1:][rng.random((n - 1, 1)) < 0.1] = np.nan
     status = np.full((n, 1), "ACCEPTED", dtype=object)
     status[rng.choice(n, n // 30, replace=False)] = "KL_TOO_LARGE"
     status[rng.choice(n, n // 60, replace=False)] = "NO_IMPROVEMENT"
-    for name in ("kl_old_new", "kl_new_old", "kl_max", "tv", "tv_max", "surrogate_gain", "predicted_improvement"):
+    still = ("kl_old_new", "kl_new_old", "kl_max", "tv", "tv_max", "surrogate_gain", "predicted_improvement")
+    for name in (*still, *CERTIFICATE):
         metrics[name][status != "ACCEPTED"] = 0
     config = RunConfig(env, TRPO(damping=0.05), TrainOptions(env_steps=n * BATCH))
     returns = [np.minimum(500, rng.normal(490, 18, 100)).round()] if evaluate else None

@@ -43,6 +43,7 @@ def test_browser_draws_every_chart(tmp_path: Path, kind: str) -> None:
     assert not re.search(r"CONSOLE.*(error|refused)|Uncaught", console, re.IGNORECASE), console
     assert 'data-rendered="true"' in document
     assert "<title>taken" not in document
+    assert ('data-layer="fit"' in document) == (kind != "shortest")
     cards = document.split("data-chart=")[1:]
     assert len(cards) == len(read(path).data["charts"])
     for card in cards:

@@ -15,7 +15,7 @@ from klimb.improve.reinforce import Reinforce
 from klimb.improve.trpo import TRPO
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.report import write_report
-from klimb.runs.report.charts import MAX_DOTS, tv_bound
+from klimb.runs.report.certificate_charts import MAX_DOTS, tv_bound
 from klimb.runs.report.data import read_run
 from klimb.types import Status
 

@@ -35,9 +35,9 @@ def test_page_says_what_the_run_was(tmp_path: Path) -> None:
         assert word in page.text
     assert "klimb train trpo CartPole-v1 --env-steps 245760 --damping 0.05" in page.text
     titles = [chart["title"] for chart in page.data["charts"]]
-    assert titles[:6] == [
+    assert titles[:8] == [
         *("Episode return", "Final evaluation", "KL divergence", "Promised and kept"),
-        *("Total variation", "Effective sample size"),
+        *("Total variation", "Effective sample size", "Guarantee and reality", "Beyond the guarantee"),
     ]
     assert {"Entropy", "Explained variance", "Value loss", "Speed", "Backtracks", "Step size"} <= set(titles)
 

@@ -23,6 +23,12 @@ from klimb.types import Status
 
 Spec = dict[str, Any]
 
+STANDARD_ERRORS = (
+    *("predicted_improvement_se", "realised_improvement_se"),
+    *("kl_old_new_se", "kl_new_old_se", "tv_se"),
+)
+"""Metrics that no line is drawn of: they say how exact others are."""
+
 MAX_POINTS = 600
 MAX_NUMBERS = 100_000  # in all series together: keeps the page under 1 MB
 
@@ -121,7 +127,8 @@ def read_run(run_dir: Path) -> RunData:
     columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
     iteration = columns.pop("iteration")[:, 0].astype(np.int64)
     env_steps = columns.pop("env_steps")[:, 0]
-    points = min(len(records), MAX_POINTS, max(50, MAX_NUMBERS // (len(columns) * 5 + num_seeds)))
+    drawn = sum(name not in STANDARD_ERRORS for name in columns)
+    points = min(len(records), MAX_POINTS, max(50, MAX_NUMBERS // (drawn * 5 + num_seeds)))
     return RunData(
         name=run_dir.resolve().name,
         config=config,
@@ -230,26 +237,28 @@ def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]
     return status
 
 
+def of_the_step(run: RunData, name: str) -> Column:
+    """A metric that judges the previous record's step, moved to the record of that step; NaN for steps not taken."""
+    column = np.broadcast_to(run.columns.get(name, np.full((1, 1), np.nan)), run.status.shape)
+    moved = np.full(run.status.shape, np.nan)
+    follows = np.flatnonzero(np.diff(run.iteration) == 1)
+    moved[follows] = np.where(run.accepted[follows], column[follows + 1], np.nan)
+    return moved
+
+
 def improvement_pairs(run: RunData) -> dict[str, np.ndarray]:
-    """What each accepted step promised beside what it brought, in reward a step, over all seeds.
-
-    A step's improvement is measured on the next batch, so it stands in the *next* record.
-    """
-    step = np.flatnonzero(np.diff(run.iteration) == 1)
-    missing = np.full((len(run.iteration), run.num_seeds), np.nan)
-
-    def at(name: str, rows: np.ndarray) -> np.ndarray:
-        return np.broadcast_to(run.columns.get(name, missing), missing.shape)[rows]
-
+    """What each accepted step promised beside what it brought, in reward a step, over all seeds."""
+    shape = run.status.shape
+    missing = np.full(shape, np.nan)
     pairs = {
-        "predicted": at("predicted_improvement", step),
-        "predicted_se": at("predicted_improvement_se", step),
-        "realised": at("realised_improvement", step + 1),
-        "realised_se": at("realised_improvement_se", step + 1),
-        "iteration": np.broadcast_to(run.iteration[step, None], (len(step), run.num_seeds)),
-        "seed": np.broadcast_to(np.array(run.seeds), (len(step), run.num_seeds)),
+        "predicted": np.broadcast_to(run.columns.get("predicted_improvement", missing), shape),
+        "predicted_se": np.broadcast_to(run.columns.get("predicted_improvement_se", missing), shape),
+        "realised": of_the_step(run, "realised_improvement"),
+        "realised_se": of_the_step(run, "realised_improvement_se"),
+        "iteration": np.broadcast_to(run.iteration[:, None], shape),
+        "seed": np.broadcast_to(np.array(run.seeds), shape),
     }
-    kept = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"]) & run.accepted[step]
+    kept = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"])
     return {name: values[kept] for name, values in pairs.items()}
 
 

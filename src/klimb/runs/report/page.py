@@ -16,17 +16,8 @@ import numpy as np
 from klimb.errors import RunError
 from klimb.runs.files import write_text
 from klimb.runs.report.averages import bucket_mean
-from klimb.runs.report.charts import (
-    effective_sample_chart,
-    evaluation_chart,
-    health_charts,
-    improvement_chart,
-    kl_chart,
-    likelihood_chart,
-    own_charts,
-    return_chart,
-    total_variation_chart,
-)
+from klimb.runs.report.certificate_charts import certificate_charts
+from klimb.runs.report.charts import evaluation_chart, health_charts, likelihood_chart, own_charts, return_chart
 from klimb.runs.report.configuration import configuration_html, rule_title
 from klimb.runs.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
 from klimb.runs.report.text import duration, figure, message, reason, si, with_error
@@ -98,12 +89,6 @@ def _resource(name: str) -> str:
 
 def _sections(run: RunData) -> list[Spec]:
     """The page's charts in order, under headings."""
-    certificate = [
-        *kl_chart(run),
-        *improvement_chart(run),
-        *total_variation_chart(run),
-        *effective_sample_chart(run),
-    ]
     return [
         {
             "title": "Learning",
@@ -113,7 +98,7 @@ def _sections(run: RunData) -> list[Spec]:
         {
             "title": "Step certificate",
             "lead": "How far each step went, and whether it kept its promise.",
-            "charts": certificate,
+            "charts": certificate_charts(run),
         },
         {"title": "Policy and critic", "lead": "", "charts": health_charts(run)},
         {

@@ -67,8 +67,28 @@
     }
     return ticks;
   }
+  // log: false, true, or the size up to which an axis of both signs is about linear.
+  function warp(log) {
+    if (typeof log === "number") return (v) => Math.sign(v) * Math.log10(1 + Math.abs(v) / log);
+    return log ? Math.log10 : (v) => v;
+  }
+  // Zero and powers of ten on both sides, outwards as far apart as rows are.
+  function signedTicks([low, high], room, linear) {
+    const f = warp(linear), gap = (f(high) - f(low)) / (room * 2.4);
+    const plain = linear >= 1e-3 && Math.max(-low, high) < 2e4;
+    const ticks = low <= 0 && high >= 0 ? [[0, "0"]] : [];
+    for (const [sign, end] of [[1, high], [-1, -low]]) {
+      let last = 0;
+      for (let e = Math.round(Math.log10(linear)); 10 ** e <= end; e++) {
+        if (f(10 ** e) - last < gap) continue;
+        last = f(10 ** e);
+        ticks.push([sign * 10 ** e, (sign < 0 ? "−" : "") + (plain ? String(+(10 ** e).toPrecision(1)) : power(e))]);
+      }
+    }
+    return ticks.length > 2 ? ticks : linearTicks([low, high], room);
+  }
   function scale([low, high], [from, to], log) {
-    const f = log ? Math.log10 : (v) => v;
+    const f = warp(log);
     const ratio = (to - from) / (f(high) - f(low));
     return (v) => from + (f(v) - f(low)) * ratio;
   }
@@ -86,7 +106,8 @@
     const { plot, spec } = chart;
     const [width, height] = chart.size;
     const rows = Math.max(3, (height - strip - 50) / 44);
-    const ticks = yTicks || (log ? logTicks(yDomain, rows) : linearTicks(yDomain, rows));
+    const axis = typeof log === "number" ? signedTicks : log ? logTicks : linearTicks;
+    const ticks = yTicks || axis(yDomain, rows, log);
     const left = Math.max(22, ...ticks.map(([, label]) => label.length * 6.7 + 10));
     const area = { left, right: width - 14, top: spec.unit || spec.yLabel ? 22 : 10, bottom: height - (chart.small ? 24 : 38) - strip };
     const root = svg(plot, "svg", {
@@ -163,13 +184,18 @@
     if (log) {
       const positive = values.filter((v) => v > 0).sort((a, b) => a - b);
       if (!positive.length) return null;
-      const low = Math.max(positive[0], quantile(positive, 0.01) / 10), high = positive[positive.length - 1];
+      const levels = (spec.levels || []).map((level) => level.value).filter((v) => v > 0);
+      const low = Math.min(Math.max(positive[0], quantile(positive, 0.01) / 10), ...levels), high = positive[positive.length - 1];
       return [low / 1.25, Math.max(high, low * 1.5) * 1.25];
     }
     values.push(...(spec.include || []));
     let low = Infinity, high = -Infinity;
     for (const v of values) { low = Math.min(low, v); high = Math.max(high, v); }
     if (spec.floor !== undefined) low = Math.max(low, spec.floor);
+    if (chart.log && spec.symlog) {
+      const f = warp(spec.symlog);
+      return padded(f(low), f(high)).map((u) => Math.sign(u) * spec.symlog * (10 ** Math.abs(u) - 1));
+    }
     const domain = padded(low, high, [...(spec.include || []), spec.floor]);
     for (const level of spec.levels || []) domain[1] = Math.max(domain[1], level.value + 0.12 * (level.value - domain[0]));
     return domain;
@@ -186,11 +212,12 @@
     const { spec } = chart;
     const visible = spec.layers.filter((layer) => shown(chart, layer));
     if (!visible.some((layer) => layer.type !== "marks")) return empty(chart);
-    const domain = (chart.log && lineDomain(chart, true)) || lineDomain(chart, false);
-    const log = chart.log && domain[0] > 0;
+    const signed = chart.log && spec.symlog;
+    const domain = (chart.log && !signed && lineDomain(chart, true)) || lineDomain(chart, false);
+    const log = chart.log && !signed && domain[0] > 0;
     const marks = visible.filter((layer) => layer.type === "marks");
     const strip = marks.length ? marks.length * 11 + 4 : 0;
-    const f = frame(chart, [0, roundEnd()], domain, { log, strip });
+    const f = frame(chart, [0, roundEnd()], domain, { log: signed || log, strip });
     const style = { connect: spec.connect, log, floor: domain[0] };
     if (!log && domain[0] < 0 && domain[1] > 0) svg(f.root, "path", { class: "zero", d: `M${f.area.left} ${f.y(0)}H${f.area.right}` });
     for (const layer of visible) {
@@ -343,6 +370,10 @@
       svg(f.inner, "path", { class: "line", d: d || "M0 0", stroke: `var(--q${group})`, "stroke-width": size, opacity: 0.85, "data-layer": "dots" });
     });
     svg(f.inner, "path", { class: "level", d: `M${f.x(xDomain[0])} ${f.y(xDomain[0])}L${f.x(xDomain[1])} ${f.y(xDomain[1])}`, "data-layer": "calibration" });
+    if (spec.fit && !chart.hidden.has(spec.fit.label)) {
+      const [from, to] = spec.fit.span.map((v) => `${f.x(v).toFixed(1)} ${f.y(spec.fit.intercept + spec.fit.slope * v).toFixed(1)}`);
+      svg(f.inner, "path", { class: "line", d: `M${from}L${to}`, stroke: "var(--c2)", "stroke-width": 2, "data-layer": "fit" });
+    }
     const mark = svg(f.root, "g");
     chart.frame = f;
     listen(f.root, (event) => {
@@ -461,6 +492,7 @@
   function legend(chart) {
     const { spec } = chart;
     if (spec.kind === "scatter") spec.groups.forEach((label, i) => toggle(chart, label, "dots", `var(--q${i})`));
+    if (spec.fit) toggle(chart, spec.fit.label, "line", "var(--c2)");
     if (spec.kind !== "lines") return;
     const entries = new Map();
     for (const layer of spec.layers) if (!entries.has(layer.label)) entries.set(layer.label, layer);
@@ -503,7 +535,7 @@
     const spec = data.charts[index];
     const hidden = new Set((spec.layers || []).filter((layer) => layer.hidden).map((layer) => layer.label));
     const small = card.parentNode.classList.contains("small");
-    const chart = { spec, index, hidden, small, log: Boolean(spec.log) && prefersLog(spec), plot: card.querySelector(".plot"), legend: card.querySelector(".legend") };
+    const chart = { spec, index, hidden, small, log: spec.log === "always" || (Boolean(spec.log) && prefersLog(spec)), plot: card.querySelector(".plot"), legend: card.querySelector(".legend") };
     charts.push(chart);
     legend(chart);
     const marks = (spec.layers || []).filter((layer) => layer.type === "marks").length;
