@@ -1,4 +1,4 @@
-"""Every statement of the theory on a thousand random and degenerate problems; and judges that can say no."""
+"""Every statement of the theory on hundreds of random and degenerate problems; and judges that can say no."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def problem_of(seed: int, kinds: dict) -> Problem:
 KIND = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in KINDS.items()})
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, 2**32 - 1), KIND)
 def test_all_statements_hold_on_random_problems(seed, kinds):
     problem = problem_of(seed, kinds)

@@ -13,8 +13,6 @@ from klimb.improve.fisher import fisher_rows
 from klimb.improve.natural_direction import Direction, conjugate_gradient, dense, woodbury
 from klimb.improve.trpo import TRPO
 from klimb.policies.distributions import Categorical
-from klimb.tabular.exact_batch import exact_batch
-from klimb.tabular.exact_gradient import fisher_matrix, policy_gradient
 from klimb.tabular.statements.statement import Problem, Section, Sides
 from klimb.tabular.surrogate import gains, state_variation
 
@@ -25,8 +23,8 @@ PRICES = (0.1, 1.0, 10.0)
 
 @CONSTRAINED.at_most("price of divergence", "Ā(π') − λ KL(π'‖π) ≤ λ log E_π[e^{A/λ}], mean over d^π, every λ > 0")
 def _(p: Problem) -> Sides:
-    states = p.mdp.state_distribution(p.pi)
-    gain = states @ gains(p.mdp, p.pi, p.new)
+    states = p.states
+    gain = states @ p.gains
     kl = states @ kl_divergence(Categorical(logits=p.new_logits), Categorical(logits=p.logits))
     prices = jnp.array(PRICES)
     return gain - prices * kl, jnp.stack([_dual(p, price) for price in PRICES])
@@ -54,9 +52,9 @@ def _(p: Problem) -> Sides:
 
 @CONSTRAINED.at_most("total variation constraint", "Ā(π') ≤ E_{d^π}[TV · (max_a A − min_a A)]")
 def _(p: Problem) -> Sides:
-    states, advantage = p.mdp.state_distribution(p.pi), p.mdp.advantages(p.pi)
+    states, advantage = p.states, p.advantages
     spread = jnp.max(advantage, axis=1) - jnp.min(advantage, axis=1)
-    gain = states @ gains(p.mdp, p.pi, p.new)
+    gain = states @ p.gains
     return gain, states @ (state_variation(p.pi, p.new) * spread)
 
 
@@ -84,7 +82,7 @@ def _(p: Problem) -> Sides:
 
 @CONSTRAINED.equal("plain step", "α = √(ε/‖g‖²) makes ‖δ‖² = ε: the same problem with the wrong constraint")
 def _(p: Problem) -> Sides:
-    gradient = policy_gradient(p.mdp, p.old)
+    gradient = p.gradient
     square = gradient @ gradient
     moves = square > 0
     step = jnp.where(moves, jnp.sqrt(EPSILON / jnp.where(moves, square, 1)), 0) * gradient
@@ -94,8 +92,8 @@ def _(p: Problem) -> Sides:
 @CONSTRAINED.equal("three solvers", "(F + ηI)⁻¹ g by conjugate gradient, in sample space and whole")
 def _(p: Problem) -> Sides:
     # A row a state: the expectation over actions is in the rows' own metric.
-    states = exact_batch(p.mdp, p.old).take(jnp.arange(0, p.logits.size, p.mdp.num_actions))
-    states = eqx.tree_at(lambda batch: batch.weight, states, p.mdp.state_distribution(p.pi))
+    states = p.batch.take(jnp.arange(0, p.logits.size, p.mdp.num_actions))
+    states = eqx.tree_at(lambda batch: batch.weight, states, p.states)
     gradient = _ascent(p)
     rows = fisher_rows(p.old, states, "exact")
     whole = dense(rows, gradient, damping=0.1).x
@@ -107,8 +105,8 @@ def _(p: Problem) -> Sides:
 
 @CONSTRAINED.at_most("TRPO's step", "KL(π‖π') ≤ ε and Ā(π') ≥ 0, measured on the policy returned")
 def _(p: Problem) -> Sides:
-    moved, _, info = TRPO(max_kl=EPSILON).step(jax.random.key(0), p.old, (), exact_batch(p.mdp, p.old))
-    states = p.mdp.state_distribution(p.pi)
+    moved, _, info = TRPO(max_kl=EPSILON).step(jax.random.key(0), p.old, (), p.batch)
+    states = p.states
     kl = states @ kl_divergence(Categorical(logits=p.logits), Categorical(logits=moved.logits))
     gain = states @ gains(p.mdp, p.pi, jax.nn.softmax(moved.logits))
     return jnp.stack([kl, jnp.zeros(()), info.kl_old_new]), jnp.stack([jnp.asarray(EPSILON), gain, kl])
@@ -116,7 +114,7 @@ def _(p: Problem) -> Sides:
 
 @CONSTRAINED.equal("no signal, no step", "with zero advantage TRPO returns the old parameters, bit for bit")
 def _(p: Problem) -> Sides:
-    batch = exact_batch(p.mdp, p.old)
+    batch = p.batch
     silent = type(batch)(**{**vars(batch), "advantage": jnp.zeros_like(batch.advantage)})
     moved, _, _ = TRPO().step(jax.random.key(0), p.old, (), silent)
     return moved.logits, p.logits
@@ -124,7 +122,7 @@ def _(p: Problem) -> Sides:
 
 @CONSTRAINED.at_most("PPO's clip", "min(ρA, clip(ρ, 1 ± c) A) ≤ ρA: never above the surrogate")
 def _(p: Problem) -> Sides:
-    advantage = p.mdp.advantages(p.pi)
+    advantage = p.advantages
     ratio = jnp.where(p.pi > 0, p.new / jnp.where(p.pi > 0, p.pi, 1), 1)
     clipped = jnp.clip(ratio, 0.8, 1.2)
     return jnp.minimum(ratio * advantage, clipped * advantage), ratio * advantage
@@ -139,14 +137,14 @@ def _(p: Problem) -> Sides:
 
 def _dual(p: Problem, price: Array | float) -> Float[Array, ""]:
     """λ E_s log E_{a∼π} e^{A/λ}."""
-    advantage = p.mdp.advantages(p.pi)
+    advantage = p.advantages
     soft = jax.scipy.special.logsumexp(jax.nn.log_softmax(p.logits) + advantage / price, axis=1)
-    return price * (p.mdp.state_distribution(p.pi) @ soft)
+    return price * (p.states @ soft)
 
 
 def _at_prices(p: Problem) -> tuple[Array, Array]:
     """Ā and KL(π*‖π) of the penalised optimum at every price, means over d^π."""
-    states, advantage = p.mdp.state_distribution(p.pi), p.mdp.advantages(p.pi)
+    states, advantage = p.states, p.advantages
     best = [p.logits + advantage / price for price in PRICES]
     gain = jnp.stack([states @ gains(p.mdp, p.pi, jax.nn.softmax(logits)) for logits in best])
     kl = [states @ kl_divergence(Categorical(logits=logits), Categorical(logits=p.logits)) for logits in best]
@@ -154,7 +152,7 @@ def _at_prices(p: Problem) -> tuple[Array, Array]:
 
 
 def _natural(p: Problem, *, damping: float) -> tuple[Array, Array, Direction]:
-    gradient, fisher = _ascent(p), fisher_matrix(p.mdp, p.old)
+    gradient, fisher = _ascent(p), p.fisher
     # Rounding gives g a part that no x has a product with F for: a stricter search would run after it.
     solve = conjugate_gradient(
         lambda v: fisher @ v + damping * v, gradient, iterations=4 * gradient.size, tolerance=1e-10
@@ -177,8 +175,8 @@ def _asked(p: Problem) -> Float[Array, ""]:
 
 def _ascent(p: Problem) -> Array:
     """∇J/‖∇J‖, since no step depends on its length; 0 where J does not depend on the policy but for rounding."""
-    gradient = policy_gradient(p.mdp, p.old)
+    gradient = p.gradient
     length = jnp.linalg.norm(gradient)
-    largest = jnp.max(jnp.abs(p.mdp.action_values(p.pi))) * jnp.sum(p.mdp.occupancy(p.pi))
+    largest = jnp.max(jnp.abs(p.action_values)) * jnp.sum(p.occupancy)
     informative = length > 1e-13 * largest
     return jnp.where(informative, gradient / jnp.where(informative, length, 1), 0)

@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 
 from klimb.improve.divergences import kl_divergence, total_variation, total_variation_bound
 from klimb.policies.distributions import Categorical, DiagGaussian
-from klimb.tabular.exact_batch import exact_batch
-from klimb.tabular.exact_gradient import fisher_matrix
 from klimb.tabular.statements.statement import Problem, Section, Sides
 
 DIVERGENCES = Section("4")
@@ -58,9 +56,9 @@ def _(p: Problem) -> Sides:
 
 @DIVERGENCES.equal("Fisher matrix", "F from products = E[∇log π ∇log πᵀ], entry by entry")
 def _(p: Problem) -> Sides:
-    batch = exact_batch(p.mdp, p.old)
+    batch = p.batch
     scores = jax.jacobian(lambda logits: jax.nn.log_softmax(logits).ravel())(p.logits).reshape(p.logits.size, -1)
-    return fisher_matrix(p.mdp, p.old), scores.T @ (batch.weight[:, None] * scores)
+    return p.fisher, scores.T @ (batch.weight[:, None] * scores)
 
 
 class Gaussians(eqx.Module):
@@ -138,7 +136,7 @@ def _integrate(integrand: Callable[[Array], Array]) -> Array:
 
 def _curvature(p: Problem, divergence: Callable[[Categorical, Categorical], Array]) -> Float[Array, ""]:
     """The second derivative, along δ, of the mean divergence from the old policy."""
-    weight = p.mdp.state_distribution(p.pi)
+    weight = p.states
 
     def along(t: Array) -> Array:
         moved = Categorical(logits=p.logits + t * p.direction)
@@ -149,4 +147,4 @@ def _curvature(p: Problem, divergence: Callable[[Categorical, Categorical], Arra
 
 def _quadratic_form(p: Problem) -> Float[Array, ""]:
     delta = p.direction.ravel()
-    return delta @ fisher_matrix(p.mdp, p.old) @ delta
+    return delta @ p.fisher @ delta

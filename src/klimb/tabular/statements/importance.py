@@ -15,7 +15,7 @@ from klimb.estimate.importance import (
     trajectory_weights,
 )
 from klimb.estimate.returns import rewards_to_go
-from klimb.tabular.statements.objective import score_sum, short_objective
+from klimb.tabular.statements.objective import gradient_of_short_objective, score_sum
 from klimb.tabular.statements.statement import Problem, Section, Sides
 from klimb.types import Mixture, Residuals
 
@@ -34,29 +34,29 @@ def _(p: Problem) -> Sides:
 
 @IMPORTANCE.equal("trajectory gradient", "∇J = E_β[Π_t (π/β) Σ_t γᵗ ∇log π Σ_{t' ≥ t} γ^{t'−t} r_{t'}]")
 def _(p: Problem) -> Sides:
-    return _weighted_gradient(p, "trajectory"), _exact(p)
+    return _weighted_gradient(p, "trajectory"), gradient_of_short_objective(p)
 
 
 @IMPORTANCE.equal("per-decision gradient", "∇J with every reward weighted by the decisions up to it alone")
 def _(p: Problem) -> Sides:
-    return _weighted_gradient(p, "per_decision"), _exact(p)
+    return _weighted_gradient(p, "per_decision"), gradient_of_short_objective(p)
 
 
 @IMPORTANCE.equal("mixture, trajectory", "∇J with the mixture of whole trajectories in the denominator")
 def _(p: Problem) -> Sides:
-    return _weighted_gradient(p, "trajectory", mixture=True), _exact(p)
+    return _weighted_gradient(p, "trajectory", mixture=True), gradient_of_short_objective(p)
 
 
 @IMPORTANCE.equal("mixture, per decision", "the same, decision by decision")
 def _(p: Problem) -> Sides:
-    return _weighted_gradient(p, "per_decision", mixture=True), _exact(p)
+    return _weighted_gradient(p, "per_decision", mixture=True), gradient_of_short_objective(p)
 
 
 @IMPORTANCE.equal("per-step gradient", "E_β[Σ_t γᵗ (π/β)(a_t|s_t) ∇log π A^π] = the gradient at β's states: biased")
 def _(p: Problem) -> Sides:
     paths = p.trajectories
     discount = p.mdp.gamma ** jnp.arange(paths.horizon)
-    advantage = p.mdp.advantages(p.pi)
+    advantage = p.advantages
     weight = _behaviour(p) * jnp.exp(_log_ratio(p)) * discount[:, None] * advantage[paths.state, paths.action]
     marginals = p.mdp.state_marginals(_other(p), paths.horizon)
 
@@ -102,10 +102,6 @@ def _behaviour(p: Problem) -> Float[Array, " N"]:
 
 def _log_ratio(p: Problem) -> Float[Array, "T N"]:
     return p.trajectories.log_prob(p.pi) - p.trajectories.log_prob(_other(p))
-
-
-def _exact(p: Problem) -> Array:
-    return jax.grad(lambda logits: short_objective(p, logits))(p.logits).ravel()
 
 
 def _weighted_gradient(p: Problem, weighting: Weighting, *, mixture: bool = False) -> Array:

@@ -10,7 +10,7 @@ from klimb.improve.divergences import kl_divergence, total_variation, total_vari
 from klimb.policies.distributions import Categorical
 from klimb.tabular import bounds
 from klimb.tabular.statements.statement import Problem, Section, Sides
-from klimb.tabular.surrogate import gains, state_variation, surrogate, worst_gain
+from klimb.tabular.surrogate import state_variation, surrogate
 
 IMPROVEMENT = Section("3")
 HORIZON = 50
@@ -19,21 +19,21 @@ ALPHAS = (0.01, 0.1, 0.3, 0.6, 1.0)
 
 @IMPROVEMENT.equal("performance difference", "J(π') = J(π) + E_{τ∼π'}[Σ_t γᵗ A^π(s_t, a_t)]")
 def _(p: Problem) -> Sides:
-    gained = p.mdp.occupancy(p.new) @ gains(p.mdp, p.pi, p.new)
-    return p.mdp.objective(p.new), p.mdp.objective(p.pi) + gained
+    gained = p.new_occupancy @ p.gains
+    return p.mdp.objective(p.new), p.objective + gained
 
 
 @IMPROVEMENT.equal("surrogate at home", "J(π) + Ā(π) = J(π): Σ_t γᵗ E_{p_t, π}[A^π] = 0")
 def _(p: Problem) -> Sides:
-    values, objective = p.mdp.state_values(p.pi), p.mdp.objective(p.pi)
-    advantage = jnp.sum(p.pi * p.mdp.action_values(p.pi), axis=1) - values
-    return objective + p.mdp.occupancy(p.pi) @ advantage, objective
+    values, objective = p.values, p.objective
+    advantage = jnp.sum(p.pi * p.action_values, axis=1) - values
+    return objective + p.occupancy @ advantage, objective
 
 
 @IMPROVEMENT.equal("surrogate's gradient", "∇Ā(θ) = ∇J(θ) at the policy that it is made at")
 def _(p: Problem) -> Sides:
     slope = jax.grad(lambda logits: surrogate(p.mdp, p.pi, jax.nn.softmax(logits)))(p.logits)
-    return slope, jax.grad(lambda logits: p.mdp.objective(jax.nn.softmax(logits)))(p.logits)
+    return slope, p.slope
 
 
 @IMPROVEMENT.at_most("state mismatch", "TV(p_π'^t, p_π^t) ≤ 1 − (1 − ε)ᵗ for every t")
@@ -49,7 +49,7 @@ def _(p: Problem) -> Sides:
 
 @IMPROVEMENT.at_most("expectations", "|E_p'[f] − E_p[f]| ≤ 2 TV(p', p) max|f|")
 def _(p: Problem) -> Sides:
-    functions = jnp.stack([jnp.sum(p.pi * p.mdp.reward, axis=1), p.mdp.state_values(p.pi)])
+    functions = jnp.stack([jnp.sum(p.pi * p.mdp.reward, axis=1), p.values])
     old, new = (p.mdp.state_marginals(pi, HORIZON) for pi in (p.pi, p.new))
     left = jnp.abs((new - old) @ functions.T)
     return left, 2 * _marginal_variation(p)[:, None] * jnp.max(jnp.abs(functions), axis=1)
@@ -62,7 +62,7 @@ def _(p: Problem) -> Sides:
 
 @IMPROVEMENT.at_most("average mismatch", "TV(d^π', d^π) ≤ γ/(1 − γ) E_{s∼d^π}[TV]", needs_discount=True)
 def _(p: Problem) -> Sides:
-    mean = p.mdp.state_distribution(p.pi) @ state_variation(p.pi, p.new)
+    mean = p.states @ state_variation(p.pi, p.new)
     return _discounted_variation(p), bounds.average_mismatch_bound(mean, p.mdp.gamma)
 
 
@@ -77,32 +77,32 @@ def _(p: Problem) -> Sides:
 
 @IMPROVEMENT.at_most("worst gain", "C = max_s |E_{a∼π'} A^π(s, a)| ≤ 2 ε max|A^π|")
 def _(p: Problem) -> Sides:
-    largest = jnp.max(jnp.abs(p.mdp.advantages(p.pi)))
-    return worst_gain(p.mdp, p.pi, p.new), 2 * _epsilon(p) * largest
+    largest = jnp.max(jnp.abs(p.advantages))
+    return p.worst_gain, 2 * _epsilon(p) * largest
 
 
 @IMPROVEMENT.at_most("guarantee", "|J(π') − J(π) − Ā(π')| ≤ 2 C Σ_t γᵗ (1 − (1 − ε)ᵗ)")
 def _(p: Problem) -> Sides:
-    gap, worst = _gap(p), worst_gain(p.mdp, p.pi, p.new)
+    gap, worst = _gap(p), p.worst_gain
     return gap, -bounds.improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
 
 
 @IMPROVEMENT.at_most("guarantee, linear", "… ≤ 2 C ε γ/(1 − γ)²")
 def _(p: Problem) -> Sides:
-    gap, worst = _gap(p), worst_gain(p.mdp, p.pi, p.new)
+    gap, worst = _gap(p), p.worst_gain
     return gap, -bounds.linear_improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
 
 
 @IMPROVEMENT.at_most("guarantee without C", "… ≤ 4 ε max|A^π| Σ_t γᵗ (1 − (1 − ε)ᵗ)")
 def _(p: Problem) -> Sides:
-    estimate = 2 * _epsilon(p) * jnp.max(jnp.abs(p.mdp.advantages(p.pi)))
+    estimate = 2 * _epsilon(p) * jnp.max(jnp.abs(p.advantages))
     return _gap(p), -bounds.improvement_bound(0.0, estimate, _epsilon(p), p.mdp.gamma)
 
 
 @IMPROVEMENT.at_most("guarantee on average", "… ≤ (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_t}[TV]")
 def _(p: Problem) -> Sides:
-    summed = p.mdp.occupancy(p.pi) @ state_variation(p.pi, p.new)
-    worst = worst_gain(p.mdp, p.pi, p.new)
+    summed = p.occupancy @ state_variation(p.pi, p.new)
+    worst = p.worst_gain
     return _gap(p), -bounds.average_improvement_bound(0.0, worst, summed, p.mdp.gamma)
 
 
@@ -129,7 +129,7 @@ def _(p: Problem) -> Sides:
     mean, worst = _mean_and_worst(p)
     alphas = jnp.array(ALPHAS)
     mixed = jnp.stack([p.mdp.objective((1 - a) * p.pi + a * p.new) for a in ALPHAS])
-    return p.mdp.objective(p.pi) + bounds.mixture_bound(mean, worst, alphas, p.mdp.gamma), mixed
+    return p.objective + bounds.mixture_bound(mean, worst, alphas, p.mdp.gamma), mixed
 
 
 @IMPROVEMENT.at_most(
@@ -145,13 +145,13 @@ def _(p: Problem) -> Sides:
 @IMPROVEMENT.at_most("conservative improvement", "J(π) ≤ J after the conservative step", needs_discount=True)
 def _(p: Problem) -> Sides:
     alpha = _conservative(p)
-    return p.mdp.objective(p.pi), p.mdp.objective((1 - alpha) * p.pi + alpha * p.new)
+    return p.objective, p.mdp.objective((1 - alpha) * p.pi + alpha * p.new)
 
 
 def _gap(p: Problem) -> Float[Array, ""]:
     """|J(π') − J(π) − Ā(π')|, with the performance difference put in: no difference of large numbers."""
-    visits = p.mdp.occupancy(p.new) - p.mdp.occupancy(p.pi)
-    return jnp.abs(visits @ gains(p.mdp, p.pi, p.new))
+    visits = p.new_occupancy - p.occupancy
+    return jnp.abs(visits @ p.gains)
 
 
 def _epsilon(p: Problem) -> Float[Array, ""]:
@@ -164,8 +164,7 @@ def _marginal_variation(p: Problem) -> Float[Array, " H"]:
 
 
 def _discounted_variation(p: Problem) -> Float[Array, ""]:
-    old, new = (p.mdp.state_distribution(pi) for pi in (p.pi, p.new))
-    return 0.5 * jnp.sum(jnp.abs(new - old))
+    return 0.5 * jnp.sum(jnp.abs(p.new_states - p.states))
 
 
 def _divergences(p: Problem) -> tuple[Array, Array, Array]:
@@ -177,8 +176,8 @@ def _divergences(p: Problem) -> tuple[Array, Array, Array]:
 
 
 def _mean_and_worst(p: Problem) -> tuple[Array, Array]:
-    gain = gains(p.mdp, p.pi, p.new)
-    return p.mdp.state_distribution(p.pi) @ gain, worst_gain(p.mdp, p.pi, p.new)
+    gain = p.gains
+    return p.states @ gain, p.worst_gain
 
 
 def _conservative(p: Problem) -> Array:

@@ -8,8 +8,6 @@ from jaxtyping import Array, Float
 
 from klimb.estimate.advantages import AdvantageKind, estimate_advantages
 from klimb.improve.objectives import action_distribution, flatten, log_likelihood, surrogate_gain
-from klimb.tabular.exact_batch import exact_batch
-from klimb.tabular.exact_gradient import policy_gradient
 from klimb.tabular.statements.statement import Problem, Section, Sides
 
 OBJECTIVE = Section("1")
@@ -18,7 +16,7 @@ OBJECTIVE = Section("1")
 @OBJECTIVE.equal("objective", "J = ρ·V = Σ_s Σ_t γᵗ p(s_t = s) r_π(s)")
 def _(p: Problem) -> Sides:
     reward = jnp.sum(p.pi * p.mdp.reward, axis=1)
-    return p.mdp.objective(p.pi), p.mdp.occupancy(p.pi) @ reward
+    return p.mdp.objective(p.pi), p.occupancy @ reward
 
 
 @OBJECTIVE.equal("trajectories", "Σ_τ p(τ) = 1 and Σ_τ p(τ) Σ_t γᵗ r_t = Σ_t γᵗ E_{p_t}[r_π]")
@@ -31,13 +29,12 @@ def _(p: Problem) -> Sides:
 
 @OBJECTIVE.equal("policy gradient", "∇J = Σ_t γᵗ E[∇log π(a_t|s_t) A^π(s_t, a_t)]")
 def _(p: Problem) -> Sides:
-    exact = jax.grad(lambda logits: p.mdp.objective(jax.nn.softmax(logits)))(p.logits)
-    return exact.ravel(), policy_gradient(p.mdp, p.old)
+    return p.slope.ravel(), p.gradient
 
 
 @OBJECTIVE.equal("weighted likelihood", "∇ mean log π_θ Â = ∇ mean (π_θ/π) Â at θ")
 def _(p: Problem) -> Sides:
-    batch = exact_batch(p.mdp, p.old)
+    batch = p.batch
     theta, rebuild = flatten(p.old)
     likelihood = jax.grad(lambda v: log_likelihood(rebuild(v), batch))(theta)
     return likelihood, jax.grad(lambda v: surrogate_gain(action_distribution(rebuild(v), batch.obs), batch))(theta)
@@ -45,23 +42,23 @@ def _(p: Problem) -> Sides:
 
 @OBJECTIVE.equal("total return", "∇J = E[Σ_t ∇log π(a_t|s_t) Σ_{t'} γ^{t'} r_{t'}]")
 def _(p: Problem) -> Sides:
-    return _gradient_with(p, "total_return"), _gradient_of_short_objective(p)
+    return _gradient_with(p, "total_return"), gradient_of_short_objective(p)
 
 
 @OBJECTIVE.equal("reward to go", "∇J = E[Σ_t γᵗ ∇log π(a_t|s_t) Σ_{t' ≥ t} γ^{t'−t} r_{t'}]: t' = t … T")
 def _(p: Problem) -> Sides:
-    return _gradient_with(p, "reward_to_go"), _gradient_of_short_objective(p)
+    return _gradient_with(p, "reward_to_go"), gradient_of_short_objective(p)
 
 
 @OBJECTIVE.equal("constant baseline", "a constant taken off Â leaves ∇J as it is")
 def _(p: Problem) -> Sides:
     average = _average_return(p)
-    return _gradient_with(p, "reward_to_go", baseline=average), _gradient_of_short_objective(p)
+    return _gradient_with(p, "reward_to_go", baseline=average), gradient_of_short_objective(p)
 
 
 @OBJECTIVE.equal("value baseline", "V(s_t) taken off Â leaves ∇J as it is")
 def _(p: Problem) -> Sides:
-    return _gradient_with(p, "value_baseline"), _gradient_of_short_objective(p)
+    return _gradient_with(p, "value_baseline"), gradient_of_short_objective(p)
 
 
 @OBJECTIVE.at_most("best constant baseline", "it does not raise the variance of ∇log p(τ) (R(τ) − b)")
@@ -107,14 +104,15 @@ def _discount(p: Problem) -> Float[Array, " T"]:
     return p.mdp.gamma ** jnp.arange(p.trajectories.horizon)
 
 
-def _gradient_of_short_objective(p: Problem) -> Array:
+def gradient_of_short_objective(p: Problem) -> Array:
+    """Its gradient in the logits, flat."""
     return jax.grad(lambda logits: short_objective(p, logits))(p.logits).ravel()
 
 
 def _gradient_with(p: Problem, kind: AdvantageKind, *, baseline: Array | float = 0.0) -> Array:
     """E_τ[Σ_t γᵗ ∇log π Â_t] over whole trajectories that end after T steps."""
     rollout = p.rollout
-    value = p.mdp.state_values(p.pi)
+    value = p.values
     estimate = estimate_advantages(
         kind,
         rollout,
@@ -132,7 +130,7 @@ def _gradient_with(p: Problem, kind: AdvantageKind, *, baseline: Array | float =
 def _bootstrapped(p: Problem, kind: AdvantageKind, *, gae_lambda: float = 1.0, n_step: int = 1) -> Array:
     """The same over trajectories that are cut off after T steps, where the exact value goes on."""
     rollout = p.rollout
-    value = p.mdp.state_values(p.pi)
+    value = p.values
     cut = rollout.terminated
     estimate = estimate_advantages(
         kind,
@@ -147,7 +145,7 @@ def _bootstrapped(p: Problem, kind: AdvantageKind, *, gae_lambda: float = 1.0, n
 
 
 def _with_advantage(p: Problem) -> Array:
-    advantage = p.mdp.advantages(p.pi)[p.trajectories.state, p.trajectories.action]
+    advantage = p.advantages[p.trajectories.state, p.trajectories.action]
     return score_sum(p, p.trajectories.probability(p.pi) * _discount(p)[:, None] * advantage)
 
 

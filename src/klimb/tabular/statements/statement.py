@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import equinox as eqx
@@ -13,16 +14,23 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from klimb.tabular.enumeration import Trajectories
+from klimb.tabular.exact_batch import exact_batch
+from klimb.tabular.exact_gradient import fisher_matrix, policy_gradient
 from klimb.tabular.mdp import TabularMDP
+from klimb.tabular.surrogate import gains, worst_gain
 from klimb.tabular.table import SoftmaxTable
-from klimb.types import Rollout
+from klimb.types import Batch, Rollout
 
 Relation = Literal["=", "≤"]
 Sides = tuple[Array, Array]
 
 
 class Problem(eqx.Module):
-    """An MDP with an old and a new policy, a direction δ in the old one's parameters, and all short trajectories."""
+    """An MDP with an old and a new policy, a direction δ in the old one's parameters, and all short trajectories.
+
+    What many statements speak of is computed when the first one does, and kept: a program of sixty statements
+    would solve the same few linear systems hundreds of times.
+    """
 
     mdp: TabularMDP
     logits: Float[Array, "S A"]
@@ -53,7 +61,77 @@ class Problem(eqx.Module):
         """The new policy's table."""
         return jax.nn.softmax(self.new_logits)
 
-    @property
+    @cached_property
+    def values(self) -> Float[Array, " S"]:
+        """V^π."""
+        return self.mdp.state_values(self.pi)
+
+    @cached_property
+    def advantages(self) -> Float[Array, "S A"]:
+        """A^π."""
+        return self.mdp.advantages(self.pi)
+
+    @cached_property
+    def action_values(self) -> Float[Array, "S A"]:
+        """Q^π."""
+        return self.mdp.action_values(self.pi)
+
+    @cached_property
+    def objective(self) -> Float[Array, ""]:
+        """J(π)."""
+        return self.mdp.initial @ self.values
+
+    @cached_property
+    def occupancy(self) -> Float[Array, " S"]:
+        """Σ_t γᵗ p_π^t."""
+        return self.mdp.occupancy(self.pi)
+
+    @cached_property
+    def new_occupancy(self) -> Float[Array, " S"]:
+        """The same under the new policy."""
+        return self.mdp.occupancy(self.new)
+
+    @cached_property
+    def states(self) -> Float[Array, " S"]:
+        """d^π, normalised."""
+        return self.occupancy / jnp.sum(self.occupancy)
+
+    @cached_property
+    def gains(self) -> Float[Array, " S"]:
+        """E_{a∼π'} A^π, state by state."""
+        return gains(self.mdp, self.pi, self.new)
+
+    @cached_property
+    def worst_gain(self) -> Float[Array, ""]:
+        """C."""
+        return worst_gain(self.mdp, self.pi, self.new)
+
+    @cached_property
+    def slope(self) -> Float[Array, "S A"]:
+        """∇J in the logits, by automatic differentiation."""
+        return jax.grad(lambda logits: self.mdp.objective(jax.nn.softmax(logits)))(self.logits)
+
+    @cached_property
+    def new_states(self) -> Float[Array, " S"]:
+        """d^π'."""
+        return self.new_occupancy / jnp.sum(self.new_occupancy)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The old policy's exact batch."""
+        return exact_batch(self.mdp, self.old)
+
+    @cached_property
+    def gradient(self) -> Float[Array, " P"]:
+        """∇J, by the policy gradient theorem."""
+        return policy_gradient(self.mdp, self.old)
+
+    @cached_property
+    def fisher(self) -> Float[Array, "P P"]:
+        """F."""
+        return fisher_matrix(self.mdp, self.old)
+
+    @cached_property
     def rollout(self) -> Rollout:
         """All trajectories as one rollout whose episodes end with its last row; log-probs are the old policy's."""
         paths = self.trajectories
