@@ -12,10 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
-from klimb import load_demonstrations
+from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, load_demonstrations, save_policy
 from klimb.cli import main
+from klimb.policies.networks import Discrete
+from klimb.runs.directory import RunDirectory
 
 SMALL = shlex.split("--num-envs 4 --num-steps 32 --hidden 8 --critic-epochs 2 --critic-num-minibatches 2")
 
@@ -78,8 +81,9 @@ def test_evaluate_elsewhere_and_for_people(run_dir, capsys):
 
 def test_evaluate_exactly(capsys):
     """The return of a table's policy without an episode's noise, in words and as JSON."""
-    words = [*shlex.split("train reinforce FrozenLake-v1 --env-steps 256 --eval-episodes 0 --run-dir lake"), *SMALL]
-    assert main(words) == 0
+    config = RunConfig("FrozenLake-v1", TRPO(), TrainOptions(hidden=()))
+    directory = RunDirectory.create("lake", config)
+    save_policy(NetworkPolicy(16, Discrete(4), hidden=(), key=jax.random.key(0)), directory.path)
     assert main(["evaluate", "lake", "--episodes", "2", "--exact", "--json"]) == 0
     (exact,) = json.loads(capsys.readouterr().out.splitlines()[-1])["exact"]
     assert exact["optimal"] == pytest.approx(0.5420259320)
@@ -222,7 +226,7 @@ def test_a_policy_of_another_environment_is_refused(run_dir, capsys):
     assert "was trained on another environment" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path):
     words = ["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "100000000", "--run-dir", "long"]
     process = subprocess.Popen(

@@ -58,10 +58,8 @@ RULES = [
     DualDescent(divergence="kl_new_old", log_multiplier=True, rounds=3, epochs=2),
     NaturalGradient(solver="woodbury", fisher="empirical", learning_rate=0.1),
     TRPO(),
-    TRPO(kl_direction="new_old", max_kl=0.3, damping=1e-3),
     TRPO(fisher="empirical", fisher_fraction=0.5, line_search="growing"),
     PPO(),
-    PPO(target_kl=0.003, clip_eps=0.1, anneal_learning_rate=True),
     PPO(penalty="kl", target_kl=0.02),
     BehaviourCloning(holdout=0.0, learning_rate=1e-2, minibatch_size=8),
 ]
@@ -76,6 +74,8 @@ VARIANTS = [
     DualDescent(divergence="tv", epsilon=0.05, initial_multiplier=0.0),
     NaturalGradient(solver="dense", damping=1e-3),
     NaturalGradient(normalised=True),
+    TRPO(kl_direction="new_old", max_kl=0.3, damping=1e-3),
+    PPO(target_kl=0.003, clip_eps=0.1, anneal_learning_rate=True),
     BehaviourCloning(holdout=0.0, learning_rate=1e-2),
 ]
 

@@ -150,7 +150,8 @@ class UpdateInfo(eqx.Module):
     entropy: mean entropy of the returned policy (nats).
     ess: effective sample size of the ratios to the policies that collected the batch, as a fraction; on the old
         policy's own data 1 for an unmoved policy.
-    status: a `Status`. extra: the rule's own scalars by name (CG residual, backtracks, clip fraction ...).
+    status: a `Status`. extra: the rule's own scalars by name (CG residual, backtracks, clip fraction ...), after what
+        the step certificate is made of (`klimb.estimate.certificate.STEP`).
     """
 
     surrogate_gain: Float[Array, ""]

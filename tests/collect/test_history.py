@@ -78,8 +78,15 @@ def test_memory_is_bounded(collected):
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
-@pytest.mark.parametrize("behaviour", ["recorded", "mixture"])
+@pytest.mark.parametrize(
+    ("env", "behaviour"),
+    [
+        ("CartPole-v1", "mixture"),
+        ("gymnasium:CartPole-v1", "recorded"),
+        pytest.param("CartPole-v1", "recorded", marks=pytest.mark.slow),
+        pytest.param("gymnasium:CartPole-v1", "mixture", marks=pytest.mark.slow),
+    ],
+)
 def test_runs_learn_from_several_batches_on_the_device_and_on_the_host(env, behaviour):
     """The newest batch is part of it: on the first step all weights are 1, later ones are not."""
     rule = OffPolicyGradient(history=3, behaviour=behaviour, gradient_steps=1, learning_rate=0.01)

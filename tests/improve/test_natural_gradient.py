@@ -45,7 +45,9 @@ def test_is_the_advantage_up_to_a_constant_in_every_state(world, solver, fisher)
     assert np.abs(centred(plain.logits - policy.logits) - centred(advantage)).max() > 0.1
 
 
-@pytest.mark.parametrize("damping", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize(
+    "damping", [pytest.param(1e-3, marks=pytest.mark.slow), 0.1, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 def test_solvers_agree(world, damping, fisher):
     _, policy, batch = world
@@ -58,7 +60,9 @@ def test_solvers_agree(world, damping, fisher):
         np.testing.assert_allclose(other, steps[0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("damping", [1e-9, 1e-3, 0.1, 1.0])
+@pytest.mark.parametrize(
+    "damping", [1e-9, pytest.param(1e-3, marks=pytest.mark.slow), 0.1, pytest.param(1.0, marks=pytest.mark.slow)]
+)
 @each_solver
 def test_kl_reached_tends_to_the_one_aimed_at(world, solver, damping):
     """KL / ε → 1 as ε → 0 with slope 1: log KL over log ε, for every damping and solver; off by O(√ε)."""

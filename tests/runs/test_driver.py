@@ -109,7 +109,15 @@ def test_seeds_of_one_program_are_the_runs_they_would_be_alone(whole_run):
     np.testing.assert_allclose(alone.history[0]["kl_old_new"], whole_run.history[0]["kl_old_new"][1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("advantage", ["total_return", "reward_to_go", "reward_to_go_average", "n_step"])
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        "total_return",
+        pytest.param("reward_to_go", marks=pytest.mark.slow),
+        pytest.param("reward_to_go_average", marks=pytest.mark.slow),
+        "n_step",
+    ],
+)
 def test_every_advantage_choice_trains(advantage):
     run = klimb.train("CartPole-v1", Reinforce(), **SMALL, env_steps=256, advantage=advantage, discount_states=True)
     assert run.history[-1]["status"] == "ACCEPTED"

@@ -101,7 +101,7 @@ def test_cloning_resumes_bit_for_bit_and_ends_early_for_good(file, tmp_path):
     assert leaves(again.policy) == leaves(early.policy)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
+@pytest.mark.parametrize("env", ["gymnasium:CartPole-v1", pytest.param("CartPole-v1", marks=pytest.mark.slow)])
 def test_demonstrations_join_the_batches_of_off_policy_gradients(env, demonstrations):
     rule = OffPolicyGradient(weighting="per_decision", max_weight=5.0, gradient_steps=2)
     run = klimb.train(env, rule, demonstrations=demonstrations, env_steps=384, **SMALL)
@@ -112,7 +112,7 @@ def test_demonstrations_join_the_batches_of_off_policy_gradients(env, demonstrat
     assert leaves(run.policy) != leaves(alone.policy)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", pytest.param("gymnasium:CartPole-v1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", [TRPO(), PPO()], ids=["trpo", "ppo"])
 def test_the_critic_warms_up_before_the_policy_moves(expert, rule, env, tmp_path):
     klimb.save_policy(expert, tmp_path / "expert")

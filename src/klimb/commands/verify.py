@@ -75,7 +75,7 @@ def _line(check: Check) -> str:
     numbers = f"{check.left:>12.6g} {check.relation} {check.right:<12.6g}"
     verdict = "holds" if check.holds else "FAILS"
     return (
-        f"  {verdict}  §{check.section}  {check.name:<30} {numbers} margin {check.margin:>8.1e}  {tight:<20} "
+        f"  {verdict}  §{check.section}  {check.name:<30} {numbers} margin {check.margin + 0.0:>8.1e}  {tight:<20} "
         f"{check.statement}"
     )
 
