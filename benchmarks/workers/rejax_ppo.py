@@ -1,4 +1,7 @@
-"""CartPole-v1, PPO, compiled: rejax at the same settings. Same protocol as klimb_ppo.py."""
+"""CartPole-v1, PPO, compiled: rejax at the same settings. Same protocol as klimb_ppo.py.
+
+Arguments: iterations a turn and, unless 4 and 128, the number of environments and the steps of each an iteration.
+"""
 
 import sys
 import time
@@ -6,12 +9,13 @@ import time
 import jax
 from rejax import PPO
 
-STEPS = int(sys.argv[1]) * 512
+ITERATIONS, NUM_ENVS, NUM_STEPS = map(int, (sys.argv[1:] + ["4", "128"][len(sys.argv) - 2 :]))
+STEPS = ITERATIONS * NUM_ENVS * NUM_STEPS
 
 algorithm = PPO.create(
     env="CartPole-v1",
-    num_envs=4,
-    num_steps=128,
+    num_envs=NUM_ENVS,
+    num_steps=NUM_STEPS,
     num_epochs=4,
     num_minibatches=4,
     learning_rate=3e-4,

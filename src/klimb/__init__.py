@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from klimb.collect.demonstrations import Demonstrations as Demonstrations
     from klimb.collect.recording import record as record
+    from klimb.devices import use_all_cores as use_all_cores
     from klimb.environments.gymnasium_adapter import GymnasiumEnvironment as GymnasiumEnvironment
     from klimb.environments.registry import make as make
     from klimb.errors import ConfigError as ConfigError
@@ -86,6 +87,7 @@ _HOME = {
     "TrainOptions": "runs.config",
     "make": "environments.registry",
     "GymnasiumEnvironment": "environments.gymnasium_adapter",
+    "use_all_cores": "devices",
     # rules
     "Reinforce": "improve.reinforce",
     "OffPolicyGradient": "improve.off_policy",

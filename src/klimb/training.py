@@ -20,6 +20,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
 from klimb.collect.history import History
+from klimb.devices import side_by_side
 from klimb.estimate.batch import make_batch
 from klimb.estimate.certificate import STEP, certificate
 from klimb.estimate.critic import CriticFit, explained_variance, values
@@ -36,12 +37,16 @@ Metrics = dict[str, Array]
 
 @dataclass(frozen=True)
 class Iteration:
-    """collect → estimate → improve, for one seed. `policy_static` is the part of the policy that is no array."""
+    """collect → estimate → improve, for one seed. `policy_static` is the part of the policy that is no array.
+
+    With a `role_axis` of two devices the rule's step is taken on one while the critic is fitted on the other.
+    """
 
     rule: Rule
     options: TrainOptions
     policy_static: PyTree
     collector: CompiledCollector | None
+    role_axis: str | None = None
 
     def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
         """The state before the first iteration, from a fresh policy and critic.
@@ -85,8 +90,12 @@ class Iteration:
         value, next_value = values(state.critic, rollout)
         batch, scale = make_batch(rollout, value, next_value, options, progress=state.iteration / self.num_iterations)
         history, batch_of_all, scale = self.recall(state, rollout, batch, scale, demonstrations)
-        new_policy, rule_state, info = self.improve(key_step, policy, state, batch_of_all)
-        critic, critic_state, fit = self.critic_fit.step(key_fit, state.critic, state.critic_state, batch)
+        (improved, rule_state, info), (critic, critic_state, fit) = side_by_side(
+            lambda: self.improve(key_step, policy, state, batch_of_all),
+            lambda: self.critic_fit.step(key_fit, state.critic, state.critic_state, batch),
+            self.role_axis,
+        )
+        new_policy = eqx.combine(improved, self.policy_static)
 
         metrics = {
             **_episode_metrics(episodes),
@@ -144,11 +153,13 @@ class Iteration:
     def improve(
         self, key: PRNGKeyArray, policy: PyTree, state: TrainState, batch: Batch
     ) -> tuple[PyTree, PyTree, UpdateInfo]:
-        """The rule's step; while the critic warms up, none."""
+        """The rule's step, of the policy its arrays; while the critic warms up, none."""
         if self.options.warmup == 0:
-            return self.rule.step(key, policy, state.rule_state, batch)
-        waiting = state.iteration < self.options.warmup
-        return step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
+            policy, rule_state, info = self.rule.step(key, policy, state.rule_state, batch)
+        else:
+            waiting = state.iteration < self.options.warmup
+            policy, rule_state, info = step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
+        return eqx.filter(policy, eqx.is_array), rule_state, info
 
     def _empty_history(self, rollout: Rollout, policy: PyTree) -> History:
         keeps_policies = getattr(self.rule, "keeps_policies", False)
@@ -172,9 +183,9 @@ class Iteration:
 
 def _episode_metrics(episodes: EpisodeSummary) -> Metrics:
     return {
-        "episode_return": episodes.mean_return,
-        "episode_length": episodes.mean_length,
-        "episodes": episodes.count,
+        "episode_return": jnp.asarray(episodes.mean_return),
+        "episode_length": jnp.asarray(episodes.mean_length),
+        "episodes": jnp.asarray(episodes.count),
     }
 
 

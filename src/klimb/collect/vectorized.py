@@ -1,7 +1,13 @@
-"""Collecting from host environments: one batched policy call a step, whole rollouts into preallocated arrays."""
+"""Collecting from host environments: decisions in NumPy, whole rollouts into arrays made beforehand.
+
+Where the environment can be made elsewhere, worker processes step it and decide for themselves; else it is stepped
+here. Either way JAX is asked for a rollout's noise once before it and for its log-probs once after.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -10,10 +16,16 @@ import gymnasium.spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Key, PyTree
 
-from klimb.collect.episodes import EpisodeSummary
+from klimb.collect.episodes import EpisodeSummary, EpisodeTally
+from klimb.collect.host_policy import HostPolicy, HostPolicySpec
+from klimb.collect.stepping import Columns, Decide, Group, is_discrete, parts, roll
+from klimb.collect.workers import Workers
+from klimb.devices import cores
+from klimb.environments.gymnasium_adapter import copy_seeds
 from klimb.environments.host import HostEnvironment
+from klimb.policies.networks import Box, NetworkPolicy
 from klimb.types import Rollout
 
 
@@ -21,6 +33,9 @@ class VectorCollector:
     """`num_envs` copies of a host environment for each of K seeds, `num_steps` steps of each a rollout.
 
     Everything it returns has the leading axis of seeds: Rollout leaves are `[K, T, N, ...]`.
+
+    workers: processes to step the copies in; None for as many as there are cores where the environment and the
+    policy allow it (a registered Gymnasium environment, a `NetworkPolicy`), 0 for this process.
     """
 
     def __init__(
@@ -31,59 +46,86 @@ class VectorCollector:
         num_seeds: int,
         num_envs: int,
         num_steps: int,
+        workers: int | None = 0,
     ) -> None:
         self.shape = (num_steps, num_seeds, num_envs)
         self.action_space = environment.action_space
         self._observation_shape = environment.observation_space.shape
-        self._vector = environment.vector(num_seeds * num_envs)
+        self._static = policy_static
+        self._spec = host_policy_spec(policy_static)
+        self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observation_shape))
         self._act = jax.jit(partial(_act, policy_static))
-        self._obs: np.ndarray | None = None
-        self._time = np.zeros(num_seeds * num_envs, np.int32)
-        self._return = np.zeros(num_seeds * num_envs)
+        self._complete = jax.jit(partial(_complete, policy_static))
+        self._tally = EpisodeTally(num_seeds, num_envs)
+        self._workers: Workers | None = None
+        self._groups: list[Group] = []
+        self._layout = Columns.layout(
+            self.shape, self._observation_shape, environment.action_space.shape or (), is_discrete(self.action_space)
+        )
+        count = cores() if workers is None else workers
+        self._start_workers: Callable[[], Workers] | None = None
+        if count > 0 and environment.recipe is not None and self._spec is not None:
+            self._start_workers = partial(Workers, environment.recipe, self._spec, self.shape, self._layout, count)
+        else:
+            halves = parts(num_envs, 2 if environment.steps_elsewhere else 1)
+            self._groups = [
+                Group(environment.vector(num_seeds * (half.stop - half.start)), half, num_seeds) for half in halves
+            ]
+        self._thread = ThreadPoolExecutor(1, "klimb-collect")
+        self._begun: tuple[PyTree, Future[Columns] | None] | None = None
 
     def reset(self, seed: int) -> None:
         """Start all episodes anew. Episodes that were running are not counted as finished."""
-        self._obs = self._vector.reset(seed)
-        self._time[:] = 0
-        self._return[:] = 0
+        _, num_seeds, num_envs = self.shape
+        self._tally.reset()
+        if self._start_workers is not None:
+            self._workers = self._workers or self._start_workers()
+            self._workers.reset(copy_seeds(seed, num_seeds * num_envs).reshape(num_seeds, num_envs))
+        elif len(self._groups) == 1:
+            self._groups[0].reset(seed)
+        else:
+            for group, word in zip(self._groups, copy_seeds(seed, len(self._groups)), strict=True):
+                group.reset(int(word))
 
     def collect(self, keys: Key[Array, " K"], policy: PyTree) -> tuple[Rollout, EpisodeSummary]:
         """One rollout of every seed under its frozen policy (array leaves `[K, ...]`); `keys` is `[K]`."""
-        assert self._obs is not None, "reset comes before collect"
-        num_steps, num_seeds, num_envs = self.shape
-        copies = num_seeds * num_envs
-        obs = np.empty((num_steps, *self._obs.shape), np.float32)
-        next_obs = np.empty_like(obs)
-        reward, log_prob = (np.empty((num_steps, copies), np.float32) for _ in range(2))
-        terminated, truncated, valid = (np.empty((num_steps, copies), bool) for _ in range(3))
-        time = np.empty((num_steps, copies), np.int32)
-        actions = []
-        finished_return = np.full((num_steps, copies), np.nan)
+        self.begin(keys, policy, at_once=True)
+        return self.finish()
 
-        # All of a rollout's keys in one call: splitting on the device costs more than a small policy does.
-        step_keys = np.asarray(jax.random.key_data(jax.vmap(lambda k: jax.random.split(k, num_steps))(keys)))
-        for t in range(num_steps):
-            chosen = self._act(policy, self._obs.reshape(num_seeds, num_envs, -1), step_keys[:, t])
-            action, chosen_log_prob, taken = chosen
-            action = np.asarray(action).reshape(copies, *action.shape[2:])
-            taken = action if taken is None else np.asarray(taken).reshape(copies, *taken.shape[2:])
-            step = self._vector.step(self._inside(taken))
-            obs[t], next_obs[t], time[t] = self._obs, step.next_obs, self._time
-            reward[t], terminated[t], truncated[t], valid[t] = step[2:]
-            log_prob[t] = np.asarray(chosen_log_prob).reshape(copies)
-            actions.append(action)
+    def begin(self, keys: Key[Array, " K"], policy: PyTree, *, at_once: bool = False) -> None:
+        """Begin a rollout, which goes on beside whatever this thread does next (unless `at_once`) until `finish`."""
+        # Copies: the arrays of a state are given up to the next one.
+        policy = jax.tree.map(np.array, policy)
+        noise = np.asarray(self._draw(policy, keys))
+        if self._workers is not None:
+            self._workers.begin(_numbers(policy, self._static), noise)
+            self._begun = policy, None
+            return
+        rolling = partial(self._roll, policy, noise)
+        if at_once:
+            done: Future[Columns] = Future()
+            done.set_result(rolling())
+            self._begun = policy, done
+        else:
+            self._begun = policy, self._thread.submit(rolling)
 
-            ended = step.terminated | step.truncated
-            self._return += np.where(step.valid, step.reward, 0)
-            finished_return[t, ended] = self._return[ended]
-            self._return[ended] = 0
-            self._time = np.where(ended | ~step.valid, 0, self._time + 1)
-            self._obs = step.obs
+    def finish(self) -> tuple[Rollout, EpisodeSummary]:
+        """The rollout that was begun."""
+        assert self._begun is not None, "begin comes before finish"
+        policy, rolling = self._begun
+        self._begun = None
+        if rolling is not None:
+            columns = rolling.result()
+        else:
+            assert self._workers is not None
+            columns = self._workers.finish()
+        time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid)
+        return self._complete(policy, columns, time), summary
 
-        columns = (obs, np.stack(actions), log_prob, reward, terminated, truncated, next_obs, valid, time)
-        flat = Rollout(*map(jnp.asarray, columns))
-        rollout = jax.tree.map(lambda column: jnp.asarray(self._by_seed(np.asarray(column))), flat)
-        return rollout, self._summary(self._by_seed(finished_return), self._by_seed(time))
+    @property
+    def under_way(self) -> bool:
+        """Whether a rollout has been begun and not finished."""
+        return self._begun is not None
 
     def rollout_shapes(self, policy: PyTree) -> Rollout:
         """The shapes of one seed's rollout under a policy."""
@@ -100,38 +142,90 @@ class VectorCollector:
 
     def close(self) -> None:
         """Release the environments."""
-        self._vector.close()
+        self._thread.shutdown()
+        if self._workers is not None:
+            self._workers.close()
+        for group in self._groups:
+            group.vector.close()
 
-    def _inside(self, action: np.ndarray) -> np.ndarray:
-        if isinstance(self.action_space, gymnasium.spaces.Box):
-            return np.clip(action, self.action_space.low, self.action_space.high)
-        return action
+    def _roll(self, policy: PyTree, noise: np.ndarray) -> Columns:
+        columns = Columns.empty(self._layout)
+        roll(self._groups, self._decide(policy, noise), columns)
+        return columns
 
-    def _by_seed(self, x: np.ndarray) -> np.ndarray:
-        """`[T, K·N, ...]` → `[K, T, N, ...]`."""
-        return np.swapaxes(x.reshape(*self.shape, *x.shape[2:]), 0, 1)
+    def _decide(self, policy: PyTree, noise: np.ndarray) -> Decide:
+        if self._spec is not None:
+            in_numpy = HostPolicy(self._spec, _numbers(policy, self._static))
+            return lambda t, obs, part: in_numpy(obs, noise[t, :, part])
 
-    def _summary(self, finished: Float[np.ndarray, "K T N"], time: np.ndarray) -> EpisodeSummary:
-        ended = ~np.isnan(finished)
-        count = ended.sum((1, 2))
-        n = np.where(count > 0, count, np.nan)
-        return EpisodeSummary(
-            count=jnp.asarray(count),
-            mean_return=jnp.asarray(np.where(ended, finished, 0).sum((1, 2)) / n),
-            mean_length=jnp.asarray(np.where(ended, time + 1, 0).sum((1, 2)) / n),
-        )
+        def decide(t: int, obs: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray]:
+            action, taken = (np.asarray(x) for x in self._act(policy, obs, noise[t, :, part]))
+            if isinstance(self.action_space, gymnasium.spaces.Box):
+                taken = np.clip(taken, self.action_space.low, self.action_space.high)
+            return action, taken
+
+        return decide
 
 
-def _act(static: PyTree, policy: PyTree, obs: Array, key_data: Array) -> tuple[Array, Array, Array | None]:
-    """Actions and their log-probs for every seed: obs `[K, N, ...]`, key data `[K, 2]`.
+def host_policy_spec(policy_static: PyTree) -> HostPolicySpec | None:
+    """What NumPy has to know of a policy; None where it is not the one kind that has been written for NumPy."""
+    # A subclass may be called otherwise.
+    if type(policy_static) is not NetworkPolicy:
+        return None
+    actions = policy_static.actions
+    box = isinstance(actions, Box)
+    return HostPolicySpec(
+        sizes=policy_static.network.sizes,
+        activation=policy_static.network.activation,
+        clip=policy_static.normalizer.clip,
+        low=actions.low if isinstance(actions, Box) else (),
+        high=actions.high if isinstance(actions, Box) else (),
+        state_dependent_std=policy_static.state_dependent_std,
+        tanh_squash=box and policy_static.tanh_squash,
+    )
 
-    Third, the actions as the environment gets them; None where they are the same, so that they are read once.
-    """
 
-    def one_seed(arrays: PyTree, rows: Array, data: Array) -> tuple[Array, Array, Array | None]:
+def _numbers(policy: PyTree, static: PyTree) -> np.ndarray:
+    """A network policy's arrays, `[K, ...]`, in the order of `HostPolicySpec.shapes`: `[K, spec.size]`."""
+    own = eqx.combine(policy, static)
+    normalizer, network = own.normalizer, own.network
+    layers = [x for pair in zip(network.weights, network.biases, strict=True) for x in pair]
+    log_std = [] if own.log_std is None else [own.log_std]
+    scale = np.sqrt(np.maximum(normalizer.variance, 1e-8))
+    every = [normalizer.mean, scale, *layers, *log_std]
+    return np.concatenate([np.reshape(x, (len(x), -1)) for x in every], axis=1).astype(np.float32)
+
+
+def _draw(
+    static: PyTree, shape: tuple[int, int, int], observation: tuple[int, ...], policy: PyTree, keys: Array
+) -> Array:
+    """The noise of a whole rollout: `[T, K, N, ...]`."""
+    num_steps, _, num_envs = shape
+
+    def one_seed(arrays: PyTree, key: Array) -> Array:
+        # Its shape depends on the kind of distribution alone.
+        distribution = jax.vmap(eqx.combine(arrays, static))(jnp.zeros((num_envs, *observation)))
+        return distribution.noise(key, (num_steps,))
+
+    return jnp.swapaxes(jax.vmap(one_seed)(policy, keys), 0, 1)
+
+
+def _act(static: PyTree, policy: PyTree, obs: Array, noise: Array) -> tuple[Array, Array]:
+    """Actions of every seed, and as the environment gets them: obs `[K, n, O]`, noise `[K, n, ...]`."""
+
+    def one_seed(arrays: PyTree, rows: Array, draws: Array) -> tuple[Array, Array]:
         distribution = jax.vmap(eqx.combine(arrays, static))(rows)
-        action = distribution.sample(jax.random.wrap_key_data(data))
-        taken = distribution.to_environment(action)
-        return action, distribution.log_prob(action), None if taken is action else taken
+        action = distribution.sample_from(draws)
+        return action, distribution.to_environment(action)
 
-    return jax.vmap(one_seed)(policy, obs, key_data)
+    return jax.vmap(one_seed)(policy, obs, noise)
+
+
+def _complete(static: PyTree, policy: PyTree, columns: Columns, time: Array) -> Rollout:
+    """Columns `[T, K, N, ...]` as a Rollout `[K, T, N, ...]`, with the log-probs of the policy that acted."""
+
+    def one_seed(arrays: PyTree, columns: Columns, time: Array) -> Rollout:
+        distribution = jax.vmap(jax.vmap(eqx.combine(arrays, static)))(columns.obs)
+        return Rollout(log_prob=distribution.log_prob(columns.action), time=time, **columns._asdict())
+
+    return jax.vmap(one_seed, in_axes=(0, 1, 1))(policy, columns, time)

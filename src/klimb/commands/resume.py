@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from klimb import compilation_cache
+from klimb import compilation_cache, devices
 from klimb.commands.around_a_run import FINAL_EPISODES, announce, finish
 from klimb.commands.words import one_path
 from klimb.progress import Progress
@@ -14,6 +14,7 @@ def resume(arguments: list[str]) -> None:
     """klimb resume RUN"""
     run_dir = one_path("resume", arguments)
     config = RunDirectory.open(run_dir).config
+    devices.use_all_cores()
     console, environment = announce(config)
     compilation_cache.enable()
     with Progress(config, console) as progress:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes
 
-from klimb import compilation_cache
+from klimb import compilation_cache, devices
 from klimb.commands.around_a_run import FINAL_EPISODES, announce, finish
 from klimb.commands.words import split
 from klimb.errors import ConfigError, nearest
@@ -38,6 +38,7 @@ def train(arguments: list[str]) -> None:
     rule, options, flags = parse_flags(base, words)
     config = RunConfig(base.env, rule, options)
     config.check_demonstrations()
+    devices.use_all_cores()
     console, environment = announce(config)
     compilation_cache.enable()
     name = f"{rule_name(base.rule)}-{base.env.replace(':', '-').replace('/', '-')}"

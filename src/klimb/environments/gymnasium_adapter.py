@@ -1,13 +1,15 @@
-"""Any Gymnasium environment, vectorised in this process with same-step autoreset."""
+"""Any Gymnasium environment, many copies in one process, with same-step autoreset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float
 
 from klimb.environments.host import HostEnvironment, HostStep, HostVector
@@ -26,53 +28,97 @@ class GymnasiumEnvironment(HostEnvironment):
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Space
     one_hot: bool = False
+    recipe: dict[str, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
         """Makes one copy to read its spaces from."""
+        return cls._from_maker(name, make, None)
 
+    @classmethod
+    def from_registry(cls, name: str, identifier: str, module: str | None) -> GymnasiumEnvironment:
+        """A registered environment; `module` is what has to be imported for `identifier` to be registered."""
+        return cls._from_maker(name, lambda: gym.make(identifier), _recipe(identifier, module))
+
+    @classmethod
+    def _from_maker(cls, name: str, make: Callable[[], gym.Env], recipe: dict[str, Any] | None) -> GymnasiumEnvironment:
         def flat() -> gym.Env:
-            env = make()
-            space = env.observation_space
-            if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
-                return env
-            return gym.wrappers.FlattenObservation(env)
+            return flattened(make())
 
         env = flat()
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
         space = env.observation_space
         env.close()
         assert isinstance(space, gym.spaces.Box)
-        return cls(name, flat, space, env.action_space, one_hot)
+        return cls(name, flat, space, env.action_space, one_hot, recipe)
 
     def vector(self, copies: int) -> GymnasiumVector:
-        return GymnasiumVector(SyncVectorEnv([self.make] * copies, copy=False, autoreset_mode=AutoresetMode.SAME_STEP))
+        return GymnasiumVector([self.make() for _ in range(copies)])
+
+
+def flattened(env: gym.Env) -> gym.Env:
+    """The same environment with observations in one-dimensional boxes."""
+    space = env.observation_space
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return env
+    return gym.wrappers.FlattenObservation(env)
+
+
+def _recipe(identifier: str, module: str | None) -> dict[str, Any] | None:
+    spec = gym.registry[identifier]
+    # What was registered by hand as an object, or from the main script, can't be named to another process.
+    if not isinstance(spec.entry_point, str) or spec.entry_point.startswith("__main__"):
+        return None
+    try:
+        return {"spec": spec.to_json(), "module": module}
+    except (TypeError, ValueError):  # arguments that are no data
+        return None
+
+
+def from_recipe(recipe: dict[str, Any]) -> gym.Env:
+    """The environment that a `recipe` describes."""
+    if recipe["module"] is not None:
+        importlib.import_module(recipe["module"])
+    return flattened(gym.make(EnvSpec.from_json(recipe["spec"])))
 
 
 class GymnasiumVector(HostVector):
-    """Gymnasium's synchronous vector environment; the observation before a reset is in `final_obs`."""
+    """Copies stepped one after the other. An episode's last observation is kept; the next begins in the same step."""
 
-    def __init__(self, env: VectorEnv[np.ndarray, np.ndarray, np.ndarray]) -> None:
-        self._env = env
-        self._valid = np.ones(env.num_envs, bool)
+    def __init__(self, envs: Sequence[gym.Env]) -> None:
+        self._envs = list(envs)
+        self._valid = np.ones(len(self._envs), bool)
+        self._action: np.ndarray | None = None
 
     def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
-        # One generator a copy, spread out from one seed so that neighbouring seeds share no episode.
-        words = np.random.SeedSequence(seed).generate_state(self._env.num_envs)
-        # Vector environments take a list of seeds, though the type they declare says one.
-        first, _ = self._env.reset(seed=[int(word) for word in words])  # type: ignore[arg-type]
+        return self.reset_each(copy_seeds(seed, len(self._envs)))
+
+    def reset_each(self, seeds: np.ndarray) -> Float[np.ndarray, " M *obs"]:
+        """Start every copy anew with a seed of its own."""
+        first = [env.reset(seed=int(seed))[0] for env, seed in zip(self._envs, seeds, strict=True)]
         return np.array(first, np.float32)
 
-    def step(self, action: np.ndarray) -> HostStep:
-        obs, reward, terminated, truncated, info = self._env.step(action)
-        obs = np.array(obs, np.float32)
-        next_obs = obs
-        ended = terminated | truncated
-        if ended.any():
-            next_obs = obs.copy()
-            for copy in np.flatnonzero(ended):
-                next_obs[copy] = info["final_obs"][copy]
-        return HostStep(next_obs, obs, reward, terminated, truncated & ~terminated, self._valid)
+    def send(self, action: np.ndarray) -> None:
+        self._action = action
+
+    def receive(self) -> HostStep:
+        assert self._action is not None
+        steps = [env.step(action) for env, action in zip(self._envs, self._action, strict=True)]
+        next_obs, reward, terminated, truncated, _ = zip(*steps, strict=True)
+        successor = np.array(next_obs, np.float32)
+        over, cut = np.array(terminated, bool), np.array(truncated, bool)
+        obs, ended = successor, np.flatnonzero(over | cut)
+        if len(ended):
+            obs = successor.copy()
+            for copy in ended:
+                obs[copy] = self._envs[copy].reset()[0]
+        return HostStep(successor, obs, np.array(reward, np.float32), over, cut & ~over, self._valid)
 
     def close(self) -> None:
-        self._env.close()
+        for env in self._envs:
+            env.close()
+
+
+def copy_seeds(seed: int, copies: int) -> np.ndarray:
+    """One seed a copy, spread out from one number so that neighbouring numbers share no episode."""
+    return np.random.SeedSequence(seed).generate_state(copies)

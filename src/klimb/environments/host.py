@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium.spaces
 import numpy as np
@@ -33,8 +33,17 @@ class HostVector(abc.ABC):
         """Start every copy anew, with seeds derived from `seed`."""
 
     @abc.abstractmethod
+    def send(self, action: np.ndarray) -> None:
+        """Begin a step of every copy; `action` is `[M, *act]`, inside the action space's bounds."""
+
+    @abc.abstractmethod
+    def receive(self) -> HostStep:
+        """What the step that was begun has led to."""
+
     def step(self, action: np.ndarray) -> HostStep:
-        """Step every copy; `action` is `[M, *act]`, inside the action space's bounds."""
+        """A whole step of every copy."""
+        self.send(action)
+        return self.receive()
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -53,6 +62,17 @@ class HostEnvironment(abc.ABC):
     one_hot: bool = False
     """Whether observations are one-hot rows, which no policy scales."""
 
+    steps_elsewhere: bool = False
+    """Whether a step that was begun goes on by itself, so that another half can be decided on meanwhile."""
+
     @abc.abstractmethod
     def vector(self, copies: int) -> HostVector:
         """`copies` running copies."""
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """How another process makes the same environment (`gymnasium_adapter.from_recipe`), as plain data for JSON.
+
+        None where it can't: the environment is an object, or a function, of this process.
+        """
+        return None

@@ -94,7 +94,7 @@ def _gymnasium(name: str) -> HostEnvironment:
             f"there is no environment {identifier!r}{nearest(identifier, [*gym.registry, *BUILT_IN])}"
         )
     try:
-        return GymnasiumEnvironment.from_maker(f"gymnasium:{name}", lambda: gym.make(identifier))
+        return GymnasiumEnvironment.from_registry(f"gymnasium:{name}", identifier, module if separator else None)
     # Gymnasium's own error for most packages; a plain ImportError for those that it imports unguarded.
     except (gym.error.DependencyNotInstalled, ImportError) as missing:
         raise MissingExtra(

@@ -31,6 +31,7 @@ class MLP(eqx.Module):
     weights: tuple[Float[Array, "fan_in fan_out"], ...]
     biases: tuple[Float[Array, " fan_out"], ...]
     activation: Activation = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, sizes: Sequence[int], *, activation: Activation, output_gain: float, key: PRNGKeyArray) -> None:
         layers = len(sizes) - 1
@@ -42,6 +43,7 @@ class MLP(eqx.Module):
         )
         self.biases = tuple(jnp.zeros(fan_out) for fan_out in sizes[1:])
         self.activation = activation
+        self.sizes = tuple(sizes)
 
     def __call__(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch fan_out"]:
         activate = ACTIVATIONS[self.activation]

@@ -77,6 +77,12 @@ class TrainOptions:
     """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
     certificate: bool = True
     """Record what every step promised, was guaranteed to bring, and has brought (see docs/theory/certificate.md)."""
+    cores: Count | None = None
+    """CPU cores (or accelerators) to lay the training over; none for all. See docs/performance.md."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that step a Gymnasium environment; none for one a core, 0 to step it in this process."""
+    overlap: bool = False
+    """Step host environments while the last rollout is learned from: faster, from data that is one policy old."""
     checkpoint_every: Count = 25
     """Iterations between checkpoints. The last iteration is always saved."""
     keep_checkpoints: Count = 3

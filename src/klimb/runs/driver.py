@@ -125,7 +125,13 @@ def resume(
     state, iteration, wall_time = directory.load(program.state_template())
     directory.start_log(keep_until=iteration)
     return _drive(
-        program, state, directory, on_records, history=directory.history(), iteration=iteration, wall_time=wall_time
+        program,
+        program.place(state),
+        directory,
+        on_records,
+        history=directory.history(),
+        iteration=iteration,
+        wall_time=wall_time,
     )
 
 

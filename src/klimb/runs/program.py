@@ -16,8 +16,10 @@ from klimb.collect.compiled import CompiledCollector
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.episodes import EpisodeSummary
 from klimb.collect.vectorized import VectorCollector
+from klimb.devices import Layout, available
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import Environment
+from klimb.errors import ConfigError
 from klimb.improve.rule import is_offline
 from klimb.policies.networks import Critic, NetworkPolicy, action_spec, flat_observation_size
 from klimb.runs.config import RunConfig
@@ -60,6 +62,11 @@ class Program:
             pass
         elif isinstance(environment, CompiledEnvironment):
             self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
+            if options.overlap:
+                raise ConfigError(
+                    f"{environment.id} is compiled: collecting and learning are one program, and there is nothing to "
+                    "overlap; leave --overlap off"
+                )
             collector = CompiledCollector(environment, options.num_envs, options.num_steps)
         else:
             self._host = VectorCollector(
@@ -68,16 +75,25 @@ class Program:
                 num_seeds=options.num_seeds,
                 num_envs=options.num_envs,
                 num_steps=options.num_steps,
+                workers=options.workers,
             )
-        self.iteration = Iteration(config.rule, options, self.policy_static, collector)
+        devices = available()[: options.cores]
+        # A rule that studies demonstrations fits no critic: there is one role only.
+        self._layout = Layout(options.num_seeds, devices[:1] if is_offline(config.rule) else devices)
+        self.iteration = Iteration(config.rule, options, self.policy_static, collector, self._layout.role_axis)
         self._init = jax.jit(jax.vmap(self._initial_state))
-        self._many = jax.jit(self._run_many, donate_argnums=0)
-        self._learn = jax.jit(self._learn_once, donate_argnums=0)
-        self._study = jax.jit(self._study_once, donate_argnums=0)
+        self._split = jax.jit(jax.vmap(jax.random.split))
+        self._many = self._layout.compile(self._run_many, by_seed=(True, False, False))
+        self._learn = self._layout.compile(self._learn_once, by_seed=(True, True, True, False))
+        self._study = self._layout.compile(self._study_once, by_seed=(True, False))
 
     def initial_state(self) -> TrainState:
         """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""
-        return self._init(self._seed_keys())
+        return self.place(self._init(self._seed_keys()))
+
+    def place(self, state: TrainState) -> TrainState:
+        """A state, from wherever it comes, on the devices that go on with it."""
+        return self._layout.place(state)
 
     def state_template(self) -> TrainState:
         """The shapes of a state, without computing one: what checkpoints are read into."""
@@ -97,13 +113,25 @@ class Program:
             state, metrics = self._study(state, self._demonstrations)
         elif self._host is None:
             state, log = self._many(state, iterations, self._demonstrations)
-            return state, {name: np.asarray(values)[:iterations] for name, values in log.items()}
+            return state, {name: np.asarray(values)[:, :iterations].swapaxes(0, 1) for name, values in log.items()}
         else:
-            keys = jax.vmap(jax.random.split)(state.key)
-            rollout, episodes = self._host.collect(keys[:, 1], state.policy)
-            state = eqx.tree_at(lambda s: s.key, state, keys[:, 0])
+            state, rollout, episodes = self._collect(self._host, state)
             state, metrics = self._learn(state, rollout, episodes, self._demonstrations)
         return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
+
+    def _collect(self, host: VectorCollector, state: TrainState) -> tuple[TrainState, Rollout, EpisodeSummary]:
+        """The rollout to learn from next; with `overlap` the one after it is begun, under the policy there is now."""
+        if not host.under_way:
+            state = self._begin(host, state)
+        if not self._options.overlap:
+            return state, *host.finish()
+        rollout, episodes = host.finish()
+        return self._begin(host, state), rollout, episodes
+
+    def _begin(self, host: VectorCollector, state: TrainState) -> TrainState:
+        keys = self._split(state.key)
+        host.begin(keys[:, 1], state.policy, at_once=not self._options.overlap)
+        return eqx.tree_at(lambda s: s.key, state, keys[:, 0])
 
     @property
     def rows_an_iteration(self) -> int:
@@ -120,8 +148,10 @@ class Program:
 
     def policies(self, state: TrainState) -> list[Any]:
         """The policy of every seed."""
+        # By way of the host: wherever the training was, these are on one device.
+        arrays = jax.tree.map(np.asarray, state.policy)
         return [
-            eqx.combine(jax.tree.map(lambda x, k=k: x[k], state.policy), self.policy_static)
+            eqx.combine(jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), arrays), self.policy_static)
             for k in range(self.config.options.num_seeds)
         ]
 
@@ -203,15 +233,15 @@ class Program:
         return self._over_seeds(one_pass)(state)
 
     def _over_seeds(self, one_seed: Any) -> Any:
-        """The same for every seed. A single seed keeps its own branches and loops instead of vmapped ones."""
-        if self.config.options.num_seeds > 1:
-            return jax.vmap(one_seed)
+        """The same for every seed of a device. A single seed keeps its own branches and loops, not vmapped ones."""
 
-        def squeezed(*arguments: PyTree) -> PyTree:
-            result = one_seed(*jax.tree.map(lambda x: x[0], arguments))
+        def seeds(state: TrainState, *others: PyTree) -> PyTree:
+            if state.iteration.shape[0] > 1:
+                return jax.vmap(one_seed)(state, *others)
+            result = one_seed(*jax.tree.map(lambda x: x[0], (state, *others)))
             return jax.tree.map(lambda x: x[None], result)
 
-        return squeezed
+        return seeds
 
     def _run_many(
         self, state: TrainState, iterations: Array, demonstrations: Rollout | None
@@ -227,4 +257,6 @@ class Program:
             state, metrics = one_iteration(state)
             return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
 
-        return jax.lax.fori_loop(0, iterations, body, (state, log))
+        state, log = jax.lax.fori_loop(0, iterations, body, (state, log))
+        # Seeds first, as everything that lies on several devices.
+        return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), log)

@@ -1,0 +1,27 @@
+"""Stable-Baselines3's PPO or sb3-contrib's TRPO at their defaults, on DummyVecEnv. Same protocol as klimb_ppo.py.
+
+Arguments: ppo | trpo, the environment's id, the number of environments, steps of each a rollout, steps a turn.
+"""
+
+import sys
+import time
+
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+RULE, ENV = sys.argv[1:3]
+NUM_ENVS, NUM_STEPS, STEPS = map(int, sys.argv[3:])
+ITERATION = NUM_ENVS * NUM_STEPS
+TURN = -(-STEPS // ITERATION) * ITERATION  # whole iterations
+
+envs = make_vec_env(ENV, n_envs=NUM_ENVS, seed=0)
+model = {"ppo": PPO, "trpo": TRPO}[RULE]("MlpPolicy", envs, n_steps=NUM_STEPS, device="cpu", seed=0)
+
+model.learn(total_timesteps=ITERATION)
+print("ready", flush=True)
+for _ in sys.stdin:
+    before = model.num_timesteps
+    start = time.perf_counter()
+    model.learn(total_timesteps=TURN, reset_num_timesteps=False)
+    print((model.num_timesteps - before) / (time.perf_counter() - start), flush=True)

@@ -1,0 +1,26 @@
+"""SBX's PPO at its defaults, on DummyVecEnv. Same protocol as klimb_ppo.py.
+
+Arguments: the environment's id, the number of environments, steps of each a rollout, steps a turn.
+"""
+
+import sys
+import time
+
+from sbx import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+ENV = sys.argv[1]
+NUM_ENVS, NUM_STEPS, STEPS = map(int, sys.argv[2:])
+ITERATION = NUM_ENVS * NUM_STEPS
+TURN = -(-STEPS // ITERATION) * ITERATION  # whole iterations
+
+envs = make_vec_env(ENV, n_envs=NUM_ENVS, seed=0)
+model = PPO("MlpPolicy", envs, n_steps=NUM_STEPS, device="cpu", seed=0)
+
+model.learn(total_timesteps=ITERATION)
+print("ready", flush=True)
+for _ in sys.stdin:
+    before = model.num_timesteps
+    start = time.perf_counter()
+    model.learn(total_timesteps=TURN, reset_num_timesteps=False)
+    print((model.num_timesteps - before) / (time.perf_counter() - start), flush=True)

@@ -1,0 +1,121 @@
+"""The loop over a rollout's steps on host environments, into arrays made beforehand. Imports no JAX."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import gymnasium.spaces
+import numpy as np
+
+from klimb.environments.host import HostStep, HostVector
+
+Decide = Callable[[int, np.ndarray, slice], tuple[np.ndarray, np.ndarray]]
+"""(time step, observations `[K, n, ...]`, which n of the N environments) ↦ actions `[K, n, ...]`, as the policy has
+them and as the environment gets them."""
+
+
+class Columns(NamedTuple):
+    """A rollout of K seeds but for what JAX computes of it: `[T, K, N, ...]`."""
+
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_obs: np.ndarray
+    valid: np.ndarray
+
+    @classmethod
+    def layout(
+        cls, shape: tuple[int, int, int], observation: tuple[int, ...], action: tuple[int, ...], discrete: bool
+    ) -> Columns:
+        """Shapes and types, as (shape, type) pairs in the places of the arrays. `shape` is (T, K, N)."""
+        seen, flag = ((*shape, *observation), np.float32), (shape, np.bool_)
+        acted = ((*shape, *action), np.int32 if discrete else np.float32)
+        return cls(seen, acted, (shape, np.float32), flag, flag, seen, flag)  # type: ignore[arg-type]
+
+    @classmethod
+    def empty(cls, layout: Columns) -> Columns:
+        """Fresh arrays."""
+        return cls(*(np.empty(shape, dtype) for shape, dtype in layout))
+
+    @classmethod
+    def within(cls, layout: Columns, memory: memoryview) -> Columns:
+        """Arrays in the first `bytes_of(layout)` bytes of a memory."""
+        arrays, start = [], 0
+        for shape, dtype in layout:
+            count = math.prod(shape)
+            arrays.append(np.frombuffer(memory, dtype, count, start).reshape(shape))
+            start += -(-count * np.dtype(dtype).itemsize // 8) * 8
+        return cls(*arrays)
+
+
+def bytes_of(layout: Columns) -> int:
+    """How much memory the arrays of a layout take, each from a multiple of 8 bytes on."""
+    return sum(-(-math.prod(shape) * np.dtype(dtype).itemsize // 8) * 8 for shape, dtype in layout)
+
+
+class Group:
+    """Some of the N environments of every seed, which are stepped together."""
+
+    def __init__(self, vector: HostVector, part: slice, seeds: int) -> None:
+        self.vector, self.part, self._seeds = vector, part, seeds
+        self._obs: np.ndarray | None = None
+
+    def reset(self, seed: int) -> None:
+        """Start all episodes anew."""
+        self.start_from(self.vector.reset(seed))
+
+    def start_from(self, obs: np.ndarray) -> None:
+        """Say where the copies stand: `[K·n, ...]`."""
+        self._obs = self._by_seed(obs)
+
+    def begin(self, t: int, decide: Decide, columns: Columns) -> None:
+        """Decide on step t, and begin it."""
+        assert self._obs is not None, "reset comes before collect"
+        action, taken = decide(t, self._obs, self.part)
+        columns.obs[t, :, self.part] = self._obs
+        columns.action[t, :, self.part] = action
+        self.vector.send(taken.reshape(-1, *taken.shape[2:]))
+
+    def finish(self, t: int, columns: Columns) -> None:
+        """Take in what step t has led to."""
+        step: HostStep = self.vector.receive()
+        for column, values in (
+            (columns.next_obs, step.next_obs),
+            (columns.reward, step.reward),
+            (columns.terminated, step.terminated),
+            (columns.truncated, step.truncated),
+            (columns.valid, step.valid),
+        ):
+            column[t, :, self.part] = self._by_seed(values)
+        self._obs = self._by_seed(step.obs)
+
+    def _by_seed(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(self._seeds, -1, *x.shape[1:])
+
+
+def roll(groups: Sequence[Group], decide: Decide, columns: Columns) -> None:
+    """All steps of a rollout. With several groups, one is decided on while the steps of the others go on."""
+    num_steps = len(columns.reward)
+    for t in range(num_steps):
+        for group in groups:
+            if t > 0:
+                group.finish(t - 1, columns)
+            group.begin(t, decide, columns)
+    for group in groups:
+        group.finish(num_steps - 1, columns)
+
+
+def parts(count: int, groups: int) -> list[slice]:
+    """0 … count − 1 cut into consecutive parts of about the same size, none of them empty."""
+    edges = np.linspace(0, count, min(count, groups) + 1).astype(int)
+    return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+
+
+def is_discrete(space: gymnasium.spaces.Space) -> bool:
+    """Whether actions are numbers 0 … n − 1."""
+    return isinstance(space, gymnasium.spaces.Discrete)

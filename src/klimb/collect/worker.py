@@ -1,0 +1,76 @@
+"""A process that steps environments of its own and decides for them: `python -m klimb.collect.worker`.
+
+It is told once what to make (one line of JSON on standard input), shares one block of memory with the process that
+started it, and from then on answers a line for a line: `reset` with one seed a copy, `roll` for a whole rollout with
+the policy and the noise that lie in the memory. It ends when its input does. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import signal
+import sys
+from typing import Any
+
+import numpy as np
+
+from klimb.collect.host_policy import HostPolicy, HostPolicySpec
+from klimb.collect.stepping import Columns, Group, bytes_of, roll
+from klimb.environments.gymnasium_adapter import GymnasiumVector, from_recipe
+
+
+class SharedRollout:
+    """One block of memory: the rollout's columns, the noise of all its steps, and every seed's policy.
+
+    Both sides make it from the same sizes. noise: `[T, K, N, *act]`. numbers: `[K, spec.size]`.
+    """
+
+    def __init__(self, memory: Any, spec: HostPolicySpec, shape: tuple[int, int, int], layout: Columns) -> None:
+        view = memoryview(memory)
+        start = bytes_of(layout)
+        self.columns = Columns.within(layout, view)
+        noise_shape = layout.action[0]
+        count = int(np.prod(noise_shape))
+        self.noise = np.frombuffer(view, np.float32, count, start).reshape(noise_shape)
+        start += 4 * count
+        self.numbers = np.frombuffer(view, np.float32, shape[1] * spec.size, start).reshape(shape[1], spec.size)
+
+    @staticmethod
+    def size(spec: HostPolicySpec, shape: tuple[int, int, int], layout: Columns) -> int:
+        """Bytes in all."""
+        return bytes_of(layout) + 4 * (int(np.prod(layout.action[0])) + shape[1] * spec.size)
+
+
+def serve() -> None:
+    """Answer until the input ends."""
+    # Ctrl-C reaches the whole process group; when to stop is the other side's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    task = json.loads(sys.stdin.readline())
+    shape: tuple[int, int, int] = tuple(task["shape"])
+    spec = HostPolicySpec.from_dict(task["policy"])
+    layout = Columns.layout(shape, tuple(task["observation"]), tuple(task["action"]), not spec.low)
+    memory = mmap.mmap(task["memory"], SharedRollout.size(spec, shape, layout))
+    _serve(task, SharedRollout(memory, spec, shape, layout), spec)
+
+
+def _serve(task: dict[str, Any], shared: SharedRollout, spec: HostPolicySpec) -> None:
+    part = slice(*task["part"])
+    copies = shared.columns.reward.shape[1] * (part.stop - part.start)
+    vector = GymnasiumVector([from_recipe(task["recipe"]) for _ in range(copies)])
+    group = Group(vector, part, shared.columns.reward.shape[1])
+    # Environments may print: the answers go out by another way.
+    answers, sys.stdout = sys.stdout, sys.stderr
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if order["do"] == "reset":
+            group.start_from(vector.reset_each(order["seeds"]))
+        else:
+            policy = HostPolicy(spec, shared.numbers)
+            roll([group], lambda t, obs, part: policy(obs, shared.noise[t, :, part]), shared.columns)  # noqa: B023
+        print("done", file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()
