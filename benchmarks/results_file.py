@@ -28,3 +28,9 @@ def write_results(name: str, **content: Any) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=2) + "\n")
     return path
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """What `write_results` wrote last; nothing where there is no such file."""
+    path = HERE / "results" / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}

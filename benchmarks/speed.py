@@ -1,27 +1,32 @@
-"""klimb beside its peers, on one machine, in turns: `make bench-speed`.
+"""klimb beside its peers and beside the environments alone, on one machine, in turns: `make bench-speed`.
 
-Every contender is a process of its own that compiles, runs once to warm up, and then answers "go" with steps per
-second. Contenders take turns, so that whatever else the machine does hits all of them; the result is the ratio of
-each turn's pair. A contender that does not answer in time is killed and reported, not waited for.
+Every contender is a process of its own that compiles, runs once to warm up, and then answers a line with steps per
+second. Contenders take turns, so that whatever else the machine does hits all of them; what counts are the ratios
+within a turn. A contender that does not answer in time is killed and reported, not waited for.
+
+`speed.py NAME...` measures only the works whose names begin so; their results replace the old ones.
 """
 
 from __future__ import annotations
 
+import json
 import queue
 import statistics
 import subprocess
 import sys
 import threading
 import venv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from results_file import write_results
+from results_file import read_results, write_results
 
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv" / "peers"
-TURNS = 15
+OURS, THEIRS = Path(sys.executable), PEERS / "bin" / "python"
 PATIENCE = 300  # seconds for one answer, compilation included
+# Its own requirements would replace a package of rejax's by another of the same files.
+WITHOUT_DEPENDENCIES = ("sbx-rl==0.21.0",)
 
 
 @dataclass(frozen=True)
@@ -36,22 +41,119 @@ class Contender:
 
 @dataclass(frozen=True)
 class Work:
-    """One thing measured: klimb first, then the peer."""
+    """One thing measured. Ratios are of the first of ours to each of the others."""
 
     name: str
-    klimb: Contender
-    peer: Contender
+    ours: Contender
+    others: tuple[Contender, ...]
+    also: tuple[Contender, ...] = field(default=())
+    """Further settings of ours, whose ratios are given too."""
+    turns: int = 9
+
+
+def klimb(name: str, rule: str, env: str, iterations: int, rule_options: dict | None = None, **options) -> Contender:
+    """A klimb training; turns of `iterations`."""
+    task = {"rule": rule, "env": env, "iterations": iterations, "rule_options": rule_options or {}, "options": options}
+    return Contender(name, OURS, "klimb_training.py", (json.dumps(task),))
+
+
+def peer(name: str, script: str, *arguments: object) -> Contender:
+    return Contender(name, THEIRS, script, tuple(str(argument) for argument in arguments))
 
 
 def works() -> list[Work]:
-    """What is measured. Iterations are chosen so that a turn takes about a second."""
-    ours, theirs = Path(sys.executable), PEERS / "bin" / "python"
+    """What is measured. A turn takes about a second."""
+    cheetah, batch = "HalfCheetah-v5", 2048
+    trpo = {"cg_iterations": 15}  # as many as sb3-contrib
+
+    def alone(count: int) -> Contender:
+        return peer(f"EnvPool alone, {count} environments", "environment_only.py", "envpool", cheetah, count, 60_000)
+
+    def trust_region(name: str, prefix: str, count: int, **options) -> Contender:
+        return klimb(name, "trpo", f"{prefix}:{cheetah}", 15, num_envs=count, num_steps=batch // count, **options)
+
+    def proximal(name: str, prefix: str, count: int) -> Contender:
+        rule = {"epochs": 10, "num_minibatches": batch // 64}
+        sizes = {"num_envs": count, "num_steps": batch // count, "critic_num_minibatches": batch // 64}
+        return klimb(name, "ppo", f"{prefix}:{cheetah}", 6, rule, critic_learning_rate=3e-4, **sizes)
+
+    def rejax_like(envs: int, steps: int, iterations: int, **options) -> Contender:
+        rule = {"learning_rate": 3e-4, "epochs": 4, "num_minibatches": 4, "ent_coef": 0.01, "max_grad_norm": None}
+        sizes = {"num_envs": envs, "num_steps": steps, "normalize_observations": False, "critic_num_minibatches": 4}
+        critic = {"critic_learning_rate": 3e-4, "critic_epochs": 4}
+        return klimb("klimb", "ppo", "jax:CartPole-v1", iterations, rule, **sizes, **critic, **options)
+
     return [
+        *(
+            Work(
+                f"halfcheetah-trpo-{count}: HalfCheetah-v5, TRPO, batch 2048, {count} environments",
+                trust_region("klimb, EnvPool", "envpool", count),
+                (alone(count),),
+                (trust_region("klimb, EnvPool, --overlap", "envpool", count, overlap=True),),
+            )
+            for count in (8, 16, 64)
+        ),
         Work(
-            "CartPole-v1, PPO, 4 × 128, 4 epochs × 4 minibatches, 64×64, one seed, compiled",
-            Contender("klimb", ours, "klimb_ppo.py", ("512",)),
-            Contender("rejax 0.1.3", theirs, "rejax_ppo.py", ("512",)),
-        )
+            "halfcheetah-trpo-peers: HalfCheetah-v5, TRPO, batch 2048",
+            trust_region("klimb, EnvPool, 64 environments", "envpool", 64),
+            (
+                peer("sb3-contrib TRPO, 8 environments", "sb3.py", "trpo", cheetah, 8, 256, 8 * 256),
+                peer("sb3-contrib TRPO, 1 environment", "sb3.py", "trpo", cheetah, 1, 2048, 2048),
+                peer("Tianshou TRPO, EnvPool, 16", "tianshou_worker.py", "trpo", cheetah, 16, 4096),
+                peer("Tianshou NPG, EnvPool, 16", "tianshou_worker.py", "npg", cheetah, 16, 4096),
+            ),
+            (
+                trust_region("klimb, EnvPool, 16", "envpool", 16),
+                trust_region("klimb, Gymnasium, 16, worker processes", "gymnasium", 16),
+            ),
+            turns=7,
+        ),
+        Work(
+            "halfcheetah-ppo: HalfCheetah-v5, PPO, 10 epochs of minibatches of 64",
+            proximal("klimb, EnvPool, 16 environments", "envpool", 16),
+            (
+                peer("SB3 PPO, 8 environments", "sb3.py", "ppo", cheetah, 8, 256, 2048),
+                peer("SB3 PPO, 1 environment", "sb3.py", "ppo", cheetah, 1, 2048, 2048),
+                peer("SBX PPO, 8 environments", "sbx_ppo.py", cheetah, 8, 256, 2048),
+                peer("Tianshou PPO, EnvPool, 16", "tianshou_worker.py", "ppo", cheetah, 16, 2048),
+            ),
+            (proximal("klimb, Gymnasium, 16, worker processes", "gymnasium", 16),),
+            turns=7,
+        ),
+        Work(
+            "cartpole-ppo-4x128: CartPole-v1, PPO, 4 environments × 128 steps, 4 epochs × 4 minibatches, compiled",
+            rejax_like(4, 128, 512),
+            (peer("rejax PPO", "rejax_ppo.py", 512, 4, 128),),
+            turns=15,
+        ),
+        Work(
+            "cartpole-ppo-64x64: CartPole-v1, PPO, 64 × 64, 4 epochs × 4 minibatches, compiled",
+            rejax_like(64, 64, 128),
+            (peer("rejax PPO", "rejax_ppo.py", 128, 64, 64),),
+            turns=15,
+        ),
+        *(
+            Work(
+                f"cartpole-ppo-{seeds}-seeds: CartPole-v1, PPO, 4 × 128, {seeds} seeds in one program",
+                rejax_like(4, 128, max(2, 512 // seeds), num_seeds=seeds),
+                (peer("rejax PPO, vmap", "rejax_many.py", seeds, max(2, 512 // seeds), 4, 128),),
+            )
+            for seeds in (8, 64, 256)
+        ),
+        Work(
+            "cartpole-trpo: CartPole-v1, TRPO, 8 × 256, 15 CG iterations, 10 critic epochs of minibatches of 128",
+            klimb(
+                "klimb, compiled",
+                "trpo",
+                "jax:CartPole-v1",
+                100,
+                trpo,
+                num_envs=8,
+                num_steps=256,
+                critic_num_minibatches=16,
+            ),
+            (peer("sb3-contrib TRPO, 8 environments", "sb3.py", "trpo", "CartPole-v1", 8, 256, 2048),),
+        ),
     ]
 
 
@@ -65,7 +167,7 @@ class Worker:
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self._name = contender.name
+        self.name = contender.name
         self._answer()
 
     def turn(self) -> float:
@@ -82,34 +184,49 @@ class Worker:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._lines.put(line)
+            if line.startswith("ready") or line[:1].isdigit():
+                self._lines.put(line)
 
     def _answer(self) -> str:
-        try:
-            return self._lines.get(timeout=PATIENCE)
-        except queue.Empty:
-            self.stop()
-            raise SystemExit(f"{self._name} did not answer within {PATIENCE} s") from None
+        for _ in range(PATIENCE):
+            try:
+                return self._lines.get(timeout=1)
+            except queue.Empty:
+                if self._process.poll() is not None:
+                    break
+        self.stop()
+        raise SystemExit(f"{self.name} ended, or did not answer within {PATIENCE} s")
 
 
 def measure(work: Work) -> dict[str, object]:
-    """Steps per second of both, turn by turn, and the ratios."""
+    """Steps per second of all, turn by turn, and the ratios of ours to the others'."""
+    contenders = (work.ours, *work.also, *work.others)
     workers: list[Worker] = []
     try:
-        for contender in (work.klimb, work.peer):
+        for contender in contenders:
             workers.append(Worker(contender))
-        turns = [[worker.turn() for worker in workers] for _ in range(TURNS)]
+        turns = [[worker.turn() for worker in workers] for _ in range(work.turns)]
     finally:
         for worker in workers:
             worker.stop()
-    ratios = [ours / theirs for ours, theirs in turns]
+    rates = dict(zip((contender.name for contender in contenders), zip(*turns, strict=True), strict=True))
+    ratios = {
+        ours.name: {
+            other.name: spread([a / b for a, b in zip(rates[ours.name], rates[other.name], strict=True)])
+            for other in work.others
+        }
+        for ours in (work.ours, *work.also)
+    }
     return {
         "work": work.name,
-        "klimb": statistics.median(ours for ours, _ in turns),
-        work.peer.name: statistics.median(theirs for _, theirs in turns),
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "turns": turns,
+        "steps_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "ratios": ratios,
+        "turns": {name: list(values) for name, values in rates.items()},
     }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def install_peers() -> None:
@@ -119,22 +236,36 @@ def install_peers() -> None:
     venv.create(PEERS, with_pip=True)
     pip = [str(PEERS / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "--requirement", str(HERE / "peers.txt")], check=True)
+    subprocess.run([*pip, "--no-deps", *WITHOUT_DEPENDENCIES], check=True)
     (PEERS / ".ready").touch()
 
 
+def show(result: dict) -> None:
+    """One work, as lines."""
+    print(result["work"])
+    for name, rate in result["steps_per_second"].items():
+        print(f"  {rate:>10,.0f} steps/s  {name}")
+    for ours, others in result["ratios"].items():
+        for other, ratio in others.items():
+            print(f"  {ours} / {other}: {ratio['median']:.2f} ({ratio['min']:.2f}–{ratio['max']:.2f})", flush=True)
+
+
 def main() -> None:
+    wanted = tuple(sys.argv[1:]) or ("",)
     install_peers()
-    peers = [line for line in (HERE / "peers.txt").read_text().splitlines() if not line.startswith("#")]
-    results = [measure(work) for work in works()]
-    write_results("speed", peers=peers, results=results)
-    for result in results:
-        rates = ", ".join(f"{name} {rate:,.0f} steps/s" for name, rate in list(result.items())[1:3])
-        ratio = result["ratio"]
-        print(result["work"])
-        print(f"  {rates}")
-        print(
-            f"  ratio: median {ratio['median']:.2f}, from {ratio['min']:.2f} to {ratio['max']:.2f} over {TURNS} turns"
-        )
+    pins = [line for line in (HERE / "peers.txt").read_text().splitlines() if line and not line.startswith("#")]
+    everything = works()
+    order = [work.name for work in everything]
+    for work in everything:
+        if not work.name.startswith(wanted):
+            continue
+        result = measure(work)
+        show(result)
+        # Written after each: a long run that is cut off has lost nothing.
+        kept = [old for old in read_results("speed").get("results", []) if old["work"] in order]
+        merged = [old for old in kept if old["work"] != work.name] + [result]
+        merged.sort(key=lambda one: order.index(one["work"]))
+        write_results("speed", peers=[*pins, *WITHOUT_DEPENDENCIES], results=merged)
 
 
 if __name__ == "__main__":

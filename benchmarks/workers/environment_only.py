@@ -1,4 +1,4 @@
-"""Stepping and nothing else: EnvPool or Gymnasium, with random actions sampled beforehand. As klimb_ppo.py answers.
+"""Stepping and nothing else: EnvPool or Gymnasium, with random actions sampled beforehand. As klimb_training.py.
 
 Arguments: envpool | gymnasium | sync | async, the environment's id, the number of environments, steps a turn.
 """

@@ -1,4 +1,4 @@
-"""CartPole-v1, PPO, compiled: rejax at the same settings. Same protocol as klimb_ppo.py.
+"""CartPole-v1, PPO, compiled: rejax at the same settings. Same protocol as klimb_training.py.
 
 Arguments: iterations a turn and, unless 4 and 128, the number of environments and the steps of each an iteration.
 """

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO or sb3-contrib's TRPO at their defaults, on DummyVecEnv. Same protocol as klimb_ppo.py.
+"""Stable-Baselines3's PPO or sb3-contrib's TRPO at their defaults, on DummyVecEnv. Same protocol as klimb_training.py.
 
 Arguments: ppo | trpo, the environment's id, the number of environments, steps of each a rollout, steps a turn.
 """

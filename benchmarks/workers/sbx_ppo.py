@@ -1,4 +1,4 @@
-"""SBX's PPO at its defaults, on DummyVecEnv. Same protocol as klimb_ppo.py.
+"""SBX's PPO at its defaults, on DummyVecEnv. Same protocol as klimb_training.py.
 
 Arguments: the environment's id, the number of environments, steps of each a rollout, steps a turn.
 """

@@ -1,4 +1,4 @@
-"""Tianshou's TRPO, NPG or PPO on EnvPool with its MuJoCo examples' settings. Same protocol as klimb_ppo.py.
+"""Tianshou's TRPO, NPG or PPO on EnvPool with its MuJoCo examples' settings. Same protocol as klimb_training.py.
 
 Arguments: trpo | npg | ppo, the environment's id (continuous actions), the number of environments, steps a turn.
 The examples' decay of the learning rate is left out: learning goes on for as long as turns are asked for.

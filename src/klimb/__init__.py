@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from klimb.runs.driver import Interrupted as Interrupted
     from klimb.runs.driver import Run as Run
     from klimb.runs.driver import resume as resume
+    from klimb.runs.driver import sweep as sweep
     from klimb.runs.driver import train as train
     from klimb.runs.evaluate import Evaluation as Evaluation
     from klimb.runs.evaluate import evaluate as evaluate
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 _HOME = {
     # train and use
     "train": "runs.driver",
+    "sweep": "runs.driver",
     "resume": "runs.driver",
     "Run": "runs.driver",
     "Interrupted": "runs.driver",

@@ -7,13 +7,14 @@ import sys
 import klimb
 from klimb.errors import CheckFailed, KlimbError, nearest
 
-COMMANDS = ("train", "resume", "evaluate", "record", "report", "compare", "verify", "figure", "list")
+COMMANDS = ("train", "sweep", "resume", "evaluate", "record", "report", "compare", "verify", "figure", "list")
 
 HELP = """\
 klimb: policy gradients that climb inside a trust region
 
 usage:
   klimb train RULE ENV [--flags]     train, evaluate, and leave a report     (klimb train RULE --help)
+  klimb sweep RULE ENV --over FIELD V...   train with several values of a field in one program
   klimb resume RUN                   go on with a run from its newest checkpoint
   klimb evaluate RUN [--flags]       returns of whole episodes under a run's policy
   klimb record RUN [--episodes N]    keep episodes of a run's policy as demonstrations
@@ -28,6 +29,7 @@ examples:
   klimb train trpo CartPole-v1
   klimb train ppo gymnasium:HalfCheetah-v5 --env-steps 1000000 --num-envs 8
   klimb train trpo CartPole-v1 --num-seeds 10 --max-kl 0.02
+  klimb sweep trpo CartPole-v1 --over max_kl 0.003 0.01 0.03 --num-seeds 5
   klimb train behaviour-cloning CartPole-v1 --demonstrations runs/trpo-CartPole-v1
   klimb train ppo CartPole-v1 --init-from runs/behaviour-cloning-CartPole-v1
   klimb compare runs/trpo-CartPole-v1 runs/ppo-CartPole-v1 -o compare.png
@@ -50,7 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"klimb: there is no command {command!r}{nearest(command, COMMANDS)} (see klimb --help)", file=sys.stderr)
         return 2
     asks_for_help = any(word in ("--help", "-h") for word in rest)
-    if asks_for_help and (command in ("resume", "report", "list") or (command == "train" and rest[0].startswith("-"))):
+    if asks_for_help and (
+        command in ("resume", "report", "list") or (command in ("train", "sweep") and rest[0][0] == "-")
+    ):
         print(HELP, end="")
         return 0
     return _run(command, rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gymnasium.spaces
@@ -12,9 +12,9 @@ import numpy as np
 
 from klimb.environments.host import HostStep, HostVector
 
-Decide = Callable[[int, np.ndarray, slice], tuple[np.ndarray, np.ndarray]]
-"""(time step, observations `[K, n, ...]`, which n of the N environments) ↦ actions `[K, n, ...]`, as the policy has
-them and as the environment gets them."""
+Decide = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(time step, observations `[K, n, ...]`) ↦ actions `[K, n, ...]`, as the policy has them and as the environment gets
+them."""
 
 
 class Columns(NamedTuple):
@@ -58,56 +58,36 @@ def bytes_of(layout: Columns) -> int:
     return sum(-(-math.prod(shape) * np.dtype(dtype).itemsize // 8) * 8 for shape, dtype in layout)
 
 
-class Group:
-    """Some of the N environments of every seed, which are stepped together."""
+class Stepper:
+    """Running copies of an environment: some (`part`) of the N of each of K seeds."""
 
     def __init__(self, vector: HostVector, part: slice, seeds: int) -> None:
-        self.vector, self.part, self._seeds = vector, part, seeds
+        self.vector, self._part, self._seeds = vector, part, seeds
         self._obs: np.ndarray | None = None
-
-    def reset(self, seed: int) -> None:
-        """Start all episodes anew."""
-        self.start_from(self.vector.reset(seed))
 
     def start_from(self, obs: np.ndarray) -> None:
         """Say where the copies stand: `[K·n, ...]`."""
         self._obs = self._by_seed(obs)
 
-    def begin(self, t: int, decide: Decide, columns: Columns) -> None:
-        """Decide on step t, and begin it."""
+    def roll(self, decide: Decide, columns: Columns) -> None:
+        """All steps of a rollout, into this part of its columns."""
         assert self._obs is not None, "reset comes before collect"
-        action, taken = decide(t, self._obs, self.part)
-        columns.obs[t, :, self.part] = self._obs
-        columns.action[t, :, self.part] = action
-        self.vector.send(taken.reshape(-1, *taken.shape[2:]))
-
-    def finish(self, t: int, columns: Columns) -> None:
-        """Take in what step t has led to."""
-        step: HostStep = self.vector.receive()
-        for column, values in (
-            (columns.next_obs, step.next_obs),
-            (columns.reward, step.reward),
-            (columns.terminated, step.terminated),
-            (columns.truncated, step.truncated),
-            (columns.valid, step.valid),
-        ):
-            column[t, :, self.part] = self._by_seed(values)
-        self._obs = self._by_seed(step.obs)
+        obs, action, reward, terminated, truncated, next_obs, valid = (column[:, :, self._part] for column in columns)
+        for t in range(len(reward)):
+            action[t], taken = decide(t, self._obs)
+            step: HostStep = self.vector.step(taken.reshape(-1, *taken.shape[2:]))
+            obs[t], next_obs[t] = self._obs, self._by_seed(step.next_obs)
+            for column, values in (
+                (reward, step.reward),
+                (terminated, step.terminated),
+                (truncated, step.truncated),
+                (valid, step.valid),
+            ):
+                column[t] = self._by_seed(values)
+            self._obs = self._by_seed(step.obs)
 
     def _by_seed(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self._seeds, -1, *x.shape[1:])
-
-
-def roll(groups: Sequence[Group], decide: Decide, columns: Columns) -> None:
-    """All steps of a rollout. With several groups, one is decided on while the steps of the others go on."""
-    num_steps = len(columns.reward)
-    for t in range(num_steps):
-        for group in groups:
-            if t > 0:
-                group.finish(t - 1, columns)
-            group.begin(t, decide, columns)
-    for group in groups:
-        group.finish(num_steps - 1, columns)
 
 
 def parts(count: int, groups: int) -> list[slice]:

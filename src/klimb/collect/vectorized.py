@@ -20,7 +20,7 @@ from jaxtyping import Array, Key, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, EpisodeTally
 from klimb.collect.host_policy import HostPolicy, HostPolicySpec
-from klimb.collect.stepping import Columns, Decide, Group, is_discrete, parts, roll
+from klimb.collect.stepping import Columns, Decide, Stepper, is_discrete
 from klimb.collect.workers import Workers
 from klimb.devices import cores
 from klimb.environments.gymnasium_adapter import copy_seeds
@@ -58,7 +58,7 @@ class VectorCollector:
         self._complete = jax.jit(partial(_complete, policy_static))
         self._tally = EpisodeTally(num_seeds, num_envs)
         self._workers: Workers | None = None
-        self._groups: list[Group] = []
+        self._stepper: Stepper | None = None
         self._layout = Columns.layout(
             self.shape, self._observation_shape, environment.action_space.shape or (), is_discrete(self.action_space)
         )
@@ -67,10 +67,7 @@ class VectorCollector:
         if count > 0 and environment.recipe is not None and self._spec is not None:
             self._start_workers = partial(Workers, environment.recipe, self._spec, self.shape, self._layout, count)
         else:
-            halves = parts(num_envs, 2 if environment.steps_elsewhere else 1)
-            self._groups = [
-                Group(environment.vector(num_seeds * (half.stop - half.start)), half, num_seeds) for half in halves
-            ]
+            self._stepper = Stepper(environment.vector(num_seeds * num_envs), slice(None), num_seeds)
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
         self._begun: tuple[PyTree, Future[Columns] | None] | None = None
 
@@ -81,11 +78,9 @@ class VectorCollector:
         if self._start_workers is not None:
             self._workers = self._workers or self._start_workers()
             self._workers.reset(copy_seeds(seed, num_seeds * num_envs).reshape(num_seeds, num_envs))
-        elif len(self._groups) == 1:
-            self._groups[0].reset(seed)
         else:
-            for group, word in zip(self._groups, copy_seeds(seed, len(self._groups)), strict=True):
-                group.reset(int(word))
+            assert self._stepper is not None
+            self._stepper.start_from(self._stepper.vector.reset(seed))
 
     def collect(self, keys: Key[Array, " K"], policy: PyTree) -> tuple[Rollout, EpisodeSummary]:
         """One rollout of every seed under its frozen policy (array leaves `[K, ...]`); `keys` is `[K]`."""
@@ -145,21 +140,22 @@ class VectorCollector:
         self._thread.shutdown()
         if self._workers is not None:
             self._workers.close()
-        for group in self._groups:
-            group.vector.close()
+        if self._stepper is not None:
+            self._stepper.vector.close()
 
     def _roll(self, policy: PyTree, noise: np.ndarray) -> Columns:
+        assert self._stepper is not None
         columns = Columns.empty(self._layout)
-        roll(self._groups, self._decide(policy, noise), columns)
+        self._stepper.roll(self._decide(policy, noise), columns)
         return columns
 
     def _decide(self, policy: PyTree, noise: np.ndarray) -> Decide:
         if self._spec is not None:
             in_numpy = HostPolicy(self._spec, _numbers(policy, self._static))
-            return lambda t, obs, part: in_numpy(obs, noise[t, :, part])
+            return lambda t, obs: in_numpy(obs, noise[t])
 
-        def decide(t: int, obs: np.ndarray, part: slice) -> tuple[np.ndarray, np.ndarray]:
-            action, taken = (np.asarray(x) for x in self._act(policy, obs, noise[t, :, part]))
+        def decide(t: int, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            action, taken = (np.asarray(x) for x in self._act(policy, obs, noise[t]))
             if isinstance(self.action_space, gymnasium.spaces.Box):
                 taken = np.clip(taken, self.action_space.low, self.action_space.high)
             return action, taken

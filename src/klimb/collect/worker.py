@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from klimb.collect.host_policy import HostPolicy, HostPolicySpec
-from klimb.collect.stepping import Columns, Group, bytes_of, roll
+from klimb.collect.stepping import Columns, Stepper, bytes_of
 from klimb.environments.gymnasium_adapter import GymnasiumVector, from_recipe
 
 
@@ -58,17 +58,18 @@ def _serve(task: dict[str, Any], shared: SharedRollout, spec: HostPolicySpec) ->
     part = slice(*task["part"])
     copies = shared.columns.reward.shape[1] * (part.stop - part.start)
     vector = GymnasiumVector([from_recipe(task["recipe"]) for _ in range(copies)])
-    group = Group(vector, part, shared.columns.reward.shape[1])
+    stepper = Stepper(vector, part, shared.columns.reward.shape[1])
     # Environments may print: the answers go out by another way.
     answers, sys.stdout = sys.stdout, sys.stderr
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
         if order["do"] == "reset":
-            group.start_from(vector.reset_each(order["seeds"]))
+            stepper.start_from(vector.reset_each(order["seeds"]))
         else:
             policy = HostPolicy(spec, shared.numbers)
-            roll([group], lambda t, obs, part: policy(obs, shared.noise[t, :, part]), shared.columns)  # noqa: B023
+            noise = shared.noise[:, :, part]
+            stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)  # noqa: B023
         print("done", file=answers, flush=True)
 
 

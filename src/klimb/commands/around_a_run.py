@@ -32,18 +32,26 @@ def finish(
     run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, console: Console
 ) -> None:
     """The final evaluation, the report, and where everything is."""
-    directory = RunDirectory(Path(run_dir), config)
-    if episodes > 0:
-        # Another seed than the training's, so that no episode is one that was trained on.
-        result = evaluate_seeds(policies, config, environment, episodes, config.options.seed + 10_000, True)
-        directory.write_evaluation(result)
-        for line in evaluation_lines(result):
-            console.print(line, highlight=False)
-    page = write_report(directory.path)
+    result = evaluate_run(run_dir, policies, config, environment, episodes)
+    for line in [] if result is None else evaluation_lines(result):
+        console.print(line, highlight=False)
+    page = write_report(run_dir)
     for name, where in (
         ("report", page),
-        ("policy", directory.path / ("policy*.safetensors" if len(policies) > 1 else "policy.safetensors")),
-        ("metrics", directory.path / "metrics.jsonl"),
+        ("policy", run_dir / ("policy*.safetensors" if len(policies) > 1 else "policy.safetensors")),
+        ("metrics", run_dir / "metrics.jsonl"),
     ):
         console.print(f"{name:<12} {where}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"again        klimb evaluate {directory.path}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"again        klimb evaluate {run_dir}", highlight=False, markup=False, soft_wrap=True)
+
+
+def evaluate_run(
+    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int
+) -> dict[str, Any] | None:
+    """The evaluation after a training, kept in its directory; None for no episodes."""
+    if episodes == 0:
+        return None
+    # Another seed than the training's, so that no episode is one that was trained on.
+    result = evaluate_seeds(policies, config, environment, episodes, config.options.seed + 10_000, True)
+    RunDirectory(run_dir, config).write_evaluation(result)
+    return result

@@ -69,9 +69,9 @@ def named_run(arguments: list[str]) -> tuple[RunConfig, list[str]]:
     return RunConfig(env, rule, base.options), rest
 
 
-def parse_flags(base: RunConfig, words: list[str]) -> tuple[Any, Any, RunFlags]:
+def parse_flags(base: RunConfig, words: list[str], command: str = "train") -> tuple[Any, Any, RunFlags]:
     """Rule, options and run flags, from flags on top of `base`."""
-    command = make_dataclass(
+    flags = make_dataclass(
         "Train",
         [
             ("rule", Annotated[type(base.rule), OmitArgPrefixes], field(default=base.rule)),
@@ -80,6 +80,6 @@ def parse_flags(base: RunConfig, words: list[str]) -> tuple[Any, Any, RunFlags]:
         ],
         frozen=True,
     )
-    program = f"klimb train {rule_name(base.rule)} {base.env}"
-    parsed: Any = parse(command, words, default=command(), program=program)
+    program = f"klimb {command} {rule_name(base.rule)} {base.env}"
+    parsed: Any = parse(flags, words, default=flags(), program=program)
     return parsed.rule, parsed.training, parsed.run

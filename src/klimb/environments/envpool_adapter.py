@@ -25,7 +25,6 @@ class EnvPoolEnvironment(HostEnvironment):
     name: str
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Space
-    steps_elsewhere = True
 
     def vector(self, copies: int) -> EnvPoolVector:
         return EnvPoolVector(self.name, copies)
@@ -49,11 +48,8 @@ class EnvPoolVector(HostVector):
         self._resets = np.zeros(self._copies, bool)
         return self._obs
 
-    def send(self, action: np.ndarray) -> None:
-        self._pool.send(action)
-
-    def receive(self) -> HostStep:
-        obs, reward, terminated, truncated, _ = self._pool.recv()
+    def step(self, action: np.ndarray) -> HostStep:
+        obs, reward, terminated, truncated, _ = self._pool.step(action)
         valid = ~self._resets
         self._obs = np.array(obs, np.float32)
         self._resets = terminated | truncated

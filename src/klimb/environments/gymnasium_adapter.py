@@ -88,7 +88,6 @@ class GymnasiumVector(HostVector):
     def __init__(self, envs: Sequence[gym.Env]) -> None:
         self._envs = list(envs)
         self._valid = np.ones(len(self._envs), bool)
-        self._action: np.ndarray | None = None
 
     def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
         return self.reset_each(copy_seeds(seed, len(self._envs)))
@@ -98,12 +97,8 @@ class GymnasiumVector(HostVector):
         first = [env.reset(seed=int(seed))[0] for env, seed in zip(self._envs, seeds, strict=True)]
         return np.array(first, np.float32)
 
-    def send(self, action: np.ndarray) -> None:
-        self._action = action
-
-    def receive(self) -> HostStep:
-        assert self._action is not None
-        steps = [env.step(action) for env, action in zip(self._envs, self._action, strict=True)]
+    def step(self, action: np.ndarray) -> HostStep:
+        steps = [env.step(one) for env, one in zip(self._envs, action, strict=True)]
         next_obs, reward, terminated, truncated, _ = zip(*steps, strict=True)
         successor = np.array(next_obs, np.float32)
         over, cut = np.array(terminated, bool), np.array(truncated, bool)

@@ -33,17 +33,8 @@ class HostVector(abc.ABC):
         """Start every copy anew, with seeds derived from `seed`."""
 
     @abc.abstractmethod
-    def send(self, action: np.ndarray) -> None:
-        """Begin a step of every copy; `action` is `[M, *act]`, inside the action space's bounds."""
-
-    @abc.abstractmethod
-    def receive(self) -> HostStep:
-        """What the step that was begun has led to."""
-
     def step(self, action: np.ndarray) -> HostStep:
-        """A whole step of every copy."""
-        self.send(action)
-        return self.receive()
+        """Step every copy; `action` is `[M, *act]`, inside the action space's bounds."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -61,9 +52,6 @@ class HostEnvironment(abc.ABC):
 
     one_hot: bool = False
     """Whether observations are one-hot rows, which no policy scales."""
-
-    steps_elsewhere: bool = False
-    """Whether a step that was begun goes on by itself, so that another half can be decided on meanwhile."""
 
     @abc.abstractmethod
     def vector(self, copies: int) -> HostVector:

@@ -49,6 +49,15 @@ def is_offline(rule: Rule) -> TypeGuard[OfflineRule]:
     return getattr(rule, "offline", False)
 
 
+def with_values(rule: Any, values: Mapping[str, Any]) -> Any:
+    """The same rule with other numbers in some fields, traced ones too: nothing is checked."""
+    if not values:
+        return rule
+    varied = object.__new__(type(rule))
+    varied.__dict__.update(rule.__dict__ | dict(values))
+    return varied
+
+
 class KLLimit(NamedTuple):
     """What a rule says of the KL of its steps: the limit (None for none), whether it is enforced, the direction."""
 

@@ -85,9 +85,12 @@ class TRPO:
         direction = Direction.of(gradient, solve, product, damping=self.damping)
         step_size = direction.step_size(self.max_kl)
 
+        # 0 on the old policy's own data. On older data the surrogate has gained something before the step.
+        before = surrogate_gain(old, batch)
+
         def evaluate(vector: Array) -> tuple[Array, Array]:
             new = distribution_at(vector)
-            return surrogate_gain(new, batch), batch.mean(directed_kl(old, new, self.kl_direction))
+            return surrogate_gain(new, batch) - before, batch.mean(directed_kl(old, new, self.kl_direction))
 
         search = backtrack if self.line_search == "backtracking" else grow
         found = search(

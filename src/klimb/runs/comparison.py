@@ -18,7 +18,7 @@ from klimb.runs.report.configuration import rule_title
 from klimb.runs.report.data import RunData, Spec, read_run
 
 # What may differ between runs of one algorithm: which seeds they are, and how often they were saved.
-NOT_THE_ALGORITHM = ("seed", "num_seeds", "certificate", "checkpoint_every", "keep_checkpoints")
+NOT_THE_ALGORITHM = ("seed", "num_seeds", "certificate", "cores", "workers", "checkpoint_every", "keep_checkpoints")
 
 
 @dataclass(frozen=True)

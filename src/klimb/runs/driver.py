@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.environments.registry import Environment, make
+from klimb.errors import ConfigError, nearest
+from klimb.improve.registry import rule_name
 from klimb.improve.rule import Rule, is_offline
 from klimb.runs.config import RunConfig, TrainOptions, build
 from klimb.runs.demonstration_file import load_demonstrations
@@ -90,10 +96,73 @@ def train(
         policy = _policy_for(environment, config.options.init_from)
     program = Program(config, environment, policy, _demonstrations_for(environment, config, demonstrations))
     state = program.initial_state()
-    directory = None if run_dir is None else RunDirectory.create(run_dir, config)
-    if directory is not None:
-        directory.start_log()
-    return _drive(program, state, directory, on_records, history=[], iteration=0, wall_time=0.0)
+    output = _Output.create(config, run_dir)
+    (run,) = _drive(program, state, [output], on_records, iteration=0, wall_time=0.0)
+    return run
+
+
+def sweep(
+    env: str | Any,
+    rule: Rule,
+    over: Mapping[str, Sequence[float]],
+    *,
+    run_dir: str | Path | None = None,
+    on_records: OnRecords | None = None,
+    **options: Any,
+) -> list[Run]:
+    """Train with every combination of some values of the rule's fields, all seeds of all of them in one program.
+
+    over: the values of each field, e.g. `{"max_kl": [0.003, 0.01, 0.03]}`. The fields are numbers that the rule only
+    calculates with; those that decide what it does (counts, switches, choices) need runs of their own.
+    run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
+    options, on_records, errors: as for `train`; records hold a value for every seed of every combination, in order.
+
+    Gives one `Run` a combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
+    reported and compared by itself; its numbers are those of that run trained alone, up to rounding.
+
+    Raises ConfigError for a field that the rule does not have or that can't be varied, and for values out of range.
+    """
+    rules = _combinations(rule, over)
+    environment = make(env)
+    name = env if isinstance(env, str) else environment.id
+    trained = build(TrainOptions, options)
+    configs = [RunConfig(name, one, trained) for one in rules]
+    if is_offline(rule):
+        raise ConfigError(f"{rule_name(rule)} learns from demonstrations alone, a pass at a time, and can't be swept")
+    variations = {field: [getattr(one, field) for one in rules] for field in over}
+    program = Program(configs[0], environment, variations=variations)
+    try:
+        state = program.initial_state()
+        program.trace(state)
+    except jax.errors.ConcretizationTypeError:
+        raise ConfigError(
+            f"{rule_name(rule)} decides by {', '.join(over)} what it does, so that the values can't share a program: "
+            "give each a run of its own"
+        ) from None
+    each = trained.num_seeds
+    outputs = [
+        _Output.create(
+            config,
+            None if run_dir is None else Path(run_dir) / ",".join(f"{field}={getattr(one, field):g}" for field in over),
+            slice(i * each, (i + 1) * each),
+        )
+        for i, (one, config) in enumerate(zip(rules, configs, strict=True))
+    ]
+    return _drive(program, state, outputs, on_records, iteration=0, wall_time=0.0)
+
+
+def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:
+    """The rule under every combination of values, each of them checked."""
+    fields = dataclasses.asdict(rule)  # type: ignore[call-overload]
+    for field, values in over.items():
+        if field not in fields:
+            raise ConfigError(f"{rule_name(rule)} has no option {field!r}{nearest(field, fields)}")
+        if not isinstance(fields[field], float):
+            raise ConfigError(f"{field} of {rule_name(rule)} is no real number, and only those can be swept")
+        if not values:
+            raise ConfigError(f"there are no values of {field} to sweep over")
+    product = itertools.product(*over.values())
+    return [build(type(rule), fields | dict(zip(over, values, strict=True))) for values in product]
 
 
 def resume(
@@ -124,15 +193,9 @@ def resume(
     program = Program(config, environment, policy, _demonstrations_for(environment, config, demonstrations))
     state, iteration, wall_time = directory.load(program.state_template())
     directory.start_log(keep_until=iteration)
-    return _drive(
-        program,
-        program.place(state),
-        directory,
-        on_records,
-        history=directory.history(),
-        iteration=iteration,
-        wall_time=wall_time,
-    )
+    output = _Output(config, slice(None), directory, directory.history())
+    (run,) = _drive(program, program.place(state), [output], on_records, iteration=iteration, wall_time=wall_time)
+    return run
 
 
 def _policy_for(environment: Environment, source: str) -> PyTree:
@@ -157,16 +220,58 @@ def _demonstrations_for(
     return demonstrations
 
 
+@dataclass(frozen=True)
+class _Output:
+    """Where the records and checkpoints of some (`part`) of a program's copies go: one run."""
+
+    config: RunConfig
+    part: slice
+    directory: RunDirectory | None
+    history: list[Record]
+
+    @classmethod
+    def create(cls, config: RunConfig, run_dir: str | Path | None, part: slice = slice(None)) -> _Output:
+        """A new run, in a new directory unless it stays in memory."""
+        directory = None if run_dir is None else RunDirectory.create(run_dir, config)
+        if directory is not None:
+            directory.start_log()
+        return cls(config, part, directory, [])
+
+    def append(self, metrics: dict[str, np.ndarray], times: list[float], speed: float) -> None:
+        """The metrics of a call, `[iterations, copies]`."""
+        own = {name: values[:, self.part] for name, values in metrics.items()}
+        records = to_records(own, wall_time=times, steps_per_second=speed)
+        self.history.extend(records)
+        if self.directory is not None:
+            self.directory.append(records)
+
+    def save(self, program: Program, state: TrainState, *, iteration: int, wall_time: float) -> None:
+        """A checkpoint, with the policies as files of their own."""
+        if self.directory is not None:
+            own = self._own(program, state)
+            policies = program.policies(state)[self.part]
+            self.directory.save(own, policies, iteration=iteration, wall_time=wall_time)
+
+    def run(self, program: Program, state: TrainState) -> Run:
+        """What has come of it."""
+        path = None if self.directory is None else self.directory.path
+        policies = program.policies(state)[self.part]
+        return Run(policies, self.history, self.config, self._own(program, state), path)
+
+    def _own(self, program: Program, state: TrainState) -> TrainState:
+        everything = range(program.num_copies)
+        return state if everything[self.part] == everything else jax.tree.map(lambda x: x[self.part], state)
+
+
 def _drive(
     program: Program,
     state: TrainState,
-    directory: RunDirectory | None,
+    outputs: list[_Output],
     on_records: OnRecords | None,
     *,
-    history: list[Record],
     iteration: int,
     wall_time: float,
-) -> Run:
+) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
     options, num_iterations = program.config.options, program.config.num_iterations
     clock = _Clock(wall_time)
@@ -181,30 +286,31 @@ def _drive(
                 times, seconds = clock.lap(count)
                 size.adapt(count, seconds)
                 iteration += count
-                speed = count * program.rows_an_iteration * options.num_seeds / seconds
-                records = to_records(metrics, wall_time=times, steps_per_second=speed)
-                history.extend(records)
-                if directory is not None:
-                    directory.append(records)
+                speed = count * program.rows_an_iteration * program.num_copies / seconds
+                for output in outputs:
+                    output.append(metrics, times, speed)
                 if on_records is not None:
-                    on_records(records)
+                    on_records(to_records(metrics, wall_time=times, steps_per_second=speed))
                 finished = iteration == num_iterations or program.finished(state)
-                due = finished or stop.received is not None or iteration % options.checkpoint_every == 0
-                if directory is not None and due:
-                    directory.save(state, program.policies(state), iteration=iteration, wall_time=clock.now)
+                if finished or stop.received is not None or iteration % options.checkpoint_every == 0:
+                    for output in outputs:
+                        output.save(program, state, iteration=iteration, wall_time=clock.now)
                 if stop.received is not None and not finished:
-                    raise Interrupted(_interrupted_message(iteration, directory), stop.received)
+                    raise Interrupted(_interrupted_message(iteration, outputs), stop.received)
     finally:
         program.close()
-        if directory is not None:
-            directory.close()
-    return Run(program.policies(state), history, program.config, state, None if directory is None else directory.path)
+        for output in outputs:
+            if output.directory is not None:
+                output.directory.close()
+    return [output.run(program, state) for output in outputs]
 
 
-def _interrupted_message(iteration: int, directory: RunDirectory | None) -> str:
-    if directory is None:
+def _interrupted_message(iteration: int, outputs: list[_Output]) -> str:
+    paths = [output.directory.path for output in outputs if output.directory is not None]
+    if not paths:
         return f"stopped after iteration {iteration}; nothing was saved (no run directory)"
-    return f"stopped after iteration {iteration}, checkpoint saved; go on with: klimb resume {directory.path}"
+    ways = " and ".join(f"klimb resume {path}" for path in paths)
+    return f"stopped after iteration {iteration}, checkpoint saved; go on with: {ways}"
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from klimb.devices import Layout, available
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
-from klimb.improve.rule import is_offline
+from klimb.improve.rule import is_offline, with_values
 from klimb.policies.networks import Critic, NetworkPolicy, action_spec, flat_observation_size
 from klimb.runs.config import RunConfig
 from klimb.studying import study
@@ -33,8 +34,11 @@ MAX_ITERATIONS_A_CALL = 256
 class Program:
     """The training of `config` on an environment: `initial_state`, then `advance` until done.
 
-    States and metrics have a leading axis of K seeds. On a compiled environment a call runs many iterations
-    without coming back to the host; on a host environment, and on demonstrations alone, it runs one.
+    With `variations` (values of some of the rule's fields, `[V]` each) every seed is trained once with each of them,
+    all in one program: copy v·S + s is seed s under the v-th values.
+
+    States and metrics have a leading axis of K seeds (V·S with variations). On a compiled environment a call runs
+    many iterations without coming back to the host; on a host environment, and on demonstrations alone, it runs one.
     """
 
     def __init__(
@@ -43,8 +47,14 @@ class Program:
         environment: Environment,
         policy: PyTree | None = None,
         demonstrations: Demonstrations | None = None,
+        variations: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         options = config.options
+        each = options.num_seeds
+        self._variations = {
+            name: np.repeat(np.asarray(values, np.float32), each) for name, values in (variations or {}).items()
+        }
+        self.num_copies = next((len(values) for values in self._variations.values()), each)
         if environment.one_hot:
             options = dataclasses.replace(options, normalize_observations=False)
         self.config, self._options = config, options
@@ -72,24 +82,24 @@ class Program:
             self._host = VectorCollector(
                 environment,
                 self.policy_static,
-                num_seeds=options.num_seeds,
+                num_seeds=self.num_copies,
                 num_envs=options.num_envs,
                 num_steps=options.num_steps,
                 workers=options.workers,
             )
         devices = available()[: options.cores]
         # A rule that studies demonstrations fits no critic: there is one role only.
-        self._layout = Layout(options.num_seeds, devices[:1] if is_offline(config.rule) else devices)
+        self._layout = Layout(self.num_copies, devices[:1] if is_offline(config.rule) else devices)
         self.iteration = Iteration(config.rule, options, self.policy_static, collector, self._layout.role_axis)
         self._init = jax.jit(jax.vmap(self._initial_state))
-        self._split = jax.jit(jax.vmap(jax.random.split))
-        self._many = self._layout.compile(self._run_many, by_seed=(True, False, False))
-        self._learn = self._layout.compile(self._learn_once, by_seed=(True, True, True, False))
+        self._split = jax.jit(jax.vmap(lambda data: jax.random.split(jax.random.wrap_key_data(data))))
+        self._many = self._layout.compile(self._run_many, by_seed=(True, True, False, False))
+        self._learn = self._layout.compile(self._learn_once, by_seed=(True, True, True, True, False))
         self._study = self._layout.compile(self._study_once, by_seed=(True, False))
 
     def initial_state(self) -> TrainState:
         """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""
-        return self.place(self._init(self._seed_keys()))
+        return self.place(self._init(self._seed_keys(), self._variations))
 
     def place(self, state: TrainState) -> TrainState:
         """A state, from wherever it comes, on the devices that go on with it."""
@@ -97,7 +107,7 @@ class Program:
 
     def state_template(self) -> TrainState:
         """The shapes of a state, without computing one: what checkpoints are read into."""
-        return jax.eval_shape(self._init, self._seed_keys())
+        return jax.eval_shape(self._init, self._seed_keys(), self._variations)
 
     def start(self, *, iteration: int) -> None:
         """Start the host environments' episodes, seeded by the run's seed and the iteration it goes on from."""
@@ -112,12 +122,23 @@ class Program:
         if is_offline(self.config.rule):
             state, metrics = self._study(state, self._demonstrations)
         elif self._host is None:
-            state, log = self._many(state, iterations, self._demonstrations)
+            state, log = self._many(state, self._variations, iterations, self._demonstrations)
             return state, {name: np.asarray(values)[:, :iterations].swapaxes(0, 1) for name, values in log.items()}
         else:
             state, rollout, episodes = self._collect(self._host, state)
-            state, metrics = self._learn(state, rollout, episodes, self._demonstrations)
+            state, metrics = self._learn(state, self._variations, rollout, episodes, self._demonstrations)
         return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
+
+    def trace(self, state: TrainState) -> None:
+        """Trace what `advance` runs, and compute nothing: whatever can't be compiled is raised here."""
+        if self._host is None:
+            jax.eval_shape(self._many, state, self._variations, 1, self._demonstrations)
+            return
+        one = self._host.rollout_shapes(self.policies(state)[0])
+        rollout = jax.tree.map(lambda x: jnp.zeros((self.num_copies, *x.shape), x.dtype), one)
+        number = jnp.zeros(self.num_copies)
+        episodes = EpisodeSummary(number.astype(jnp.int32), number, number)
+        jax.eval_shape(self._learn, state, self._variations, rollout, episodes, self._demonstrations)
 
     def _collect(self, host: VectorCollector, state: TrainState) -> tuple[TrainState, Rollout, EpisodeSummary]:
         """The rollout to learn from next; with `overlap` the one after it is begun, under the policy there is now."""
@@ -129,7 +150,8 @@ class Program:
         return self._begin(host, state), rollout, episodes
 
     def _begin(self, host: VectorCollector, state: TrainState) -> TrainState:
-        keys = self._split(state.key)
+        # From the host: a program over several devices takes longer to start than this one to run.
+        keys = self._split(np.asarray(jax.random.key_data(state.key)))
         host.begin(keys[:, 1], state.policy, at_once=not self._options.overlap)
         return eqx.tree_at(lambda s: s.key, state, keys[:, 0])
 
@@ -152,7 +174,7 @@ class Program:
         arrays = jax.tree.map(np.asarray, state.policy)
         return [
             eqx.combine(jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), arrays), self.policy_static)
-            for k in range(self.config.options.num_seeds)
+            for k in range(self.num_copies)
         ]
 
     def close(self) -> None:
@@ -162,7 +184,8 @@ class Program:
 
     def _seed_keys(self) -> Key[Array, " K"]:
         options = self.config.options
-        return jax.vmap(jax.random.key)(options.seed + jnp.arange(options.num_seeds, dtype=jnp.uint32))
+        seeds = jnp.tile(jnp.arange(options.num_seeds, dtype=jnp.uint32), self.num_copies // options.num_seeds)
+        return jax.vmap(jax.random.key)(options.seed + seeds)
 
     def _first_policy(self, key: PRNGKeyArray) -> PyTree:
         if self._policy is not None:
@@ -179,7 +202,7 @@ class Program:
             key=key,
         )
 
-    def _initial_state(self, key: PRNGKeyArray) -> TrainState:
+    def _initial_state(self, key: PRNGKeyArray, values: dict[str, Array]) -> TrainState:
         options = self._options
         key, key_policy, key_critic = jax.random.split(key, 3)
         critic = Critic(self._observation_size, hidden=options.hidden, activation=options.activation, key=key_critic)
@@ -190,7 +213,11 @@ class Program:
             rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._demonstrations)
             normalizer = policy.normalizer.update(rows.obs, rows.valid.astype(rows.obs.dtype))
             policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer)
-        return self.iteration.init(key, policy, critic, self._rollout_shapes(policy))
+        return self._iteration(values).init(key, policy, critic, self._rollout_shapes(policy))
+
+    def _iteration(self, values: dict[str, Array]) -> Iteration:
+        """One seed's iteration, under its own values of what is varied."""
+        return dataclasses.replace(self.iteration, rule=with_values(self.config.rule, values))
 
     def _rollout_shapes(self, policy: PyTree) -> Rollout | None:
         """The shapes of one rollout, where the rule's history needs them."""
@@ -222,9 +249,17 @@ class Program:
         return jax.tree.map(cut, rollout)
 
     def _learn_once(
-        self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary, demonstrations: Rollout | None
+        self,
+        state: TrainState,
+        values: dict[str, Array],
+        rollout: Rollout,
+        episodes: EpisodeSummary,
+        demonstrations: Rollout | None,
     ) -> tuple[TrainState, dict[str, Array]]:
-        return self._over_seeds(partial(self.iteration.learn, demonstrations=demonstrations))(state, rollout, episodes)
+        def learn(state: TrainState, values: dict[str, Array], rollout: Rollout, episodes: EpisodeSummary) -> Any:
+            return self._iteration(values).learn(state, rollout, episodes, demonstrations)
+
+        return self._over_seeds(learn)(state, values, rollout, episodes)
 
     def _study_once(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, dict[str, Array]]:
         rule = self.config.rule
@@ -244,17 +279,20 @@ class Program:
         return seeds
 
     def _run_many(
-        self, state: TrainState, iterations: Array, demonstrations: Rollout | None
+        self, state: TrainState, values: dict[str, Array], iterations: Array, demonstrations: Rollout | None
     ) -> tuple[TrainState, dict[str, Array]]:
         # The number of iterations is data, not a constant: one program whatever the host asks for, so that
         # results do not depend on how a run is cut into calls.
-        one_iteration = self._over_seeds(partial(self.iteration, demonstrations=demonstrations))
-        shapes = jax.eval_shape(one_iteration, state)[1]
+        def one_seed(state: TrainState, values: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+            return self._iteration(values)(state, demonstrations)
+
+        one_iteration = self._over_seeds(one_seed)
+        shapes = jax.eval_shape(one_iteration, state, values)[1]
         log = jax.tree.map(lambda x: jnp.zeros((MAX_ITERATIONS_A_CALL, *x.shape), x.dtype), shapes)
 
         def body(i: Array, carry: tuple) -> tuple:
             state, log = carry
-            state, metrics = one_iteration(state)
+            state, metrics = one_iteration(state, values)
             return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
 
         state, log = jax.lax.fori_loop(0, iterations, body, (state, log))

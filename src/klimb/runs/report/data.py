@@ -238,11 +238,15 @@ def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]
 
 
 def of_the_step(run: RunData, name: str) -> Column:
-    """A metric that judges the previous record's step, moved to the record of that step; NaN for steps not taken."""
+    """A metric that judges an earlier record's step, moved to the record of that step; NaN for steps not taken.
+
+    It is the previous record's; with `overlap`, where data is one policy old, the one before that.
+    """
+    lag = 2 if run.config["options"].get("overlap") else 1
     column = np.broadcast_to(run.columns.get(name, np.full((1, 1), np.nan)), run.status.shape)
     moved = np.full(run.status.shape, np.nan)
-    follows = np.flatnonzero(np.diff(run.iteration) == 1)
-    moved[follows] = np.where(run.accepted[follows], column[follows + 1], np.nan)
+    follows = np.flatnonzero(run.iteration[lag:] - run.iteration[:-lag] == lag)
+    moved[follows] = np.where(run.accepted[follows], column[follows + lag], np.nan)
     return moved
 
 
