@@ -7,9 +7,9 @@ here. Either way JAX is asked for a rollout's noise once before it and for its l
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import gymnasium.spaces
@@ -27,6 +27,19 @@ from klimb.environments.gymnasium_adapter import copy_seeds
 from klimb.environments.host import HostEnvironment
 from klimb.policies.networks import Box, NetworkPolicy
 from klimb.types import Rollout
+
+
+class Seen(NamedTuple):
+    """What the environments have to say of a rollout: a `Rollout` but for the log-probs. `[K, T, N, ...]`."""
+
+    obs: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    next_obs: np.ndarray
+    valid: np.ndarray
+    time: np.ndarray
 
 
 class VectorCollector:
@@ -55,7 +68,7 @@ class VectorCollector:
         self._spec = host_policy_spec(policy_static)
         self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observation_shape))
         self._act = jax.jit(partial(_act, policy_static))
-        self._complete = jax.jit(partial(_complete, policy_static))
+        self._complete = jax.jit(jax.vmap(partial(complete, policy_static)))
         self._tally = EpisodeTally(num_seeds, num_envs)
         self._workers: Workers | None = None
         self._stepper: Stepper | None = None
@@ -69,7 +82,7 @@ class VectorCollector:
         else:
             self._stepper = Stepper(environment.vector(num_seeds * num_envs), slice(None), num_seeds)
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
-        self._begun: tuple[PyTree, Future[Columns] | None] | None = None
+        self._begun: Callable[[], Columns] | None = None
 
     def reset(self, seed: int) -> None:
         """Start all episodes anew. Episodes that were running are not counted as finished."""
@@ -84,38 +97,37 @@ class VectorCollector:
 
     def collect(self, keys: Key[Array, " K"], policy: PyTree) -> tuple[Rollout, EpisodeSummary]:
         """One rollout of every seed under its frozen policy (array leaves `[K, ...]`); `keys` is `[K]`."""
-        self.begin(keys, policy, at_once=True)
-        return self.finish()
-
-    def begin(self, keys: Key[Array, " K"], policy: PyTree, *, at_once: bool = False) -> None:
-        """Begin a rollout, which goes on beside whatever this thread does next (unless `at_once`) until `finish`."""
-        # Copies: the arrays of a state are given up to the next one.
         policy = jax.tree.map(np.array, policy)
-        noise = np.asarray(self._draw(policy, keys))
-        if self._workers is not None:
-            self._workers.begin(_numbers(policy, self._static), noise)
-            self._begun = policy, None
-            return
-        rolling = partial(self._roll, policy, noise)
-        if at_once:
-            done: Future[Columns] = Future()
-            done.set_result(rolling())
-            self._begun = policy, done
-        else:
-            self._begun = policy, self._thread.submit(rolling)
+        self.begin(self.draw(keys, policy), policy, at_once=True)
+        seen, episodes = self.finish()
+        return self._complete(policy, seen), episodes
 
-    def finish(self) -> tuple[Rollout, EpisodeSummary]:
-        """The rollout that was begun."""
-        assert self._begun is not None, "begin comes before finish"
-        policy, rolling = self._begun
-        self._begun = None
-        if rolling is not None:
-            columns = rolling.result()
+    def draw(self, keys: Key[Array, " K"], policy: PyTree) -> Array:
+        """The noise of a rollout, `[T, K, N, ...]`: of the policy only the kind of distribution matters."""
+        return self._draw(policy, keys)
+
+    def begin(self, noise: Array, policy: PyTree, *, at_once: bool = False) -> None:
+        """Begin a rollout, which goes on beside whatever this thread does next (unless `at_once`) until `finish`.
+
+        `policy` is in NumPy: the arrays of a state are given up to the next one.
+        """
+        drawn = np.asarray(noise)
+        if self._workers is not None:
+            self._workers.begin(_numbers(policy, self._static), drawn)
+            self._begun = self._workers.finish
+        elif at_once:
+            columns = self._roll(policy, drawn)
+            self._begun = lambda: columns
         else:
-            assert self._workers is not None
-            columns = self._workers.finish()
+            self._begun = self._thread.submit(self._roll, policy, drawn).result
+
+    def finish(self) -> tuple[Seen, EpisodeSummary]:
+        """The rollout that was begun: `complete` makes a `Rollout` of it."""
+        assert self._begun is not None, "begin comes before finish"
+        columns = self._begun()
+        self._begun = None
         time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid)
-        return self._complete(policy, columns, time), summary
+        return Seen(*(np.swapaxes(column, 0, 1) for column in (*columns, time))), summary
 
     @property
     def under_way(self) -> bool:
@@ -123,7 +135,7 @@ class VectorCollector:
         return self._begun is not None
 
     def rollout_shapes(self, policy: PyTree) -> Rollout:
-        """The shapes of one seed's rollout under a policy."""
+        """A rollout of nothing, of the shapes of one seed's under a policy."""
         num_steps, _, num_envs = self.shape
         obs = jnp.zeros((num_envs, *self._observation_shape))
         action = jax.eval_shape(lambda o: jax.vmap(policy)(o).sample(jax.random.key(0)), obs)
@@ -217,11 +229,9 @@ def _act(static: PyTree, policy: PyTree, obs: Array, noise: Array) -> tuple[Arra
     return jax.vmap(one_seed)(policy, obs, noise)
 
 
-def _complete(static: PyTree, policy: PyTree, columns: Columns, time: Array) -> Rollout:
-    """Columns `[T, K, N, ...]` as a Rollout `[K, T, N, ...]`, with the log-probs of the policy that acted."""
-
-    def one_seed(arrays: PyTree, columns: Columns, time: Array) -> Rollout:
-        distribution = jax.vmap(jax.vmap(eqx.combine(arrays, static)))(columns.obs)
-        return Rollout(log_prob=distribution.log_prob(columns.action), time=time, **columns._asdict())
-
-    return jax.vmap(one_seed, in_axes=(0, 1, 1))(policy, columns, time)
+def complete(static: PyTree, policy: PyTree, seen: Seen) -> Rollout:
+    """One seed's rollout, with the log-probs of the policy that acted."""
+    # In one row, as the rules will see them: the same program then computes the same numbers once.
+    rows = jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), (seen.obs, seen.action))
+    log_prob = jax.vmap(eqx.combine(policy, static))(rows[0]).log_prob(rows[1])
+    return Rollout(log_prob=log_prob.reshape(seen.reward.shape), **seen._asdict())

@@ -11,12 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, UInt32
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.episodes import EpisodeSummary
-from klimb.collect.vectorized import VectorCollector
+from klimb.collect.vectorized import Seen, VectorCollector, complete
 from klimb.devices import Layout, available
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import Environment
@@ -29,6 +29,34 @@ from klimb.training import Iteration
 from klimb.types import Rollout, TrainState
 
 MAX_ITERATIONS_A_CALL = 256
+
+
+class Packed(eqx.Module):
+    """Metrics by name in two arrays: many small ones take longer to come off the devices than all that they say."""
+
+    real: Float[Array, "*seeds names"]
+    whole: UInt32[Array, "*seeds names"]
+    names: tuple[tuple[str, ...], tuple[str, ...]] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, metrics: dict[str, Array]) -> Packed:
+        """One seed's metrics, scalars."""
+        kinds: tuple[list[str], list[str]] = ([], [])
+        for name in sorted(metrics):
+            kinds[not jnp.issubdtype(jnp.result_type(metrics[name]), jnp.floating)].append(name)
+        real = jnp.stack([jnp.asarray(metrics[name]) for name in kinds[0]])
+        # The counter of environment steps needs all 32 bits.
+        whole = jnp.stack([jnp.asarray(metrics[name]).astype(jnp.uint32) for name in kinds[1]])
+        return cls(real, whole, (tuple(kinds[0]), tuple(kinds[1])))
+
+    def unpack(self) -> dict[str, np.ndarray]:
+        """`[K]` each."""
+        columns = (np.asarray(self.real), np.asarray(self.whole))
+        return {
+            name: column[:, i]
+            for names, column in zip(self.names, columns, strict=True)
+            for i, name in enumerate(names)
+        }
 
 
 class Program:
@@ -92,9 +120,13 @@ class Program:
         self._layout = Layout(self.num_copies, devices[:1] if is_offline(config.rule) else devices)
         self.iteration = Iteration(config.rule, options, self.policy_static, collector, self._layout.role_axis)
         self._init = jax.jit(jax.vmap(self._initial_state))
-        self._split = jax.jit(jax.vmap(lambda data: jax.random.split(jax.random.wrap_key_data(data))))
+        self._rollout_keys = jax.jit(lambda i: jax.vmap(jax.random.fold_in, (0, None))(self._seed_keys(), i))
+        # Of host environments: which rollout comes next, its noise, and whose the one under way is.
+        self._rollout = 0
+        self._noise: Array | None = None
+        self._behaviour: PyTree | None = None
         self._many = self._layout.compile(self._run_many, by_seed=(True, True, False, False))
-        self._learn = self._layout.compile(self._learn_once, by_seed=(True, True, True, True, False))
+        self._learn = self._layout.compile(self._learn_once, by_seed=(True, True, True, True, True, False))
         self._study = self._layout.compile(self._study_once, by_seed=(True, False))
 
     def initial_state(self) -> TrainState:
@@ -111,6 +143,7 @@ class Program:
 
     def start(self, *, iteration: int) -> None:
         """Start the host environments' episodes, seeded by the run's seed and the iteration it goes on from."""
+        self._rollout = iteration
         if self._host is not None:
             self._host.reset(int(np.random.SeedSequence([self.config.options.seed, iteration]).generate_state(1)[0]))
 
@@ -125,8 +158,11 @@ class Program:
             state, log = self._many(state, self._variations, iterations, self._demonstrations)
             return state, {name: np.asarray(values)[:, :iterations].swapaxes(0, 1) for name, values in log.items()}
         else:
-            state, rollout, episodes = self._collect(self._host, state)
-            state, metrics = self._learn(state, self._variations, rollout, episodes, self._demonstrations)
+            seen, behaviour, episodes = self._collect(self._host, state)
+            learned = self._learn(state, self._variations, behaviour, seen, episodes, self._demonstrations)
+            # In the shadow of the learning, which has only been begun.
+            self._noise = self._draw(self._host)
+            state, metrics = learned[0], learned[1].unpack()
         return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
 
     def trace(self, state: TrainState) -> None:
@@ -134,26 +170,39 @@ class Program:
         if self._host is None:
             jax.eval_shape(self._many, state, self._variations, 1, self._demonstrations)
             return
-        one = self._host.rollout_shapes(self.policies(state)[0])
-        rollout = jax.tree.map(lambda x: jnp.zeros((self.num_copies, *x.shape), x.dtype), one)
+        rollout = self._host.rollout_shapes(self.policies(state)[0])
+        seen = Seen(*(np.stack([getattr(rollout, name)] * self.num_copies) for name in Seen._fields))
         number = jnp.zeros(self.num_copies)
         episodes = EpisodeSummary(number.astype(jnp.int32), number, number)
-        jax.eval_shape(self._learn, state, self._variations, rollout, episodes, self._demonstrations)
+        jax.eval_shape(self._learn, state, self._variations, None, seen, episodes, self._demonstrations)
 
-    def _collect(self, host: VectorCollector, state: TrainState) -> tuple[TrainState, Rollout, EpisodeSummary]:
-        """The rollout to learn from next; with `overlap` the one after it is begun, under the policy there is now."""
-        if not host.under_way:
-            state = self._begin(host, state)
+    def _collect(self, host: VectorCollector, state: TrainState) -> tuple[Seen, PyTree | None, EpisodeSummary]:
+        """What to learn from next, the policy it is of (None: the state's own), and the episodes that ended in it.
+
+        With `overlap` the rollout after it is begun, under the policy there is now.
+        """
         if not self._options.overlap:
-            return state, *host.finish()
-        rollout, episodes = host.finish()
-        return self._begin(host, state), rollout, episodes
+            self._begin(host, state)
+            seen, episodes = host.finish()
+            return seen, None, episodes
+        if self._behaviour is None:
+            self._begin(host, state)
+        behaviour = self._behaviour
+        seen, episodes = host.finish()
+        self._begin(host, state)
+        return seen, behaviour, episodes
 
-    def _begin(self, host: VectorCollector, state: TrainState) -> TrainState:
-        # From the host: a program over several devices takes longer to start than this one to run.
-        keys = self._split(np.asarray(jax.random.key_data(state.key)))
-        host.begin(keys[:, 1], state.policy, at_once=not self._options.overlap)
-        return eqx.tree_at(lambda s: s.key, state, keys[:, 0])
+    def _begin(self, host: VectorCollector, state: TrainState) -> None:
+        """Begin the next rollout under the policy there is."""
+        self._behaviour = jax.tree.map(np.asarray, state.policy)
+        noise = self._draw(host) if self._noise is None else self._noise
+        self._noise = None
+        self._rollout += 1
+        host.begin(noise, self._behaviour, at_once=not self._options.overlap)
+
+    def _draw(self, host: VectorCollector) -> Array:
+        """The next rollout's noise. It depends on the seed and on which rollout it is, and on nothing learned."""
+        return host.draw(self._rollout_keys(self._rollout), self._behaviour)
 
     @property
     def rows_an_iteration(self) -> int:
@@ -252,14 +301,18 @@ class Program:
         self,
         state: TrainState,
         values: dict[str, Array],
-        rollout: Rollout,
+        behaviour: PyTree | None,
+        seen: Seen,
         episodes: EpisodeSummary,
         demonstrations: Rollout | None,
-    ) -> tuple[TrainState, dict[str, Array]]:
-        def learn(state: TrainState, values: dict[str, Array], rollout: Rollout, episodes: EpisodeSummary) -> Any:
-            return self._iteration(values).learn(state, rollout, episodes, demonstrations)
+    ) -> tuple[TrainState, Packed]:
+        def learn(state: TrainState, values: Any, behaviour: PyTree | None, seen: Seen, episodes: Any) -> Any:
+            acted = state.policy if behaviour is None else behaviour
+            rollout = complete(self.policy_static, acted, seen)
+            state, metrics = self._iteration(values).learn(state, rollout, episodes, demonstrations)
+            return state, Packed.of(metrics)
 
-        return self._over_seeds(learn)(state, values, rollout, episodes)
+        return self._over_seeds(learn)(state, values, behaviour, seen, episodes)
 
     def _study_once(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, dict[str, Array]]:
         rule = self.config.rule
