@@ -15,6 +15,10 @@ import jax
 import pytest
 
 import klimb
+import klimb.devices
+
+# Before JAX starts; `one_device` leaves the second one to the tests that ask for it.
+jax.config.update("jax_num_cpu_devices", 2)
 
 # The hook rewrites syntax trees, which CPython 3.11 can fail to do deep inside a call stack: import everything here.
 for module in pkgutil.walk_packages(klimb.__path__, "klimb."):
@@ -32,6 +36,20 @@ def forget_programs() -> Iterator[None]:
     """Compiled programs of a module are let go after it: thousands of them exhaust a process's memory maps."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device() -> Iterator[None]:
+    """Trainings are laid over one device, as on a machine with one core; before every fixture of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("klimb.runs.program.available", lambda: klimb.devices.available()[:1])
+        yield
+
+
+@pytest.fixture
+def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings are laid over both devices, unless they are told `cores=1`."""
+    monkeypatch.setattr("klimb.runs.program.available", klimb.devices.available)
 
 
 @pytest.fixture

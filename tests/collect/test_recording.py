@@ -118,9 +118,7 @@ class NextStepReset(HostVector):
     def reset(self, seed: int) -> np.ndarray:
         return self._obs()
 
-    def send(self, action: np.ndarray) -> None: ...
-
-    def receive(self) -> HostStep:
+    def step(self, action: np.ndarray) -> HostStep:
         valid = ~self.resetting
         self.time = np.where(valid, self.time + 1, 0)
         ended = valid & (self.time == np.arange(len(valid)) + 1)

@@ -195,18 +195,6 @@ def test_episode_summary_equals_a_recount_for_each_seed(request, name):
             np.testing.assert_allclose(summary.mean_length[k], np.mean(lengths), rtol=1e-6)
 
 
-def test_no_episode_ended_is_said_as_nan(counting):
-    copies = itertools.count()
-    environment = GymnasiumEnvironment.from_maker("test:Counting-v0", lambda: Counting(next(copies)))
-    collector = VectorCollector(environment, counting.static, num_seeds=SEEDS, num_envs=1, num_steps=1)
-    collector.reset(0)
-    _, summary = collector.collect(jax.random.split(jax.random.key(0), SEEDS), counting.policy)
-    np.testing.assert_array_equal(summary.count, [0, 0])
-    assert np.isnan(summary.mean_return).all()
-    assert np.isnan(summary.mean_length).all()
-    collector.close()
-
-
 def test_rows_equal_gymnasium_step_by_step(cartpole):
     """Gymnasium's own physics from each recorded observation leads to the recorded successor."""
     obs, next_obs, action, terminated, reward = (

@@ -49,6 +49,12 @@ class EpisodeTally:
 
         Returns are summed in double precision, an episode at a time: one that is not finite spoils no other.
         """
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self._count(reward, ended, valid)
+
+    def _count(
+        self, reward: Float[np.ndarray, "T K N"], ended: Bool[np.ndarray, "T K N"], valid: Bool[np.ndarray, "T K N"]
+    ) -> tuple[Int[np.ndarray, "T K N"], EpisodeSummary]:
         num_steps = len(reward)
         # An episode ends with its last row; a row that only carries out a reset belongs to none.
         breaks = ended | ~valid

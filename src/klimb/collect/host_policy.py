@@ -77,12 +77,15 @@ class HostPolicySpec:
     def half_width(self) -> Array:
         """Half the range of each bounded dimension, 1 where unbounded."""
         low, high = self._finite_bounds
-        return np.where(low < high, (high - low) / 2, 1).astype(np.float32)
+        return np.where(self._bounded, (high - low) / 2, 1).astype(np.float32)
+
+    @property
+    def _bounded(self) -> Array:
+        return np.isfinite(self.low) & np.isfinite(self.high)
 
     @property
     def _finite_bounds(self) -> tuple[Array, Array]:
-        bounded = np.isfinite(self.low) & np.isfinite(self.high)
-        low, high = (np.where(bounded, bound, 0).astype(np.float32) for bound in self.bounds)
+        low, high = (np.where(self._bounded, bound, 0).astype(np.float32) for bound in self.bounds)
         return low, high
 
     def to_dict(self) -> dict[str, Any]:

@@ -87,6 +87,8 @@ class VectorCollector:
     def reset(self, seed: int) -> None:
         """Start all episodes anew. Episodes that were running are not counted as finished."""
         _, num_seeds, num_envs = self.shape
+        if self.under_way:  # nobody wants it any more
+            self.finish()
         self._tally.reset()
         if self._start_workers is not None:
             self._workers = self._workers or self._start_workers()

@@ -57,8 +57,12 @@ class Workers:
             )
             for errors in self._errors
         ]
-        for worker, part in enumerate(self._parts):
-            self._tell(worker, {**task, "part": (part.start, part.stop)})
+        try:
+            for worker, part in enumerate(self._parts):
+                self._tell(worker, {**task, "part": (part.start, part.stop)})
+        except RunError:
+            self.close()
+            raise
 
     def reset(self, seeds: np.ndarray) -> None:
         """Start all episodes anew; `seeds` is `[K, N]`. Does not wait for it."""

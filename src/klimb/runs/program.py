@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.demonstrations import Demonstrations
@@ -32,31 +32,32 @@ MAX_ITERATIONS_A_CALL = 256
 
 
 class Packed(eqx.Module):
-    """Metrics by name in two arrays: many small ones take longer to come off the devices than all that they say."""
+    """Metrics by name in few arrays: many small ones take longer to come off the devices than all that they say."""
 
-    real: Float[Array, "*seeds names"]
-    whole: UInt32[Array, "*seeds names"]
-    names: tuple[tuple[str, ...], tuple[str, ...]] = eqx.field(static=True)
+    columns: tuple[Array, ...]
+    """`[names]` for one seed, `[K, names]` for several: real, signed and unsigned numbers."""
+    names: tuple[tuple[str, ...], ...] = eqx.field(static=True)
 
     @classmethod
     def of(cls, metrics: dict[str, Array]) -> Packed:
         """One seed's metrics, scalars."""
-        kinds: tuple[list[str], list[str]] = ([], [])
+        kinds: dict[Any, list[str]] = {}
         for name in sorted(metrics):
-            kinds[not jnp.issubdtype(jnp.result_type(metrics[name]), jnp.floating)].append(name)
-        real = jnp.stack([jnp.asarray(metrics[name]) for name in kinds[0]])
-        # The counter of environment steps needs all 32 bits.
-        whole = jnp.stack([jnp.asarray(metrics[name]).astype(jnp.uint32) for name in kinds[1]])
-        return cls(real, whole, (tuple(kinds[0]), tuple(kinds[1])))
+            kinds.setdefault(_kind(jnp.result_type(metrics[name])), []).append(name)
+        columns = [jnp.stack([jnp.asarray(metrics[name], kind) for name in names]) for kind, names in kinds.items()]
+        return cls(tuple(columns), tuple(tuple(names) for names in kinds.values()))
 
     def unpack(self) -> dict[str, np.ndarray]:
         """`[K]` each."""
-        columns = (np.asarray(self.real), np.asarray(self.whole))
-        return {
-            name: column[:, i]
-            for names, column in zip(self.names, columns, strict=True)
-            for i, name in enumerate(names)
-        }
+        arrays = [np.asarray(column) for column in self.columns]
+        both = zip(self.names, arrays, strict=True)
+        return {name: array[:, i] for names, array in both for i, name in enumerate(names)}
+
+
+def _kind(dtype: Any) -> Any:
+    if jnp.issubdtype(dtype, jnp.floating):
+        return dtype
+    return jnp.uint32 if jnp.issubdtype(dtype, jnp.unsignedinteger) else jnp.int32
 
 
 class Program:
