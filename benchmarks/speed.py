@@ -184,7 +184,7 @@ class Worker:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith("ready") or line[:1].isdigit():
+            if line.startswith(("ready", "{")) or line[:1].isdigit():
                 self._lines.put(line)
 
     def _answer(self) -> str:

@@ -66,6 +66,38 @@ def test_a_second_run_gets_a_directory_of_its_own():
     assert sorted(path.name for path in Path("runs").iterdir()) == ["trpo-CartPole-v1", "trpo-CartPole-v1-2"]
 
 
+def test_a_sweep_leaves_runs_to_compare(capsys):
+    """Also with the flag's own spelling; the runs are those that `klimb compare` is told of."""
+    words = ["sweep", "trpo", "CartPole-v1", "--over", "max-kl", "0.003", "0.03", *SMALL]
+    assert main([*words, "--env-steps", "256", "--eval-episodes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"max_kl=0\.03 +mean return [\d.]+ over 2 episodes a seed", out)
+    parent = Path("runs/sweep-trpo-CartPole-v1")
+    assert f"klimb compare {parent}/*" in out
+    assert sorted(path.name for path in parent.iterdir()) == ["max_kl=0.003", "max_kl=0.03"]
+    assert all((path / "report.html").exists() for path in parent.iterdir())
+    assert main(["compare", *map(str, parent.iterdir())]) == 0
+    assert "TRPO max_kl=0.03" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trpo CartPole-v1", "needs what to sweep over"),
+        ("trpo CartPole-v1 --over max_kl", "takes a field and its values"),
+        ("trpo CartPole-v1 --over max_kl small", "'small'"),
+        ("trpo CartPole-v1 --over max_kl 0 1", "max_kl = 0.0"),
+        ("trpo CartPole-v1 --over max_kl 1 --overlap", "leave --overlap off"),
+    ],
+)
+def test_sweeps_that_cannot_be_get_one_line(words, said, capsys):
+    assert main(["sweep", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
 def test_evaluate_as_json(run_dir, capsys):
     assert main(["evaluate", str(run_dir), "--episodes", "4", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

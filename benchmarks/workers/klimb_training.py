@@ -8,11 +8,10 @@ import jax
 
 from klimb import RunConfig, TrainOptions, devices, make
 from klimb.improve.registry import RULES
+from klimb.runs.program import Program
 
 task = json.loads(sys.argv[1])
 devices.use_all_cores()
-
-from klimb.runs.program import Program  # noqa: E402 (JAX starts with it)
 
 ITERATIONS = task["iterations"]
 rule = RULES[task["rule"]](**task.get("rule_options", {}))

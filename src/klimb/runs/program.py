@@ -322,11 +322,17 @@ class Program:
         return self._over_seeds(one_pass)(state)
 
     def _over_seeds(self, one_seed: Any) -> Any:
-        """The same for every seed of a device. A single seed keeps its own branches and loops, not vmapped ones."""
+        """The same for every seed of a device.
+
+        One after the other on a CPU: a seed keeps its own branches and loops, and stays in the cache; a core gains
+        nothing from several at once. An accelerator does: there they are vmapped.
+        """
 
         def seeds(state: TrainState, *others: PyTree) -> PyTree:
-            if state.iteration.shape[0] > 1:
+            if state.iteration.shape[0] > 1 and jax.default_backend() != "cpu":
                 return jax.vmap(one_seed)(state, *others)
+            if state.iteration.shape[0] > 1:
+                return jax.lax.map(lambda arguments: one_seed(*arguments), (state, *others))
             result = one_seed(*jax.tree.map(lambda x: x[0], (state, *others)))
             return jax.tree.map(lambda x: x[None], result)
 
@@ -338,17 +344,15 @@ class Program:
         # The number of iterations is data, not a constant: one program whatever the host asks for, so that
         # results do not depend on how a run is cut into calls.
         def one_seed(state: TrainState, values: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
-            return self._iteration(values)(state, demonstrations)
+            iteration = self._iteration(values)
+            shapes = jax.eval_shape(iteration, state, demonstrations)[1]
+            log = jax.tree.map(lambda x: jnp.zeros((MAX_ITERATIONS_A_CALL, *x.shape), x.dtype), shapes)
 
-        one_iteration = self._over_seeds(one_seed)
-        shapes = jax.eval_shape(one_iteration, state, values)[1]
-        log = jax.tree.map(lambda x: jnp.zeros((MAX_ITERATIONS_A_CALL, *x.shape), x.dtype), shapes)
+            def body(i: Array, carry: tuple) -> tuple:
+                state, log = carry
+                state, metrics = iteration(state, demonstrations)
+                return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
 
-        def body(i: Array, carry: tuple) -> tuple:
-            state, log = carry
-            state, metrics = one_iteration(state, values)
-            return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
+            return jax.lax.fori_loop(0, iterations, body, (state, log))
 
-        state, log = jax.lax.fori_loop(0, iterations, body, (state, log))
-        # Seeds first, as everything that lies on several devices.
-        return state, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), log)
+        return self._over_seeds(one_seed)(state, values)
