@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow bench-speed bench-threshold bench-scaling bench-fisher bench-certificate bench-variance bench-learning clean
+.PHONY: demo test lint types test-slow bench-speed bench-threshold bench-scaling bench-memory bench-fisher bench-certificate bench-variance bench-learning clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -33,6 +33,9 @@ bench-threshold: $(DEV)  ## how long until CartPole-v1 is solved, beside the pee
 
 bench-scaling: $(DEV)  ## how cost grows, and where the time of an iteration goes
 	$(BIN)/python benchmarks/scaling.py
+
+bench-memory: $(DEV)  ## whether memory stays flat
+	$(BIN)/python benchmarks/memory.py
 
 bench-fisher: $(DEV)  ## what a Fisher-vector product costs, as ratios
 	$(BIN)/python benchmarks/fisher.py

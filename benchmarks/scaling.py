@@ -88,7 +88,7 @@ def grow() -> dict[str, Any]:
 
 
 def parts_compiled(rule: Any, **options: Any) -> dict[str, float]:
-    """Milliseconds of the parts of one seed's iteration on one core, and of the whole on all of them."""
+    """Milliseconds of the parts of one seed's iteration on one device, and of the whole on all of them."""
     one = program("CartPole-v1", rule, cores=1, **options)
     step, state = one.iteration, jax.tree.map(lambda x: x[0], one.initial_state())
     policy = eqx.combine(state.policy, one.policy_static)
@@ -149,7 +149,7 @@ def parts_compiled(rule: Any, **options: Any) -> dict[str, float]:
     whole, everything = (program("CartPole-v1", rule, cores=cores, **options) for cores in (1, None))
     on_one, on_all = _whole(whole, repeat), _whole(everything, repeat)
     found["host and the rest"] = max(0.0, on_one - sum(found.values()))
-    return {**found, "whole, one core": on_one, "whole": on_all}
+    return {**found, "whole, one device": on_one, "whole": on_all}
 
 
 def _whole(trained: Program, count: int) -> float:
@@ -246,8 +246,8 @@ def main() -> None:
     ppo = PPO(learning_rate=3e-4, epochs=4, num_minibatches=4, ent_coef=0.01, max_grad_norm=None)
     four = {"critic_epochs": 4, "critic_num_minibatches": 4, "normalize_observations": False}
     parts = {
-        "CartPole-v1, PPO, 4 × 128, one core": parts_compiled(ppo, num_envs=4, num_steps=128, **four),
-        "CartPole-v1, TRPO, 16 × 128, one core": parts_compiled(TRPO(), num_envs=16, num_steps=128),
+        "CartPole-v1, PPO, 4 × 128, one device": parts_compiled(ppo, num_envs=4, num_steps=128, **four),
+        "CartPole-v1, TRPO, 16 × 128, one device": parts_compiled(TRPO(), num_envs=16, num_steps=128),
     }
     try:
         parts["HalfCheetah-v5, TRPO, 64 × 32, EnvPool, all cores"] = parts_host(
