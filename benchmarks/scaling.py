@@ -148,7 +148,7 @@ def parts_compiled(rule: Any, **options: Any) -> dict[str, float]:
     }
     whole, everything = (program("CartPole-v1", rule, cores=cores, **options) for cores in (1, None))
     on_one, on_all = _whole(whole, repeat), _whole(everything, repeat)
-    found["host and the rest"] = max(0.0, on_one - sum(found.values()))
+    found["rest"] = max(0.0, on_one - sum(found.values()))
     return {**found, "whole, one device": on_one, "whole": on_all}
 
 
@@ -185,7 +185,7 @@ def parts_host(env: str, **options: Any) -> dict[str, float]:
         laps["whole"].append(time.perf_counter() - start)
     trained.close()
     medians = {name: 1e3 * statistics.median(times[5:]) for name, times in laps.items()}
-    return {**medians, "host and the rest": medians["whole"] - medians["collect"] - medians["learn"]}
+    return {**medians, "rest": medians["whole"] - medians["collect"] - medians["learn"]}
 
 
 @style.drawn
@@ -217,7 +217,7 @@ def draw_parts(found: dict[str, dict[str, float]]) -> Any:
         "improve": style.BLUE,
         "learn": style.BLUE,
         "critic": style.ORANGE,
-        "host and the rest": style.QUIET,
+        "rest": style.QUIET,
     }
     figure = style.page(9.2, 1.0 + 0.75 * len(found))
     axes = figure.subplots()

@@ -78,7 +78,7 @@ def test_every_metric_is_in_the_table(name):
         _, metrics = jax.eval_shape(program._study_once, program.state_template(), program._demonstrations)
     else:
         program = program_of(rule, None)
-        _, metrics = jax.eval_shape(program._run_many, program.state_template(), 1, None)
+        _, metrics = jax.eval_shape(program._run_many, program.state_template(), {}, 1, None)
     assert "kl_old_new" in metrics
     for metric in ("wall_time", "steps_per_second", *metrics):
         assert f"`{metric}`" in table, metric

@@ -89,7 +89,9 @@ def require_equal(actual, expected, discrete):
         np.testing.assert_allclose(summary.mean_length, other_summary.mean_length)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["gymnasium:CartPole-v1", "gymnasium:Pendulum-v1"])
 def test_rollouts_are_those_of_this_process(here, name, workers):
     """Whatever the number of processes; again after a reset with the same seed; and the processes end."""

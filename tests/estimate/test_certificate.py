@@ -166,7 +166,7 @@ def test_bounds_bound_and_guarantees_stay_below(frozen_lake_steps):
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_switched_off_it_leaves_no_trace(env):
     kept, dropped = (
-        set(jax.eval_shape(program._run_many, program.state_template(), 1, None)[1])
+        set(jax.eval_shape(program._run_many, program.state_template(), {}, 1, None)[1])
         for program in (
             Program(RunConfig(env, PPO(), TrainOptions(certificate=switch, hidden=(4,))), klimb.make(env))
             for switch in (True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,7 +52,7 @@ def test_each_directory_is_resumed_and_read_as_any_other(swept):
     assert again.config == run.config
     assert again.history == run.history
     kept = klimb.load_policy(run.directory, seed=1)
-    obs = np.ones(4, np.float32)
+    obs = jnp.ones(4)
     np.testing.assert_array_equal(kept(obs).logits, run.policies[1](obs).logits)
 
 
@@ -65,7 +66,7 @@ def test_host_environments_are_swept_too():
     ("rule", "over", "words"),
     [
         (TRPO(), {"maxkl": [0.1]}, "no option 'maxkl'; did you mean 'max_kl'"),
-        (TRPO(), {"cg_iterations": [3, 4]}, "cg_iterations of trpo is no real number"),
+        (TRPO(), {"cg_iterations": [3.0, 4.0]}, "cg_iterations of trpo is no real number"),
         (TRPO(), {"max_kl": [-1.0]}, "max_kl = -1.0: input should be greater than 0"),
         (TRPO(), {"max_kl": []}, "no values of max_kl"),
         (TRPO(), {"fisher_fraction": [0.5, 0.2]}, "trpo decides by fisher_fraction what it does"),
