@@ -247,6 +247,7 @@ def test_resume_on_two_devices_gives_the_same_bytes(tmp_path):
     require_same_bits(resumed.state, whole.state)
 
 
+@pytest.mark.slow
 def test_a_host_environment_trains_on_two_devices():
     training = Training(RULES["trpo"], 2, env="gymnasium:CartPole-v1", cores=2, workers=0)
     _, metrics = training.run()
