@@ -24,7 +24,7 @@ from klimb.runs.program import Program
 from results_file import write_results
 
 FIGURES = Path(__file__).parent.parent / "docs" / "performance"
-REPETITIONS = 3
+REPETITIONS = 5
 SWEEPS: dict[str, tuple[str, list[int], dict[str, Any]]] = {
     "environments": ("num_envs", [4, 16, 64, 256, 1024, 4096], {"num_steps": 16}),
     "steps an iteration": ("num_steps", [32, 64, 128, 256, 512, 1024], {"num_envs": 16}),
