@@ -69,6 +69,7 @@ def test_host_environments_are_swept_too():
         (TRPO(), {"cg_iterations": [3.0, 4.0]}, "cg_iterations of trpo is no real number"),
         (TRPO(), {"max_kl": [-1.0]}, "max_kl = -1.0: input should be greater than 0"),
         (TRPO(), {"max_kl": []}, "no values of max_kl"),
+        (TRPO(), {"max_kl": [0.1, 0.2, 0.1]}, "are not all different"),
         (TRPO(), {"fisher_fraction": [0.5, 0.2]}, "trpo decides by fisher_fraction what it does"),
         (PPO(), {"ent_coef": [0.0, 0.1]}, "ppo decides by ent_coef what it does"),
     ],
@@ -77,3 +78,19 @@ def test_what_cannot_be_swept_is_said_and_leaves_nothing(rule, over, words, tmp_
     with pytest.raises(klimb.ConfigError, match=words):
         klimb.sweep("jax:CartPole-v1", rule, over, run_dir=tmp_path / "sweep", **SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_starts_from_the_policy_that_it_is_told(tmp_path):
+    """As a training does; while the critic warms up no copy of it moves."""
+    start = klimb.train("jax:CartPole-v1", TRPO(), run_dir=tmp_path / "start", **{**SMALL, "num_seeds": 1})
+    options = {**SMALL, "num_seeds": 1, "env_steps": 2 * 128, "init_from": str(start.directory), "critic_warmup": 9}
+    for run in klimb.sweep("jax:CartPole-v1", TRPO(), {"max_kl": [0.003, 0.03]}, **options):
+        np.testing.assert_array_equal(run.policy.network.weights[0], start.policy.network.weights[0])
+        assert run.history[0]["status"] == "CRITIC_WARMUP"
+
+
+def test_a_directory_that_is_there_is_refused_whole(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    with pytest.raises(klimb.RunError, match="exists already"):
+        klimb.sweep("jax:CartPole-v1", TRPO(), {"max_kl": [0.003]}, run_dir=tmp_path / "sweep", **SMALL)
+    assert not list((tmp_path / "sweep").iterdir())

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.environments.registry import Environment, make
-from klimb.errors import ConfigError, nearest
+from klimb.errors import ConfigError, RunError, nearest
 from klimb.improve.registry import rule_name
 from klimb.improve.rule import Rule, is_offline
 from klimb.runs.config import RunConfig, TrainOptions, build
@@ -92,8 +92,7 @@ def train(
         source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
         options["demonstrations"] = source
     config = RunConfig(name, rule, build(TrainOptions, options))
-    if policy is None and config.options.init_from is not None:
-        policy = _policy_for(environment, config.options.init_from)
+    policy = _policy_for(environment, config) if policy is None else policy
     program = Program(config, environment, policy, _demonstrations_for(environment, config, demonstrations))
     state = program.initial_state()
     output = _Output.create(config, run_dir)
@@ -120,7 +119,8 @@ def sweep(
     Gives one `Run` a combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
     reported and compared by itself; its numbers are those of that run trained alone, up to rounding.
 
-    Raises ConfigError for a field that the rule does not have or that can't be varied, and for values out of range.
+    Raises ConfigError for a field that the rule does not have or that can't be varied, and for values that are out of
+    range or given twice; RunError when `run_dir` exists.
     """
     rules = _combinations(rule, over)
     environment = make(env)
@@ -130,7 +130,11 @@ def sweep(
     if is_offline(rule):
         raise ConfigError(f"{rule_name(rule)} learns from demonstrations alone, a pass at a time, and can't be swept")
     variations = {field: [getattr(one, field) for one in rules] for field in over}
-    program = Program(configs[0], environment, variations=variations)
+    if run_dir is not None and Path(run_dir).exists():
+        raise RunError(f"{run_dir} exists already; choose another directory for the sweep")
+    first = configs[0]
+    demonstrations = _demonstrations_for(environment, first, None)
+    program = Program(first, environment, _policy_for(environment, first), demonstrations, variations)
     try:
         state = program.initial_state()
         program.trace(state)
@@ -143,7 +147,7 @@ def sweep(
     outputs = [
         _Output.create(
             config,
-            None if run_dir is None else Path(run_dir) / ",".join(f"{field}={getattr(one, field):g}" for field in over),
+            None if run_dir is None else Path(run_dir) / ",".join(f"{field}={getattr(one, field)!r}" for field in over),
             slice(i * each, (i + 1) * each),
         )
         for i, (one, config) in enumerate(zip(rules, configs, strict=True))
@@ -161,6 +165,8 @@ def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:
             raise ConfigError(f"{field} of {rule_name(rule)} is no real number, and only those can be swept")
         if not values:
             raise ConfigError(f"there are no values of {field} to sweep over")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"the values of {field} to sweep over, {list(values)}, are not all different")
     product = itertools.product(*over.values())
     return [build(type(rule), fields | dict(zip(over, values, strict=True))) for values in product]
 
@@ -198,9 +204,11 @@ def resume(
     return run
 
 
-def _policy_for(environment: Environment, source: str) -> PyTree:
-    """The policy of another run, if it fits the environment."""
-    policy = load_policy(source)
+def _policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
+    """The policy of another run that a run starts from, if it has any and it fits the environment."""
+    if config.options.init_from is None:
+        return None
+    policy = load_policy(config.options.init_from)
     require_fit(policy, environment)
     return policy
 
