@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from klimb import Batch, NetworkPolicy, fisher_vector_product, kl_divergence
 from klimb.improve.objectives import action_distribution, flatten, surrogate_gain
-from klimb.policies.networks import Box, Discrete
+from klimb.policies.actions import Box, Discrete
 from results_file import write_results
 
 ROWS, TURNS = 16_384, 25

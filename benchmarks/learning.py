@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 
 import klimb
-from klimb.policies.networks import action_spec
+from klimb.policies.actions import action_spec
 from results_file import HERE, write_results
 
 matplotlib.use("Agg")

@@ -64,12 +64,11 @@ def iteration_time(**options: Any) -> float:
     return milliseconds(run) / count
 
 
-def fit(sizes: list[int], times: list[float]) -> tuple[float, float]:
-    """(a, p) of time ≈ a + b·sizeᵖ over the larger half: the fixed cost, by subtraction, and the exponent."""
+def growth_exponent(sizes: list[int], times: list[float]) -> float:
+    """p of time ∝ sizeᵖ over the larger half, where what it costs anyway no longer counts."""
     half = len(sizes) // 2
     x, y = np.log(sizes[half:]), np.log(times[half:])
-    p, _ = np.polyfit(x, y, 1)
-    return times[0], float(p)
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def grow() -> dict[str, Any]:
@@ -81,8 +80,8 @@ def grow() -> dict[str, Any]:
             value = (size, size) if name == "hidden" else size
             times.append(iteration_time(**{"critic_num_minibatches": 4, **fixed, name: value}))
             print(f"{title:<28} {size:>6} {times[-1]:10.2f} ms", flush=True)
-        smallest, exponent = fit(sizes, times)
-        found[title] = {"sizes": sizes, "milliseconds": times, "smallest": smallest, "exponent": exponent}
+        exponent = growth_exponent(sizes, times)
+        found[title] = {"sizes": sizes, "milliseconds": times, "exponent": exponent}
         print(f"{title:<28} cost grows as size^{exponent:.2f} at the end", flush=True)
     return found
 
@@ -173,10 +172,10 @@ def parts_host(env: str, **options: Any) -> dict[str, float]:
     laps: dict[str, list[float]] = {"collect": [], "learn": [], "whole": []}
     for _ in range(40):
         start = time.perf_counter()
-        seen, behaviour, episodes = trained._collect(host, state)
+        seen, behaviour, episodes = host.next(state.policy)
         collected = time.perf_counter()
         state, metrics = trained._learn(state, {}, behaviour, seen, episodes, None)
-        trained._noise = trained._draw(host)
+        host.prepare()
         jax.block_until_ready(state)
         learned = time.perf_counter()
         metrics.unpack()

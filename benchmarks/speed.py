@@ -97,8 +97,8 @@ def works() -> list[Work]:
             "halfcheetah-trpo-peers: HalfCheetah-v5, TRPO, batch 2048",
             trust_region("klimb, EnvPool, 64 environments", "envpool", 64),
             (
-                peer("sb3-contrib TRPO, 8 environments", "sb3.py", "trpo", cheetah, 8, 256, 8 * 256),
-                peer("sb3-contrib TRPO, 1 environment", "sb3.py", "trpo", cheetah, 1, 2048, 2048),
+                peer("sb3-contrib TRPO, 8 environments", "sb3.py", "sb3-trpo", cheetah, 8, 256, 8 * 256),
+                peer("sb3-contrib TRPO, 1 environment", "sb3.py", "sb3-trpo", cheetah, 1, 2048, 2048),
                 peer("Tianshou TRPO, EnvPool, 16", "tianshou_worker.py", "trpo", cheetah, 16, 4096),
                 peer("Tianshou NPG, EnvPool, 16", "tianshou_worker.py", "npg", cheetah, 16, 4096),
             ),
@@ -112,9 +112,9 @@ def works() -> list[Work]:
             "halfcheetah-ppo: HalfCheetah-v5, PPO, 10 epochs of minibatches of 64",
             proximal("klimb, EnvPool, 16 environments", "envpool", 16),
             (
-                peer("SB3 PPO, 8 environments", "sb3.py", "ppo", cheetah, 8, 256, 2048),
-                peer("SB3 PPO, 1 environment", "sb3.py", "ppo", cheetah, 1, 2048, 2048),
-                peer("SBX PPO, 8 environments", "sbx_ppo.py", cheetah, 8, 256, 2048),
+                peer("SB3 PPO, 8 environments", "sb3.py", "sb3-ppo", cheetah, 8, 256, 2048),
+                peer("SB3 PPO, 1 environment", "sb3.py", "sb3-ppo", cheetah, 1, 2048, 2048),
+                peer("SBX PPO, 8 environments", "sb3.py", "sbx-ppo", cheetah, 8, 256, 2048),
                 peer("Tianshou PPO, EnvPool, 16", "tianshou_worker.py", "ppo", cheetah, 16, 2048),
             ),
             (proximal("klimb, Gymnasium, 16, worker processes", "gymnasium", 16),),
@@ -152,7 +152,7 @@ def works() -> list[Work]:
                 num_steps=256,
                 critic_num_minibatches=16,
             ),
-            (peer("sb3-contrib TRPO, 8 environments", "sb3.py", "trpo", "CartPole-v1", 8, 256, 2048),),
+            (peer("sb3-contrib TRPO, 8 environments", "sb3.py", "sb3-trpo", "CartPole-v1", 8, 256, 2048),),
         ),
     ]
 

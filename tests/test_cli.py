@@ -17,7 +17,7 @@ import pytest
 
 from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, load_demonstrations, save_policy
 from klimb.cli import main
-from klimb.policies.networks import Discrete
+from klimb.policies.actions import Discrete
 from klimb.runs.directory import RunDirectory
 
 SMALL = shlex.split("--num-envs 4 --num-steps 32 --hidden 8 --critic-epochs 2 --critic-num-minibatches 2")

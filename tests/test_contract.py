@@ -46,7 +46,7 @@ from klimb.estimate.advantages import normalise
 from klimb.improve.objectives import action_distribution, flatten, log_ratio
 from klimb.improve.registry import RULES as REGISTRY
 from klimb.improve.rule import Rule
-from klimb.policies.networks import Box, Discrete, action_spec
+from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.normalizer import Normalizer
 from klimb.runs.config import build
 from klimb.types import UpdateInfo

@@ -17,7 +17,7 @@ from klimb.cli import COMMANDS as KNOWN
 from klimb.commands.train import named_run, parse_flags
 from klimb.improve.registry import RULES
 from klimb.improve.rule import is_offline
-from klimb.policies.networks import Discrete
+from klimb.policies.actions import Discrete
 from klimb.runs.program import Program
 
 ROOT = Path(__file__).parent.parent

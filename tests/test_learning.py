@@ -25,7 +25,7 @@ from klimb import (
 )
 from klimb.improve.objectives import action_distribution, log_ratio
 from klimb.improve.rule import Rule
-from klimb.policies.networks import action_spec
+from klimb.policies.actions import action_spec
 from klimb.tabular.exact_evaluation import exact_return
 from klimb.types import UpdateInfo
 

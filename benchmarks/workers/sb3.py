@@ -1,13 +1,12 @@
-"""Stable-Baselines3's PPO or sb3-contrib's TRPO at their defaults, on DummyVecEnv. Same protocol as klimb_training.py.
+"""Stable-Baselines3's PPO, sb3-contrib's TRPO or SBX's PPO at their defaults, on DummyVecEnv.
 
-Arguments: ppo | trpo, the environment's id, the number of environments, steps of each a rollout, steps a turn.
+Same protocol as klimb_training.py. Arguments: sb3-ppo | sb3-trpo | sbx-ppo, the environment's id, the number of
+environments, steps of each a rollout, steps a turn.
 """
 
 import sys
 import time
 
-from sb3_contrib import TRPO
-from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 RULE, ENV = sys.argv[1:3]
@@ -16,7 +15,15 @@ ITERATION = NUM_ENVS * NUM_STEPS
 TURN = -(-STEPS // ITERATION) * ITERATION  # whole iterations
 
 envs = make_vec_env(ENV, n_envs=NUM_ENVS, seed=0)
-model = {"ppo": PPO, "trpo": TRPO}[RULE]("MlpPolicy", envs, n_steps=NUM_STEPS, device="cpu", seed=0)
+match RULE:
+    case "sb3-ppo":
+        from stable_baselines3 import PPO as Algorithm
+    case "sb3-trpo":
+        from sb3_contrib import TRPO as Algorithm
+    case "sbx-ppo":
+        from sbx import PPO as Algorithm
+
+model = Algorithm("MlpPolicy", envs, n_steps=NUM_STEPS, device="cpu", seed=0)
 
 model.learn(total_timesteps=ITERATION)
 print("ready", flush=True)

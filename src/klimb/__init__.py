@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from klimb.runs.driver import Interrupted as Interrupted
     from klimb.runs.driver import Run as Run
     from klimb.runs.driver import resume as resume
-    from klimb.runs.driver import sweep as sweep
     from klimb.runs.driver import train as train
     from klimb.runs.evaluate import Evaluation as Evaluation
     from klimb.runs.evaluate import evaluate as evaluate
     from klimb.runs.policy_file import load_policy as load_policy
     from klimb.runs.policy_file import save_policy as save_policy
     from klimb.runs.report import write_report as write_report
+    from klimb.runs.sweep import sweep as sweep
     from klimb.tabular.checks import verify as verify
     from klimb.tabular.exact_batch import exact_batch as exact_batch
     from klimb.tabular.mdp import TabularMDP as TabularMDP
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 _HOME = {
     # train and use
     "train": "runs.driver",
-    "sweep": "runs.driver",
+    "sweep": "runs.sweep",
     "resume": "runs.driver",
     "Run": "runs.driver",
     "Interrupted": "runs.driver",

@@ -72,11 +72,11 @@ class Layout:
         """What `side_by_side` is given: the axis over which one seed's work is shared out; None where it is not."""
         return AXIS if self.splits_roles else None
 
-    def compile(self, function: Callable[..., PyTree], *, by_seed: Sequence[bool], donate: bool = True) -> Any:
+    def compile(self, function: Callable[..., PyTree], *, by_seed: Sequence[bool]) -> Any:
         """`function` on every device's share of the seeds, as one program.
 
-        by_seed: of each argument, whether its leaves have the leading axis of seeds; all results do. With `donate`
-        the first argument is given up.
+        by_seed: of each argument, whether its leaves have the leading axis of seeds; all results do. The first
+        argument is given up.
         """
         specs = tuple(self._spec if split else P() for split in by_seed)
         shared = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=self._spec, check_vma=False)
@@ -89,7 +89,7 @@ class Layout:
 
         return jax.jit(
             program,
-            donate_argnums=(0,) if donate else (),
+            donate_argnums=0,
             out_shardings=self._sharding,
             compiler_options=compiler_options(),
         )

@@ -14,8 +14,9 @@ import pytest
 from klimb.collect.compiled import CompiledCollector
 from klimb.environments.base import CompiledEnvironment, Transition
 from klimb.environments.cartpole import CartPole
+from klimb.policies.actions import Discrete
 from klimb.policies.distributions import DiagGaussian
-from klimb.policies.networks import Discrete, NetworkPolicy
+from klimb.policies.networks import NetworkPolicy
 
 NUM_ENVS, NUM_STEPS = 6, 45
 

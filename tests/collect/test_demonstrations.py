@@ -10,7 +10,7 @@ import pytest
 
 import klimb
 from klimb import DemonstrationError, Demonstrations
-from klimb.policies.networks import Box, Discrete
+from klimb.policies.actions import Box, Discrete
 
 LENGTHS = [3, 1, 7, 2, 2, 5]
 

@@ -12,7 +12,7 @@ from klimb import NetworkPolicy, OffPolicyGradient
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.history import History
 from klimb.environments.cartpole import CartPole
-from klimb.policies.networks import Discrete
+from klimb.policies.actions import Discrete
 
 K, T, N = 3, 5, 2
 

@@ -14,7 +14,8 @@ import pytest
 
 from klimb.collect.host_policy import HostPolicy, HostPolicySpec
 from klimb.collect.vectorized import _numbers, host_policy_spec
-from klimb.policies.networks import Box, Discrete, NetworkPolicy
+from klimb.policies.actions import Box, Discrete
+from klimb.policies.networks import NetworkPolicy
 
 OBSERVATION, COPIES = 4, 40
 UNEVEN = Box((-0.5, -2.0, 1.0), (0.25, 0.1, 4.0))

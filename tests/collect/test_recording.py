@@ -12,7 +12,7 @@ import pytest
 import klimb
 from klimb import DemonstrationError, NetworkPolicy
 from klimb.environments.host import HostEnvironment, HostStep, HostVector
-from klimb.policies.networks import Box, Discrete
+from klimb.policies.actions import Box, Discrete
 
 
 def make_policy(observations: int, actions) -> NetworkPolicy:

@@ -14,7 +14,8 @@ import pytest
 import klimb
 from klimb.collect.vectorized import VectorCollector
 from klimb.environments.gymnasium_adapter import GymnasiumEnvironment
-from klimb.policies.networks import NetworkPolicy, action_spec, flat_observation_size
+from klimb.policies.actions import action_spec
+from klimb.policies.networks import NetworkPolicy, flat_observation_size
 
 SEEDS, ENVS, STEPS = 2, 3, 17
 LOW, HIGH = np.array([-0.5, -2.0], np.float32), np.array([0.25, 0.1], np.float32)

@@ -20,7 +20,8 @@ import klimb
 from klimb import RunError
 from klimb.collect.vectorized import VectorCollector
 from klimb.environments.gymnasium_adapter import GymnasiumEnvironment
-from klimb.policies.networks import NetworkPolicy, action_spec, flat_observation_size
+from klimb.policies.actions import action_spec
+from klimb.policies.networks import NetworkPolicy, flat_observation_size
 
 SEEDS, ENVS, STEPS = 2, 3, 30
 SHAPE = {"num_seeds": SEEDS, "num_envs": ENVS, "num_steps": STEPS}
@@ -129,7 +130,7 @@ def test_a_rollout_begun_and_finished_is_one_collected(here, workers):
             collector.begin(collector.draw(collecting.key(number), policy), policy)
             assert collector.under_way
             seen, seen_summary = collector.finish()
-            for name, values in seen._asdict().items():
+            for name, values in {**seen.columns._asdict(), "time": seen.time}.items():
                 np.testing.assert_allclose(values, getattr(rollout, name), rtol=1e-4, atol=1e-4, err_msg=name)
             np.testing.assert_array_equal(seen_summary.count, summary.count)
 

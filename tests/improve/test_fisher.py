@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from klimb import Batch, NetworkPolicy, fisher_vector_product, kl_divergence
 from klimb.improve.fisher import fisher_rows
-from klimb.policies.networks import Box, Discrete
+from klimb.policies.actions import Box, Discrete
 from klimb.types import trainable_filter
 
 ROWS = 7

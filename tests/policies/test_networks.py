@@ -16,17 +16,9 @@ from klimb.collect.compiled import CompiledCollector
 from klimb.environments.pendulum import Pendulum
 from klimb.errors import UnsupportedSpace
 from klimb.estimate.critic import rescale
+from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
-from klimb.policies.networks import (
-    MLP,
-    Box,
-    Critic,
-    Discrete,
-    NetworkPolicy,
-    action_spec,
-    flat_observation_size,
-    orthogonal,
-)
+from klimb.policies.networks import MLP, Critic, NetworkPolicy, flat_observation_size, orthogonal
 from klimb.policies.normalizer import Normalizer
 from klimb.types import Batch
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from klimb.improve.objectives import flatten
-from klimb.policies.networks import Box, Critic, Discrete, NetworkPolicy
+from klimb.policies.actions import Box, Discrete
+from klimb.policies.networks import Critic, NetworkPolicy
 from klimb.policies.normalizer import Normalizer
 from klimb.types import trainable_filter
 

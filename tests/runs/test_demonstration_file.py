@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save, save_file
 
 import klimb
 from klimb import DemonstrationError, NetworkPolicy, load_demonstrations, save_demonstrations
-from klimb.policies.networks import Box, Discrete
+from klimb.policies.actions import Box, Discrete
 from klimb.runs.demonstration_file import COLUMNS, FORMAT
 
 

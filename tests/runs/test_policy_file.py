@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from klimb import Categorical, NetworkPolicy, PolicyFileError, load_policy, save_policy
-from klimb.policies.networks import Box, Discrete
+from klimb.policies.actions import Box, Discrete
 
 SPECS = [Discrete(3), Box((-2.0, -np.inf), (2.0, np.inf))]
 

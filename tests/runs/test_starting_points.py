@@ -12,7 +12,7 @@ import pytest
 
 import klimb
 from klimb import PPO, TRPO, BehaviourCloning, DemonstrationError, NetworkPolicy, OffPolicyGradient, PolicyFileError
-from klimb.policies.networks import Box, Discrete
+from klimb.policies.actions import Box, Discrete
 
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,)}
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from klimb import Categorical, NetworkPolicy, TabularMDP, exact_batch
 from klimb.improve.objectives import flatten, surrogate_gain
-from klimb.policies.networks import Discrete
+from klimb.policies.actions import Discrete
 
 S, A, GAMMA = 5, 3, 0.9
 HORIZON = 400  # 0.9⁴⁰⁰ ≈ 5e-19

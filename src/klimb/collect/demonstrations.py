@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Num
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.host import HostEnvironment
 from klimb.errors import DemonstrationError
-from klimb.policies.networks import Box, Discrete, action_spec
+from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.types import Rollout
 
 

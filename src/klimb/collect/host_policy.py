@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from klimb.policies.actions import Box, Discrete
 
 Array = np.ndarray
 
@@ -37,16 +38,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class HostPolicySpec:
-    """All of a `NetworkPolicy` but its numbers, as plain data.
-
-    sizes: of the layers, from observations to outputs. low, high: the action box, empty for discrete actions.
-    """
+    """All of a `NetworkPolicy` but its numbers, as plain data. sizes: of the layers, from observations to outputs."""
 
     sizes: tuple[int, ...]
     activation: str
     clip: float
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    actions: Discrete | Box
     state_dependent_std: bool
     tanh_squash: bool
 
@@ -55,38 +52,12 @@ class HostPolicySpec:
         """Of the numbers of one seed's policy, in order: normaliser, weights and biases by layer, log σ."""
         inputs = (self.sizes[0],)
         layers = [shape for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True) for shape in ((i, o), (o,))]
-        return [inputs, inputs, *layers, *([(len(self.low),)] if self.low else [])]
+        return [inputs, inputs, *layers, *([(len(self.actions.low),)] if isinstance(self.actions, Box) else [])]
 
     @property
     def size(self) -> int:
         """How many numbers one seed's policy has."""
         return sum(math.prod(shape) for shape in self.shapes)
-
-    @cached_property
-    def bounds(self) -> tuple[Array, Array]:
-        """The action box, `[D]` each."""
-        return np.array(self.low, np.float32), np.array(self.high, np.float32)
-
-    @cached_property
-    def center(self) -> Array:
-        """Middle of each bounded dimension, 0 where unbounded."""
-        low, high = self._finite_bounds
-        return (low + high) / 2
-
-    @cached_property
-    def half_width(self) -> Array:
-        """Half the range of each bounded dimension, 1 where unbounded."""
-        low, high = self._finite_bounds
-        return np.where(self._bounded, (high - low) / 2, 1).astype(np.float32)
-
-    @property
-    def _bounded(self) -> Array:
-        return np.isfinite(self.low) & np.isfinite(self.high)
-
-    @property
-    def _finite_bounds(self) -> tuple[Array, Array]:
-        low, high = (np.where(self._bounded, bound, 0).astype(np.float32) for bound in self.bounds)
-        return low, high
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,8 +66,9 @@ class HostPolicySpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> HostPolicySpec:
         """The inverse of `to_dict`."""
-        plain: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
-        return cls(**plain)
+        actions = fields["actions"]
+        spec = Discrete(actions["n"]) if "n" in actions else Box(tuple(actions["low"]), tuple(actions["high"]))
+        return cls(**{**fields, "sizes": tuple(fields["sizes"]), "actions": spec})
 
 
 class HostPolicy:
@@ -113,10 +85,13 @@ class HostPolicy:
             parts.append(part[0] if self._single else part if len(shape) == 2 else part[:, None])
         self._mean, scale, *layers = parts
         self._inverse_scale = 1 / scale
-        log_std = layers.pop() if spec.low else None
+        box = spec.actions
+        if isinstance(box, Box):
+            self._low, self._high, self._center, self._half_width = (
+                np.asarray(x, np.float32) for x in (box.low, box.high, box.center, box.half_width)
+            )
+            self._std = np.exp(layers.pop()) * (1 if spec.tanh_squash else self._half_width)
         self._layers = list(zip(layers[::2], layers[1::2], strict=True))
-        if log_std is not None:
-            self._std = np.exp(log_std) * (1 if spec.tanh_squash else spec.half_width)
 
     def __call__(self, obs: Array, noise: Array) -> tuple[Array, Array]:
         """obs `[K, n, O]` and noise `[K, n, *act]` ↦ the actions `[K, n, *act]`, and as the environment gets them."""
@@ -133,7 +108,7 @@ class HostPolicy:
         output += bias
         if self._single:
             output = output[None]
-        return self._discrete(output, noise) if not spec.low else self._continuous(output, noise)
+        return self._continuous(output, noise) if isinstance(spec.actions, Box) else self._discrete(output, noise)
 
     def _discrete(self, logits: Array, noise: Array) -> tuple[Array, Array]:
         """As `Categorical.sample_from`: the cumulative sum, inverted."""
@@ -150,7 +125,7 @@ class HostPolicy:
             std = std * np.exp(offset)
         if spec.tanh_squash:
             action = output + std * noise
-            taken = spec.center + spec.half_width * np.tanh(action)
+            taken = self._center + self._half_width * np.tanh(action)
         else:
-            action = taken = spec.center + spec.half_width * output + std * noise
-        return action, np.minimum(np.maximum(taken, spec.bounds[0]), spec.bounds[1])
+            action = taken = self._center + self._half_width * output + std * noise
+        return action, np.minimum(np.maximum(taken, self._low), self._high)

@@ -14,7 +14,7 @@ from klimb.collect.demonstrations import Demonstrations
 from klimb.environments.base import CompiledEnvironment, clip_action
 from klimb.environments.host import HostEnvironment, HostVector
 from klimb.environments.registry import make
-from klimb.policies.networks import action_spec
+from klimb.policies.actions import action_spec
 from klimb.runs.evaluate import MAX_HOST_COPIES, require_fit, shares
 
 Row = tuple[np.ndarray, ...]

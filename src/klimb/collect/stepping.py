@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import gymnasium.spaces
 import numpy as np
 
 from klimb.environments.host import HostStep, HostVector
@@ -94,8 +93,3 @@ def parts(count: int, groups: int) -> list[slice]:
     """0 … count − 1 cut into consecutive parts of about the same size, none of them empty."""
     edges = np.linspace(0, count, min(count, groups) + 1).astype(int)
     return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
-
-
-def is_discrete(space: gymnasium.spaces.Space) -> bool:
-    """Whether actions are numbers 0 … n − 1."""
-    return isinstance(space, gymnasium.spaces.Discrete)

@@ -20,25 +20,19 @@ from jaxtyping import Array, Key, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, EpisodeTally
 from klimb.collect.host_policy import HostPolicy, HostPolicySpec
-from klimb.collect.stepping import Columns, Decide, Stepper, is_discrete
+from klimb.collect.stepping import Columns, Decide, Stepper
 from klimb.collect.workers import Workers
 from klimb.devices import cores
 from klimb.environments.gymnasium_adapter import copy_seeds
 from klimb.environments.host import HostEnvironment
-from klimb.policies.networks import Box, NetworkPolicy
+from klimb.policies.networks import NetworkPolicy
 from klimb.types import Rollout
 
 
 class Seen(NamedTuple):
     """What the environments have to say of a rollout: a `Rollout` but for the log-probs. `[K, T, N, ...]`."""
 
-    obs: np.ndarray
-    action: np.ndarray
-    reward: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-    next_obs: np.ndarray
-    valid: np.ndarray
+    columns: Columns
     time: np.ndarray
 
 
@@ -72,9 +66,8 @@ class VectorCollector:
         self._tally = EpisodeTally(num_seeds, num_envs)
         self._workers: Workers | None = None
         self._stepper: Stepper | None = None
-        self._layout = Columns.layout(
-            self.shape, self._observation_shape, environment.action_space.shape or (), is_discrete(self.action_space)
-        )
+        discrete = isinstance(self.action_space, gymnasium.spaces.Discrete)
+        self._layout = Columns.layout(self.shape, self._observation_shape, self.action_space.shape or (), discrete)
         count = cores() if workers is None else workers
         self._start_workers: Callable[[], Workers] | None = None
         if count > 0 and environment.recipe is not None and self._spec is not None:
@@ -129,7 +122,7 @@ class VectorCollector:
         columns = self._begun()
         self._begun = None
         time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid)
-        return Seen(*(np.swapaxes(column, 0, 1) for column in (*columns, time))), summary
+        return Seen(*jax.tree.map(lambda column: np.swapaxes(column, 0, 1), (columns, time))), summary
 
     @property
     def under_way(self) -> bool:
@@ -182,16 +175,13 @@ def host_policy_spec(policy_static: PyTree) -> HostPolicySpec | None:
     # A subclass may be called otherwise.
     if type(policy_static) is not NetworkPolicy:
         return None
-    actions = policy_static.actions
-    box = isinstance(actions, Box)
     return HostPolicySpec(
         sizes=policy_static.network.sizes,
         activation=policy_static.network.activation,
         clip=policy_static.normalizer.clip,
-        low=actions.low if isinstance(actions, Box) else (),
-        high=actions.high if isinstance(actions, Box) else (),
+        actions=policy_static.actions,
         state_dependent_std=policy_static.state_dependent_std,
-        tanh_squash=box and policy_static.tanh_squash,
+        tanh_squash=policy_static.tanh_squash,
     )
 
 
@@ -234,6 +224,7 @@ def _act(static: PyTree, policy: PyTree, obs: Array, noise: Array) -> tuple[Arra
 def complete(static: PyTree, policy: PyTree, seen: Seen) -> Rollout:
     """One seed's rollout, with the log-probs of the policy that acted."""
     # In one row, as the rules will see them: the same program then computes the same numbers once.
-    rows = jax.tree.map(lambda x: jnp.reshape(x, (-1, *x.shape[2:])), (seen.obs, seen.action))
-    log_prob = jax.vmap(eqx.combine(policy, static))(rows[0]).log_prob(rows[1])
-    return Rollout(log_prob=log_prob.reshape(seen.reward.shape), **seen._asdict())
+    told = seen.columns
+    obs, action = (jnp.reshape(x, (-1, *x.shape[2:])) for x in (told.obs, told.action))
+    log_prob = jax.vmap(eqx.combine(policy, static))(obs).log_prob(action)
+    return Rollout(log_prob=log_prob.reshape(told.reward.shape), **{**told._asdict(), "time": seen.time})

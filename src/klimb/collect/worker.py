@@ -18,6 +18,7 @@ import numpy as np
 from klimb.collect.host_policy import HostPolicy, HostPolicySpec
 from klimb.collect.stepping import Columns, Stepper, bytes_of
 from klimb.environments.gymnasium_adapter import GymnasiumVector, from_recipe
+from klimb.policies.actions import Discrete
 
 
 class SharedRollout:
@@ -49,7 +50,9 @@ def serve() -> None:
     task = json.loads(sys.stdin.readline())
     shape: tuple[int, int, int] = tuple(task["shape"])
     spec = HostPolicySpec.from_dict(task["policy"])
-    layout = Columns.layout(shape, tuple(task["observation"]), tuple(task["action"]), not spec.low)
+    layout = Columns.layout(
+        shape, tuple(task["observation"]), tuple(task["action"]), isinstance(spec.actions, Discrete)
+    )
     memory = mmap.mmap(task["memory"], SharedRollout.size(spec, shape, layout))
     _serve(task, SharedRollout(memory, spec, shape, layout), spec)
 

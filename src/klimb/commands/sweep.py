@@ -11,10 +11,10 @@ from klimb.commands.train import named_run, parse_flags
 from klimb.errors import ConfigError
 from klimb.improve.registry import rule_name
 from klimb.progress import Progress
-from klimb.runs import driver
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import unused_directory
 from klimb.runs.report import write_report
+from klimb.runs.sweep import sweep as sweep_over
 
 
 def sweep(arguments: list[str]) -> None:
@@ -31,7 +31,7 @@ def sweep(arguments: list[str]) -> None:
     name = f"sweep-{rule_name(base.rule)}-{base.env.replace(':', '-').replace('/', '-')}"
     parent = flags.run_dir or unused_directory(Path("runs"), name)
     with Progress(config, console) as progress:
-        runs = driver.sweep(config.env, rule, over, run_dir=parent, on_records=progress.update, **asdict(options))
+        runs = sweep_over(config.env, rule, over, run_dir=parent, on_records=progress.update, **asdict(options))
     for run in runs:
         assert run.directory is not None
         result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes)

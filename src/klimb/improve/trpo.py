@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -11,7 +12,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from klimb.improve.acceptance import choose, finite_batch, update_info
-from klimb.improve.fisher import FisherKind, linearise
+from klimb.improve.fisher import FisherKind, Linearised, linearise
 from klimb.improve.line_search import LineSearch, backtrack, grow
 from klimb.improve.natural_direction import Direction, conjugate_gradient
 from klimb.improve.objectives import KLDirection, action_distribution, directed_kl, flatten, surrogate_gain
@@ -65,17 +66,10 @@ class TRPO:
         def distribution_at(vector: Array) -> Distribution:
             return action_distribution(rebuild(vector), batch.obs)
 
-        sampled_action = batch.action if self.fisher == "empirical" else None
-        old, product, pull_back = linearise(distribution_at, theta, batch.weight, action=sampled_action)
+        old, product, pull_back = self._linearise(rebuild, theta, batch)
         gradient = pull_back(jax.grad(surrogate_gain)(old, batch))
         if self.fisher_fraction < 1:
-            part = self._subsample(key, batch)
-            product = linearise(
-                lambda vector: action_distribution(rebuild(vector), part.obs),
-                theta,
-                part.weight,
-                action=part.action if self.fisher == "empirical" else None,
-            ).product
+            product = self._linearise(rebuild, theta, self._subsample(key, batch)).product
         solve = conjugate_gradient(
             lambda v: product(v) + self.damping * v,
             gradient,
@@ -117,6 +111,14 @@ class TRPO:
             step_size=jnp.where(accepted, step_size * found.scale, 0),
         )
         return choose(accepted, rebuild(found.theta), policy), state, info
+
+    def _linearise(self, rebuild: Callable[[Array], PyTree], theta: Array, batch: Batch) -> Linearised:
+        return linearise(
+            lambda vector: action_distribution(rebuild(vector), batch.obs),
+            theta,
+            batch.weight,
+            action=batch.action if self.fisher == "empirical" else None,
+        )
 
     def _subsample(self, key: PRNGKeyArray, batch: Batch) -> Batch:
         rows = batch.log_prob.shape[0]

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.errors import DemonstrationError, MissingExtra, UnsupportedSpace, nearest
-from klimb.policies.networks import Box, Discrete, action_spec
+from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.runs.files import write_atomically
 
 FORMAT = "klimb-demonstrations-1"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,8 +17,6 @@ from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.environments.registry import Environment, make
-from klimb.errors import ConfigError, RunError, nearest
-from klimb.improve.registry import rule_name
 from klimb.improve.rule import Rule, is_offline
 from klimb.runs.config import RunConfig, TrainOptions, build
 from klimb.runs.demonstration_file import load_demonstrations
@@ -92,83 +88,12 @@ def train(
         source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
         options["demonstrations"] = source
     config = RunConfig(name, rule, build(TrainOptions, options))
-    policy = _policy_for(environment, config) if policy is None else policy
-    program = Program(config, environment, policy, _demonstrations_for(environment, config, demonstrations))
+    policy = policy_for(environment, config) if policy is None else policy
+    program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
     state = program.initial_state()
-    output = _Output.create(config, run_dir)
-    (run,) = _drive(program, state, [output], on_records, iteration=0, wall_time=0.0)
+    output = Output.create(config, run_dir)
+    (run,) = drive(program, state, [output], on_records, iteration=0, wall_time=0.0)
     return run
-
-
-def sweep(
-    env: str | Any,
-    rule: Rule,
-    over: Mapping[str, Sequence[float]],
-    *,
-    run_dir: str | Path | None = None,
-    on_records: OnRecords | None = None,
-    **options: Any,
-) -> list[Run]:
-    """Train with every combination of some values of the rule's fields, all seeds of all of them in one program.
-
-    over: the values of each field, e.g. `{"max_kl": [0.003, 0.01, 0.03]}`. The fields are numbers that the rule only
-    calculates with; those that decide what it does (counts, switches, choices) need runs of their own.
-    run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
-    options, on_records, errors: as for `train`; records hold a value for every seed of every combination, in order.
-
-    Gives one `Run` a combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
-    reported and compared by itself; its numbers are those of that run trained alone, up to rounding.
-
-    Raises ConfigError for a field that the rule does not have or that can't be varied, and for values that are out of
-    range or given twice; RunError when `run_dir` exists.
-    """
-    rules = _combinations(rule, over)
-    environment = make(env)
-    name = env if isinstance(env, str) else environment.id
-    trained = build(TrainOptions, options)
-    configs = [RunConfig(name, one, trained) for one in rules]
-    if is_offline(rule):
-        raise ConfigError(f"{rule_name(rule)} learns from demonstrations alone, a pass at a time, and can't be swept")
-    variations = {field: [getattr(one, field) for one in rules] for field in over}
-    if run_dir is not None and Path(run_dir).exists():
-        raise RunError(f"{run_dir} exists already; choose another directory for the sweep")
-    first = configs[0]
-    demonstrations = _demonstrations_for(environment, first, None)
-    program = Program(first, environment, _policy_for(environment, first), demonstrations, variations)
-    try:
-        state = program.initial_state()
-        program.trace(state)
-    except jax.errors.ConcretizationTypeError:
-        raise ConfigError(
-            f"{rule_name(rule)} decides by {', '.join(over)} what it does, so that the values can't share a program: "
-            "give each a run of its own"
-        ) from None
-    each = trained.num_seeds
-    outputs = [
-        _Output.create(
-            config,
-            None if run_dir is None else Path(run_dir) / ",".join(f"{field}={getattr(one, field)!r}" for field in over),
-            slice(i * each, (i + 1) * each),
-        )
-        for i, (one, config) in enumerate(zip(rules, configs, strict=True))
-    ]
-    return _drive(program, state, outputs, on_records, iteration=0, wall_time=0.0)
-
-
-def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:
-    """The rule under every combination of values, each of them checked."""
-    fields = dataclasses.asdict(rule)  # type: ignore[call-overload]
-    for field, values in over.items():
-        if field not in fields:
-            raise ConfigError(f"{rule_name(rule)} has no option {field!r}{nearest(field, fields)}")
-        if not isinstance(fields[field], float):
-            raise ConfigError(f"{field} of {rule_name(rule)} is no real number, and only those can be swept")
-        if not values:
-            raise ConfigError(f"there are no values of {field} to sweep over")
-        if len(set(values)) < len(values):
-            raise ConfigError(f"the values of {field} to sweep over, {list(values)}, are not all different")
-    product = itertools.product(*over.values())
-    return [build(type(rule), fields | dict(zip(over, values, strict=True))) for values in product]
 
 
 def resume(
@@ -196,15 +121,15 @@ def resume(
     if policy is None and (directory.path / f"{policy_name(first_seed)}.json").is_file():
         policy = load_policy(directory.path, seed=first_seed)
     environment = make(config.env if env is None else env)
-    program = Program(config, environment, policy, _demonstrations_for(environment, config, demonstrations))
+    program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
     state, iteration, wall_time = directory.load(program.state_template())
     directory.start_log(keep_until=iteration)
-    output = _Output(config, slice(None), directory, directory.history())
-    (run,) = _drive(program, program.place(state), [output], on_records, iteration=iteration, wall_time=wall_time)
+    output = Output(config, slice(None), directory, directory.history())
+    (run,) = drive(program, program.place(state), [output], on_records, iteration=iteration, wall_time=wall_time)
     return run
 
 
-def _policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
+def policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
     """The policy of another run that a run starts from, if it has any and it fits the environment."""
     if config.options.init_from is None:
         return None
@@ -213,7 +138,7 @@ def _policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
     return policy
 
 
-def _demonstrations_for(
+def demonstrations_for(
     environment: Environment, config: RunConfig, given: Demonstrations | str | Path | None
 ) -> Demonstrations | None:
     """The demonstrations of a run, if it has any and they fit the environment and the rule."""
@@ -229,7 +154,7 @@ def _demonstrations_for(
 
 
 @dataclass(frozen=True)
-class _Output:
+class Output:
     """Where the records and checkpoints of some (`part`) of a program's copies go: one run."""
 
     config: RunConfig
@@ -238,7 +163,7 @@ class _Output:
     history: list[Record]
 
     @classmethod
-    def create(cls, config: RunConfig, run_dir: str | Path | None, part: slice = slice(None)) -> _Output:
+    def create(cls, config: RunConfig, run_dir: str | Path | None, part: slice = slice(None)) -> Output:
         """A new run, in a new directory unless it stays in memory."""
         directory = None if run_dir is None else RunDirectory.create(run_dir, config)
         if directory is not None:
@@ -271,10 +196,10 @@ class _Output:
         return state if everything[self.part] == everything else jax.tree.map(lambda x: x[self.part], state)
 
 
-def _drive(
+def drive(
     program: Program,
     state: TrainState,
-    outputs: list[_Output],
+    outputs: list[Output],
     on_records: OnRecords | None,
     *,
     iteration: int,
@@ -313,7 +238,7 @@ def _drive(
     return [output.run(program, state) for output in outputs]
 
 
-def _interrupted_message(iteration: int, outputs: list[_Output]) -> str:
+def _interrupted_message(iteration: int, outputs: list[Output]) -> str:
     paths = [output.directory.path for output in outputs if output.directory is not None]
     if not paths:
         return f"stopped after iteration {iteration}; nothing was saved (no run directory)"

@@ -15,8 +15,8 @@ from klimb.environments.base import CompiledEnvironment, clip_action
 from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import make
 from klimb.errors import PolicyFileError
+from klimb.policies.actions import action_spec
 from klimb.policies.distributions import Distribution
-from klimb.policies.networks import action_spec
 
 MAX_HOST_COPIES = 16
 

@@ -17,7 +17,8 @@ from pydantic.dataclasses import dataclass
 
 import klimb
 from klimb.errors import PolicyFileError
-from klimb.policies.networks import Activation, Box, Discrete, NetworkPolicy
+from klimb.policies.actions import Box, Discrete
+from klimb.policies.networks import Activation, NetworkPolicy
 from klimb.runs.arrays import load_arrays, save_arrays
 from klimb.runs.config import explain
 from klimb.runs.files import write_text

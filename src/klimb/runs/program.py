@@ -16,48 +16,23 @@ from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.episodes import EpisodeSummary
+from klimb.collect.in_turn import RolloutsInTurn
+from klimb.collect.stepping import Columns
 from klimb.collect.vectorized import Seen, VectorCollector, complete
 from klimb.devices import Layout, available
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.improve.rule import is_offline, with_values
-from klimb.policies.networks import Critic, NetworkPolicy, action_spec, flat_observation_size
+from klimb.policies.actions import action_spec
+from klimb.policies.networks import Critic, NetworkPolicy, flat_observation_size
 from klimb.runs.config import RunConfig
+from klimb.runs.packed import Packed
 from klimb.studying import study
 from klimb.training import Iteration
 from klimb.types import Rollout, TrainState
 
 MAX_ITERATIONS_A_CALL = 256
-
-
-class Packed(eqx.Module):
-    """Metrics by name in few arrays: many small ones take longer to come off the devices than all that they say."""
-
-    columns: tuple[Array, ...]
-    """`[names]` for one seed, `[K, names]` for several: real, signed and unsigned numbers."""
-    names: tuple[tuple[str, ...], ...] = eqx.field(static=True)
-
-    @classmethod
-    def of(cls, metrics: dict[str, Array]) -> Packed:
-        """One seed's metrics, scalars."""
-        kinds: dict[Any, list[str]] = {}
-        for name in sorted(metrics):
-            kinds.setdefault(_kind(jnp.result_type(metrics[name])), []).append(name)
-        columns = [jnp.stack([jnp.asarray(metrics[name], kind) for name in names]) for kind, names in kinds.items()]
-        return cls(tuple(columns), tuple(tuple(names) for names in kinds.values()))
-
-    def unpack(self) -> dict[str, np.ndarray]:
-        """`[K]` each."""
-        arrays = [np.asarray(column) for column in self.columns]
-        both = zip(self.names, arrays, strict=True)
-        return {name: array[:, i] for names, array in both for i, name in enumerate(names)}
-
-
-def _kind(dtype: Any) -> Any:
-    if jnp.issubdtype(dtype, jnp.floating):
-        return dtype
-    return jnp.uint32 if jnp.issubdtype(dtype, jnp.unsignedinteger) else jnp.int32
 
 
 class Program:
@@ -95,7 +70,7 @@ class Program:
         is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
         self.policy_static = eqx.partition(template, is_array)[1]
         self._demonstrations = None if demonstrations is None else self._arrange(demonstrations, template)
-        self._host: VectorCollector | None = None
+        self._host: RolloutsInTurn | None = None
         collector = None
         if is_offline(config.rule):
             pass
@@ -108,7 +83,7 @@ class Program:
                 )
             collector = CompiledCollector(environment, options.num_envs, options.num_steps)
         else:
-            self._host = VectorCollector(
+            vector = VectorCollector(
                 environment,
                 self.policy_static,
                 num_seeds=self.num_copies,
@@ -116,16 +91,13 @@ class Program:
                 num_steps=options.num_steps,
                 workers=options.workers,
             )
+            keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(self._seed_keys(), number))
+            self._host = RolloutsInTurn(vector, keys, overlap=options.overlap)
         devices = available()[: options.cores]
         # A rule that studies demonstrations fits no critic: there is one role only.
         self._layout = Layout(self.num_copies, devices[:1] if is_offline(config.rule) else devices)
         self.iteration = Iteration(config.rule, options, self.policy_static, collector, self._layout.role_axis)
         self._init = jax.jit(jax.vmap(self._initial_state))
-        self._rollout_keys = jax.jit(lambda i: jax.vmap(jax.random.fold_in, (0, None))(self._seed_keys(), i))
-        # Of host environments: which rollout comes next, its noise, and whose the one under way is.
-        self._rollout = 0
-        self._noise: Array | None = None
-        self._behaviour: PyTree | None = None
         self._many = self._layout.compile(self._run_many, by_seed=(True, True, False, False))
         self._learn = self._layout.compile(self._learn_once, by_seed=(True, True, True, True, True, False))
         self._study = self._layout.compile(self._study_once, by_seed=(True, False))
@@ -144,9 +116,9 @@ class Program:
 
     def start(self, *, iteration: int) -> None:
         """Start the host environments' episodes, seeded by the run's seed and the iteration it goes on from."""
-        self._rollout = iteration
         if self._host is not None:
-            self._host.reset(int(np.random.SeedSequence([self.config.options.seed, iteration]).generate_state(1)[0]))
+            seed = np.random.SeedSequence([self.config.options.seed, iteration]).generate_state(1)[0]
+            self._host.start(iteration, int(seed))
 
     def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Run `iterations` (at most `max_iterations_a_call`): the new state, and metrics `[iterations, K]`.
@@ -159,10 +131,10 @@ class Program:
             state, log = self._many(state, self._variations, iterations, self._demonstrations)
             return state, {name: np.asarray(values)[:, :iterations].swapaxes(0, 1) for name, values in log.items()}
         else:
-            seen, behaviour, episodes = self._collect(self._host, state)
+            seen, behaviour, episodes = self._host.next(state.policy)
             learned = self._learn(state, self._variations, behaviour, seen, episodes, self._demonstrations)
             # In the shadow of the learning, which has only been begun.
-            self._noise = self._draw(self._host)
+            self._host.prepare()
             state, metrics = learned[0], learned[1].unpack()
         return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
 
@@ -171,39 +143,12 @@ class Program:
         if self._host is None:
             jax.eval_shape(self._many, state, self._variations, 1, self._demonstrations)
             return
-        rollout = self._host.rollout_shapes(self.policies(state)[0])
-        seen = Seen(*(np.stack([getattr(rollout, name)] * self.num_copies) for name in Seen._fields))
+        rollout = self._host.collector.rollout_shapes(self.policies(state)[0])
+        rollout = jax.tree.map(lambda x: np.stack([x] * self.num_copies), rollout)
+        seen = Seen(Columns(*(getattr(rollout, name) for name in Columns._fields)), rollout.time)
         number = jnp.zeros(self.num_copies)
         episodes = EpisodeSummary(number.astype(jnp.int32), number, number)
         jax.eval_shape(self._learn, state, self._variations, None, seen, episodes, self._demonstrations)
-
-    def _collect(self, host: VectorCollector, state: TrainState) -> tuple[Seen, PyTree | None, EpisodeSummary]:
-        """What to learn from next, the policy it is of (None: the state's own), and the episodes that ended in it.
-
-        With `overlap` the rollout after it is begun, under the policy there is now.
-        """
-        if not self._options.overlap:
-            self._begin(host, state)
-            seen, episodes = host.finish()
-            return seen, None, episodes
-        if self._behaviour is None:
-            self._begin(host, state)
-        behaviour = self._behaviour
-        seen, episodes = host.finish()
-        self._begin(host, state)
-        return seen, behaviour, episodes
-
-    def _begin(self, host: VectorCollector, state: TrainState) -> None:
-        """Begin the next rollout under the policy there is."""
-        self._behaviour = jax.tree.map(np.asarray, state.policy)
-        noise = self._draw(host) if self._noise is None else self._noise
-        self._noise = None
-        self._rollout += 1
-        host.begin(noise, self._behaviour, at_once=not self._options.overlap)
-
-    def _draw(self, host: VectorCollector) -> Array:
-        """The next rollout's noise. It depends on the seed and on which rollout it is, and on nothing learned."""
-        return host.draw(self._rollout_keys(self._rollout), self._behaviour)
 
     @property
     def rows_an_iteration(self) -> int:
@@ -230,7 +175,7 @@ class Program:
     def close(self) -> None:
         """Release the host environments."""
         if self._host is not None:
-            self._host.close()
+            self._host.collector.close()
 
     def _seed_keys(self) -> Key[Array, " K"]:
         options = self.config.options
@@ -275,7 +220,7 @@ class Program:
         if self.iteration.history == 1:
             return None
         if self._host is not None:
-            return self._host.rollout_shapes(policy)
+            return self._host.collector.rollout_shapes(policy)
         assert collector is not None
         return eqx.filter_eval_shape(
             lambda key, policy: collector.collect(key, policy, collector.init(key))[1], jax.random.key(0), policy
