@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from klimb.errors import MissingExtra as MissingExtra
     from klimb.errors import PolicyFileError as PolicyFileError
     from klimb.errors import RunError as RunError
+    from klimb.errors import TrainingFailed as TrainingFailed
     from klimb.errors import UnsupportedSpace as UnsupportedSpace
     from klimb.estimate.advantages import gae as gae
     from klimb.estimate.importance import effective_sample_size as effective_sample_size
@@ -51,11 +52,12 @@ if TYPE_CHECKING:
     from klimb.runs.demonstration_file import load_demonstrations as load_demonstrations
     from klimb.runs.demonstration_file import save_demonstrations as save_demonstrations
     from klimb.runs.driver import Interrupted as Interrupted
-    from klimb.runs.driver import Run as Run
+    from klimb.runs.driver import NotSaved as NotSaved
     from klimb.runs.driver import resume as resume
     from klimb.runs.driver import train as train
     from klimb.runs.evaluate import Evaluation as Evaluation
     from klimb.runs.evaluate import evaluate as evaluate
+    from klimb.runs.output import Run as Run
     from klimb.runs.policy_file import load_policy as load_policy
     from klimb.runs.policy_file import save_policy as save_policy
     from klimb.runs.report import write_report as write_report
@@ -74,8 +76,9 @@ _HOME = {
     "train": "runs.driver",
     "sweep": "runs.sweep",
     "resume": "runs.driver",
-    "Run": "runs.driver",
+    "Run": "runs.output",
     "Interrupted": "runs.driver",
+    "NotSaved": "runs.driver",
     "evaluate": "runs.evaluate",
     "Evaluation": "runs.evaluate",
     "load_policy": "runs.policy_file",
@@ -133,6 +136,7 @@ _HOME = {
     "PolicyFileError": "errors",
     "DemonstrationError": "errors",
     "RunError": "errors",
+    "TrainingFailed": "errors",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -15,7 +15,7 @@ klimb: policy gradients that climb inside a trust region
 usage:
   klimb train RULE ENV [--flags]     train, evaluate, and leave a report     (klimb train RULE --help)
   klimb sweep RULE ENV --over FIELD V...   train with several values of a field in one program
-  klimb resume RUN                   go on with a run from its newest checkpoint
+  klimb resume RUN [--flags]         go on with a run from its newest checkpoint
   klimb evaluate RUN [--flags]       returns of whole episodes under a run's policy
   klimb record RUN [--episodes N]    keep episodes of a run's policy as demonstrations
   klimb report RUN [-o FILE]         write the report of a run again
@@ -24,6 +24,9 @@ usage:
   klimb figure [NAME] [-o FILE]      the theory, drawn
   klimb list [rules|environments]    what there is
   klimb --version
+
+A run of somebody else's is data, and reading it runs no code. Only an environment named MODULE:ID in its config.toml
+is code: evaluate, record, resume and train --config import MODULE when they are given --trust-environment.
 
 examples:
   klimb train trpo CartPole-v1

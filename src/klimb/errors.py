@@ -18,6 +18,10 @@ class EnvironmentNotFound(KlimbError, ValueError):
     """No environment has this name."""
 
 
+class UntrustedEnvironment(KlimbError):
+    """A file names an environment whose name would import a module, and nobody has said that it may."""
+
+
 class UnsupportedSpace(KlimbError, ValueError):
     """An observation or action space that klimb has no network or distribution for."""
 
@@ -36,6 +40,14 @@ class DemonstrationError(KlimbError, ValueError):
 
 class RunError(KlimbError):
     """A run directory that can't be used as asked: exists already, is none, or holds no usable checkpoint."""
+
+
+class EnvironmentFault(RunError):
+    """A host environment that raises, hangs, ends its process, or answers with what is no observation or reward."""
+
+
+class TrainingFailed(RunError):
+    """A training that can't go on: its steps, or its environment, fail one time after the other."""
 
 
 class CheckFailed(Exception):

@@ -182,7 +182,9 @@ class Iteration:
 
 
 def _episode_metrics(episodes: EpisodeSummary) -> Metrics:
+    faults = {} if episodes.faults is None else {"env_faults": jnp.asarray(episodes.faults)}
     return {
+        **faults,
         "episode_return": jnp.asarray(episodes.mean_return),
         "episode_length": jnp.asarray(episodes.mean_length),
         "episodes": jnp.asarray(episodes.count),

@@ -134,7 +134,7 @@ class NextStepResetting(HostEnvironment):
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gymnasium.spaces.Discrete(2)
 
-    def vector(self, copies: int) -> HostVector:
+    def vector(self, copies: int, *, restart: bool = False) -> HostVector:
         return NextStepReset(copies)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from klimb import RunError
-from klimb.runs.checkpoint import load_checkpoint, save_checkpoint
+from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def make_state(number: float) -> dict:
@@ -25,14 +25,12 @@ TEMPLATE = jax.eval_shape(lambda: make_state(0.0))
 
 
 def save(directory, iteration: int, keep: int = 3):
-    return save_checkpoint(
-        directory, make_state(float(iteration)), iteration=iteration, wall_time=1.25 * iteration, keep=keep
-    )
+    return save_checkpoint(directory, Checkpoint(make_state(float(iteration)), iteration, 1.25 * iteration), keep=keep)
 
 
 def test_round_trip_keeps_keys_types_and_numbers(tmp_path):
     save(tmp_path, 4)
-    state, iteration, wall_time = load_checkpoint(tmp_path, TEMPLATE)
+    state, iteration, wall_time, _ = load_checkpoint(tmp_path, TEMPLATE)
     assert (iteration, wall_time) == (4, 5.0)
     assert eqx.tree_equal(state, make_state(4.0))
 
@@ -48,7 +46,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, tmp_pat
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     newest.write_bytes(newest.read_bytes()[:-3] if damage is None else damage)
-    state, iteration, _ = load_checkpoint(tmp_path, TEMPLATE)
+    state, iteration, *_ = load_checkpoint(tmp_path, TEMPLATE)
     assert iteration == 1
     assert float(state["weights"][0, 0]) == 1.0
 

@@ -38,12 +38,13 @@ def test_one_seed_gives_numbers_and_several_give_lists():
 def test_log_is_readable_at_every_moment_and_can_be_cut_back(tmp_path):
     log = MetricsLog(tmp_path)
     for i in range(3):
-        log.append(to_records(arrays(2), wall_time=[float(i), float(i)], steps_per_second=1.0))
+        later = {name: values + (2 * i if name == "iteration" else 0) for name, values in arrays(2).items()}
+        log.append(to_records(later, wall_time=[float(i), float(i)], steps_per_second=1.0))
         assert len(read_metrics(tmp_path / "metrics.jsonl")) == 2 * (i + 1)
     log.close()
     assert list(tmp_path.glob("events.out.tfevents.*"))
-    MetricsLog(tmp_path, keep_until=4).close()
-    assert [record["iteration"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [4, 4, 4]
+    MetricsLog(tmp_path, keep_until=6).close()
+    assert [record["iteration"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [4, 5, 6]
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):

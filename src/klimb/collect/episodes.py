@@ -17,6 +17,8 @@ class EpisodeSummary(eqx.Module):
     count: Int[Array | np.ndarray, " *seeds"]
     mean_return: Float[Array | np.ndarray, " *seeds"]
     mean_length: Float[Array | np.ndarray, " *seeds"]
+    faults: Int[Array | np.ndarray, " *seeds"] | None = None
+    """How often an environment had to be started anew; None where they are compiled."""
 
 
 def summarise(ended: Array, episode_return: Float[Array, "T N"], episode_length: Int[Array, "T N"]) -> EpisodeSummary:
@@ -41,6 +43,17 @@ class EpisodeTally:
         """All copies at the start of an episode."""
         self._time[:] = 0
         self._return[:] = 0
+
+    def capture(self) -> dict[str, list]:
+        """As plain data."""
+        return {"time": self._time.tolist(), "return": self._return.tolist()}
+
+    def restore(self, captured: dict[str, list]) -> None:
+        """The inverse. ValueError when it is of other seeds and copies."""
+        time, total = np.array(captured["time"], np.int32), np.array(captured["return"], np.float64)
+        if time.shape != self._time.shape or total.shape != self._time.shape:
+            raise ValueError(f"{time.shape} environments where there are {self._time.shape}")
+        self._time, self._return = time, total
 
     def count(
         self, reward: Float[np.ndarray, "T K N"], ended: Bool[np.ndarray, "T K N"], valid: Bool[np.ndarray, "T K N"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,10 +31,20 @@ class RolloutsInTurn:
         self._noise: Array | None = None
         self._behaviour: PyTree | None = None
 
-    def start(self, number: int, seed: int) -> None:
-        """Start all episodes anew; `number` is that of the next rollout."""
+    def start(self, number: int, seed: int, environments: dict[str, Any] | None = None) -> None:
+        """Put the environments where `capture` found them, or start all episodes anew from a seed.
+
+        number: that of the next rollout.
+        """
         self._number = number
-        self.collector.reset(seed)
+        if environments is None:
+            self.collector.reset(seed)
+        else:
+            self.collector.restore(seed, environments)
+
+    def capture(self) -> dict[str, Any] | None:
+        """Where the environments stand; None where that can't be saved, or they have gone on already (`overlap`)."""
+        return None if self.collector.under_way else self.collector.capture()
 
     def next(self, policy: PyTree) -> tuple[Seen, PyTree | None, EpisodeSummary]:
         """A rollout, the policy it is of (None: the one that is given), and the episodes that ended in it."""

@@ -68,6 +68,22 @@ class Stepper:
         """Say where the copies stand: `[K·n, ...]`."""
         self._obs = self._by_seed(obs)
 
+    def capture(self) -> dict[str, list] | None:
+        """Where the copies stand, as plain data by seed and copy; None where that can't be saved."""
+        states = self.vector.capture()
+        if states is None or self._obs is None:
+            return None
+        each = len(states) // self._seeds
+        return {
+            "states": [states[i * each : (i + 1) * each] for i in range(self._seeds)],
+            "obs": self._obs.tolist(),
+        }
+
+    def restore(self, captured: dict[str, list]) -> None:
+        """Put them there. RunError when that is not where such copies can stand."""
+        self.vector.restore([state for seed in captured["states"] for state in seed])
+        self.start_from(np.array([obs for seed in captured["obs"] for obs in seed], np.float32))
+
     def roll(self, decide: Decide, columns: Columns) -> None:
         """All steps of a rollout, into this part of its columns."""
         assert self._obs is not None, "reset comes before collect"

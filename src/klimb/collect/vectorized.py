@@ -6,6 +6,7 @@ here. Either way JAX is asked for a rollout's noise once before it and for its l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,9 +25,12 @@ from klimb.collect.stepping import Columns, Decide, Stepper
 from klimb.collect.workers import Workers
 from klimb.devices import cores
 from klimb.environments.gymnasium_adapter import copy_seeds
-from klimb.environments.host import HostEnvironment
+from klimb.environments.host import Fault, HostEnvironment
+from klimb.errors import RunError
 from klimb.policies.networks import NetworkPolicy
 from klimb.types import Rollout
+
+logger = logging.getLogger("klimb")
 
 
 class Seen(NamedTuple):
@@ -43,6 +47,8 @@ class VectorCollector:
 
     workers: processes to step the copies in; None for as many as there are cores where the environment and the
     policy allow it (a registered Gymnasium environment, a `NetworkPolicy`), 0 for this process.
+    restart: start an environment with a fault anew, its rows not valid; else that is an EnvironmentFault.
+    timeout: seconds that a worker process may take for a rollout.
     """
 
     def __init__(
@@ -54,6 +60,8 @@ class VectorCollector:
         num_envs: int,
         num_steps: int,
         workers: int | None = 0,
+        restart: bool = False,
+        timeout: float = 300.0,
     ) -> None:
         self.shape = (num_steps, num_seeds, num_envs)
         self.action_space = environment.action_space
@@ -71,24 +79,64 @@ class VectorCollector:
         count = cores() if workers is None else workers
         self._start_workers: Callable[[], Workers] | None = None
         if count > 0 and environment.recipe is not None and self._spec is not None:
-            self._start_workers = partial(Workers, environment.recipe, self._spec, self.shape, self._layout, count)
-        else:
-            self._stepper = Stepper(environment.vector(num_seeds * num_envs), slice(None), num_seeds)
+            self._start_workers = partial(
+                Workers,
+                environment.recipe,
+                self._spec,
+                self.shape,
+                self._layout,
+                count,
+                restart=restart,
+                timeout=timeout,
+            )
+        self._make_vector = partial(environment.vector, num_seeds * num_envs, restart=restart)
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
-        self._begun: Callable[[], Columns] | None = None
+        self._begun: Callable[[], tuple[Columns, list[Fault]]] | None = None
+        self._sound = True
 
     def reset(self, seed: int) -> None:
         """Start all episodes anew. Episodes that were running are not counted as finished."""
         _, num_seeds, num_envs = self.shape
         if self.under_way:  # nobody wants it any more
             self.finish()
+        self._open()
         self._tally.reset()
-        if self._start_workers is not None:
-            self._workers = self._workers or self._start_workers()
+        if self._workers is not None:
             self._workers.reset(copy_seeds(seed, num_seeds * num_envs).reshape(num_seeds, num_envs))
         else:
             assert self._stepper is not None
             self._stepper.start_from(self._stepper.vector.reset(seed))
+
+    def capture(self) -> dict[str, Any] | None:
+        """Where all copies stand, as plain data; None where that can't be saved. Not while a rollout is under way."""
+        source = self._workers or self._stepper
+        captured = source.capture() if source is not None and self._sound else None
+        return None if captured is None else {**captured, "tally": self._tally.capture()}
+
+    def restore(self, seed: int, captured: dict[str, Any]) -> None:
+        """Put all copies where `capture` found them. RunError when they can't be.
+
+        seed: of those that have to be started anew later on.
+        """
+        self.reset(seed)
+        source = self._workers or self._stepper
+        assert source is not None
+        try:
+            self._tally.restore(captured["tally"])
+            source.restore({name: captured[name] for name in ("states", "obs")})
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise RunError(
+                f"the checkpoint does not say where the environments stood ({type(error).__name__})"
+            ) from None
+
+    def _open(self) -> None:
+        """Make the environments, the first time that they are needed."""
+        if self._workers is not None or self._stepper is not None:
+            return
+        if self._start_workers is not None:
+            self._workers = self._start_workers()
+        else:
+            self._stepper = Stepper(self._make_vector(), slice(None), self.shape[1])
 
     def collect(self, keys: Key[Array, " K"], policy: PyTree) -> tuple[Rollout, EpisodeSummary]:
         """One rollout of every seed under its frozen policy (array leaves `[K, ...]`); `keys` is `[K]`."""
@@ -107,21 +155,26 @@ class VectorCollector:
         `policy` is in NumPy: the arrays of a state are given up to the next one.
         """
         drawn = np.asarray(noise)
+        assert self._begun is None, "finish comes before the next begin"
         if self._workers is not None:
             self._workers.begin(_numbers(policy, self._static), drawn)
             self._begun = self._workers.finish
         elif at_once:
-            columns = self._roll(policy, drawn)
-            self._begun = lambda: columns
+            rolled = self._roll(policy, drawn)
+            self._begun = lambda: rolled
         else:
             self._begun = self._thread.submit(self._roll, policy, drawn).result
 
     def finish(self) -> tuple[Seen, EpisodeSummary]:
         """The rollout that was begun: `complete` makes a `Rollout` of it."""
         assert self._begun is not None, "begin comes before finish"
-        columns = self._begun()
-        self._begun = None
+        begun, self._begun = self._begun, None
+        # Where the environments stand is not known any more when this fails.
+        self._sound = False
+        columns, faults = begun()
+        self._sound = True
         time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid)
+        summary = eqx.tree_at(lambda s: s.faults, summary, self._count(faults), is_leaf=lambda x: x is None)
         return Seen(*jax.tree.map(lambda column: np.swapaxes(column, 0, 1), (columns, time))), summary
 
     @property
@@ -150,11 +203,19 @@ class VectorCollector:
         if self._stepper is not None:
             self._stepper.vector.close()
 
-    def _roll(self, policy: PyTree, noise: np.ndarray) -> Columns:
+    def _count(self, faults: list[Fault]) -> np.ndarray:
+        """Faults of each seed's copies, `[K]`; they are told in a line."""
+        _, num_seeds, num_envs = self.shape
+        if faults:
+            more = f" ({len(faults)} in this rollout)" if len(faults) > 1 else ""
+            logger.warning("environment %d: %s; it is started anew%s", faults[0].copy, faults[0].cause, more)
+        return np.bincount([fault.copy // num_envs for fault in faults], minlength=num_seeds).astype(np.int32)
+
+    def _roll(self, policy: PyTree, noise: np.ndarray) -> tuple[Columns, list[Fault]]:
         assert self._stepper is not None
         columns = Columns.empty(self._layout)
         self._stepper.roll(self._decide(policy, noise), columns)
-        return columns
+        return columns, self._stepper.vector.take_faults()
 
     def _decide(self, policy: PyTree, noise: np.ndarray) -> Decide:
         if self._spec is not None:
@@ -227,4 +288,8 @@ def complete(static: PyTree, policy: PyTree, seen: Seen) -> Rollout:
     told = seen.columns
     obs, action = (jnp.reshape(x, (-1, *x.shape[2:])) for x in (told.obs, told.action))
     log_prob = jax.vmap(eqx.combine(policy, static))(obs).log_prob(action)
-    return Rollout(log_prob=log_prob.reshape(told.reward.shape), **{**told._asdict(), "time": seen.time})
+    # An environment that was started anew cuts off what came before; a reset's own row comes after an end anyway.
+    breaks = jnp.concatenate([~jnp.asarray(told.valid[1:]), jnp.zeros_like(told.valid[:1])])
+    truncated = told.truncated | (breaks & ~told.terminated)
+    fields = {**told._asdict(), "truncated": truncated, "time": seen.time}
+    return Rollout(log_prob=log_prob.reshape(told.reward.shape), **fields)

@@ -2,17 +2,20 @@
 
 It is told once what to make (one line of JSON on standard input), shares one block of memory with the process that
 started it, and from then on answers a line for a line: `reset` with one seed a copy, `roll` for a whole rollout with
-the policy and the noise that lie in the memory. It ends when its input does. Imports no JAX.
+the policy and the noise that lie in the memory, `capture` and `restore` for where its environments stand. It ends when
+its input does. Imports no JAX.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+import os
 import signal
 import sys
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from klimb.collect.host_policy import HostPolicy, HostPolicySpec
@@ -59,21 +62,36 @@ def serve() -> None:
 
 def _serve(task: dict[str, Any], shared: SharedRollout, spec: HostPolicySpec) -> None:
     part = slice(*task["part"])
-    copies = shared.columns.reward.shape[1] * (part.stop - part.start)
-    vector = GymnasiumVector([from_recipe(task["recipe"]) for _ in range(copies)])
-    stepper = Stepper(vector, part, shared.columns.reward.shape[1])
-    # Environments may print: the answers go out by another way.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    print("ready", file=answers, flush=True)
+    seeds = shared.columns.reward.shape[1]
+    # Environments may print, and what they are made of too: the answers go out by another way.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**words: Any) -> None:
+        print(json.dumps(words), file=answers, flush=True)
+
+    def make() -> gymnasium.Env:
+        return from_recipe(task["recipe"])
+
+    vector = GymnasiumVector(make, seeds * (part.stop - part.start), restart=task["restart"])
+    stepper = Stepper(vector, part, seeds)
+    answer(done="make")
     for line in sys.stdin:
         order = json.loads(line)
-        if order["do"] == "reset":
-            stepper.start_from(vector.reset_each(order["seeds"]))
-        else:
-            policy = HostPolicy(spec, shared.numbers)
-            noise = shared.noise[:, :, part]
-            stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)  # noqa: B023
-        print("done", file=answers, flush=True)
+        match order["do"]:
+            case "reset":
+                stepper.start_from(vector.reset_each(order["seeds"]))
+                answer(done="reset")
+            case "roll":
+                policy = HostPolicy(spec, shared.numbers)
+                noise = shared.noise[:, :, part]
+                stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)  # noqa: B023
+                answer(done="roll", faults=vector.take_faults())
+            case "capture":
+                answer(done="capture", captured=stepper.capture())
+            case "restore":
+                stepper.restore(order["captured"])
+                answer(done="restore")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import mmap
 import os
-import subprocess
-import sys
 import tempfile
+import time
 from typing import IO, Any
 
 import numpy as np
@@ -16,121 +13,149 @@ import numpy as np
 from klimb.collect.host_policy import HostPolicySpec
 from klimb.collect.stepping import Columns, parts
 from klimb.collect.worker import SharedRollout
-from klimb.errors import RunError
+from klimb.collect.worker_process import WorkerLost, WorkerProcess
+from klimb.environments.gymnasium_adapter import copy_seeds
+from klimb.environments.host import Fault
+from klimb.errors import EnvironmentFault
 
-# One thread each: their number is that of the cores already.
-ENVIRONMENT = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+MOST_LOSSES = 3
+"""Rollouts in a row that one worker may be lost in."""
 
 
 class Workers:
-    """`count` processes with a share of the N environments of every seed each. They start at once, and in parallel."""
+    """`count` processes with a share of the N environments of every seed each. They start at once, and in parallel.
+
+    timeout: seconds that a worker may take to answer. With `restart` a worker that is lost is started anew, and the
+    rows of its environments are not valid in that rollout; else, and when it is lost in `MOST_LOSSES` rollouts in a
+    row, that is an EnvironmentFault.
+    """
 
     def __init__(
-        self, recipe: dict[str, Any], spec: HostPolicySpec, shape: tuple[int, int, int], layout: Columns, count: int
+        self,
+        recipe: dict[str, Any],
+        spec: HostPolicySpec,
+        shape: tuple[int, int, int],
+        layout: Columns,
+        count: int,
+        *,
+        restart: bool = False,
+        timeout: float = 300.0,
     ) -> None:
         self._parts = parts(shape[2], count)
+        self._restart, self._timeout = restart, timeout
         self._file = _memory_file(SharedRollout.size(spec, shape, layout))
         self._memory = mmap.mmap(self._file.fileno(), 0)
         self.shared = SharedRollout(self._memory, spec, shape, layout)
-        self._errors = [tempfile.TemporaryFile() for _ in self._parts]  # noqa: SIM115 (closed in `close`)
-        # What has been asked and not been answered yet: first of all whether the environments are made.
-        self._awaited = ["ready"]
-        task = {
+        self._task = {
             "shape": shape,
             "policy": spec.to_dict(),
             "observation": layout.obs[0][3:],
             "action": layout.action[0][3:],
             "memory": self._file.fileno(),
             "recipe": recipe,
+            "restart": restart,
         }
-        # They find what this process finds.
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "klimb.collect.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                pass_fds=(self._file.fileno(),),
-                env=environment,
-            )
-            for errors in self._errors
-        ]
-        try:
-            for worker, part in enumerate(self._parts):
-                self._tell(worker, {**task, "part": (part.start, part.stop)})
-        except RunError:
-            self.close()
-            raise
+        self._seeds = shape[1]
+        self._seed, self._restarts = 0, 0
+        self._losses = [0] * len(self._parts)
+        self._deadline = 0.0
+        self._workers = [self._start(part) for part in self._parts]
 
     def reset(self, seeds: np.ndarray) -> None:
         """Start all episodes anew; `seeds` is `[K, N]`. Does not wait for it."""
-        for worker, part in enumerate(self._parts):
-            self._tell(worker, {"do": "reset", "seeds": [int(seed) for seed in seeds[:, part].reshape(-1)]})
-        self._awaited.append("done")
+        self._seed = int(seeds[0, 0])
+        for worker, part in zip(self._workers, self._parts, strict=True):
+            worker.ask("reset", seeds=[int(seed) for seed in seeds[:, part].reshape(-1)])
 
     def begin(self, numbers: np.ndarray, noise: np.ndarray) -> None:
         """Let every worker begin a rollout with these policies `[K, spec.size]` and this noise `[T, K, N, *act]`."""
         self.shared.numbers[:] = numbers
         self.shared.noise[:] = noise
-        for worker in range(len(self._parts)):
-            self._tell(worker, {"do": "roll"})
-        self._awaited.append("done")
+        self._deadline = time.monotonic() + self._timeout
+        for worker in self._workers:
+            worker.ask("roll")
 
-    def finish(self) -> Columns:
-        """The rollout that was begun, as arrays of its own."""
-        self._hear()
-        return Columns(*(column.copy() for column in self.shared.columns))
+    def finish(self) -> tuple[Columns, list[Fault]]:
+        """The rollout that was begun, as arrays of its own, and what went wrong; copies count over seeds, then N."""
+        faults: list[Fault] = []
+        for number, part in enumerate(self._parts):
+            try:
+                answer = self._workers[number].hear(self._deadline)
+            except WorkerLost as lost:
+                faults += self._replace(number, lost)
+                continue
+            self._losses[number] = 0
+            width = part.stop - part.start
+            faults += [
+                Fault(copy // width * self._copies + part.start + copy % width, cause)
+                for copy, cause in answer["faults"]
+            ]
+        return Columns(*(column.copy() for column in self.shared.columns)), faults
+
+    def capture(self) -> dict[str, list] | None:
+        """Where all copies stand, by seed and copy; None where that can't be saved, or a worker is lost."""
+        told = self._all("capture", [{}] * len(self._parts))
+        if told is None or any(answer["captured"] is None for answer in told):
+            return None
+        captured = [answer["captured"] for answer in told]
+        return {
+            name: [[copy for part in captured for copy in part[name][k]] for k in range(self._seeds)]
+            for name in captured[0]
+        }
+
+    def restore(self, captured: dict[str, list]) -> None:
+        """Put them there. EnvironmentFault when a worker can't."""
+        own = [{name: [seed[part] for seed in rows] for name, rows in captured.items()} for part in self._parts]
+        if self._all("restore", [{"captured": one} for one in own]) is None:
+            raise EnvironmentFault(f"the environments can't be put where the checkpoint left them: {self._last_loss}")
 
     def close(self) -> None:
         """End the processes."""
-        for process in self._processes:
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
-        for process in self._processes:
-            try:
-                process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        for file in (*self._errors, self._file):
-            file.close()
+        for worker in self._workers:
+            # Those that wait for orders end at once.
+            worker.end(patience=5.0)
+        self._file.close()
 
-    def _tell(self, worker: int, order: dict[str, Any]) -> None:
-        stdin = self._processes[worker].stdin
-        assert stdin is not None
+    def _all(self, order: str, words: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """Every worker's answer to an order; None when one of them is lost."""
+        deadline = time.monotonic() + self._timeout
+        for worker, one in zip(self._workers, words, strict=True):
+            worker.ask(order, **one)
         try:
-            stdin.write(json.dumps(order) + "\n")
-            stdin.flush()
-        except OSError:
-            raise self._failure(worker) from None
+            return [worker.hear(deadline) for worker in self._workers]
+        except WorkerLost as lost:
+            self._last_loss = str(lost)
+            return None
 
-    def _hear(self) -> None:
-        """Wait for every worker's answers."""
-        for expected in self._awaited:
-            for worker, process in enumerate(self._processes):
-                assert process.stdout is not None
-                if process.stdout.readline().strip() != expected:
-                    raise self._failure(worker)
-        self._awaited = []
+    @property
+    def _copies(self) -> int:
+        return self._parts[-1].stop
 
-    def _failure(self, worker: int) -> RunError:
-        """What a worker that has ended, or said something else, wrote last."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._processes[worker].wait(timeout=1)
-        status = self._processes[worker].poll()
-        self._errors[worker].seek(0)
-        lines = self._errors[worker].read().decode(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "it wrote nothing"
-        part = self._parts[worker]
-        return RunError(
-            f"the process that steps the environments {part.start} to {part.stop - 1} of every seed has "
-            f"{'stopped answering' if status is None else f'ended with status {status}'}: {last}; "
-            "--workers 0 steps them in this process, with the whole traceback"
-        )
+    def _start(self, part: slice) -> WorkerProcess:
+        return WorkerProcess({**self._task, "part": (part.start, part.stop)}, (self._file.fileno(),))
+
+    def _replace(self, number: int, lost: WorkerLost) -> list[Fault]:
+        """Another worker in the place of a lost one, whose rows of this rollout are not valid: the faults."""
+        part = self._parts[number]
+        self._losses[number] += 1
+        story = f"the process that steps the environments {part.start} to {part.stop - 1} of every seed {lost}"
+        if not self._restart or self._losses[number] >= MOST_LOSSES:
+            times = f" ({self._losses[number]} rollouts in a row)" if self._restart else ""
+            raise EnvironmentFault(f"{story}{times}; --workers 0 steps them in this process, with the whole traceback")
+        # By force: it may hang, and nobody else may write into the memory from now on.
+        self._workers[number].end(patience=0.0)
+        for column in self.shared.columns:
+            column[:, :, part] = 0
+        self._workers[number] = self._start(part)
+        self._restarts += 1
+        seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
+        count = self._seeds * (part.stop - part.start)
+        self._workers[number].ask("reset", seeds=[int(one) for one in copy_seeds(seed, count)])
+        return [
+            Fault(seed * self._copies + copy, str(story))
+            for seed in range(self._seeds)
+            for copy in range(part.start, part.stop)
+        ]
 
 
 def _memory_file(size: int) -> IO[bytes]:

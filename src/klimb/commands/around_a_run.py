@@ -9,7 +9,7 @@ from rich.console import Console
 
 from klimb.commands.evaluate import evaluate_seeds, evaluation_lines
 from klimb.environments.base import CompiledEnvironment
-from klimb.environments.registry import make
+from klimb.environments.registry import imported_module, make, make_named_in
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.report import write_report
@@ -18,10 +18,10 @@ FINAL_EPISODES = 100
 """Of the evaluation after a training, each seed."""
 
 
-def announce(config: RunConfig) -> tuple[Console, Any]:
-    """Make the environment, and say which one it is."""
+def announce(config: RunConfig, named_in: Path | None, *, trust: bool) -> tuple[Console, Any]:
+    """Make the environment, and say which one it is. `named_in` is the file that names it, if the user did not."""
     console = Console(stderr=False)
-    environment = make(config.env)
+    environment = make(config.env) if named_in is None else make_named_in(named_in, config.env, trust=trust)
     kind = "compiled" if isinstance(environment, CompiledEnvironment) else "stepped in Python"
     console.print(f"environment  {environment.id} ({kind})", highlight=False, markup=False)
     console.print(f"rule         {config.rule}", highlight=False, markup=False, soft_wrap=True)
@@ -42,7 +42,8 @@ def finish(
         ("metrics", run_dir / "metrics.jsonl"),
     ):
         console.print(f"{name:<12} {where}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"again        klimb evaluate {run_dir}", highlight=False, markup=False, soft_wrap=True)
+    flag = "" if imported_module(config.env) is None else " --trust-environment"
+    console.print(f"again        klimb evaluate {run_dir}{flag}", highlight=False, markup=False, soft_wrap=True)
 
 
 def evaluate_run(

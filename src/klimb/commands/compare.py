@@ -72,9 +72,13 @@ def compare(arguments: list[str]) -> None:
         _print(result)
     if flags.output is not None:
         # Matplotlib takes half a second to import: only a figure pays for it.
+        import matplotlib
+
         from klimb.runs.comparison_figure import write_figure
 
-        write_figure(flags.output, comparison, flags.threshold, resampling)
+        # A dollar sign in the name of a stranger's rule is no formula.
+        with matplotlib.rc_context({"text.parse_math": False}):
+            write_figure(flags.output, comparison, flags.threshold, resampling)
         if not flags.json:
             print(flags.output)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from klimb import compilation_cache
 from klimb.commands.words import one_path, split
-from klimb.environments.registry import make
+from klimb.environments.registry import Environment, make, make_named_in
 from klimb.errors import ConfigError
 from klimb.flags import parse
 from klimb.runs.config import RunConfig
@@ -34,6 +34,8 @@ class EvaluateFlags:
     """The discounted return too, by linear algebra, beside the best there is: environments with a table only."""
     json: bool = False
     """Print one JSON object, for programs."""
+    trust_environment: bool = False
+    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -44,7 +46,7 @@ def evaluate(arguments: list[str]) -> None:
     run_dir = one_path("evaluate", words)
     config = RunDirectory.open(run_dir).config
     compilation_cache.enable()
-    environment = make(flags.env or config.env)
+    environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     policies = load_policies(run_dir, config)
     result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, not flags.stochastic)
     if flags.exact:
@@ -73,6 +75,11 @@ def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dic
         mdp = TabularMDP.from_gymnasium(env.partition(":")[2], options.gamma)
         returns = [exact_return(mdp, policy) for policy in policies]
     return [{"seed": options.seed + k, **x._asdict()} for k, x in enumerate(returns)]
+
+
+def environment_of(run_dir: Path, config: RunConfig, other: str | None, *, trust: bool) -> Environment:
+    """The environment of a run, or the other one that the user names."""
+    return make(other) if other else make_named_in(run_dir / "config.toml", config.env, trust=trust)
 
 
 def load_policies(run_dir: Path, config: RunConfig) -> list[Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from klimb import compilation_cache
 from klimb.collect.recording import record as record_episodes
+from klimb.commands.evaluate import environment_of
 from klimb.commands.words import one_path, split
-from klimb.environments.registry import make
 from klimb.errors import ConfigError, RunError
 from klimb.flags import parse
 from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
@@ -34,6 +34,8 @@ class RecordFlags:
     """File to write, also -o FILE; by default demonstrations.safetensors in the run."""
     overwrite: bool = False
     """Write over a file that exists."""
+    trust_environment: bool = False
+    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
 
 
 def record(arguments: list[str]) -> None:
@@ -51,8 +53,7 @@ def record(arguments: list[str]) -> None:
     if path.exists() and not flags.overwrite:
         raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
     compilation_cache.enable()
-    env = flags.env or config.env
-    environment = make(env)
+    environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     several = config.options.num_seeds > 1
     seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
     demonstrations = record_episodes(
@@ -68,4 +69,4 @@ def record(arguments: list[str]) -> None:
     print(f"recorded     {demonstrations.num_episodes} episodes, {rows} steps ({kind})")
     print(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
     print(f"file         {path}")
-    print(f"clone        klimb train behaviour-cloning {env} --demonstrations {output}")
+    print(f"clone        klimb train behaviour-cloning {flags.env or config.env} --demonstrations {output}")

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from klimb import compilation_cache, devices
 from klimb.commands.around_a_run import FINAL_EPISODES, announce, finish
-from klimb.commands.words import one_path
+from klimb.commands.words import one_path, split
+from klimb.flags import parse
 from klimb.progress import Progress
 from klimb.runs import driver
 from klimb.runs.directory import RunDirectory
 
 
+@dataclass(frozen=True)
+class ResumeFlags:
+    """How a run is gone on with."""
+
+    trust_environment: bool = False
+    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+
+
 def resume(arguments: list[str]) -> None:
-    """klimb resume RUN"""
-    run_dir = one_path("resume", arguments)
+    """klimb resume RUN [--trust-environment]"""
+    words, rest = split(arguments)
+    flags = parse(ResumeFlags, rest, default=ResumeFlags(), program="klimb resume RUN")
+    run_dir = one_path("resume", words)
     config = RunDirectory.open(run_dir).config
     devices.use_all_cores()
-    console, environment = announce(config)
+    console, environment = announce(config, run_dir / "config.toml", trust=flags.trust_environment)
     compilation_cache.enable()
     with Progress(config, console) as progress:
         run = driver.resume(run_dir, env=environment, on_records=progress.update)

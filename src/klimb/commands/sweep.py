@@ -7,9 +7,9 @@ from pathlib import Path
 
 from klimb import compilation_cache, devices
 from klimb.commands.around_a_run import announce, evaluate_run
-from klimb.commands.train import named_run, parse_flags
+from klimb.commands.train import directory_name, named_run, parse_flags
+from klimb.commands.words import split
 from klimb.errors import ConfigError
-from klimb.improve.registry import rule_name
 from klimb.progress import Progress
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import unused_directory
@@ -26,10 +26,10 @@ def sweep(arguments: list[str]) -> None:
         raise ConfigError("klimb sweep needs what to sweep over: --over max_kl 0.003 0.01 0.03")
     config = RunConfig(base.env, rule, options)
     devices.use_all_cores()
-    console, environment = announce(config)
+    named_in = None if split(words)[0] else flags.config
+    console, environment = announce(config, named_in, trust=flags.trust_environment)
     compilation_cache.enable()
-    name = f"sweep-{rule_name(base.rule)}-{base.env.replace(':', '-').replace('/', '-')}"
-    parent = flags.run_dir or unused_directory(Path("runs"), name)
+    parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
     with Progress(config, console) as progress:
         runs = sweep_over(config.env, rule, over, run_dir=parent, on_records=progress.update, **asdict(options))
     for run in runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,8 @@ class RunFlags:
     """Episodes of the final evaluation, each seed; 0 for none."""
     config: Path | None = None
     """A config.toml to start from; flags go on top of it."""
+    trust_environment: bool = False
+    """Let that file name an environment whose module is imported, which runs the module's code."""
 
 
 def train(arguments: list[str]) -> None:
@@ -39,13 +42,19 @@ def train(arguments: list[str]) -> None:
     config = RunConfig(base.env, rule, options)
     config.check_demonstrations()
     devices.use_all_cores()
-    console, environment = announce(config)
+    named_in = None if split(arguments)[0] else flags.config
+    console, environment = announce(config, named_in, trust=flags.trust_environment)
     compilation_cache.enable()
-    name = f"{rule_name(base.rule)}-{base.env.replace(':', '-').replace('/', '-')}"
-    run_dir = flags.run_dir or unused_directory(Path("runs"), name)
+    run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
     with Progress(config, console) as progress:
         run = driver.train(config.env, rule, run_dir=run_dir, on_records=progress.update, **asdict(options))
     finish(run_dir, run.policies, config, environment, flags.eval_episodes, console)
+
+
+def directory_name(config: RunConfig) -> str:
+    """RULE-ENV as the name of one directory, whatever the environment is called."""
+    env = re.sub(r"[^-+.=@,\w]", "-", config.env, flags=re.ASCII)
+    return f"{rule_name(config.rule)}-{env}"
 
 
 def named_run(arguments: list[str]) -> tuple[RunConfig, list[str]]:

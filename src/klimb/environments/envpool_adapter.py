@@ -26,7 +26,7 @@ class EnvPoolEnvironment(HostEnvironment):
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Space
 
-    def vector(self, copies: int) -> EnvPoolVector:
+    def vector(self, copies: int, *, restart: bool = False) -> EnvPoolVector:
         return EnvPoolVector(self.name, copies)
 
 

@@ -25,6 +25,13 @@ class HostStep(NamedTuple):
     valid: Bool[np.ndarray, " M"]
 
 
+class Fault(NamedTuple):
+    """What a copy did wrong, in one line. Its row is not valid, and it has been started anew."""
+
+    copy: int
+    cause: str
+
+
 class HostVector(abc.ABC):
     """M running copies of one environment."""
 
@@ -40,6 +47,18 @@ class HostVector(abc.ABC):
     def close(self) -> None:
         """Release what the copies hold."""
 
+    def take_faults(self) -> list[Fault]:
+        """The copies' faults since this was last asked."""
+        return []
+
+    def capture(self) -> list[dict[str, Any]] | None:
+        """The state of every copy as plain data, after a reset or a step; None where it can't be saved."""
+        return None
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        """Put every copy into the state that was captured. RunError when a state is none of this environment."""
+        raise NotImplementedError
+
 
 class HostEnvironment(abc.ABC):
     """An environment that runs in Python: its spaces, and how to make copies of it."""
@@ -54,8 +73,8 @@ class HostEnvironment(abc.ABC):
     """Whether observations are one-hot rows, which no policy scales."""
 
     @abc.abstractmethod
-    def vector(self, copies: int) -> HostVector:
-        """`copies` running copies."""
+    def vector(self, copies: int, *, restart: bool = False) -> HostVector:
+        """`copies` running copies. With `restart` a copy with a fault is started anew, where that can be done."""
 
     @property
     def recipe(self) -> dict[str, Any] | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.host import HostEnvironment
-from klimb.errors import EnvironmentNotFound, MissingExtra, nearest
+from klimb.errors import EnvironmentNotFound, MissingExtra, UntrustedEnvironment, nearest
 
 Environment = CompiledEnvironment | HostEnvironment
 
@@ -53,8 +54,6 @@ def make(environment: str | Any) -> Environment:
         return _built_in(environment) if environment in BUILT_IN else _gymnasium(environment)
     if prefix == "jax":
         return _built_in(name)
-    if prefix == "gymnasium":
-        return _gymnasium(name)
     if prefix == "gymnax":
         from klimb.environments.gymnax_adapter import make_gymnax
 
@@ -63,12 +62,40 @@ def make(environment: str | Any) -> Environment:
         from klimb.environments.envpool_adapter import make_envpool
 
         return make_envpool(name)
-    return _gymnasium(environment)
+    return _gymnasium(environment.removeprefix("gymnasium:"))
+
+
+def make_named_in(source: str | Path, name: str, *, trust: bool) -> Environment:
+    """`make` for a name that stands in the file `source`: as `require_trust` allows, or whatever it is with `trust`."""
+    if not trust:
+        require_trust(name, source)
+    return make(name)
+
+
+def require_trust(name: str, source: str | Path) -> None:
+    """UntrustedEnvironment when to make the environment `name`, which stands in the file `source`, imports a module.
+
+    A file is data until it names a module: what that runs when it is imported is up to whoever wrote it.
+    """
+    module = imported_module(name)
+    if module is not None:
+        raise UntrustedEnvironment(
+            f"{str(source)!r} names the environment {name[:80]!r}, which imports the module {module[:80]!r} and "
+            "so runs its code: if you trust it, give --trust-environment (trust_environment=True in Python)"
+        )
+
+
+def imported_module(name: str) -> str | None:
+    """The module that the name of an environment asks to import; None when it asks for none."""
+    if name.partition(":")[0] in ("jax", "gymnax", "envpool"):
+        return None
+    module, separator, _ = name.removeprefix("gymnasium:").rpartition(":")
+    return module if separator else None
 
 
 def _built_in(name: str) -> CompiledEnvironment:
     if name not in BUILT_IN:
-        raise EnvironmentNotFound(f"there is no built-in environment {name!r}{nearest(name, BUILT_IN)}")
+        raise EnvironmentNotFound(f"there is no built-in environment {name[:80]!r}{nearest(name[:80], BUILT_IN)}")
     module, attribute = BUILT_IN[name]
     maker = getattr(importlib.import_module(module), attribute)
     return maker(name) if name in TOY_TEXT else maker()
@@ -79,19 +106,18 @@ def _gymnasium(name: str) -> HostEnvironment:
 
     from klimb.environments.gymnasium_adapter import GymnasiumEnvironment
 
-    module, separator, identifier = name.partition(":")
-    if separator and importlib.util.find_spec(module) is None:
+    module, separator, identifier = name.rpartition(":")
+    if separator and not _is_importable(module):
         known = ", ".join(f"{prefix}:" for prefix in PREFIXES)
         raise EnvironmentNotFound(
-            f"{name!r} names neither an importable module nor one of klimb's prefixes ({known})"
-            f"{nearest(module, PREFIXES)}"
+            f"{name[:80]!r} names neither an importable module nor one of klimb's prefixes ({known})"
+            f"{nearest(module[:80], PREFIXES)}"
         )
     if separator:
         importlib.import_module(module)
-    identifier = identifier or name
     if identifier not in gym.registry:
         raise EnvironmentNotFound(
-            f"there is no environment {identifier!r}{nearest(identifier, [*gym.registry, *BUILT_IN])}"
+            f"there is no environment {identifier[:80]!r}{nearest(identifier[:80], [*gym.registry, *BUILT_IN])}"
         )
     try:
         return GymnasiumEnvironment.from_registry(f"gymnasium:{name}", identifier, module if separator else None)
@@ -101,3 +127,13 @@ def _gymnasium(name: str) -> HostEnvironment:
             f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "
             "environments: pip install 'klimb[mujoco]'"
         ) from missing
+
+
+def _is_importable(module: str) -> bool:
+    """Whether there is a module of this name. Of a module in a package, finding it imports the package."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # its package is none; a module that was made by hand
+        return False

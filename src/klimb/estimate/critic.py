@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from klimb.improve.acceptance import choose
+from klimb.improve.acceptance import all_finite, choose
 from klimb.improve.ascent import Ascent
 from klimb.improve.objectives import flatten
 from klimb.minibatches import require_divisible, shuffled, take_rows
@@ -67,7 +67,8 @@ class CriticFit:
             return carry, jnp.mean(losses)
 
         (theta, moments), losses = jax.lax.scan(epoch, (theta, state), jax.random.split(key, self.epochs))
-        finite = jnp.all(jnp.isfinite(theta))
+        # Adam's squares can overflow where no parameter does, and would then hold it still for ever.
+        finite = all_finite((theta, moments))
         return (
             choose(finite, rebuild(theta), critic),
             choose(finite, moments, state),

@@ -33,7 +33,7 @@ def conclude(
     An `extra` that is a function is called with the distributions, `[B]`, of the policy that is returned.
     """
     old, new = action_distribution(policy, batch.obs), action_distribution(new_policy, batch.obs)
-    accepted = finite_batch(batch) & jnp.all(jnp.isfinite(flatten(new_policy).theta)) & finite_move(old, new, batch)
+    accepted = finite_batch(batch) & all_finite((flatten(new_policy).theta, new_state)) & finite_move(old, new, batch)
     returned = choose(accepted, new, old)
     info = update_info(
         old,
@@ -47,11 +47,17 @@ def conclude(
 
 
 def finite_batch(batch: Batch) -> Array:
-    """Whether every row that counts is finite: observations, log-probs and advantages."""
+    """Whether there are rows that count, all of them finite: observations, log-probs and advantages."""
     rows = jnp.isfinite(batch.advantage) & jnp.isfinite(batch.log_prob)
     if jnp.issubdtype(batch.obs.dtype, jnp.inexact):
         rows &= jnp.all(jnp.isfinite(batch.obs), axis=tuple(range(1, batch.obs.ndim)))
-    return jnp.all(rows | (batch.weight <= 0))
+    return jnp.all(rows | (batch.weight <= 0)) & jnp.any(batch.weight > 0)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every real number in a tree of arrays is finite."""
+    numbers = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in numbers]))
 
 
 def finite_move(old: Distribution, new: Distribution, batch: Batch) -> Array:

@@ -33,7 +33,10 @@ class Normalizer(eqx.Module):
         return jnp.sqrt(jnp.maximum(self.variance, 1e-8))
 
     def update(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Normalizer:
-        """Merge a batch (Chan et al. 1979, parallel variance). Rows of weight 0 and non-finite rows are left out."""
+        """Merge a batch (Chan et al. 1979, parallel variance). Rows of weight 0 and non-finite rows are left out.
+
+        A batch whose variance overflows is left out whole.
+        """
         rows = (weight > 0) & jnp.all(jnp.isfinite(obs), axis=tuple(range(1, obs.ndim)))
         row = jnp.reshape(rows, rows.shape + (1,) * (obs.ndim - 1))
         n = jnp.sum(rows.astype(self.mean.dtype))
@@ -44,4 +47,11 @@ class Normalizer(eqx.Module):
         fraction = n / jnp.maximum(total, 1)
         delta = mean - self.mean
         merged = self.variance + fraction * (variance - self.variance + (1 - fraction) * jnp.square(delta))
-        return Normalizer(mean=self.mean + fraction * delta, variance=merged, count=total, clip=self.clip)
+        # Numbers that are finite can have squares that are not.
+        usable = jnp.all(jnp.isfinite(merged) & jnp.isfinite(delta))
+        return Normalizer(
+            mean=jnp.where(usable, self.mean + fraction * delta, self.mean),
+            variance=jnp.where(usable, merged, self.variance),
+            count=jnp.where(usable, total, self.count),
+            clip=self.clip,
+        )

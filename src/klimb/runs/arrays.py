@@ -1,7 +1,14 @@
-"""Trees of arrays as safetensors files: names from the tree's paths, shapes checked before anything is allocated."""
+"""Trees of arrays as safetensors files: names from the tree's paths, shapes checked before anything is allocated.
+
+A file's metadata holds a checksum over everything else in it. It tells damage, not intent: whoever can write the
+file can write the checksum.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +19,11 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from klimb.runs.config import one_line, shown
 from klimb.runs.files import write_atomically
 
+CHECKSUM = "sha256"
+MAX_HEADER = 2**20
 # safetensors' names of the types klimb stores.
 _TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -24,33 +34,84 @@ _TYPES = {
 def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
     """Every array of `tree` under the name of its path, atomically. PRNG keys are stored as their data."""
     arrays = {name: np.asarray(_plain(leaf), order="C") for name, leaf in _named(tree)}
-    content = save(arrays, metadata)
+    content = save(arrays, with_checksum(metadata, arrays))
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def load_arrays(path: Path, template: PyTree) -> tuple[PyTree, dict[str, str]]:
+def load_arrays(
+    path: Path, template: PyTree, *, require_checksum: bool = False, max_header: int = MAX_HEADER
+) -> tuple[PyTree, dict[str, str]]:
     """A tree like `template` (arrays or `jax.ShapeDtypeStruct`s) with the file's values, and the file's metadata.
 
-    Raises ValueError, naming the array, when the file is damaged or does not hold exactly these arrays.
+    A file without a checksum, as other tools write it, is read unless `require_checksum`. Raises ValueError, naming
+    the array, when the file is damaged, does not hold exactly these arrays, or is larger than they are with
+    `max_header` bytes for names and metadata.
     """
+    expected = dict(_named(template))
     try:
+        _check_size(path, sum(map(_num_bytes, expected.values())) + max_header)
         with safe_open(path, framework="numpy") as file:
-            expected = dict(_named(template))
             present = set(file.keys())
             for name in sorted(present ^ set(expected)):
-                raise ValueError(f"array {name} is {'missing' if name in expected else 'not expected'}")
+                raise ValueError(f"array {_word(name)} is {'missing' if name in expected else 'not expected'}")
             for name, leaf in expected.items():
                 _check(name, file.get_slice(name), leaf)
             values = {name: file.get_tensor(name) for name in expected}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"not a whole safetensors file ({error})") from None
+        raise ValueError(f"not a whole safetensors file ({one_line(error)})") from None
+    metadata = check_checksum(metadata, values, required=require_checksum)
     leaves = [_restore(values[name], leaf) for name, leaf in _named(template)]
     return jax.tree.unflatten(jax.tree.structure(template), leaves), metadata
 
 
+def with_checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """The metadata of a file that holds these arrays."""
+    return {**metadata, CHECKSUM: _checksum(metadata, arrays)}
+
+
+def check_checksum(
+    metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray], *, required: bool = False
+) -> dict[str, str]:
+    """The metadata without its checksum. ValueError when that is not the contents', or is missing and `required`."""
+    rest = {name: value for name, value in metadata.items() if name != CHECKSUM}
+    if required and CHECKSUM not in metadata:
+        raise ValueError(f"it has no checksum (metadata {CHECKSUM})")
+    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(rest, arrays):
+        raise ValueError("its contents do not match their checksum")
+    return rest
+
+
+def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the metadata and of every array's name, type and shape, as JSON, and then of all arrays' bytes."""
+    names = sorted(arrays)
+    header = [sorted(metadata.items()), [[name, str(arrays[name].dtype), arrays[name].shape] for name in names]]
+    digest = hashlib.sha256(json.dumps(header).encode())
+    for name in names:
+        # As bytes first: hashlib knows no bfloat16.
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _check_size(path: Path, most: int) -> None:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError("it is not a file")
+    size = path.stat().st_size
+    if size > most:
+        raise ValueError(f"it has {size} bytes, and its arrays with their header take at most {most}")
+
+
+def _num_bytes(leaf: Any) -> int:
+    stored = _stored(leaf)
+    return stored.size * stored.dtype.itemsize
+
+
 def _named(tree: PyTree) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path).lstrip("."), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _word(name: str) -> str:
+    return name if name.isprintable() and len(name) <= 80 else shown(name)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -61,12 +122,17 @@ def _plain(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _check(name: str, stored: Any, leaf: Any) -> None:
-    shape, dtype = tuple(stored.get_shape()), _TYPES.get(stored.get_dtype(), stored.get_dtype())
-    expected = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+def _stored(leaf: Any) -> Any:
+    """Shape and type of what stands in the file for a leaf."""
+    return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+
+
+def _check(name: str, found: Any, leaf: Any) -> None:
+    shape, dtype = tuple(found.get_shape()), _TYPES.get(found.get_dtype(), found.get_dtype())
+    expected = _stored(leaf)
     if shape != tuple(expected.shape) or dtype != str(expected.dtype):
         raise ValueError(
-            f"array {name} is {dtype}{list(shape)} where {expected.dtype}{list(expected.shape)} is expected"
+            f"array {name} is {dtype}{shown(list(shape))} where {expected.dtype}{list(expected.shape)} is expected"
         )
 
 

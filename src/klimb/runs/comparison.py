@@ -14,9 +14,11 @@ from jaxtyping import Float
 
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError, RunError
+from klimb.runs.config import one_line
 from klimb.runs.report.configuration import rule_title
 from klimb.runs.report.data import RunData, Spec, read_run
 
+MAX_LABEL = 200
 # What may differ between runs of one algorithm: which seeds they are, and how often they were saved.
 NOT_THE_ALGORITHM = ("seed", "num_seeds", "certificate", "cores", "workers", "checkpoint_every", "keep_checkpoints")
 
@@ -83,7 +85,7 @@ def read_comparison(paths: list[Path]) -> Comparison:
     for path in paths:
         if not (path / "config.toml").is_file():
             what = "there is no such directory" if not path.exists() else "it has no config.toml"
-            raise RunError(f"{path} is not a run: {what}")
+            raise RunError(f"{one_line(path)} is not a run: {what}")
     runs = [read_run(path) for path in paths]
     without = [run.name for run in runs if not _is_evaluated(run)]
     algorithms = _algorithms(runs)
@@ -104,10 +106,11 @@ def default_threshold(environment: str) -> float | None:
 
 
 def _environment(run: RunData) -> str:
-    """The environment's name; two names of the same thing become one."""
-    prefix, _, name = run.config["env"].partition(":")
+    """The environment's name, on one line; two names of the same thing become one."""
+    written = one_line(run.config["env"])
+    prefix, _, name = written.partition(":")
     same = prefix == "jax" or (prefix == "gymnasium" and name not in BUILT_IN)
-    return name if same else run.config["env"]
+    return name if same else written
 
 
 def _algorithms(runs: list[RunData]) -> list[Spec]:
@@ -134,7 +137,8 @@ def _labels(algorithms: list[Spec], runs: list[RunData]) -> list[str]:
         rivals = [other["rule"] for other in algorithms if other["rule"]["name"] == rule["name"]]
         settings = {**_telling(rule, rivals), **_telling(algorithm, algorithms)}
         settings.pop("rule", None)
-        labels.append(" ".join([rule_title(run), *(f"{key}={_written(value)}" for key, value in settings.items())]))
+        label = " ".join([rule_title(run), *(f"{key}={_written(value)}" for key, value in settings.items())])
+        labels.append(one_line(label, MAX_LABEL))
     first: dict[str, str] = {}
     meanings: dict[str, set[str]] = {}
     keys = [_canonical(algorithm) for algorithm in algorithms]

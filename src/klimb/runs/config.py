@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -20,8 +22,17 @@ from klimb.minibatches import require_divisible
 from klimb.policies.networks import Activation
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-Count = Annotated[int, Field(ge=1)]
+# A configuration may be a stranger's: no size in it may ask for more than a large machine has.
+Count = Annotated[int, Field(ge=1, le=2**20)]
+Iterations = Annotated[int, Field(ge=1, lt=2**32)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Place = Annotated[str, Field(min_length=1, max_length=4096)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
+MAX_ROWS = 2**31
+MAX_WEIGHTS = 2**30
+MAX_FILE = 2**20
+MAX_DOTS = 2000
+MAX_NAME = 200
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,11 +44,11 @@ class TrainOptions:
     """Environment steps to train for, each seed."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of all randomness; with several seeds the first of them."""
-    num_seeds: Count = 1
+    num_seeds: Annotated[int, Field(ge=1, le=2**16)] = 1
     """Seeds to train together: seed, seed + 1, …"""
     num_envs: Count = 16
     """Copies of the environment stepped together, each seed."""
-    num_steps: Count = 128
+    num_steps: Annotated[int, Field(ge=1, le=2**24)] = 128
     """Steps of each copy in one iteration: the batch is num_steps × num_envs rows."""
     gamma: UnitInterval = 0.99
     """Discount of rewards, a step."""
@@ -45,7 +56,7 @@ class TrainOptions:
     """λ of generalised advantage estimation: 1 is Monte Carlo, 0 one-step."""
     advantage: AdvantageKind = "gae"
     """How advantages are estimated."""
-    n_step: Count = 5
+    n_step: Annotated[int, Field(ge=1, le=2**24)] = 5
     """Rewards summed before the value takes over, for advantage = n_step."""
     discount_states: bool = False
     """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
@@ -53,7 +64,7 @@ class TrainOptions:
     """Scale each batch's advantages to mean 0 and deviation 1."""
     normalize_observations: bool = True
     """Scale observations by their running mean and deviation, kept inside the policy."""
-    hidden: Annotated[tuple[Count, ...], Field(max_length=16)] = (64, 64)
+    hidden: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
     """Hidden layer sizes of the policy and of the critic."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
@@ -69,23 +80,31 @@ class TrainOptions:
     """Passes over the batch in one fit of the critic."""
     critic_num_minibatches: Count = 8
     """Minibatches a pass; has to divide num_steps × num_envs."""
-    init_from: str | None = None
+    init_from: Place | None = None
     """A run (or policy directory) whose policy, with its observation normaliser as it is, this one starts from."""
-    critic_warmup: Annotated[int, Field(ge=0)] = 20
+    critic_warmup: Annotated[int, Field(ge=0, lt=2**32)] = 20
     """Iterations in which only the critic learns, in a run that starts from another's policy."""
-    demonstrations: str | None = None
+    demonstrations: Place | None = None
     """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
     certificate: bool = True
     """Record what every step promised, was guaranteed to bring, and has brought (see docs/theory/certificate.md)."""
     cores: Count | None = None
     """CPU cores (or accelerators) to lay the training over; none for all. See docs/performance.md."""
-    workers: Annotated[int, Field(ge=0)] | None = None
+    workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
     """Processes that step a Gymnasium environment; none for one a core, 0 to step it in this process."""
     overlap: bool = False
     """Step host environments while the last rollout is learned from: faster, from data that is one policy old."""
-    checkpoint_every: Count = 25
+    max_rejections: Iterations = 50
+    """Numerically failed steps in a row, of every seed, after which the training stops."""
+    check_finite: bool = False
+    """After the first step that is not finite, find the operation that made the first NaN, and stop. Slower."""
+    env_fault: Literal["restart", "stop"] = "restart"
+    """What follows when a Gymnasium environment raises, hangs or ends its process: start it anew, or stop the run."""
+    env_timeout: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds that a worker process may take for a rollout before it counts as hanging."""
+    checkpoint_every: Iterations = 25
     """Iterations between checkpoints. The last iteration is always saved."""
-    keep_checkpoints: Count = 3
+    keep_checkpoints: Iterations = 3
     """Newest checkpoints kept."""
 
     @property
@@ -119,8 +138,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         options = self.options
+        if len(self.env) > MAX_NAME:
+            raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
+        check_sizes(options)
         for owner, name in ((self.rule, "num_minibatches"), (options, "critic_num_minibatches")):
             parts = getattr(owner, name, 1)
+            if parts > options.batch_size:
+                raise ConfigError(
+                    f"{name} = {shown(parts)} is more than the batch has rows: num_steps × num_envs = "
+                    f"{options.batch_size}"
+                )
             try:
                 require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
             except ValueError as error:
@@ -136,8 +163,9 @@ class RunConfig:
             )
         if given and not is_offline(self.rule) and not isinstance(self.rule, OffPolicyGradient):
             raise ConfigError(
-                f"{name} can't learn from demonstrations: clone them first (klimb train behaviour-cloning {self.env} "
-                f"--demonstrations {self.options.demonstrations}), then go on with --init-from"
+                f"{name} can't learn from demonstrations: clone them first (klimb train behaviour-cloning "
+                f"{one_line(self.env)} --demonstrations {one_line(self.options.demonstrations)}), then go on with "
+                "--init-from"
             )
         if given and getattr(self.rule, "keeps_policies", False):
             raise ConfigError(
@@ -158,15 +186,19 @@ class RunConfig:
     def from_dict(cls, tree: dict[str, Any]) -> RunConfig:
         """The inverse of `to_dict`. ConfigError names the first field that is unknown or wrong."""
         unknown = set(tree) - {"env", "rule", "options", "klimb"}
-        if unknown or not isinstance(tree.get("env"), str) or not isinstance(tree.get("rule"), dict):
+        options = tree.get("options", {})
+        kinds = ((tree.get("env"), str), (tree.get("rule"), dict), (options, dict))
+        if unknown or not all(isinstance(value, kind) for value, kind in kinds):
             raise ConfigError(
-                f"a run configuration has env, [rule] with a name, and [options]; this one has {sorted(tree)}"
+                "a run configuration has env, [rule] with a name, and [options]; this one has "
+                f"{shown(sorted(map(str, tree)))}"
             )
         fields = dict(tree["rule"])
         name = fields.pop("name", None)
-        if name not in RULES:
-            raise ConfigError(f"there is no rule {name!r}{nearest(str(name), RULES)}; there are {', '.join(RULES)}")
-        return cls(tree["env"], build(RULES[name], fields), build(TrainOptions, tree.get("options", {})))
+        if not isinstance(name, str) or name not in RULES:
+            known = nearest(name[:MAX_NAME], RULES) if isinstance(name, str) else ""
+            raise ConfigError(f"there is no rule {shown(name)}{known}; there are {', '.join(RULES)}")
+        return cls(tree["env"], build(RULES[name], fields), build(TrainOptions, options))
 
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back to an equal configuration."""
@@ -180,22 +212,68 @@ class RunConfig:
     @classmethod
     def from_toml(cls, text: str) -> RunConfig:
         """ConfigError when the text is not TOML or not a run."""
-        try:
-            return cls.from_dict(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"the configuration is not valid TOML: {error}") from None
+        return cls.from_dict(parse_toml(text))
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
         """From a file. ConfigError when it is missing or wrong, with the file's name."""
+        tree = read_toml(path)
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path} is not a text file") from None
+            return cls.from_dict(tree)
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
+            raise ConfigError(f"{one_line(path)}: {error}") from None
+
+
+def check_sizes(options: TrainOptions) -> None:
+    """ConfigError when options that are sensible one by one ask for too much together."""
+    rows = options.num_seeds * options.batch_size
+    if rows >= MAX_ROWS:
+        raise ConfigError(
+            f"num_seeds × num_envs × num_steps = {options.num_seeds} × {options.num_envs} × {options.num_steps} are "
+            f"{rows} rows in one iteration; there can be less than {MAX_ROWS}: choose fewer of one of them"
+        )
+    weights = options.num_seeds * num_weights(options.hidden)
+    if weights > MAX_WEIGHTS:
+        raise ConfigError(
+            f"hidden = {list(options.hidden)} with num_seeds = {options.num_seeds} makes {weights} weights between "
+            f"hidden layers; there can be at most {MAX_WEIGHTS}: choose smaller layers"
+        )
+
+
+def num_weights(sizes: Sequence[int]) -> int:
+    """Weights between layers of these sizes."""
+    return sum(a * b for a, b in itertools.pairwise(sizes))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tree of a configuration file. ConfigError, with the file's name, when it can't be read or is not TOML."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE + 1)
+        if len(content) > MAX_FILE:
+            raise ConfigError(f"it is larger than any run configuration ({MAX_FILE} bytes)")
+        return parse_toml(content.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {one_line(path)}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{one_line(path)} is not a text file") from None
+    except ConfigError as error:
+        raise ConfigError(f"{one_line(path)}: {error}") from None
+    except ValueError:  # a NUL in the path
+        raise ConfigError(f"cannot read {one_line(path)}: it is not the name of a file") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tree of a configuration. ConfigError when the text is not TOML."""
+    # tomllib takes time and memory in the square of the number of dots in a key.
+    if text.count(".") > MAX_DOTS:
+        raise ConfigError(f"it has {text.count('.')} dots, and no run configuration has more than {MAX_DOTS}")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError("the configuration is nested too deeply for TOML of a run") from None
+    except ValueError as error:  # also an integer of thousands of digits, which is no TOMLDecodeError
+        raise ConfigError(f"the configuration is not valid TOML: {one_line(error)}") from None
 
 
 def build(cls: type, fields: dict[str, Any]) -> Any:
@@ -204,7 +282,7 @@ def build(cls: type, fields: dict[str, Any]) -> Any:
     known = [field.name for field in dataclasses.fields(cls)]
     for name in fields:
         if name not in known:
-            raise ConfigError(f"{cls.__name__} has no option {name!r}{nearest(name, known)}")
+            raise ConfigError(f"{cls.__name__} has no option {shown(name)}{nearest(name[:MAX_NAME], known)}")
     try:
         return TypeAdapter(cls).validate_python(fields)
     except ValidationError as error:
@@ -213,12 +291,29 @@ def build(cls: type, fields: dict[str, Any]) -> Any:
 
 def explain(error: ValidationError) -> str:
     """The first thing pydantic found wrong, in one line: which option, what it was, what it should be."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    message = first["msg"]
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = one_line(".".join(str(part) for part in first["loc"]), 80)
+    message = one_line(first["msg"])
     if not name:  # about several fields together: our own words
         return message.removeprefix("Value error, ")
-    return f"{name} = {first['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{name} = {shown(first['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value out of a file as part of a message: one printable line, cut when it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or what holds itself deeply
+        text = f"<a value of type {type(value).__name__}, too long to show>"
+    return one_line(text, limit)
+
+
+def one_line(text: object, limit: int = 400) -> str:
+    """Text, or a path, or what another library says of a file, on one printable line, cut when it is long."""
+    line = str(text)
+    line = line if line.isprintable() else " ".join(line.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: limit + 1])
+    return line if len(line) <= limit else f"{line[:limit]}…"
 
 
 def _toml(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Demonstrations as one safetensors file, or read from a local Minari dataset."""
+"""Demonstrations as one safetensors file with a checksum, or read from a local Minari dataset."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from safetensors.numpy import save
 from klimb.collect.demonstrations import Demonstrations
 from klimb.errors import DemonstrationError, MissingExtra, UnsupportedSpace, nearest
 from klimb.policies.actions import Box, Discrete, action_spec
+from klimb.runs.arrays import check_checksum, with_checksum
+from klimb.runs.config import MAX_NAME, one_line, shown
 from klimb.runs.files import write_atomically
 
 FORMAT = "klimb-demonstrations-1"
@@ -36,7 +38,7 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
         told = {name: [x if abs(x) < np.inf else None for x in bound] for name, bound in bounds.items()}
     meta = {"format": FORMAT, "klimb": json.dumps({"environment": demonstrations.environment, "actions": told})}
     arrays = {name: np.ascontiguousarray(getattr(demonstrations, name), _dtype(name, actions)) for name in COLUMNS}
-    content = save(arrays, meta)
+    content = save(arrays, with_checksum(meta, arrays))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -48,8 +50,9 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
 def load_demonstrations(source: str | Path) -> Demonstrations:
     """From a file, from a run that `klimb record` has recorded, or from `minari:DATASET` (local datasets only).
 
-    Reading runs no code. Raises DemonstrationError, with the file and what is wrong with it, when it is missing,
-    damaged, empty or of another format, and MissingExtra when Minari is needed and not installed.
+    Reading runs no code. A file's checksum is verified; one without, as other tools write it, is read too. Raises
+    DemonstrationError, with the file and what is wrong with it, when it is missing, damaged, empty or of another
+    format, and MissingExtra when Minari is needed and not installed.
     """
     if str(source).startswith("minari:"):
         return _from_minari(str(source))
@@ -57,11 +60,13 @@ def load_demonstrations(source: str | Path) -> Demonstrations:
     try:
         path = path / FILE_NAME if path.is_dir() else path
         fields = _read(path) if path.is_file() else None
-    except (SafetensorError, OSError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise DemonstrationError(f"{path} can't be used: {error}") from None
+    except OSError as error:
+        raise DemonstrationError(f"{one_line(path)} can't be used: {error.strerror or one_line(error)}") from None
+    except (SafetensorError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise DemonstrationError(f"{one_line(path)} can't be used: {one_line(error)}") from None
     if fields is None:
-        raise DemonstrationError(f"there are no demonstrations at {path}: record some with klimb record RUN")
-    return Demonstrations(**fields, source=str(path))
+        raise DemonstrationError(f"there are no demonstrations at {one_line(path)}: record some with klimb record RUN")
+    return Demonstrations(**fields, source=one_line(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -69,10 +74,10 @@ def _read(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="numpy") as file:
         meta = file.metadata() or {}
         if meta.get("format") != FORMAT:
-            raise ValueError(f"it holds no demonstrations (its format is {str(meta.get('format'))[:40]!r})")
+            raise ValueError(_wrong_format(meta.get("format")))
         present = set(file.keys())
         for name in sorted(present ^ set(COLUMNS)):
-            raise ValueError(f"array {name[:40]!r} is {'not expected' if name in present else 'missing'}")
+            raise ValueError(f"array {shown(name)} is {'not expected' if name in present else 'missing'}")
         environment, actions = _described(meta.get("klimb", ""))
         slices = {name: file.get_slice(name) for name in COLUMNS}
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -86,10 +91,22 @@ def _read(path: Path) -> dict[str, Any]:
             shape, dtype = expected.get(name, (rows,)), _TYPES[_dtype(name, actions)]
             if (shapes[name], part.get_dtype()) != (shape, dtype):
                 raise ValueError(
-                    f"array {name} is {part.get_dtype()}{list(shapes[name])} where {dtype}{list(shape)} is expected"
+                    f"array {name} is {part.get_dtype()}{shown(list(shapes[name]))} where "
+                    f"{dtype}{shown(list(shape))} is expected"
                 )
+        if 0 in observed[1:]:
+            raise ValueError(f"array obs is {shown(list(observed))}: its observations hold no number")
         arrays = {name: file.get_tensor(name) for name in COLUMNS}
+    check_checksum(meta, arrays)
     return arrays | {"environment": environment, "actions": actions}
+
+
+def _wrong_format(found: str | None) -> str:
+    family, _, version = FORMAT.rpartition("-")
+    theirs, _, number = str(found).rpartition("-")
+    if theirs == family and number.isdecimal() and number != version:
+        return f"it was written by a newer klimb: its version is {shown(number)}, this one reads {version}"
+    return f"it holds no demonstrations (its format is {shown(found)})"
 
 
 def _dtype(name: str, actions: Discrete | Box) -> str:
@@ -102,10 +119,10 @@ def _described(text: str) -> tuple[str, Discrete | Box]:
     """Environment and action space, from the JSON that goes with the arrays."""
     match json.loads(text):
         # Printable, because it goes into messages of one line.
-        case {"environment": str(environment), "actions": {"n": int(n)}} if environment.isprintable() and 0 < n < 2**31:
+        case {"environment": str(environment), "actions": {"n": int(n)}} if _is_name(environment) and 0 < n < 2**31:
             return environment, Discrete(n)
         case {"environment": str(environment), "actions": {"low": [*low], "high": [*high]}} if (
-            environment.isprintable() and len(low) == len(high) > 0
+            _is_name(environment) and len(low) == len(high) > 0
         ):
             box = Box(
                 tuple(-np.inf if x is None else float(x) for x in low),
@@ -116,7 +133,12 @@ def _described(text: str) -> tuple[str, Discrete | Box]:
     raise ValueError("its description has no environment or no action space")
 
 
+def _is_name(environment: str) -> bool:
+    return environment.isprintable() and len(environment) <= MAX_NAME
+
+
 def _from_minari(source: str) -> Demonstrations:
+    source = one_line(source)
     name = source.removeprefix("minari:")
     try:
         import minari
@@ -130,13 +152,11 @@ def _from_minari(source: str) -> Demonstrations:
     except DemonstrationError:
         raise
     except UnsupportedSpace as error:
-        raise DemonstrationError(f"{source}: {error}") from None
+        raise DemonstrationError(f"{source}: {one_line(error)}") from None
     except ImportError:
         raise MissingExtra(f"{source} needs what Minari reads files with: pip install 'klimb[offline]'") from None
     except Exception as error:
-        raise DemonstrationError(
-            f"{source} can't be used: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from None
+        raise DemonstrationError(f"{source} can't be used: {one_line(error) or type(error).__name__}") from None
 
 
 def _require_local(minari: Any, name: str) -> None:
@@ -146,10 +166,10 @@ def _require_local(minari: Any, name: str) -> None:
         warnings.simplefilter("always")
         local = minari.list_local_datasets()
     if name not in local:
-        broken = [" ".join(str(w.message).split()) for w in caught if f"named {name}:" in str(w.message)]
+        broken = [one_line(w.message) for w in caught if f"named {name}:" in str(w.message)]
         if broken:
             raise DemonstrationError(f"minari:{name} can't be used: {broken[0]}")
-        known = f"; there are {', '.join(local)}" if local else ""
+        known = f"; there are {one_line(', '.join(local))}" if local else ""
         raise DemonstrationError(
             f"there is no local Minari dataset {name!r}{nearest(name, local)}{known} (klimb downloads nothing: "
             f"minari download {name})"

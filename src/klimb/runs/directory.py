@@ -3,40 +3,57 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import PyTree
 
 from klimb.errors import RunError
-from klimb.runs.checkpoint import load_checkpoint, save_checkpoint
+from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.files import write_text
-from klimb.runs.metrics import MetricsLog, Record, read_metrics
+from klimb.runs.lock import RunLock
+from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
 from klimb.runs.policy_file import policy_name, save_policy
 from klimb.types import TrainState
 
+BEST = "best"
+
+logger = logging.getLogger("klimb")
+
 
 class RunDirectory:
-    """`config.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, policies, evaluation and report."""
+    """`config.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, policies, `best/`, evaluation and report."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
         self._log: MetricsLog | None = None
+        self._lock: RunLock | None = None
+        self._log_fails = False
 
     @classmethod
-    def create(cls, path: str | Path, config: RunConfig) -> RunDirectory:
-        """A new directory. RunError when there is something at `path` already: no run is ever overwritten."""
+    def create(cls, path: str | Path, config: RunConfig, state: TrainState, policies: list[PyTree]) -> RunDirectory:
+        """A new directory with a state to start from, whole or not at all.
+
+        RunError when there is something at `path` already: no run is ever overwritten.
+        """
         path = Path(path)
+        if path.exists():
+            raise RunError(f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {path}")
+        # Under another name until it can be resumed: a process killed meanwhile leaves no run behind.
+        beginning = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise RunError(
-                f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {path}"
-            ) from None
+            beginning.mkdir(parents=True)
+            write_text(beginning / "config.toml", config.to_toml())
+            cls(beginning, config).save(Checkpoint(state, 0, 0.0), policies, score=None)
+            beginning.rename(path)
         except OSError as error:
             raise RunError(f"cannot make the run directory {path}: {error.strerror}") from None
-        write_text(path / "config.toml", config.to_toml())
+        finally:
+            shutil.rmtree(beginning, ignore_errors=True)
         return cls(path, config)
 
     @classmethod
@@ -48,31 +65,67 @@ class RunDirectory:
             raise RunError(f"{path} is not a run: {what}")
         return cls(path, RunConfig.read(path / "config.toml"))
 
-    def save(self, state: TrainState, policies: list[PyTree], *, iteration: int, wall_time: float) -> None:
-        """The policies first, then the checkpoint: whoever finds a checkpoint finds its policies."""
-        options = self.config.options
-        for k, policy in enumerate(policies):
-            save_policy(policy, self.path, name=policy_name(options.seed + k if options.num_seeds > 1 else None))
-        save_checkpoint(
-            self.path / "checkpoints", state, iteration=iteration, wall_time=wall_time, keep=options.keep_checkpoints
+    def lock(self) -> None:
+        """Keep other processes from writing into it. RunError when one does."""
+        self._lock = RunLock(self.path)
+
+    def save(self, checkpoint: Checkpoint, policies: list[PyTree], *, score: float | None) -> None:
+        """The policies first, then the checkpoint: whoever finds a checkpoint finds its policies.
+
+        score: what the policies were worth, as far as is known; the best so far are kept in `best/` too.
+        Raises OSError when something can't be written, and RunError when the directory is gone.
+        """
+        if not (self.path / "config.toml").exists():
+            raise RunError(f"the run directory {self.path} has been removed while the training was going on")
+        self._save_policies(policies, self.path)
+        save_checkpoint(self.path / "checkpoints", checkpoint, keep=self.config.options.keep_checkpoints)
+        best = self.best_score()
+        if score is not None and (best is None or score > best):
+            folder = self.path / BEST
+            folder.mkdir(exist_ok=True)
+            self._save_policies(policies, folder)
+            write_checkpoint(folder / "checkpoint.safetensors", checkpoint)
+            write_text(folder / "score.json", json.dumps({"iteration": checkpoint.iteration, "score": score}) + "\n")
+
+    def load(self, template: TrainState) -> Checkpoint:
+        """The newest usable checkpoint."""
+        return load_checkpoint(
+            self.path / "checkpoints", template, otherwise=self.path / BEST / "checkpoint.safetensors"
         )
 
-    def load(self, template: TrainState) -> tuple[TrainState, int, float]:
-        """(state, iteration, wall time) of the newest usable checkpoint."""
-        return load_checkpoint(self.path / "checkpoints", template)
+    def best_score(self) -> float | None:
+        """The highest score of any checkpoint: the mean return of the episodes that ended since the one before."""
+        try:
+            return float(json.loads((self.path / BEST / "score.json").read_text(encoding="utf-8"))["score"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def start_log(self, *, keep_until: int | None = None) -> None:
         """Open the metrics for appending, without the records after iteration `keep_until`."""
-        self._log = MetricsLog(self.path, keep_until=keep_until)
+        try:
+            self._log = MetricsLog(self.path, keep_until=keep_until)
+        except OSError as error:
+            raise RunError(f"cannot write into {self.path}: {error.strerror}") from None
 
     def append(self, records: list[Record]) -> None:
-        """Add records to the metrics."""
+        """Add records to the metrics. What can't be written waits for the next time, with a line that says so."""
         assert self._log is not None, "start_log comes first"
-        self._log.append(records)
+        try:
+            self._log.append(records)
+        except OSError as error:
+            if not self._log_fails:
+                logger.warning(
+                    "%s can't be written (%s): records wait in memory, and the training goes on",
+                    self.path / FILE_NAME,
+                    error.strerror,
+                )
+            self._log_fails = True
+        else:
+            self._log_fails = False
 
     def history(self) -> list[Record]:
         """All records so far."""
-        path = self.path / "metrics.jsonl"
+        path = self.path / FILE_NAME
         return read_metrics(path) if path.exists() else []
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
@@ -80,10 +133,23 @@ class RunDirectory:
         write_text(self.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
 
     def close(self) -> None:
-        """Close the metrics."""
+        """Close the metrics, and let other processes write."""
         if self._log is not None:
             self._log.close()
             self._log = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def write_waiting(self) -> None:
+        """The last try to write records that wait. Raises OSError."""
+        if self._log is not None:
+            self._log.write_waiting()
+
+    def _save_policies(self, policies: list[PyTree], folder: Path) -> None:
+        options = self.config.options
+        for k, policy in enumerate(policies):
+            save_policy(policy, folder, name=policy_name(options.seed + k if options.num_seeds > 1 else None))
 
 
 def unused_directory(parent: Path, name: str) -> Path:

@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
+import contextlib
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
-from klimb.environments.registry import Environment, make
+from klimb.environments.registry import Environment, make, require_trust
+from klimb.errors import EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.improve.rule import Rule, is_offline
 from klimb.runs.config import RunConfig, TrainOptions, build
 from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.evaluate import require_fit
 from klimb.runs.metrics import Record, to_records
+from klimb.runs.output import Output, Run
+from klimb.runs.pace import CallSize, Clock
 from klimb.runs.policy_file import load_policy, policy_name
 from klimb.runs.program import Program
-from klimb.types import TrainState
+from klimb.runs.rejections import Rejections
+from klimb.runs.stop_signals import StopSignals
+from klimb.types import Status, TrainState
 
 OnRecords = Callable[[list[Record]], None]
-SECONDS_A_CALL = 0.5
 
-
-@dataclass(frozen=True)
-class Run:
-    """A training that has ended: the policies (one a seed), the records of all iterations, and the last state."""
-
-    policies: list[Any]
-    history: list[Record]
-    config: RunConfig
-    state: TrainState
-    directory: Path | None
-
-    @property
-    def policy(self) -> Any:
-        """The policy of the (first) seed."""
-        return self.policies[0]
+logger = logging.getLogger("klimb")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,6 +39,14 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal = signal_number
+
+
+class NotSaved(RunError):
+    """A training that could not be written. `runs` has it: `klimb.save_policy(error.runs[0].policy, directory)`."""
+
+    def __init__(self, message: str, runs: list[Run]) -> None:
+        super().__init__(message)
+        self.runs = runs
 
 
 def train(
@@ -91,7 +85,7 @@ def train(
     policy = policy_for(environment, config) if policy is None else policy
     program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
     state = program.initial_state()
-    output = Output.create(config, run_dir)
+    output = Output.create(config, run_dir, program, state)
     (run,) = drive(program, state, [output], on_records, iteration=0, wall_time=0.0)
     return run
 
@@ -104,29 +98,58 @@ def resume(
     policy: PyTree | None = None,
     demonstrations: Demonstrations | None = None,
     on_records: OnRecords | None = None,
+    trust_environment: bool = False,
 ) -> Run:
     """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
 
-    On a compiled environment the result is the same, byte for byte, as that of a run never interrupted. On a
-    host environment running episodes start anew. `env`, `rule`, `policy` and `demonstrations` are needed only for
-    a run that was started from Python with objects that a configuration file can't name.
+    The result is the same, byte for byte, as that of a run never interrupted: on compiled environments, and on those
+    whose simulator's state can be saved (docs/reliability.md). On others running episodes start anew. `env`, `rule`,
+    `policy` and `demonstrations` are needed only for a run that was started from Python with objects that a
+    configuration file can't name.
 
-    Raises RunError when the directory is no run or has no usable checkpoint.
+    trust_environment: import the module that the configuration names for its environment, if it names one.
+
+    Raises RunError when the directory is no run, has no usable checkpoint, or is being written by another process;
+    UntrustedEnvironment when a module would have to be imported.
     """
     directory = RunDirectory.open(run_dir)
     config = directory.config
     if rule is not None:
         config = RunConfig(config.env, rule, config.options)
-    first_seed = config.options.seed if config.options.num_seeds > 1 else None
-    if policy is None and (directory.path / f"{policy_name(first_seed)}.json").is_file():
-        policy = load_policy(directory.path, seed=first_seed)
+    if env is None and not trust_environment:
+        require_trust(config.env, directory.path / "config.toml")
     environment = make(config.env if env is None else env)
-    program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
-    state, iteration, wall_time = directory.load(program.state_template())
-    directory.start_log(keep_until=iteration)
-    output = Output(config, slice(None), directory, directory.history())
-    (run,) = drive(program, program.place(state), [output], on_records, iteration=iteration, wall_time=wall_time)
+    with contextlib.closing(directory):
+        directory.lock()
+        policy = _saved_policy(directory) if policy is None else policy
+        program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
+        state, iteration, wall_time, environments = directory.load(program.state_template())
+        directory.start_log(keep_until=iteration)
+        output = Output(config, slice(None), directory)
+        output.saved_at = iteration
+        (run,) = drive(
+            program,
+            program.place(state),
+            [output],
+            on_records,
+            iteration=iteration,
+            wall_time=wall_time,
+            environments=environments,
+        )
     return run
+
+
+def _saved_policy(directory: RunDirectory) -> PyTree | None:
+    """The policy of the (first) seed, which says how policies of the run are built; None where it can't be read."""
+    options = directory.config.options
+    first_seed = options.seed if options.num_seeds > 1 else None
+    if not (directory.path / f"{policy_name(first_seed)}.json").is_file():
+        return None
+    try:
+        return load_policy(directory.path, seed=first_seed)
+    except PolicyFileError as error:
+        logger.warning("%s; the checkpoint is used, and its policy written anew", error)
+        return None
 
 
 def policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
@@ -153,49 +176,6 @@ def demonstrations_for(
     return demonstrations
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where the records and checkpoints of some (`part`) of a program's copies go: one run."""
-
-    config: RunConfig
-    part: slice
-    directory: RunDirectory | None
-    history: list[Record]
-
-    @classmethod
-    def create(cls, config: RunConfig, run_dir: str | Path | None, part: slice = slice(None)) -> Output:
-        """A new run, in a new directory unless it stays in memory."""
-        directory = None if run_dir is None else RunDirectory.create(run_dir, config)
-        if directory is not None:
-            directory.start_log()
-        return cls(config, part, directory, [])
-
-    def append(self, metrics: dict[str, np.ndarray], times: list[float], speed: float) -> None:
-        """The metrics of a call, `[iterations, copies]`."""
-        own = {name: values[:, self.part] for name, values in metrics.items()}
-        records = to_records(own, wall_time=times, steps_per_second=speed)
-        self.history.extend(records)
-        if self.directory is not None:
-            self.directory.append(records)
-
-    def save(self, program: Program, state: TrainState, *, iteration: int, wall_time: float) -> None:
-        """A checkpoint, with the policies as files of their own."""
-        if self.directory is not None:
-            own = self._own(program, state)
-            policies = program.policies(state)[self.part]
-            self.directory.save(own, policies, iteration=iteration, wall_time=wall_time)
-
-    def run(self, program: Program, state: TrainState) -> Run:
-        """What has come of it."""
-        path = None if self.directory is None else self.directory.path
-        policies = program.policies(state)[self.part]
-        return Run(policies, self.history, self.config, self._own(program, state), path)
-
-    def _own(self, program: Program, state: TrainState) -> TrainState:
-        everything = range(program.num_copies)
-        return state if everything[self.part] == everything else jax.tree.map(lambda x: x[self.part], state)
-
-
 def drive(
     program: Program,
     state: TrainState,
@@ -204,18 +184,25 @@ def drive(
     *,
     iteration: int,
     wall_time: float,
+    environments: dict[str, Any] | None = None,
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
     options, num_iterations = program.config.options, program.config.num_iterations
-    clock = _Clock(wall_time)
-    size = _CallSize(program.max_iterations_a_call)
+    clock, rejections = Clock(wall_time), Rejections(options.max_rejections)
+    size = CallSize(1 if options.check_finite else program.max_iterations_a_call)
     try:
-        with _StopSignals() as stop:
-            program.start(iteration=iteration)
+        with StopSignals() as stop:
+            program.start(iteration=iteration, environments=environments)
             while iteration < num_iterations and not program.finished(state):
                 until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
                 count = min(size.iterations, num_iterations - iteration, until_checkpoint)
-                state, metrics = program.advance(state, count)
+                try:
+                    state, metrics = program.advance(state, count)
+                except EnvironmentFault as fault:
+                    # Nothing has been learned of the rollout: the state is still that of the last iteration.
+                    _save(outputs, program, state, iteration, clock.now)
+                    told = f"stopped after iteration {iteration}: {fault}{_saved(outputs)}"
+                    raise TrainingFailed(told) from fault
                 times, seconds = clock.lap(count)
                 size.adapt(count, seconds)
                 iteration += count
@@ -224,75 +211,53 @@ def drive(
                     output.append(metrics, times, speed)
                 if on_records is not None:
                     on_records(to_records(metrics, wall_time=times, steps_per_second=speed))
+                rejections.count(metrics["status"])
                 finished = iteration == num_iterations or program.finished(state)
-                if finished or stop.received is not None or iteration % options.checkpoint_every == 0:
-                    for output in outputs:
-                        output.save(program, state, iteration=iteration, wall_time=clock.now)
-                if stop.received is not None and not finished:
-                    raise Interrupted(_interrupted_message(iteration, outputs), stop.received)
+                ends = finished or stop.received is not None or rejections.hopeless
+                if ends or iteration % options.checkpoint_every == 0:
+                    _save(outputs, program, state, iteration, clock.now)
+                if options.check_finite:
+                    _require_finite(program, metrics, iteration)
+                if finished:
+                    break
+                if rejections.hopeless:
+                    raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(outputs)}")
+                if stop.received is not None:
+                    raise Interrupted(f"stopped after iteration {iteration}{_saved(outputs)}", stop.received)
+        lacking = [words for output in outputs if (words := output.unwritten(iteration)) is not None]
+        runs = [output.run(program, state) for output in outputs]
+        if lacking:
+            raise NotSaved(f"the training is done, but {'; '.join(lacking)}: the disk can't be written", runs)
+        return runs
     finally:
         program.close()
         for output in outputs:
-            if output.directory is not None:
-                output.directory.close()
-    return [output.run(program, state) for output in outputs]
+            output.close()
 
 
-def _interrupted_message(iteration: int, outputs: list[Output]) -> str:
-    paths = [output.directory.path for output in outputs if output.directory is not None]
-    if not paths:
-        return f"stopped after iteration {iteration}; nothing was saved (no run directory)"
-    ways = " and ".join(f"klimb resume {path}" for path in paths)
-    return f"stopped after iteration {iteration}, checkpoint saved; go on with: {ways}"
+def _save(outputs: list[Output], program: Program, state: TrainState, iteration: int, wall_time: float) -> None:
+    """A checkpoint of every run. NotSaved when a run's directory is gone: nobody would ever find what follows."""
+    try:
+        for output in outputs:
+            if output.saved_at != iteration:
+                output.save(program, state, iteration=iteration, wall_time=wall_time)
+    except RunError as gone:
+        runs = [output.run(program, state) for output in outputs]
+        raise NotSaved(f"{gone}; stopped after iteration {iteration}", runs) from None
 
 
-class _Clock:
-    """Seconds of training so far, over all the parts of a resumed run."""
-
-    def __init__(self, before: float) -> None:
-        self.now, self._last = before, time.perf_counter()
-
-    def lap(self, iterations: int) -> tuple[list[float], float]:
-        """The wall time at the end of each iteration of a call (spread evenly), and the call's seconds."""
-        current = time.perf_counter()
-        seconds, start = current - self._last, self.now
-        self._last, self.now = current, start + seconds
-        return [start + seconds * (i + 1) / iterations for i in range(iterations)], seconds
+def _require_finite(program: Program, metrics: dict[str, np.ndarray], iteration: int) -> None:
+    """TrainingFailed, with the operation that made the first NaN, when a seed's step was not finite."""
+    for copy in np.flatnonzero((metrics["status"] == Status.NONFINITE).any(0)):
+        raise TrainingFailed(f"iteration {iteration}: {program.first_nan(int(copy))}")
 
 
-class _CallSize:
-    """Iterations for the next call: as many as take about half a second, so that progress stays live."""
-
-    def __init__(self, most: int) -> None:
-        self.iterations, self._most, self._calls = 1, most, 0
-
-    def adapt(self, iterations: int, seconds: float) -> None:
-        # The first call compiles: its time says nothing.
-        self._calls += 1
-        if self._calls > 1:
-            fitting = int(SECONDS_A_CALL * iterations / max(seconds, 1e-9))
-            self.iterations = max(1, min(fitting, 4 * self.iterations, self._most))
-
-
-class _StopSignals:
-    """SIGINT and SIGTERM ask for a stop after the current call; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        # Python delivers signals to the main thread only; elsewhere they are left alone.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        for asked, handler in self._before.items():
-            signal.signal(asked, handler)
+def _saved(outputs: list[Output]) -> str:
+    """How to go on, for a message."""
+    directories = [output for output in outputs if output.directory is not None]
+    if not directories:
+        return "; nothing was saved (no run directory)"
+    if any(output.saved_at is None for output in directories):
+        return "; the checkpoint could not be written"
+    ways = " and ".join(f"klimb resume {output.directory.path}" for output in directories if output.directory)
+    return f", checkpoint saved; go on with: {ways}"

@@ -14,11 +14,13 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from klimb.environments.base import CompiledEnvironment, clip_action
 from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import make
-from klimb.errors import PolicyFileError
+from klimb.errors import EnvironmentFault, PolicyFileError
 from klimb.policies.actions import action_spec
 from klimb.policies.distributions import Distribution
 
 MAX_HOST_COPIES = 16
+MAX_STEPS = 100_000
+"""Steps after which an episode is taken for one that never ends."""
 
 
 class Evaluation(NamedTuple):
@@ -30,20 +32,34 @@ class Evaluation(NamedTuple):
     standard_error: float
 
 
-def evaluate(policy: PyTree, env: str | Any, *, episodes: int, seed: int = 0, deterministic: bool = True) -> Evaluation:
+def evaluate(
+    policy: PyTree,
+    env: str | Any,
+    *,
+    episodes: int,
+    seed: int = 0,
+    deterministic: bool = True,
+    max_steps: int = MAX_STEPS,
+) -> Evaluation:
     """Run `episodes` whole episodes: the distribution's mode at every step, or samples.
 
     `env` is a name or an environment. Raises ValueError for fewer than one episode, PolicyFileError when the
-    policy does not fit the environment's observations.
+    policy does not fit the environment's observations, and EnvironmentFault when an episode has not ended after
+    `max_steps`, or the environment fails.
     """
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}; an evaluation needs at least 1")
     environment = make(env)
     require_fit(policy, environment)
     if isinstance(environment, CompiledEnvironment):
-        returns, lengths = _evaluate_compiled(policy, environment, episodes, seed, deterministic)
+        returns, lengths = _evaluate_compiled(policy, environment, episodes, seed, deterministic, max_steps)
     else:
-        returns, lengths = _evaluate_host(policy, environment, episodes, seed, deterministic)
+        returns, lengths = _evaluate_host(policy, environment, episodes, seed, deterministic, max_steps)
+    if lengths.size and lengths.max() > max_steps:
+        raise EnvironmentFault(
+            f"an episode of {environment.id} has not ended after {max_steps} steps: give it an end (in Gymnasium, "
+            "max_episode_steps when it is registered) or raise max_steps"
+        )
     error = float(np.std(returns, ddof=1) / np.sqrt(episodes)) if episodes > 1 else float("nan")
     return Evaluation(returns, lengths, float(np.mean(returns)), error)
 
@@ -78,7 +94,7 @@ def _decide(distribution: Distribution, key: PRNGKeyArray, deterministic: bool) 
 
 
 def _evaluate_compiled(
-    policy: PyTree, environment: CompiledEnvironment, episodes: int, seed: int, deterministic: bool
+    policy: PyTree, environment: CompiledEnvironment, episodes: int, seed: int, deterministic: bool, max_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """All episodes side by side in one program, until the last of them has ended."""
 
@@ -89,7 +105,8 @@ def _evaluate_compiled(
         zeros = jnp.zeros(episodes)
 
         def running(carry: tuple) -> Array:
-            return jnp.any(carry[3])  # alive
+            *_, alive, _, length = carry
+            return jnp.any(alive) & jnp.all(length <= max_steps)
 
         def step(carry: tuple) -> tuple:
             key, state, obs, alive, total, length = carry
@@ -111,7 +128,7 @@ def _evaluate_compiled(
 
 
 def _evaluate_host(
-    policy: PyTree, environment: HostEnvironment, episodes: int, seed: int, deterministic: bool
+    policy: PyTree, environment: HostEnvironment, episodes: int, seed: int, deterministic: bool, max_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each copy runs its own share of the episodes, so that short ones are not counted more often."""
     copies = min(episodes, MAX_HOST_COPIES)
@@ -138,6 +155,8 @@ def _evaluate_host(
                     share[copy] -= 1
                 total[copy], length[copy] = 0, 0
             obs = step.obs
+            if length.max() > max_steps:
+                return np.append(returns, total.max()), np.append(lengths, length.max())
     finally:
         vector.close()
     return np.array(returns), np.array(lengths)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
 import math
+import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,9 @@ import numpy as np
 from klimb.types import Status
 
 Record = dict[str, Any]
+FILE_NAME = "metrics.jsonl"
+
+logger = logging.getLogger("klimb")
 
 
 def to_records(metrics: dict[str, np.ndarray], *, wall_time: list[float], steps_per_second: float) -> list[Record]:
@@ -47,14 +57,41 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """All whole records of a metrics file; a last line still being written is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    """All whole records of a metrics file. A last line still being written is left out, and so are damaged ones."""
+    records = [record for record, _ in _lines(path) if record is not None]
+    damaged = sum(record is None for record, whole in _lines(path) if whole)
+    if damaged:
+        logger.warning("%s: %d damaged lines are left out", path, damaged)
     return records
+
+
+def _lines(path: Path) -> Iterator[tuple[Record | None, bool]]:
+    """Every line's record, None where it holds none, and whether it is a whole line."""
+    with path.open("rb") as file:
+        for line in file:
+            yield _parsed(line), line.endswith(b"\n")
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and type(record.get("iteration")) is int
+    return record if whole else None
+
+
+def _cut_back(path: Path, iteration: int) -> None:
+    """Drop what comes after the record of an iteration: it is about to be made again."""
+    end, kept = 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            end += len(line)
+            record = _parsed(line)
+            if record is not None and record["iteration"] <= iteration and line.endswith(b"\n"):
+                kept = end
+    # In place: whoever follows the file keeps following, and a kill in between leaves whole lines.
+    os.truncate(path, kept)
 
 
 class MetricsLog:
@@ -62,33 +99,91 @@ class MetricsLog:
 
     def __init__(self, directory: Path, *, keep_until: int | None = None) -> None:
         """`keep_until` drops the records after that iteration: they are about to be made again."""
-        path = directory / "metrics.jsonl"
+        path = directory / FILE_NAME
         if keep_until is not None and path.exists():
-            kept = [record for record in read_metrics(path) if record["iteration"] <= keep_until]
-            path.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-        # TensorBoard costs half a second to import: only runs that are written pay for it.
-        from tensorboardX import SummaryWriter
-
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory), flush_secs=10)
+            _cut_back(path, keep_until)
+        self._file = path.open("ab", buffering=0)
+        self._size = path.stat().st_size
+        self._waiting = b""
+        self._board = _Board(directory)
 
     def append(self, records: list[Record]) -> None:
-        """Write records, whole lines at a time. TensorBoard, which is for looking, gets the last of them."""
-        self._file.write("".join(_line(record) for record in records))
-        self._file.flush()
-        last = records[-1]
-        for name, value in last.items():
-            for tag, number in _scalars(name, value):
-                self._board.add_scalar(tag, number, global_step=last["env_steps"])
+        """Write records, whole lines at a time. TensorBoard, which is for looking, gets the last of them.
+
+        Raises OSError when they can't be written. The file then ends with a whole line, and they wait for the next try.
+        """
+        self._waiting += b"".join(_line(record) for record in records)
+        self._board.add(records[-1])
+        self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Try again to write what could not be written. Raises OSError as `append` does."""
+        if not self._waiting:
+            return
+        try:
+            if self._file.write(self._waiting) != len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._file.fileno(), self._size)
+            raise
+        self._size += len(self._waiting)
+        self._waiting = b""
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Close both files."""
         self._file.close()
         self._board.close()
 
 
-def _line(record: Record) -> str:
-    return json.dumps(record, separators=(",", ":")) + "\n"
+def _line(record: Record) -> bytes:
+    return (json.dumps(record, separators=(",", ":")) + "\n").encode()
+
+
+class _Board:
+    """TensorBoard's event file. What can't be written is given up: every number is in the metrics."""
+
+    def __init__(self, directory: Path) -> None:
+        # TensorBoard costs half a second to import: only runs that are written pay for it. Its `SummaryWriter` hands
+        # everything to a thread, and waits for ever when that has died of a full disk.
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import RecordWriter
+
+        self._writer: Any = None
+        path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        with self._giving_up():
+            self._writer = RecordWriter(str(path))
+            self._write(Event(file_version="brain.Event:2", wall_time=time.time()))
+
+    def add(self, record: Record) -> None:
+        """Write a record."""
+        if self._writer is None:
+            return
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        scalars = (scalar for name, value in record.items() for scalar in _scalars(name, value))
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in scalars])
+        with self._giving_up():
+            self._write(Event(summary=summary, wall_time=time.time(), step=record["env_steps"]))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+
+    def _write(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.warning("TensorBoard's events can't be written (%s): there will be no more of them", error.strerror)
+            self.close()
+            self._writer = None
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float | int]]:

@@ -20,12 +20,13 @@ from klimb.errors import PolicyFileError
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import Activation, NetworkPolicy
 from klimb.runs.arrays import load_arrays, save_arrays
-from klimb.runs.config import explain
+from klimb.runs.config import MAX_WEIGHTS, Width, explain, num_weights, one_line, shown
 from klimb.runs.files import write_text
 
 FORMAT_VERSION = 1
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Size = Annotated[int, Field(ge=1, le=2**20)]
+MAX_FILE = 2**22
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,6 +36,10 @@ class DiscreteActions:
     kind: Literal["discrete"]
     n: Size
 
+    def spec(self) -> Discrete:
+        """The action space."""
+        return Discrete(self.n)
+
 
 @dataclass(frozen=True, config=STRICT)
 class BoxActions:
@@ -43,6 +48,17 @@ class BoxActions:
     kind: Literal["box"]
     low: Annotated[list[float | None], Field(min_length=1, max_length=2**16)]
     high: Annotated[list[float | None], Field(min_length=1, max_length=2**16)]
+
+    def spec(self) -> Box:
+        """The action space. ValueError when the bounds are none."""
+        if len(self.low) != len(self.high):
+            raise ValueError(f"{len(self.low)} lower and {len(self.high)} upper action bounds")
+        low = tuple(-float("inf") if x is None else x for x in self.low)
+        high = tuple(float("inf") if x is None else x for x in self.high)
+        for dimension, (below, above) in enumerate(zip(low, high, strict=True)):
+            if below > above:
+                raise ValueError(f"action dimension {dimension} is from {below} to {above}")
+        return Box(low, high)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -54,22 +70,18 @@ class PolicyDescription:
     klimb: str
     observation_size: Size
     actions: Annotated[DiscreteActions | BoxActions, Field(discriminator="kind")]
-    hidden: Annotated[list[Size], Field(max_length=16)]
+    hidden: Annotated[list[Width], Field(max_length=16)]
     activation: Activation
     state_dependent_std: bool = False
     tanh_squash: bool = False
 
     def template(self) -> PyTree:
         """The policy's structure with shapes in place of arrays; nothing is allocated."""
-        actions = self.actions
-        if isinstance(actions, DiscreteActions):
-            spec: Discrete | Box = Discrete(actions.n)
-        else:
-            if len(actions.low) != len(actions.high):
-                raise ValueError(f"{len(actions.low)} lower and {len(actions.high)} upper action bounds")
-            low = tuple(-float("inf") if x is None else x for x in actions.low)
-            high = tuple(float("inf") if x is None else x for x in actions.high)
-            spec = Box(low, high)
+        spec = self.actions.spec()
+        outputs = (2 if self.state_dependent_std else 1) * (spec.n if isinstance(spec, Discrete) else len(spec.low))
+        weights = num_weights([self.observation_size, *self.hidden, outputs])
+        if weights > MAX_WEIGHTS:
+            raise ValueError(f"its network has {weights} weights; klimb reads at most {MAX_WEIGHTS}")
         return eqx.filter_eval_shape(
             lambda: NetworkPolicy(
                 self.observation_size,
@@ -134,18 +146,25 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | Non
     """
     directory, name = _locate(Path(path), seed)
     arrays, description = directory / f"{name}.safetensors", directory / f"{name}.json"
-    for file in (arrays, description):
-        if not file.is_file():
-            seeds = sorted(int(found.stem[len("policy_seed") :]) for found in directory.glob("policy_seed*.json"))
-            hint = f"; this run has the seeds {seeds}: give seed=" if seeds else ""
-            raise PolicyFileError(f"there is no policy file {file}{hint}")
     try:
+        for file in (arrays, description):
+            if not file.is_file():
+                raise PolicyFileError(f"there is no policy file {one_line(file)}{_seeds_hint(directory)}")
         template = like if like is not None else _read_description(description).template()
         dynamic, static = eqx.partition(template, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
         loaded, _ = load_arrays(arrays, dynamic)
+    except OSError as error:
+        raise PolicyFileError(f"cannot read {one_line(arrays)}: {error.strerror}") from None
     except ValueError as error:
-        raise PolicyFileError(f"{arrays} can't be used: {error}") from None
+        raise PolicyFileError(f"{one_line(arrays)} can't be used: {one_line(error)}") from None
     return eqx.combine(loaded, static)
+
+
+def _seeds_hint(directory: Path) -> str:
+    """The seeds whose policies are there."""
+    found = [path.stem.removeprefix("policy_seed") for path in directory.glob("policy_seed*.json")]
+    seeds = sorted(int(number) for number in found if number.isdecimal() and len(number) < 12)
+    return f"; this run has the seeds {one_line(seeds)}: give seed=" if seeds else ""
 
 
 def policy_name(seed: int | None) -> str:
@@ -160,12 +179,23 @@ def _locate(path: Path, seed: int | None) -> tuple[Path, str]:
 
 
 def _read_description(path: Path) -> PolicyDescription:
+    where = one_line(path)
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE + 1)
+    if len(content) > MAX_FILE:
+        raise PolicyFileError(f"{where} is larger than any policy description ({MAX_FILE} bytes)")
     try:
-        if path.stat().st_size > 2**22:
-            raise PolicyFileError(f"{path} is larger than any policy description (4 MiB)")
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(content.decode("utf-8"))
+        match tree:
+            case {"format": "klimb-policy", "version": int(version)} if version > FORMAT_VERSION:
+                raise PolicyFileError(
+                    f"{where} was written by a newer klimb: its version is {shown(version)}, this one reads "
+                    f"{FORMAT_VERSION}; install a newer klimb"
+                )
         return TypeAdapter(PolicyDescription).validate_python(tree)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PolicyFileError(f"{path} is not JSON ({error})") from None
     except ValidationError as error:
-        raise PolicyFileError(f"{path} is not a klimb policy description: {explain(error)}") from None
+        raise PolicyFileError(f"{where} is not a klimb policy description: {explain(error)}") from None
+    except RecursionError:
+        raise PolicyFileError(f"{where} is not a klimb policy description: it is nested too deeply") from None
+    except ValueError as error:
+        raise PolicyFileError(f"{where} is not JSON ({one_line(error)})") from None

@@ -23,6 +23,7 @@ from klimb.devices import Layout, available
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
+from klimb.first_nan import first_nan
 from klimb.improve.rule import is_offline, with_values
 from klimb.policies.actions import action_spec
 from klimb.policies.networks import Critic, NetworkPolicy, flat_observation_size
@@ -90,6 +91,8 @@ class Program:
                 num_envs=options.num_envs,
                 num_steps=options.num_steps,
                 workers=options.workers,
+                restart=options.env_fault == "restart",
+                timeout=options.env_timeout,
             )
             keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(self._seed_keys(), number))
             self._host = RolloutsInTurn(vector, keys, overlap=options.overlap)
@@ -97,6 +100,8 @@ class Program:
         # A rule that studies demonstrations fits no critic: there is one role only.
         self._layout = Layout(self.num_copies, devices[:1] if is_offline(config.rule) else devices)
         self.iteration = Iteration(config.rule, options, self.policy_static, collector, self._layout.role_axis)
+        # What the last iteration was computed of, where it may have to be looked into.
+        self._before: tuple = (None, None, None, None)
         self._init = jax.jit(jax.vmap(self._initial_state))
         self._many = self._layout.compile(self._run_many, by_seed=(True, True, False, False))
         self._learn = self._layout.compile(self._learn_once, by_seed=(True, True, True, True, True, False))
@@ -114,17 +119,29 @@ class Program:
         """The shapes of a state, without computing one: what checkpoints are read into."""
         return jax.eval_shape(self._init, self._seed_keys(), self._variations)
 
-    def start(self, *, iteration: int) -> None:
-        """Start the host environments' episodes, seeded by the run's seed and the iteration it goes on from."""
+    def start(self, *, iteration: int, environments: dict[str, Any] | None = None) -> None:
+        """Put the host environments where they were (`environments`), or start their episodes anew.
+
+        Anew they are seeded by the run's seed and the iteration it goes on from.
+        """
         if self._host is not None:
             seed = np.random.SeedSequence([self.config.options.seed, iteration]).generate_state(1)[0]
-            self._host.start(iteration, int(seed))
+            self._host.start(iteration, int(seed), environments)
+
+    def environments(self) -> dict[str, Any] | None:
+        """Where the host environments stand after the last rollout, as plain data for `start`.
+
+        None where there are none, or where their simulator's state can't be saved.
+        """
+        return None if self._host is None else self._host.capture()
 
     def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Run `iterations` (at most `max_iterations_a_call`): the new state, and metrics `[iterations, K]`.
 
         `state` is given up: its buffers are used again for the new one.
         """
+        if self._options.check_finite:
+            self._before = jax.tree.map(jnp.copy, state), None, None, None
         if is_offline(self.config.rule):
             state, metrics = self._study(state, self._demonstrations)
         elif self._host is None:
@@ -132,6 +149,8 @@ class Program:
             return state, {name: np.asarray(values)[:, :iterations].swapaxes(0, 1) for name, values in log.items()}
         else:
             seen, behaviour, episodes = self._host.next(state.policy)
+            if self._options.check_finite:
+                self._before = self._before[0], seen, behaviour, episodes
             learned = self._learn(state, self._variations, behaviour, seen, episodes, self._demonstrations)
             # In the shadow of the learning, which has only been begun.
             self._host.prepare()
@@ -147,8 +166,30 @@ class Program:
         rollout = jax.tree.map(lambda x: np.stack([x] * self.num_copies), rollout)
         seen = Seen(Columns(*(getattr(rollout, name) for name in Columns._fields)), rollout.time)
         number = jnp.zeros(self.num_copies)
-        episodes = EpisodeSummary(number.astype(jnp.int32), number, number)
+        count = number.astype(jnp.int32)
+        episodes = EpisodeSummary(count, number, number, count)
         jax.eval_shape(self._learn, state, self._variations, None, seen, episodes, self._demonstrations)
+
+    def first_nan(self, copy: int) -> str:
+        """What made the first NaN of a copy's last iteration (with `check_finite`), in one line."""
+        state, seen, behaviour, episodes = jax.tree.map(lambda x: jnp.asarray(x)[copy], self._before)
+        iteration = dataclasses.replace(
+            self._iteration({name: values[copy] for name, values in self._variations.items()}), role_axis=None
+        )
+        if seen is not None:
+            for name, column in seen.columns._asdict().items():
+                if jnp.issubdtype(column.dtype, jnp.inexact) and not jnp.isfinite(column).all():
+                    step, number = map(int, np.argwhere(~np.isfinite(column))[0][:2])
+                    return f"environment {number} gave a non-finite {name} at step {step} of the rollout"
+
+        def one_iteration(state: TrainState) -> PyTree:
+            if seen is None:
+                return iteration(state, self._demonstrations)
+            rollout = complete(self.policy_static, state.policy if behaviour is None else behaviour, seen)
+            return iteration.learn(state, rollout, episodes, self._demonstrations)
+
+        origin = first_nan(one_iteration, state)
+        return f"the first NaN was made by {origin}" if origin is not None else "an infinity, and no NaN, was made"
 
     @property
     def rows_an_iteration(self) -> int:

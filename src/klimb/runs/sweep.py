@@ -15,7 +15,8 @@ from klimb.errors import ConfigError, RunError, nearest
 from klimb.improve.registry import rule_name
 from klimb.improve.rule import Rule, is_offline
 from klimb.runs.config import RunConfig, TrainOptions, build
-from klimb.runs.driver import OnRecords, Output, Run, demonstrations_for, drive, policy_for
+from klimb.runs.driver import OnRecords, demonstrations_for, drive, policy_for
+from klimb.runs.output import Output, Run
 from klimb.runs.program import Program
 
 
@@ -67,6 +68,8 @@ def sweep(
         Output.create(
             config,
             None if run_dir is None else Path(run_dir) / ",".join(f"{field}={getattr(one, field)!r}" for field in over),
+            program,
+            state,
             slice(i * each, (i + 1) * each),
         )
         for i, (one, config) in enumerate(zip(rules, configs, strict=True))

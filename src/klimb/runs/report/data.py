@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from klimb.errors import ConfigError, RunError
 from klimb.improve.registry import RULES
-from klimb.runs.config import RunConfig, TrainOptions, build
+from klimb.runs.config import MAX_NAME, RunConfig, TrainOptions, build, check_sizes, one_line, read_toml, shown
 from klimb.runs.metrics import read_metrics
 from klimb.runs.report.averages import Column, interquartile_mean
 from klimb.types import Status
@@ -31,6 +30,10 @@ STANDARD_ERRORS = (
 
 MAX_POINTS = 600
 MAX_NUMBERS = 100_000  # in all series together: keeps the page under 1 MB
+MAX_METRICS = 1000
+MAX_REASONS = 32
+LARGEST = float(np.finfo(np.float32).max)
+"""Of the numbers that a run writes: what is larger is none of them, and its square is no number."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,11 @@ class RunData:
 def read_run(run_dir: Path) -> RunData:
     """Everything the report needs from a run's directory."""
     config = _read_config(run_dir / "config.toml")
-    records = _read_records(run_dir / "metrics.jsonl")
+    path = run_dir / "metrics.jsonl"
+    records = _read_records(path)
     num_seeds = config["options"]["num_seeds"]
     names = dict.fromkeys(name for record in records for name in record if name != "status")
+    _check_size(path, records, len(names), num_seeds)
     columns = {name: _column([record.get(name) for record in records], num_seeds) for name in names}
     columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
     iteration = columns.pop("iteration")[:, 0].astype(np.int64)
@@ -130,7 +135,7 @@ def read_run(run_dir: Path) -> RunData:
     drawn = sum(name not in STANDARD_ERRORS for name in columns)
     points = min(len(records), MAX_POINTS, max(50, MAX_NUMBERS // (drawn * 5 + num_seeds)))
     return RunData(
-        name=run_dir.resolve().name,
+        name=one_line(run_dir.resolve().name),
         config=config,
         iteration=iteration,
         env_steps=env_steps,
@@ -149,38 +154,66 @@ def _read_config(path: Path) -> Spec:
         tree = _foreign_rule(path)
         if tree is None:
             raise
-    rule = {key: None if value == "none" else value for key, value in tree["rule"].items()}
     options = build(TrainOptions, tree.get("options", {}))
+    check_sizes(options)
+    rule = {one_line(key): _plain(value) for key, value in tree["rule"].items()}
     return {"env": tree["env"], "rule": rule, "options": dataclasses.asdict(options)}
+
+
+def _plain(value: Any) -> Any:
+    """A setting of a rule that klimb does not know, as a number, a line of text or a list of such."""
+    match value:
+        case "none":
+            return None
+        case bool() | float():
+            return value
+        case int() if abs(value) < 2**63:
+            return value
+        case str():
+            return one_line(value)
+        case list():
+            return [_plain(item) if isinstance(item, bool | int | float | str) else shown(item) for item in value]
+    return shown(value)
 
 
 def _foreign_rule(path: Path) -> Spec | None:
     """The file's tree if all that is unusual about it is a rule of the user's own."""
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    tree = read_toml(path)
     name = tree["rule"].get("name") if isinstance(tree.get("rule"), dict) else None
-    usable = isinstance(tree.get("env"), str) and isinstance(name, str) and name not in RULES
-    return tree if usable else None
+    env, options = tree.get("env"), tree.get("options", {})
+    usable = isinstance(env, str) and len(env) <= MAX_NAME and isinstance(options, dict)
+    return tree if usable and isinstance(name, str) and name not in RULES else None
 
 
 def _read_records(path: Path) -> list[Spec]:
     try:
         records = read_metrics(path)
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}; is {path.parent} the directory of a run?") from None
-    except ValueError as error:
-        raise RunError(f"{path} is not a file of metrics: {error}") from None
+        where, directory = one_line(path), one_line(path.parent)
+        raise RunError(f"cannot read {where}: {error.strerror}; is {directory} the directory of a run?") from None
     # After a crash and a resume an iteration may stand there twice: the later record is the one that counts.
     latest = {record["iteration"]: record for record in records if _is_record(record)}
     if not latest:
-        raise RunError(f"{path} holds no iteration yet: let the run finish at least one, then report again")
+        raise RunError(f"{one_line(path)} holds no iteration yet: let the run finish at least one, then report again")
     return [latest[iteration] for iteration in sorted(latest)]
 
 
 def _is_record(record: Any) -> bool:
-    return isinstance(record, dict) and all(isinstance(record.get(x), int) for x in ("iteration", "env_steps"))
+    # An integer that a float holds exactly: what is larger counts nothing.
+    counts = [record.get(name) for name in ("iteration", "env_steps")] if isinstance(record, dict) else [None]
+    return all(type(count) is int and 0 <= count <= 2**53 for count in counts)
+
+
+def _check_size(path: Path, records: list[Spec], num_names: int, num_seeds: int) -> None:
+    """RunError for metrics that take more memory as columns than they can have had as text."""
+    if num_names > MAX_METRICS:
+        raise RunError(f"{one_line(path)} has {num_names} different metrics; a report shows at most {MAX_METRICS}")
+    size, cells = path.stat().st_size, len(records) * max(num_names, num_seeds)
+    if cells > max(2**20, size):
+        raise RunError(
+            f"{one_line(path)} has {size} bytes, too few for {len(records)} iterations of {num_seeds} seeds with "
+            f"{num_names} metrics: its config.toml is another run's, or its records are no run's"
+        )
 
 
 def _read_evaluation(path: Path) -> Evaluation | None:
@@ -193,13 +226,16 @@ def _read_evaluation(path: Path) -> Evaluation | None:
                 int(seed["seed"]),
                 _number_or_nan(seed["mean"]),
                 _number_or_nan(seed["standard_error"]),
-                np.array([x for x in map(_number_or_nan, seed["returns"]) if math.isfinite(x)]),
+                np.array([x for x in map(_number_or_nan, seed["returns"]) if math.isfinite(x)], float),
             )
             for seed in tree["seeds"]
         ]
         return Evaluation(int(tree["episodes"]), bool(tree["deterministic"]), seeds) if seeds else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is not an evaluation ({error!r}): evaluate the run again or remove the file") from None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, OSError) as error:
+        raise RunError(
+            f"{one_line(path)} is not an evaluation ({one_line(repr(error), 200)}): evaluate the run again or remove "
+            "the file"
+        ) from None
 
 
 def _column(cells: list[Any], num_seeds: int) -> Column:
@@ -217,23 +253,23 @@ def _column(cells: list[Any], num_seeds: int) -> Column:
         values = values[:, None]
     if values.ndim != 2 or values.shape[1] not in (1, num_seeds):
         return np.full((len(cells), 1), np.nan)
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.abs(values) <= LARGEST, values, np.nan)
 
 
 def _number_or_nan(cell: Any) -> float:
-    try:
-        return float(cell) if isinstance(cell, int | float) else math.nan
-    except OverflowError:
-        return math.nan
+    # Python compares a number of any size.
+    return float(cell) if isinstance(cell, int | float) and -LARGEST <= cell <= LARGEST else math.nan
 
 
 def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]:
-    """Status names; a record without one counts as accepted."""
+    """Status names; a record without one counts as accepted. Of names that are not klimb's only so many are told."""
+    known = set(Status.__members__)
     status = np.full((len(cells), num_seeds), Status.ACCEPTED.name, dtype=object)
     for row, cell in enumerate(cells):
         for seed, name in enumerate((cell if isinstance(cell, list) else [cell] * num_seeds)[:num_seeds]):
             if isinstance(name, str):
-                status[row, seed] = name
+                known |= {name} if len(known) < MAX_REASONS else set()
+                status[row, seed] = name if name in known else "OTHER"
     return status
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from klimb.errors import RunError
+from klimb.runs.config import one_line
 from klimb.runs.files import write_text
 from klimb.runs.report.averages import bucket_mean
 from klimb.runs.report.certificate_charts import certificate_charts
@@ -37,7 +38,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     try:
         write_text(output, page)
     except OSError as error:
-        raise RunError(f"cannot write {output}: {error.strerror}") from None
+        raise RunError(f"cannot write {one_line(output)}: {error.strerror}") from None
     return output
 
 

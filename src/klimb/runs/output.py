@@ -1,0 +1,134 @@
+"""Where the records and checkpoints of a training go."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from klimb.runs.checkpoint import Checkpoint
+from klimb.runs.config import RunConfig
+from klimb.runs.directory import RunDirectory
+from klimb.runs.metrics import Record, to_records
+from klimb.runs.program import Program
+from klimb.runs.score import RecentScore
+from klimb.types import TrainState
+
+logger = logging.getLogger("klimb")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that has ended: the policies (one a seed), the last state, and where it was written (or nowhere)."""
+
+    policies: list[Any]
+    config: RunConfig
+    state: TrainState
+    directory: Path | None
+    kept: list[Record] | None = field(default=None, repr=False)
+    """The records of a run that is not written anywhere."""
+
+    @property
+    def policy(self) -> Any:
+        """The policy of the (first) seed."""
+        return self.policies[0]
+
+    @cached_property
+    def history(self) -> list[Record]:
+        """The records of all iterations: read from the run directory, where there is one."""
+        if self.directory is None:
+            return self.kept or []
+        return RunDirectory(self.directory, self.config).history()
+
+
+class Output:
+    """Some (`part`) of a program's copies as one run: in a directory, or in memory (`directory` None)."""
+
+    def __init__(self, config: RunConfig, part: slice, directory: RunDirectory | None) -> None:
+        self.config, self.directory = config, directory
+        self._part = part
+        self._kept: list[Record] = []
+        self._score = RecentScore()
+        self.saved_at: int | None = None
+        """The iteration of the last checkpoint; None while there is none, or it could not be written."""
+
+    @classmethod
+    def create(
+        cls,
+        config: RunConfig,
+        run_dir: str | Path | None,
+        program: Program,
+        state: TrainState,
+        part: slice = slice(None),
+    ) -> Output:
+        """A new run, in a new directory unless it stays in memory."""
+        output = cls(config, part, None)
+        if run_dir is not None:
+            policies = program.policies(state)[part]
+            output.directory = RunDirectory.create(run_dir, config, output._own(program, state), policies)
+            output.directory.lock()
+            output.directory.start_log()
+            output.saved_at = 0
+        return output
+
+    def append(self, metrics: dict[str, np.ndarray], times: list[float], speed: float) -> None:
+        """The metrics of a call, `[iterations, copies]`."""
+        own = {name: values[:, self._part] for name, values in metrics.items()}
+        records = to_records(own, wall_time=times, steps_per_second=speed)
+        self._score.take_in(own)
+        if self.directory is None:
+            self._kept.extend(records)
+        else:
+            self.directory.append(records)
+
+    def save(self, program: Program, state: TrainState, *, iteration: int, wall_time: float) -> None:
+        """A checkpoint, with the policies as files of their own.
+
+        Where it can't be written that is said, and the training goes on. RunError when the directory is gone.
+        """
+        if self.directory is None:
+            return
+        checkpoint = Checkpoint(self._own(program, state), iteration, wall_time, program.environments())
+        try:
+            self.directory.save(checkpoint, program.policies(state)[self._part], score=self._score.draw())
+            self.saved_at = iteration
+        except OSError as error:
+            self.saved_at = None
+            logger.warning(
+                "%s: the checkpoint of iteration %d can't be written (%s); those before it stay, and the training goes "
+                "on",
+                self.directory.path,
+                iteration,
+                error.strerror,
+            )
+
+    def unwritten(self, iteration: int) -> str | None:
+        """What the disk still lacks of a run that ends at an iteration, after a last try; None for nothing."""
+        if self.directory is None:
+            return None
+        lacking = [] if self.saved_at == iteration else ["the last checkpoint"]
+        try:
+            self.directory.write_waiting()
+        except OSError:
+            lacking.append("the last records")
+        return f"{self.directory.path} lacks {' and '.join(lacking)}" if lacking else None
+
+    def run(self, program: Program, state: TrainState) -> Run:
+        """What has come of it."""
+        path = None if self.directory is None else self.directory.path
+        policies = program.policies(state)[self._part]
+        return Run(policies, self.config, self._own(program, state), path, self._kept)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self.directory is not None:
+            self.directory.close()
+
+    def _own(self, program: Program, state: TrainState) -> TrainState:
+        everything = range(program.num_copies)
+        return state if everything[self._part] == everything else jax.tree.map(lambda x: x[self._part], state)

@@ -1,0 +1,287 @@
+"""Environments that raise, hang, exit, or answer nonsense: one of many does not lose the others' data."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import time
+
+import equinox as eqx
+import gymnasium
+import jax
+import numpy as np
+import pytest
+
+import klimb
+from klimb import TRPO, TrainingFailed
+from klimb.collect.vectorized import VectorCollector
+from klimb.errors import EnvironmentFault
+from klimb.policies.actions import Discrete
+from klimb.policies.networks import NetworkPolicy
+
+SEEDS, ENVS, STEPS = 2, 4, 12
+SMALL = {"num_steps": 16, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
+fault = pytest.mark.fault
+
+FAULTY = '''
+import os, signal, time
+import gymnasium
+import numpy as np
+
+class Faulty(gymnasium.Env):
+    """Counts its steps; what `what` says happens in the second copy that a process makes, at step `at`, once."""
+    observation_space = gymnasium.spaces.Box(-1e9, 1e9, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    made = 0
+
+    def __init__(self, what="nothing", at=5, marker=None, length=7):
+        self.what, self.at, self.marker, self.length = what, at, marker, length
+        Faulty.made += 1
+        self.chosen = Faulty.made % 10 == 2 or what.startswith("always")
+        if what == "raises when made":
+            raise RuntimeError("no such robot")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        if self.due("raises at reset", step=None):
+            raise RuntimeError("the robot lies on its back")
+        return self.obs(), {}
+
+    def obs(self):
+        return np.array([self.steps, 1.0], np.float32)
+
+    def due(self, what, step=-1):
+        """Whether it happens now. Files tell whether it has happened before, in whatever process."""
+        if not (self.chosen and self.what == what and (step is None or step == self.at)):
+            return False
+        if step is None and not os.path.exists(self.marker + ".armed"):
+            return False
+        try:
+            os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def step(self, action):
+        self.steps += 1
+        t = self.steps
+        if self.marker and t == self.at:
+            open(self.marker + ".armed", "w").close()
+        if self.what == "always raises" or self.due("raises", t):
+            raise ValueError("the motor is\\non fire")
+        if self.what == "always hangs" or self.due("hangs", t):
+            time.sleep(3600)
+        if self.what == "always exits" or self.due("exits", t):
+            os._exit(3)
+        if self.due("crashes", t):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        obs, reward = self.obs(), 1.0
+        if self.due("gives a wrong shape", t):
+            obs = np.zeros(3, np.float32)
+        if self.due("gives words", t):
+            obs = ["left", "right"]
+        if self.due("gives a word", t):
+            reward = "much"
+        if self.due("gives two rewards", t):
+            reward = np.ones(2)
+        if self.what == "prints":
+            print("x" * 10000)
+            os.write(1, b"from C: done\\n")
+        return obs, reward, t >= self.length, False, {}
+
+gymnasium.register("Faulty-v0", "faulty_environment:Faulty", disable_env_checker=True)
+'''
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    """Registers `Faulty-v0` with arguments, and makes the klimb environment of it."""
+    (tmp_path / "faulty_environment.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    module = importlib.import_module("faulty_environment")
+
+    def make(what="nothing", **options):
+        gymnasium.registry["Faulty-v0"].kwargs = {"what": what, "marker": str(tmp_path / "marker"), **options}
+        environment = klimb.make("gymnasium:faulty_environment:Faulty-v0")
+        module.Faulty.made = 0
+        return environment
+
+    yield make
+    gymnasium.registry.pop("Faulty-v0")
+    sys.modules.pop("faulty_environment")
+
+
+class Collecting:
+    """A collector of two seeds, closed at the end."""
+
+    def __init__(self, environment, workers, **options):
+        make = eqx.filter_vmap(lambda key: NetworkPolicy(2, Discrete(2), hidden=(4,), key=key))
+        self.policy, static = eqx.partition(make(jax.random.split(jax.random.key(0), SEEDS)), eqx.is_array)
+        shape = {"num_seeds": SEEDS, "num_envs": ENVS, "num_steps": STEPS}
+        self.collector = VectorCollector(environment, static, **shape, workers=workers, restart=True, **options)
+
+    def __enter__(self):
+        self.collector.reset(5)
+        return self
+
+    def __exit__(self, *_):
+        self.collector.close()
+
+    def rollout(self, number=0):
+        return self.collector.collect(jax.random.split(jax.random.key(number), SEEDS), self.policy)
+
+
+ROW = "its row is not valid, it is started anew, and the other environments' data is kept"
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("raises", marks=fault("one environment of many raises", ROW)),
+        pytest.param("raises at reset", marks=fault("one environment of many raises when it is reset", ROW)),
+        pytest.param("gives a wrong shape", marks=fault("an observation has the wrong shape", ROW)),
+        pytest.param("gives words", marks=fault("an observation is made of words", ROW)),
+        pytest.param("gives a word", marks=fault("a reward is a word", ROW)),
+        pytest.param("gives two rewards", marks=fault("a reward is an array", ROW)),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_faulty_environment_costs_a_row(faulty, what, workers, caplog):
+    with Collecting(faulty(what), workers) as collecting:
+        rollout, episodes = collecting.rollout()
+        valid = np.asarray(rollout.valid)
+        at_reset = what == "raises at reset"
+        assert (~valid).sum() == (0 if at_reset else 1)
+        assert np.asarray(episodes.faults).sum() == 1
+        assert "is started anew" in caplog.text
+        assert "\n" not in caplog.records[0].getMessage()
+        if not at_reset:
+            seed, step, copy = np.argwhere(~valid)[0]
+            assert step == 4
+            # What came before is cut off there, and does not look into the new episode.
+            assert rollout.truncated[seed, step - 1, copy]
+            np.testing.assert_array_equal(rollout.time[seed, :, copy][step + 1 : step + 4], [0, 1, 2])
+            rollout = jax.tree.map(lambda x: np.where(valid.reshape(valid.shape + (1,) * (x.ndim - 3)), x, 0), rollout)
+        assert np.isfinite(rollout.next_obs).all()
+        assert (np.asarray(rollout.reward)[valid] == 1).all()
+        again, episodes = collecting.rollout(1)
+        assert again.valid.all()
+        assert not np.asarray(episodes.faults).any()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        pytest.param("exits", marks=fault("an environment ends its worker process", "the worker is started anew")),
+        pytest.param(
+            "crashes",
+            marks=[pytest.mark.slow, fault("an environment crashes its worker process", "the worker is started anew")],
+        ),
+        pytest.param("hangs", marks=fault("an environment hangs past the time limit", "the worker is started anew")),
+    ],
+)
+def test_a_lost_worker_costs_its_rows_of_one_rollout(faulty, what, caplog):
+    with Collecting(faulty(what), 2, timeout=4.0) as collecting:
+        rollout, episodes = collecting.rollout()
+        lost = ~np.asarray(rollout.valid).any(1)
+        # A worker has two of the four environments of each seed.
+        assert lost.sum() == SEEDS * ENVS / 2
+        assert np.asarray(rollout.valid).any(1).sum() == SEEDS * ENVS / 2
+        assert np.asarray(episodes.faults).tolist() == [2, 2]
+        assert np.isfinite(np.asarray(rollout.log_prob)).all()
+        assert "the process that steps the environments" in caplog.text
+        again, _ = collecting.rollout(1)
+        assert again.valid.all()
+
+
+@fault("an environment fails at every step", "it is started anew once; then the run stops with the cause")
+def test_an_environment_that_always_fails_is_given_up(faulty):
+    with Collecting(faulty("always raises"), 0) as collecting:
+        with pytest.raises(
+            EnvironmentFault, match="fails right after it was started anew: ValueError: the motor is on"
+        ):
+            collecting.rollout()
+
+
+@pytest.mark.slow
+@fault("a worker process is lost in every rollout", "it is started anew twice; then the run stops with the cause")
+def test_a_worker_that_is_always_lost_is_given_up(faulty):
+    with Collecting(faulty("always exits"), 2) as collecting:
+        collecting.rollout()
+        collecting.rollout()
+        with pytest.raises(EnvironmentFault, match=r"ended with status 3.*\(3 rollouts in a row\); --workers 0"):
+            collecting.rollout()
+
+
+@fault("an environment prints megabytes, from Python and from C", "what it says is kept from the answers, and let go")
+def test_what_environments_print_does_no_harm(faulty, monkeypatch):
+    monkeypatch.setattr("klimb.collect.worker_process.MOST_SAID", 10_000)
+    with Collecting(faulty("prints"), 2) as collecting:
+        for number in range(3):
+            rollout, _ = collecting.rollout(number)
+            assert rollout.valid.all()
+        import os
+
+        for worker in collecting.collector._workers._workers:
+            assert os.fstat(worker._errors.fileno()).st_size < 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@fault("an environment raises, with --env-fault stop", "the run stops with the cause and a checkpoint")
+def test_a_run_can_be_told_to_stop(faulty, workers, tmp_path):
+    path = tmp_path / "run"
+    options = {**SMALL, "num_envs": 4, "workers": workers, "env_steps": 64 * 20, "env_fault": "stop"}
+    with pytest.raises(TrainingFailed, match=r"ValueError: the motor is on fire.* checkpoint saved; go on with: klimb"):
+        klimb.train(faulty("raises", at=40, length=100), TRPO(), run_dir=path, **options)
+    assert [p.stem for p in (path / "checkpoints").iterdir() if p.stem != "000000000"] == ["000000002"]
+    resumed = klimb.resume(path, env=faulty("nothing"))
+    assert resumed.history[-1]["iteration"] == 20
+
+
+@pytest.mark.slow
+@fault("an environment raises during a training", "the training goes on; metrics count it as env_faults")
+def test_a_training_goes_on(faulty, tmp_path):
+    run = klimb.train(
+        faulty("raises", at=40, length=100), TRPO(), run_dir=tmp_path / "run", **SMALL, num_envs=4, env_steps=64 * 6
+    )
+    assert [record["env_faults"] for record in run.history] == [0, 0, 1, 0, 0, 0]
+    assert all(record["status"] == "ACCEPTED" or record["env_faults"] == 0 for record in run.history)
+    assert sum(record["env_steps"] for record in run.history[-1:]) == 6 * 64 - 1
+
+
+@fault("an environment raises when it is made", "one line with the cause, before anything is trained")
+def test_an_environment_that_cannot_be_made(faulty):
+    with pytest.raises(klimb.KlimbError, match="no such robot"):
+        faulty("raises when made")
+
+
+@fault("an environment never ends an episode", "training goes on; an evaluation stops with the limit and the remedy")
+def test_an_episode_without_end_is_named(faulty):
+    environment = faulty("nothing", length=10**9)
+    policy = NetworkPolicy(2, Discrete(2), hidden=(4,), key=jax.random.key(0))
+    with pytest.raises(EnvironmentFault, match="has not ended after 50 steps: give it an end"):
+        klimb.evaluate(policy, environment, episodes=2, max_steps=50)
+    with Collecting(environment, 0) as collecting:
+        rollout, episodes = collecting.rollout()
+        assert rollout.valid.all()
+        assert (np.asarray(episodes.count) == 0).all()
+
+
+@pytest.mark.slow
+@fault("a worker does not even start", "the run stops with what it wrote last, and no process is left behind")
+def test_a_worker_that_does_not_start(faulty, monkeypatch):
+    environment = faulty("nothing")
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "")
+    monkeypatch.setattr(sys, "path", ["/nonexistent"])
+    collecting = Collecting(environment, 2, timeout=10.0)
+    with pytest.raises(EnvironmentFault, match="No module named"):
+        with collecting:
+            for number in range(4):
+                collecting.rollout(number)
+    logging.getLogger("klimb")
+    time.sleep(0.1)
+    assert all(worker.process.poll() is not None for worker in collecting.collector._workers._workers)

@@ -1,0 +1,213 @@
+"""A run that is killed anywhere, and resumed, is the run that was never interrupted, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import gymnasium as gym
+import jax
+import numpy as np
+import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
+from safetensors.numpy import load_file
+
+import klimb
+from klimb import PPO, TRPO
+from klimb.runs.metrics import read_metrics
+
+TIMING = {"wall_time", "steps_per_second"}
+fault = pytest.mark.fault
+
+CHILD = """
+import os, sys
+import klimb
+path = sys.argv[1]
+say = lambda records: print(records[-1]["iteration"], flush=True)
+if os.path.exists(path):
+    klimb.resume(path, on_records=say)
+else:
+    klimb.train(
+        "CartPole-v1", klimb.PPO(epochs=1, num_minibatches=2), run_dir=path, on_records=say, num_envs=4, num_steps=32,
+        hidden=(8,), critic_epochs=2, critic_num_minibatches=2, env_steps=600 * 128, checkpoint_every=7,
+    )
+"""
+
+
+def without_timing(path) -> list[dict]:
+    return [
+        {name: value for name, value in record.items() if name not in TIMING}
+        for record in read_metrics(path / "metrics.jsonl")
+    ]
+
+
+def require_same_run(one, other) -> None:
+    assert without_timing(one) == without_timing(other)
+    for name in ("policy.safetensors", "policy.json", "config.toml", "best/policy.safetensors", "best/score.json"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    newest = [sorted((path / "checkpoints").glob("*.safetensors"))[-1] for path in (one, other)]
+    assert newest[0].name == newest[1].name
+    arrays = [load_file(path) for path in newest]
+    assert arrays[0].keys() == arrays[1].keys()
+    assert all(np.array_equal(arrays[0][name], arrays[1][name], equal_nan=True) for name in arrays[0])
+
+
+def start(path) -> subprocess.Popen:
+    cache = jax.config.jax_compilation_cache_dir
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    return subprocess.Popen([sys.executable, "-c", CHILD, path], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("kill") / "whole"
+    with start(path) as child:
+        child.communicate()
+    assert child.returncode == 0
+    return path
+
+
+def kill_and_resume(path, kills: int, seed: int) -> int:
+    """Kill the training at random moments, then let it finish; how many of them hit it."""
+    rng, hit = random.Random(seed), 0
+    for _ in range(kills):
+        with start(path) as child:
+            # Now and then before it has begun; else while it trains, writes, or is about to.
+            if rng.random() < 0.85:
+                child.stdout.readline()
+            time.sleep(rng.random() * 0.25)
+            hit += child.poll() is None
+            child.kill()
+        if path.exists():
+            records = without_timing(path)
+            assert [record["iteration"] for record in records] == list(range(1, len(records) + 1))
+    with start(path) as child:
+        child.communicate()
+    assert child.returncode == 0
+    return hit
+
+
+@fault("a training on a compiled environment is killed (SIGKILL) at random moments, 3 times", "the same bytes")
+def test_killed_a_few_times(uninterrupted, tmp_path):
+    assert kill_and_resume(tmp_path / "run", 3, seed=0) >= 2
+    require_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(1, 6))
+@fault("a training is killed (SIGKILL) at random moments, 50 times in five runs", "the same bytes every time")
+def test_killed_many_times(uninterrupted, tmp_path, seed):
+    assert kill_and_resume(tmp_path / "run", 10, seed) >= 5
+    require_same_run(tmp_path / "run", uninterrupted)
+
+
+SMALL = {"num_envs": 3, "num_steps": 16, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
+
+
+def resumed_after(path, whole, iteration):
+    """A copy of a whole run as it was after an iteration, gone on with."""
+    shutil.copytree(whole.directory, path)
+    for checkpoint in (path / "checkpoints").glob("*.safetensors"):
+        if int(checkpoint.stem) > iteration:
+            checkpoint.unlink()
+    shutil.rmtree(path / "best", ignore_errors=True)
+    return klimb.resume(path)
+
+
+EXACT = "the simulator goes on where it was: the same bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "workers"),
+    [
+        pytest.param("CartPole-v1", 2, marks=fault("a run on Gymnasium's CartPole is resumed", EXACT)),
+        pytest.param(
+            "Pendulum-v1", 0, marks=[pytest.mark.slow, fault("a run on Gymnasium's Pendulum is resumed", EXACT)]
+        ),
+        pytest.param("HalfCheetah-v5", 2, marks=fault("a run on MuJoCo's HalfCheetah is resumed", EXACT)),
+        pytest.param("Ant-v5", 0, marks=[pytest.mark.slow, fault("a run on MuJoCo's Ant is resumed", EXACT)]),
+    ],
+)
+def test_host_environments_go_on_exactly(name, workers, tmp_path):
+    if "v5" in name:
+        pytest.importorskip("mujoco")
+    options = {**SMALL, "env_steps": 6 * 48, "checkpoint_every": 2, "keep_checkpoints": 9, "workers": workers}
+    options |= {"num_seeds": 2} if name == "CartPole-v1" else {}
+    whole = klimb.train(f"gymnasium:{name}", TRPO(), run_dir=tmp_path / "whole", **options)
+    resumed = resumed_after(tmp_path / "run", whole, 2)
+    assert without_timing(tmp_path / "run") == without_timing(tmp_path / "whole")
+    for policy in tmp_path.glob("whole/policy*.safetensors"):
+        assert (tmp_path / "run" / policy.name).read_bytes() == policy.read_bytes()
+    assert resumed.history[-1]["iteration"] == 6
+
+
+class Heavier(CartPoleEnv):
+    """A subclass: what it remembers is not known."""
+
+
+@fault("a run on an environment whose state can't be saved is resumed", "its episodes restart, and count as nothing")
+def test_other_environments_restart(tmp_path):
+    environment = klimb.GymnasiumEnvironment.from_maker("heavier", Heavier)
+    options = {**SMALL, "env_steps": 4 * 48, "checkpoint_every": 2, "keep_checkpoints": 9}
+    whole = klimb.train(environment, TRPO(), run_dir=tmp_path / "whole", **options)
+    path = shutil.copytree(whole.directory, tmp_path / "run")
+    for checkpoint in (path / "checkpoints").glob("0000000[034]*"):
+        if int(checkpoint.stem) > 2:
+            checkpoint.unlink()
+    shutil.rmtree(path / "best", ignore_errors=True)
+    resumed = klimb.resume(path, env=environment)
+    assert [record["iteration"] for record in resumed.history] == [1, 2, 3, 4]
+    assert without_timing(path)[:2] == without_timing(whole.directory)[:2]
+
+
+@pytest.mark.slow
+@fault("a checkpoint says nonsense of where the environments stood", "one line; nothing is run")
+def test_states_that_are_none_are_refused(tmp_path):
+    from klimb.environments.gymnasium_adapter import GymnasiumVector
+
+    vector = GymnasiumVector(lambda: gym.make("CartPole-v1"), 1)
+    vector.reset(0)
+    (state,) = vector.capture()
+    state = json.loads(json.dumps(state))
+    state["values"] = {"state": "nowhere"}
+    with pytest.raises(klimb.RunError, match="does not fit"):
+        vector.restore([state])
+    vector.close()
+
+
+SAME = "the same records and the same policy, to the bit"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"checkpoint_every": 1}, marks=fault("checkpoints after every iteration, instead of none", SAME)),
+        pytest.param(
+            {"on_records": print},
+            marks=[pytest.mark.slow, fault("records are read as they come, instead of never", SAME)],
+        ),
+        pytest.param(
+            {"keep_checkpoints": 1},
+            marks=[pytest.mark.slow, fault("one checkpoint is kept, instead of three", SAME)],
+        ),
+    ],
+)
+def test_how_a_run_is_watched_changes_nothing(options, tmp_path):
+    small = {**SMALL, "num_envs": 4, "env_steps": 8 * 64}
+    rule = PPO(epochs=1, num_minibatches=2)
+    plain = klimb.train("CartPole-v1", rule, **small)
+    watched = klimb.train("CartPole-v1", rule, run_dir=tmp_path / "run", **small, **options)
+    strip = lambda records: [{k: v for k, v in r.items() if k not in TIMING} for r in records]  # noqa: E731
+    assert strip(plain.history) == strip(watched.history)
+    for a, b in zip(jax.tree.leaves(plain.policy), jax.tree.leaves(watched.policy), strict=True):
+        np.testing.assert_array_equal(a, b)

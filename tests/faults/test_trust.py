@@ -1,0 +1,174 @@
+"""Code in a run of somebody else's: the module that its configuration names for its environment, and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+import klimb
+from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, save_policy
+from klimb.cli import main
+from klimb.environments.registry import require_trust
+from klimb.errors import UntrustedEnvironment
+from klimb.policies.actions import Discrete
+
+OPTIONS = TrainOptions(env_steps=32, num_envs=2, num_steps=16, hidden=(4,), critic_num_minibatches=1)
+MODULE = """
+import pathlib
+import gymnasium as gym
+pathlib.Path({mark!r}).write_text("imported")
+class Still(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.low, {{}}
+    def step(self, action):
+        return self.observation_space.low, 0.5, False, False, {{}}
+if "Stranger-v0" not in gym.registry:
+    gym.register("Stranger-v0", Still, max_episode_steps=5)
+"""
+
+
+@pytest.fixture
+def mark(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The file that the stranger's module writes when it is imported; the package of it writes it too."""
+    mark = tmp_path / "imported"
+    package = tmp_path / "site" / "stranger_package"
+    package.mkdir(parents=True)
+    (tmp_path / "site" / "stranger.py").write_text(MODULE.format(mark=str(mark)))
+    (package / "__init__.py").write_text(MODULE.format(mark=str(mark)))
+    (package / "inner.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KLIMB_COMPILATION_CACHE", "off")
+    yield mark
+    for name in ("stranger", "stranger_package", "stranger_package.inner"):
+        sys.modules.pop(name, None)
+
+
+def make_run(folder: Path, env: str) -> Path:
+    save_policy(NetworkPolicy(3, Discrete(2), hidden=(4,), key=jax.random.key(0)), folder)
+    (folder / "config.toml").write_text(RunConfig(env, TRPO(), OPTIONS).to_toml())
+    return folder
+
+
+NAMES = (
+    "stranger:Stranger-v0",
+    "gymnasium:stranger:Stranger-v0",
+    "stranger_package.inner:Stranger-v0",
+    "gymnasium:gymnasium:stranger:Stranger-v0",
+    "stranger:",
+)
+FROM_FILES = {
+    "evaluate": "evaluate run --episodes 1",
+    "record": "record run --episodes 1",
+    "resume": "resume run",
+    "train": "train --config run/config.toml --eval-episodes 0",
+    "sweep": "sweep --config run/config.toml --over max_kl 0.01 0.02 --eval-episodes 0",
+}
+
+
+@pytest.mark.fault(
+    "A configuration names an environment of a module",
+    "Nothing is imported: refused, with the module's name, unless --trust-environment is given",
+)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("words", FROM_FILES.values(), ids=FROM_FILES)
+def test_a_name_out_of_a_file_imports_nothing(mark, words, name, capsys):
+    make_run(Path("run"), name)
+    if words.startswith("sweep"):  # takes its words before the flags
+        words = words.replace("sweep --config run/config.toml", "sweep") + " --config run/config.toml"
+    assert main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert not mark.exists()
+    assert not {"stranger", "stranger_package"} & set(sys.modules)
+    assert "run/config.toml' names the environment" in error
+    assert "give --trust-environment" in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("words", [FROM_FILES[name] for name in ("evaluate", "record", "train")])
+def test_with_the_flag_it_is_imported(mark, words):
+    make_run(Path("run"), "stranger:Stranger-v0")
+    assert main([*words.split(), "--trust-environment"]) == 0
+    assert mark.exists()
+
+
+def test_resume_takes_the_flag(mark, capsys):
+    make_run(Path("run"), "stranger:Stranger-v0")
+    assert main(["resume", "run", "--trust-environment"]) == 2
+    assert mark.exists()
+    assert "checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train trpo stranger:Stranger-v0 --num-envs 2 --num-steps 16 --env-steps 32 --hidden 4 --eval-episodes 0",
+        "train trpo stranger:Stranger-v0 --config plain/config.toml --eval-episodes 0",
+        "evaluate plain --env stranger:Stranger-v0 --episodes 1",
+        "record plain --env stranger:Stranger-v0 --episodes 1",
+    ],
+)
+def test_what_is_typed_is_trusted(mark, words, capsys):
+    make_run(Path("plain"), "CartPole-v1")
+    assert main(words.split()) == 0
+    assert mark.exists()
+    if words.startswith("train"):
+        assert "klimb evaluate runs/trpo-stranger-Stranger-v0 --trust-environment" in capsys.readouterr().out
+
+
+def test_from_python(mark):
+    make_run(Path("run"), "stranger:Stranger-v0")
+    with pytest.raises(UntrustedEnvironment, match=r"'run/config\.toml' names .* imports the module 'stranger'"):
+        klimb.resume("run")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("words", ["report run", "compare run"])
+def test_reports_and_comparisons_make_no_environment(mark, words, capsys):
+    run = make_run(Path("run"), "stranger:Stranger-v0")
+    (run / "metrics.jsonl").write_text('{"iteration": 1, "env_steps": 32, "episode_return": 2.5}\n')
+    assert main(words.split()) == 0
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["CartPole-v1", "jax:x:y", "gymnax:x:y", "envpool:x:y", "gymnasium:Ant-v5", "ALE/Pong-v5", "../x", ""]
+)
+def test_names_that_import_nothing_need_no_trust(name):
+    require_trust(name, "config.toml")
+
+
+@pytest.mark.parametrize(
+    "name", [":CartPole-v1", "a..b:CartPole-v1", ".a:X", "a\0b:X", "no_such.module:X", "a b:X", "x:"]
+)
+def test_modules_that_are_none(name):
+    with pytest.raises(klimb.EnvironmentNotFound, match="neither an importable module nor"):
+        klimb.make(name)
+
+
+@pytest.mark.fault(
+    "A configuration names an environment like a path",
+    "Refused where there is no such environment, and no directory outside of runs/ is ever made",
+)
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", "/etc/x", "a\\..\\b", "x\0y", "x\ny", "é" * 150, "jax:../../CartPole-v1"]
+)
+def test_directories_of_runs_stay_where_they_belong(name, mark):
+    from klimb.commands.train import directory_name
+
+    path = Path("runs") / directory_name(RunConfig(name, TRPO(), OPTIONS))
+    assert path.parent == Path("runs")
+    assert path.name.startswith("trpo-")
+    assert path.name.isascii()
+    assert path.name.isprintable()
+    assert len(path.name) < 250
+    make_run(Path("run"), name)
+    assert main(["train", "--config", "run/config.toml"]) == 2
+    assert {found.name for found in Path().iterdir()} == {"run", "site"}
