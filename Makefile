@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow bench-speed bench-threshold bench-scaling bench-memory bench-fisher bench-certificate bench-variance bench-learning clean
+.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-fisher bench-certificate bench-variance bench-learning clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -24,6 +24,13 @@ types: $(DEV)
 
 test-slow: $(DEV)  ## the tests that take minutes
 	timeout -s KILL 3600 $(BIN)/python -m pytest -m slow
+
+test-faults: $(DEV)  ## every fault, and the table of docs/reliability.md
+	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults -m "slow or not slow" --faults-table docs/reliability.md
+
+fuzz: $(DEV)  ## every loader of files, for ten minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
+	$(BIN)/python tests/faults/fuzz_loaders.py --seconds 600
 
 bench-speed: $(DEV)  ## klimb beside its peers, as ratios
 	$(BIN)/python benchmarks/speed.py

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from klimb.environments.registry import make as make
     from klimb.errors import ConfigError as ConfigError
     from klimb.errors import DemonstrationError as DemonstrationError
+    from klimb.errors import EnvironmentFault as EnvironmentFault
     from klimb.errors import EnvironmentNotFound as EnvironmentNotFound
     from klimb.errors import KlimbError as KlimbError
     from klimb.errors import MissingExtra as MissingExtra
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from klimb.errors import RunError as RunError
     from klimb.errors import TrainingFailed as TrainingFailed
     from klimb.errors import UnsupportedSpace as UnsupportedSpace
+    from klimb.errors import UntrustedEnvironment as UntrustedEnvironment
     from klimb.estimate.advantages import gae as gae
     from klimb.estimate.importance import effective_sample_size as effective_sample_size
     from klimb.estimate.importance import per_decision_weights as per_decision_weights
@@ -133,6 +135,8 @@ _HOME = {
     "EnvironmentNotFound": "errors",
     "MissingExtra": "errors",
     "UnsupportedSpace": "errors",
+    "UntrustedEnvironment": "errors",
+    "EnvironmentFault": "errors",
     "PolicyFileError": "errors",
     "DemonstrationError": "errors",
     "RunError": "errors",

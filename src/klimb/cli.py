@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import klimb
-from klimb.errors import CheckFailed, KlimbError, nearest
+from klimb.errors import CheckFailed, KlimbError, TrainingFailed, nearest
 
 COMMANDS = ("train", "sweep", "resume", "evaluate", "record", "report", "compare", "verify", "figure", "list")
 
@@ -68,6 +68,9 @@ def _run(command: str, rest: list[str]) -> int:
 
     try:
         commands.command(command)(rest)
+    except TrainingFailed as failure:
+        print(f"klimb: {failure}", file=sys.stderr)
+        return 1
     except KlimbError as error:
         print(f"klimb: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
@@ -12,8 +14,10 @@ def require_divisible(num_rows: int, num_minibatches: int, *, what: str, num_env
     if num_rows % num_minibatches == 0 and num_rows >= num_minibatches:
         return
     num_steps = num_rows // num_envs
-    good = [n for n in range(1, num_steps + num_minibatches + 1) if (n * num_envs) % num_minibatches == 0]
-    remedy = min(good, key=lambda n: (abs(n - num_steps), n))
+    # n · num_envs is divisible for the multiples of this.
+    unit = num_minibatches // math.gcd(num_minibatches, num_envs)
+    below = num_steps // unit * unit
+    remedy = below if below > 0 and num_steps - below <= below + unit - num_steps else below + unit
     raise ValueError(
         f"num_steps × num_envs = {num_rows} is not divisible by {what} = {num_minibatches}; "
         f"choose num_steps = {remedy}" + (f" (with num_envs = {num_envs})" if num_envs > 1 else "")

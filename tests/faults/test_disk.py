@@ -169,7 +169,7 @@ def test_metrics_wait_for_a_full_disk(tmp_path, small_disk):
     log.append([record(1)])
     # Enough for the TensorBoard file of one record, and for one and a half lines of metrics.
     small_disk(path.stat().st_size * 3 // 2)
-    with pytest.raises(OSError, match="File too large|No space left"):
+    with pytest.raises(OSError, match=r"File too large|No space left"):
         log.append([record(2)])
     assert [r["iteration"] for r in read_metrics(path)] == [1]
     assert path.read_bytes().endswith(b"\n")

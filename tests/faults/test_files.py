@@ -74,7 +74,7 @@ def fault(what: str, outcome: str, *values: object, name: str = "") -> object:
 ARRAYS = ("policy arrays", "demonstrations", "checkpoint")
 
 
-@pytest.mark.fault("A file of arrays is cut off anywhere", "Refused as no whole file")
+@pytest.mark.fault("a file of arrays is cut off anywhere", "refused as no whole file")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_cut_off(whole, name):
     content = read(whole, name)
@@ -82,7 +82,7 @@ def test_cut_off(whole, name):
         assert re.search("whole safetensors|can't be used|no usable", refusal(whole, name, content[:length]))
 
 
-@pytest.mark.fault("A bit of an array is flipped", "Refused: the contents do not match their checksum")
+@pytest.mark.fault("a bit of an array is flipped", "refused: the contents do not match their checksum")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_flipped(whole, name):
     content = read(whole, name)
@@ -92,7 +92,7 @@ def test_flipped(whole, name):
         assert "contents do not match their checksum" in refusal(whole, name, flipped)
 
 
-@pytest.mark.fault("A checkpoint has no checksum", "Refused; policies and demonstrations of other tools are read")
+@pytest.mark.fault("a checkpoint has no checksum", "refused; policies and demonstrations of other tools are read")
 def test_without_checksum(whole, tmp_path):
     for name in ARRAYS:
         path = tmp_path / "x.safetensors"
@@ -106,7 +106,7 @@ def test_without_checksum(whole, tmp_path):
         assert said is None or "it has no checksum" in said
 
 
-@pytest.mark.fault("A file of arrays is far larger than its network", "Refused by its size, with both numbers, unread")
+@pytest.mark.fault("a file of arrays is far larger than its network", "refused by its size, with both numbers, unread")
 @pytest.mark.parametrize("name", ["policy arrays", "checkpoint"])
 def test_oversized(whole, name):
     path = whole / LOADERS[name].file
@@ -119,7 +119,7 @@ def test_oversized(whole, name):
         path.write_bytes(content)
 
 
-@pytest.mark.fault("A header claims an array of 2⁴⁰ numbers", "Refused before memory is taken for it")
+@pytest.mark.fault("a header claims an array of 2⁴⁰ numbers", "refused before memory is taken for it")
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("shape", [[HUGE], [2**62, 2**62], [2**63], [-1], [0, HUGE], ["x"], [[1]]], ids=str)
 def test_absurd_shapes(whole, name, shape):
@@ -135,7 +135,7 @@ def test_absurd_shapes(whole, name, shape):
             refusal(whole, name, struct.pack("<Q", len(text)) + text + content[8 + length :])
 
 
-@pytest.mark.fault("A header says that it is 2⁶³ bytes long", "Refused before memory is taken for it")
+@pytest.mark.fault("a header says that it is 2⁶³ bytes long", "refused before memory is taken for it")
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("length", [2**32, 2**63, 2**64 - 1])
 def test_absurd_headers(whole, name, length):
@@ -151,7 +151,7 @@ class Payload:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.fault("A pickle stands under the name of a run's file", "Refused as another format; nothing in it is run")
+@pytest.mark.fault("a pickle stands under the name of a run's file", "refused as another format; nothing in it is run")
 @pytest.mark.parametrize("name", LOADERS)
 def test_pickles_are_not_run(whole, name, tmp_path):
     content = pickle.dumps(Payload(tmp_path / "taken"))
@@ -173,7 +173,7 @@ def test_nothing_in_klimb_runs_data():
     assert not found
 
 
-@pytest.mark.fault("A pipe stands where a file should be", "Refused; nobody waits for it")
+@pytest.mark.fault("a pipe stands where a file should be", "refused; nobody waits for it")
 @pytest.mark.parametrize("name", ["policy arrays", "policy description", "demonstrations", "checkpoint"])
 def test_pipes(whole, name):
     path = whole / LOADERS[name].file
@@ -193,29 +193,29 @@ def test_pipes(whole, name):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        fault("A policy has a layer of 2⁴⁰ units", "Refused, with the limit", {"hidden": [HUGE]}, "hidden.0"),
+        fault("a policy has a layer of 2⁴⁰ units", "refused, with the limit", {"hidden": [HUGE]}, "hidden.0"),
         fault(
-            "A policy's layers are within limits and its weights are not",
-            "Refused, with the number of weights",
+            "a policy's layers are within limits and its weights are not",
+            "refused, with the number of weights",
             {"hidden": [2**16] * 16},
             "has 64424837120 weights",
         ),
         fault(
-            "A policy is from a newer klimb",
-            "Refused, with both versions",
+            "a policy is from a newer klimb",
+            "refused, with both versions",
             {"version": 7, "news": [1]},
             "was written by a newer klimb: its version is 7, this one reads 1",
         ),
-        fault("A policy has a field that klimb does not know", "Refused, with its name", {"code": "x"}, "code = 'x'"),
+        fault("a policy has a field that klimb does not know", "refused, with its name", {"code": "x"}, "code = 'x'"),
         fault(
-            "Strings of a policy hold line breaks and terminal escapes",
-            "Refused in one printable line",
+            "strings of a policy hold line breaks and terminal escapes",
+            "refused in one printable line",
             {"format": ESCAPES, ESCAPES: ESCAPES},
             "format = ",
         ),
         fault(
-            "A number of a policy has 5,000 digits",
-            "Refused in one line",
+            "a number of a policy has 5,000 digits",
+            "refused in one line",
             {"observation_size": "DIGITS"},
             "not JSON|observation_size",
         ),
@@ -231,18 +231,18 @@ def test_descriptions(whole, changes, line):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        fault("A policy's JSON is nested 100,000 deep", "Refused", "policy description", "[" * NESTED, name="policy"),
-        fault("A configuration is nested 100,000 deep", "Refused", "config", f"x = {'[' * NESTED}", name="config"),
+        fault("a policy's JSON is nested 100,000 deep", "refused", "policy description", "[" * NESTED, name="policy"),
+        fault("a configuration is nested 100,000 deep", "refused", "config", f"x = {'[' * NESTED}", name="config"),
         fault(
-            "An evaluation is nested 100,000 deep",
-            "Refused",
+            "an evaluation is nested 100,000 deep",
+            "refused",
             "report of an evaluation",
             '{"seeds":' * NESTED,
             name="evaluation",
         ),
         fault(
-            "Lines of the metrics are nested 100,000 deep",
-            "Left out; without any other line the report is refused",
+            "lines of the metrics are nested 100,000 deep",
+            "left out; without any other line the report is refused",
             "report of metrics",
             "[" * NESTED + "\n",
             name="metrics",
@@ -253,7 +253,7 @@ def test_nested(whole, name, content):
     refusal(whole, name, content)
 
 
-@pytest.mark.fault("Files are named like policies of seeds that are no numbers", "The list of seeds leaves them out")
+@pytest.mark.fault("files are named like policies of seeds that are no numbers", "the list of seeds leaves them out")
 def test_names_of_policies(tmp_path):
     for seed in ("x", "-1", "²", "9" * 200, "3"):
         (tmp_path / f"policy_seed{seed}.json").write_text("")
@@ -271,55 +271,55 @@ def toml(env: object = '"CartPole-v1"', rule: str = 'name = "trpo"', options: st
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        fault("A configuration is larger than 1 MiB", "Refused unread", toml() + "#" * MAX_FILE, "larger than any run"),
-        fault("A configuration is no UTF-8", "Refused as no text", b"\xff\xfe" + toml().encode(), "not a text file"),
-        fault("A configuration holds NUL bytes", "Refused as no TOML", toml('"a\0b"'), "not valid TOML"),
+        fault("a configuration is larger than 1 MiB", "refused unread", toml() + "#" * MAX_FILE, "larger than any run"),
+        fault("a configuration is no UTF-8", "refused as no text", b"\xff\xfe" + toml().encode(), "not a text file"),
+        fault("a configuration holds NUL bytes", "refused as no TOML", toml('"a\0b"'), "not valid TOML"),
         fault(
-            "A configuration begins with a byte order mark", "Refused as no TOML", "\ufeff" + toml(), "not valid TOML"
+            "a configuration begins with a byte order mark", "refused as no TOML", "\ufeff" + toml(), "not valid TOML"
         ),
         fault(
-            "An integer of a configuration has 5,000 digits",
-            "Refused in one line",
+            "an integer of a configuration has 5,000 digits",
+            "refused in one line",
             toml(options=f"seed = {'9' * 5000}"),
             "not valid TOML",
         ),
         fault(
-            "An integer of a configuration has 20,000 hexadecimal digits",
-            "Refused in one line",
+            "an integer of a configuration has 20,000 hexadecimal digits",
+            "refused in one line",
             toml(options=f"seed = 0x{'f' * 20000}"),
             "seed = <a value of type int, too long to show>",
         ),
         fault(
-            "A key of a configuration has 100,000 parts",
-            "Refused before its parser takes minutes and gigabytes",
+            "a key of a configuration has 100,000 parts",
+            "refused before its parser takes minutes and gigabytes",
             toml(options="x" + ".x" * NESTED + " = 1"),
             f"dots, and no run configuration has more than {MAX_DOTS}",
         ),
         fault(
-            "A configuration asks for 2⁴⁰ seeds, environments, steps, units or minibatches",
-            "Refused, with the limit",
+            "a configuration asks for 2⁴⁰ seeds, environments, steps, units or minibatches",
+            "refused, with the limit",
             toml(options=f"num_seeds = {HUGE}"),
             "num_seeds = 1099511627776: input should be less than or equal to 65536",
         ),
         fault(
-            "Sizes of a configuration are within limits and their product is not",
-            "Refused, with the product",
+            "sizes of a configuration are within limits and their product is not",
+            "refused, with the product",
             toml(options="num_seeds = 65536\nnum_envs = 1048576"),
             "are 8796093022208 rows in one iteration",
         ),
         fault(
-            "Layers of a configuration are within limits and their weights are not",
-            "Refused, with the number of weights",
+            "layers of a configuration are within limits and their weights are not",
+            "refused, with the number of weights",
             toml(options="hidden = [65536, 65536]"),
             "makes 4294967296 weights",
         ),
         fault(
-            "Strings of a configuration hold line breaks and terminal escapes",
-            "Refused in one printable line",
+            "strings of a configuration hold line breaks and terminal escapes",
+            "refused in one printable line",
             toml(rule=f"name = {json.dumps(ESCAPES)}"),
             "there is no rule 'two",
         ),
-        fault("A configuration's environment has a name of 10⁵ letters", "Refused", toml(f'"{"x" * 10**5}"'), "100000"),
+        fault("a configuration's environment has a name of 10⁵ letters", "refused", toml(f'"{"x" * 10**5}"'), "100000"),
     ],
 )
 def test_configurations(whole, content, line):
@@ -330,7 +330,7 @@ def test_configurations(whole, content, line):
 WRONG = ["1", "-1", "1e999", "nan", "true", '""', '"x"', "[]", "[[1], 'a']", "{a = 1}", "1979-05-27", "07:32:00", "1.5"]
 
 
-@pytest.mark.fault("A value of a configuration has the wrong type", "Refused, with its name")
+@pytest.mark.fault("a value of a configuration has the wrong type", "refused, with its name")
 @pytest.mark.parametrize("value", WRONG)
 def test_wrong_types(whole, value):
     said = "env, [rule] with a name" if value != "{a = 1}" else "there is no rule None"
@@ -360,8 +360,8 @@ def test_every_count_has_an_upper_bound(size):
 
 
 @pytest.mark.fault(
-    "A configuration names /etc/passwd, a device or a pipe for its policy or demonstrations",
-    "Nothing but a regular file of klimb's format is read; refused in one line",
+    "a configuration names /etc/passwd, a device or a pipe for its policy or demonstrations",
+    "nothing but a regular file of klimb's format is read; refused in one line",
 )
 @pytest.mark.parametrize(
     "place", ["/etc/passwd", "/dev/zero", "../../../../etc", "x\ny", "x\0y", "x" * 4000, "x/" * 2000]
@@ -388,14 +388,14 @@ def lines(*records: dict) -> str:
     ("content", "line"),
     [
         fault(
-            "Each line of the metrics has a metric of its own",
-            "Refused before memory is taken in the square of their number",
+            "each line of the metrics has a metric of its own",
+            "refused before memory is taken in the square of their number",
             lines(*({"iteration": i, "env_steps": i, f"m{i}": 1} for i in range(3000))),
             "3002 different metrics",
         ),
         fault(
-            "Iterations of the metrics are no numbers, negative or endless",
-            "Left out; without any other line the report is refused",
+            "iterations of the metrics are no numbers, negative or endless",
+            "left out; without any other line the report is refused",
             lines(*({"iteration": x, "env_steps": 1} for x in ("1", -1, 10**400, 1.5, True, None, [1]))),
             "holds no iteration yet",
         ),
@@ -406,7 +406,7 @@ def test_metrics(whole, content, line):
         assert line in refusal(whole, name, content)
 
 
-@pytest.mark.fault("A configuration claims 65,536 seeds for a few bytes of metrics", "Refused before memory is taken")
+@pytest.mark.fault("a configuration claims 65,536 seeds for a few bytes of metrics", "refused before memory is taken")
 def test_claimed_seeds(whole):
     metrics = whole / "metrics.jsonl"
     kept = metrics.read_bytes()
@@ -419,14 +419,14 @@ def test_claimed_seeds(whole):
     assert "too few for 5000 iterations of 65536 seeds" in said
 
 
-@pytest.mark.fault("Every step of the metrics has a status of its own", "The report counts most of them together")
+@pytest.mark.fault("every step of the metrics has a status of its own", "the report counts most of them together")
 def test_many_statuses(whole):
     text = lines(*({"iteration": i, "env_steps": i, "status": f"REASON_{i}"} for i in range(3000)))
     assert attempt(LOADERS["report of metrics"], whole, text.encode()) is None
     assert (whole / "report.html").read_text().count("<li class=") < 50
 
 
-@pytest.mark.fault("Numbers of the metrics are beyond any float32", "Left out of the report")
+@pytest.mark.fault("numbers of the metrics are beyond any float32", "left out of the report")
 @pytest.mark.parametrize("number", [1e308, -1e308, 10**400, "NaN", "Infinity", 5e-324])
 def test_extreme_numbers(whole, number):
     records = [json.loads(line) for line in read(whole, "report of metrics").splitlines()]
@@ -436,7 +436,7 @@ def test_extreme_numbers(whole, number):
         attempt(LOADERS[name], whole, text.replace('"Infinity"', "Infinity").encode())
 
 
-@pytest.mark.fault("Strings of a run's files hold HTML and scripts", "They are text in the report, escaped")
+@pytest.mark.fault("strings of a run's files hold HTML and scripts", "they are text in the report, escaped")
 def test_scripts_stay_text(whole):
     hostile = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     records = [json.loads(line) for line in read(whole, "report of metrics").splitlines()]
@@ -456,7 +456,7 @@ def test_scripts_stay_text(whole):
     assert "<img" not in page
 
 
-@pytest.mark.fault("Names in runs to compare hold line breaks and terminal escapes", "They are printed without them")
+@pytest.mark.fault("names in runs to compare hold line breaks and terminal escapes", "they are printed without them")
 def test_comparisons_print_no_escapes(whole, capsys):
     path = whole / "config.toml"
     kept = path.read_text()
@@ -470,7 +470,7 @@ def test_comparisons_print_no_escapes(whole, capsys):
     assert not set(out) & set(ESCAPES) - {"\n", " ", *map(chr, range(33, 127))}
 
 
-@pytest.mark.fault("The name of a rule looks like a formula", "It is text in the figure of a comparison")
+@pytest.mark.fault("the name of a rule looks like a formula", "it is text in the figure of a comparison")
 def test_formulas_stay_text(whole, tmp_path):
     path = whole / "config.toml"
     kept = path.read_text()
@@ -484,10 +484,10 @@ def test_formulas_stay_text(whole, tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        fault("An evaluation is a list", "Refused", "[]"),
-        fault("An evaluation holds no seeds", "Refused", '{"seeds": 3}'),
-        fault("Seeds of an evaluation are endless", "Refused", '{"seeds": [{"seed": Infinity}]}'),
-        fault("An evaluation is cut off", "Refused", '{"episodes": 2, "seeds": [{"seed": 0, "me'),
+        fault("an evaluation is a list", "refused", "[]"),
+        fault("an evaluation holds no seeds", "refused", '{"seeds": 3}'),
+        fault("seeds of an evaluation are endless", "refused", '{"seeds": [{"seed": Infinity}]}'),
+        fault("an evaluation is cut off", "refused", '{"episodes": 2, "seeds": [{"seed": 0, "me'),
     ],
 )
 def test_evaluations(whole, content):
@@ -497,7 +497,7 @@ def test_evaluations(whole, content):
 # Runs.
 
 
-@pytest.mark.fault("A directory has a config.toml that is a directory", "Refused as no run")
+@pytest.mark.fault("a directory has a config.toml that is a directory", "refused as no run")
 def test_directories_for_files(tmp_path):
     (tmp_path / "config.toml").mkdir()
     with pytest.raises(RunError, match="is not a run"):
@@ -506,7 +506,7 @@ def test_directories_for_files(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.fault("What a checkpoint says of itself is no JSON, or another run's", "Refused, with the file's name")
+@pytest.mark.fault("what a checkpoint says of itself is no JSON, or another run's", "refused, with the file's name")
 @pytest.mark.parametrize("told", ["", "{", "[]", "[" * NESTED, '{"iteration": "x"}', '{"iteration": 1e999}', ESCAPES])
 def test_what_checkpoints_say(whole, told):
     from klimb.runs.arrays import save_arrays

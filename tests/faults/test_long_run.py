@@ -49,10 +49,14 @@ def test_twenty_million_steps(tmp_path):
                 samples.append((records[-1]["env_steps"], resident(child.pid), files))
     assert child.returncode == 0
     assert samples[-1][0] >= 0.9 * STEPS
-    begun = [sample for sample in samples if sample[0] > 0.2 * STEPS]
-    memory, files = [sample[1] for sample in begun], [sample[2] for sample in begun]
-    print(f"{len(begun)} samples: memory {memory[0]:.0f} to {memory[-1]:.0f} MiB, open files {min(files)} to {max(files)}")
-    assert memory[-1] - memory[0] < 0.03 * memory[0]
+    # Not the last one, which may be of a process that is ending.
+    training = [sample for sample in samples[:-1] if sample[0] > 0.1 * STEPS]
+    memory, files = [sample[1] for sample in training], [sample[2] for sample in training]
+    quarter = len(training) // 4
+    first, last = max(memory[:quarter]), max(memory[-quarter:])
+    print(f"{len(training)} samples: memory at most {first:.0f} MiB in the first quarter, {last:.0f} MiB in the last;")
+    print(f"open files {min(files)} to {max(files)}")
+    assert last < 1.03 * first
     assert max(files) - min(files) <= 2
     sizes = {name: (path / name).stat().st_size / 2**20 for name in ("report.html", "metrics.jsonl")}
     print({name: f"{size:.1f} MiB" for name, size in sizes.items()})

@@ -211,3 +211,14 @@ def test_how_a_run_is_watched_changes_nothing(options, tmp_path):
     assert strip(plain.history) == strip(watched.history)
     for a, b in zip(jax.tree.leaves(plain.policy), jax.tree.leaves(watched.policy), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@fault("one run of a sweep on Gymnasium's Pendulum is resumed by itself", "its simulators go on where they were")
+def test_a_run_of_a_sweep_goes_on_exactly(tmp_path):
+    options = {**SMALL, "env_steps": 4 * 48, "checkpoint_every": 2, "keep_checkpoints": 9, "num_seeds": 2}
+    runs = klimb.sweep("gymnasium:Pendulum-v1", TRPO(), {"max_kl": [0.01, 0.02]}, run_dir=tmp_path / "sweep", **options)
+    resumed_after(tmp_path / "run", runs[1], 2)
+    # Of a program of its own, the rows are others and the last digits may be too.
+    for one, other in zip(without_timing(tmp_path / "run"), without_timing(runs[1].directory), strict=True):
+        assert one["kl_old_new"] == pytest.approx(other["kl_old_new"], rel=0.05)

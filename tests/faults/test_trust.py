@@ -73,8 +73,8 @@ FROM_FILES = {
 
 
 @pytest.mark.fault(
-    "A configuration names an environment of a module",
-    "Nothing is imported: refused, with the module's name, unless --trust-environment is given",
+    "a configuration names an environment of a module",
+    "nothing is imported: refused, with the module's name, unless --trust-environment is given",
 )
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("words", FROM_FILES.values(), ids=FROM_FILES)
@@ -154,8 +154,8 @@ def test_modules_that_are_none(name):
 
 
 @pytest.mark.fault(
-    "A configuration names an environment like a path",
-    "Refused where there is no such environment, and no directory outside of runs/ is ever made",
+    "a configuration names an environment like a path",
+    "refused where there is no such environment, and no directory outside of runs/ is ever made",
 )
 @pytest.mark.parametrize(
     "name", ["../../x", "..", "/etc/x", "a\\..\\b", "x\0y", "x\ny", "é" * 150, "jax:../../CartPole-v1"]

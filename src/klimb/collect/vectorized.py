@@ -156,6 +156,8 @@ class VectorCollector:
         """
         drawn = np.asarray(noise)
         assert self._begun is None, "finish comes before the next begin"
+        # Where the environments stand is known again when this has ended well.
+        self._sound = False
         if self._workers is not None:
             self._workers.begin(_numbers(policy, self._static), drawn)
             self._begun = self._workers.finish
@@ -169,8 +171,6 @@ class VectorCollector:
         """The rollout that was begun: `complete` makes a `Rollout` of it."""
         assert self._begun is not None, "begin comes before finish"
         begun, self._begun = self._begun, None
-        # Where the environments stand is not known any more when this fails.
-        self._sound = False
         columns, faults = begun()
         self._sound = True
         time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid)

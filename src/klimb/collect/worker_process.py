@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 PATIENCE = 60.0
-"""Seconds in which an order has to be taken."""
+"""Seconds in which an order has to be taken, and at the least those in which the environments have to be made."""
 MOST_SAID = 2**20
 """Bytes of what environments print that are kept."""
 # One thread each: their number is that of the cores already.
@@ -56,14 +56,12 @@ class WorkerProcess:
         self._write({"do": do, **words})
         self._awaited.append(do)
 
-    def hear(self, deadline: float) -> dict[str, Any]:
-        """The answer to the last order, after those to all before it. WorkerLost, at the latest at the deadline.
-
-        deadline: in seconds of `time.monotonic`.
-        """
+    def hear(self, timeout: float) -> dict[str, Any]:
+        """The answer to the last order, after those to all before it. WorkerLost when one takes `timeout` seconds."""
         answer: dict[str, Any] = {}
         while self._awaited:
-            line = self._line(deadline)
+            patience = max(timeout, PATIENCE) if self._awaited[0] == "make" else timeout
+            line = self._line(time.monotonic() + patience)
             try:
                 answer = json.loads(line)
             except ValueError:

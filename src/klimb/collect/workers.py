@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-import time
 from typing import IO, Any
 
 import numpy as np
@@ -58,7 +57,6 @@ class Workers:
         self._seeds = shape[1]
         self._seed, self._restarts = 0, 0
         self._losses = [0] * len(self._parts)
-        self._deadline = 0.0
         self._workers = [self._start(part) for part in self._parts]
 
     def reset(self, seeds: np.ndarray) -> None:
@@ -71,7 +69,6 @@ class Workers:
         """Let every worker begin a rollout with these policies `[K, spec.size]` and this noise `[T, K, N, *act]`."""
         self.shared.numbers[:] = numbers
         self.shared.noise[:] = noise
-        self._deadline = time.monotonic() + self._timeout
         for worker in self._workers:
             worker.ask("roll")
 
@@ -80,7 +77,7 @@ class Workers:
         faults: list[Fault] = []
         for number, part in enumerate(self._parts):
             try:
-                answer = self._workers[number].hear(self._deadline)
+                answer = self._workers[number].hear(self._timeout)
             except WorkerLost as lost:
                 faults += self._replace(number, lost)
                 continue
@@ -118,11 +115,10 @@ class Workers:
 
     def _all(self, order: str, words: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
         """Every worker's answer to an order; None when one of them is lost."""
-        deadline = time.monotonic() + self._timeout
         for worker, one in zip(self._workers, words, strict=True):
             worker.ask(order, **one)
         try:
-            return [worker.hear(deadline) for worker in self._workers]
+            return [worker.hear(self._timeout) for worker in self._workers]
         except WorkerLost as lost:
             self._last_loss = str(lost)
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from klimb.commands.evaluate import evaluate_seeds, evaluation_lines
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import imported_module, make, make_named_in
+from klimb.errors import TrainingFailed
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.report import write_report
@@ -28,14 +31,26 @@ def announce(config: RunConfig, named_in: Path | None, *, trust: bool) -> tuple[
     return console, environment
 
 
+@contextlib.contextmanager
+def reporting_failure(run_dir: Path) -> Iterator[None]:
+    """A training that fails leaves a report too: what it failed of is in there."""
+    try:
+        yield
+    except TrainingFailed:
+        write_report(run_dir)
+        raise
+
+
 def finish(
     run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, console: Console
 ) -> None:
     """The final evaluation, the report, and where everything is."""
-    result = evaluate_run(run_dir, policies, config, environment, episodes)
+    try:
+        result = evaluate_run(run_dir, policies, config, environment, episodes)
+    finally:
+        page = write_report(run_dir)
     for line in [] if result is None else evaluation_lines(result):
         console.print(line, highlight=False)
-    page = write_report(run_dir)
     for name, where in (
         ("report", page),
         ("policy", run_dir / ("policy*.safetensors" if len(policies) > 1 else "policy.safetensors")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from klimb import compilation_cache, devices
-from klimb.commands.around_a_run import FINAL_EPISODES, announce, finish
+from klimb.commands.around_a_run import FINAL_EPISODES, announce, finish, reporting_failure
 from klimb.commands.words import one_path, split
 from klimb.flags import parse
 from klimb.progress import Progress
@@ -30,6 +30,6 @@ def resume(arguments: list[str]) -> None:
     devices.use_all_cores()
     console, environment = announce(config, run_dir / "config.toml", trust=flags.trust_environment)
     compilation_cache.enable()
-    with Progress(config, console) as progress:
+    with reporting_failure(run_dir), Progress(config, console) as progress:
         run = driver.resume(run_dir, env=environment, on_records=progress.update)
     finish(run_dir, run.policies, config, environment, FINAL_EPISODES, console)

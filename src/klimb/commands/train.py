@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes
 
 from klimb import compilation_cache, devices
-from klimb.commands.around_a_run import FINAL_EPISODES, announce, finish
+from klimb.commands.around_a_run import FINAL_EPISODES, announce, finish, reporting_failure
 from klimb.commands.words import split
 from klimb.errors import ConfigError, nearest
 from klimb.flags import parse
@@ -46,7 +46,7 @@ def train(arguments: list[str]) -> None:
     console, environment = announce(config, named_in, trust=flags.trust_environment)
     compilation_cache.enable()
     run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
-    with Progress(config, console) as progress:
+    with reporting_failure(run_dir), Progress(config, console) as progress:
         run = driver.train(config.env, rule, run_dir=run_dir, on_records=progress.update, **asdict(options))
     finish(run_dir, run.policies, config, environment, flags.eval_episodes, console)
 
@@ -60,6 +60,7 @@ def directory_name(config: RunConfig) -> str:
 def named_run(arguments: list[str]) -> tuple[RunConfig, list[str]]:
     """The run that RULE and ENV (or --config) name, with every option at its default, and the flags."""
     words, rest = split(arguments)
+    rest = [part for word in rest for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
     if "--config" in rest[:-1]:
         base = RunConfig.read(Path(rest[rest.index("--config") + 1]))
         words = words or [rule_name(base.rule), base.env]

@@ -43,7 +43,7 @@ class OffPolicyGradient:
     """trajectory, per_decision or per_step."""
     behaviour: Literal["recorded", "mixture"] = "recorded"
     """The denominator: the policy that took the action, or the mixture of all of the history (balance heuristic)."""
-    history: Count = 1
+    history: Annotated[int, Field(ge=1, le=2**10)] = 1
     """Batches kept and learned from: the last one, or the last K."""
     gradient_steps: Count = 10
     """Most gradient steps on one batch, each on all of it."""

@@ -17,7 +17,8 @@ RULE = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+# More is a slip, or a file that means harm.
+Count = Annotated[int, Field(ge=1, le=2**20)]
 
 
 @runtime_checkable

@@ -47,7 +47,7 @@ class TRPO:
     """backtracking: the first good step from the full one down; growing: the largest good step, longer ones too."""
     backtrack_factor: Fraction = 0.8
     """The most that one rejected try is shortened by."""
-    max_backtracks: Annotated[int, Field(ge=0)] = 10
+    max_backtracks: Annotated[int, Field(ge=0, le=2**20)] = 10
     """Tries after the full step."""
     kl_direction: KLDirection = "old_new"
     """old_new: KL(π_old‖π_new), under the policy that collected the data; new_old: the lectures' direction."""

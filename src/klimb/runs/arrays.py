@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from klimb.runs.config import one_line, shown
 from klimb.runs.files import write_atomically
 
 CHECKSUM = "sha256"
-MAX_HEADER = 2**20
+# What safetensors itself reads is a little more. A checkpoint's metadata holds the states of host environments.
+MAX_HEADER = 2**26
 # safetensors' names of the types klimb stores.
 _TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -34,7 +36,7 @@ _TYPES = {
 def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
     """Every array of `tree` under the name of its path, atomically. PRNG keys are stored as their data."""
     arrays = {name: np.asarray(_plain(leaf), order="C") for name, leaf in _named(tree)}
-    content = save(arrays, with_checksum(metadata, arrays))
+    content = as_file(arrays, metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -65,9 +67,16 @@ def load_arrays(
     return jax.tree.unflatten(jax.tree.structure(template), leaves), metadata
 
 
-def with_checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """The metadata of a file that holds these arrays."""
-    return {**metadata, CHECKSUM: _checksum(metadata, arrays)}
+def as_file(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of arrays and metadata, with a checksum. The same arrays give the same bytes."""
+    content = save(dict(arrays), {**metadata, CHECKSUM: _checksum(metadata, arrays)})
+    # safetensors itself writes the metadata in another order every time.
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def check_checksum(

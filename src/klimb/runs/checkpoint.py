@@ -84,7 +84,10 @@ def _read(path: Path, template: PyTree) -> Checkpoint:
         raise ValueError(f"its format is {str(metadata.get('format'))[:40]!r}; this klimb reads {FORMAT!r}")
     try:
         told = json.loads(metadata["klimb"])
-        return Checkpoint(state, int(told["iteration"]), float(told["wall_time"]), told["environments"])
+        environments = told["environments"]
+        if not isinstance(environments, dict | None):
+            raise TypeError
+        return Checkpoint(state, int(told["iteration"]), float(told["wall_time"]), environments)
     except (KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"what it says of itself can't be read ({type(error).__name__})") from None
 

@@ -10,12 +10,11 @@ from typing import Any
 import gymnasium.spaces
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.errors import DemonstrationError, MissingExtra, UnsupportedSpace, nearest
 from klimb.policies.actions import Box, Discrete, action_spec
-from klimb.runs.arrays import check_checksum, with_checksum
+from klimb.runs.arrays import as_file, check_checksum
 from klimb.runs.config import MAX_NAME, one_line, shown
 from klimb.runs.files import write_atomically
 
@@ -38,7 +37,7 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
         told = {name: [x if abs(x) < np.inf else None for x in bound] for name, bound in bounds.items()}
     meta = {"format": FORMAT, "klimb": json.dumps({"environment": demonstrations.environment, "actions": told})}
     arrays = {name: np.ascontiguousarray(getattr(demonstrations, name), _dtype(name, actions)) for name in COLUMNS}
-    content = save(arrays, with_checksum(meta, arrays))
+    content = as_file(arrays, meta)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: temporary.write_bytes(content))

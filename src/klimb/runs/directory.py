@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from klimb.errors import RunError
 from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
-from klimb.runs.config import RunConfig
+from klimb.runs.config import RunConfig, one_line
 from klimb.runs.files import write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
@@ -60,9 +60,13 @@ class RunDirectory:
     def open(cls, path: str | Path) -> RunDirectory:
         """An existing run. RunError when the directory is none."""
         path = Path(path)
-        if not (path / "config.toml").is_file():
-            what = "there is no such directory" if not path.exists() else "it has no config.toml"
-            raise RunError(f"{path} is not a run: {what}")
+        try:
+            exists, is_run = path.exists(), (path / "config.toml").is_file()
+        except (OSError, ValueError) as error:
+            raise RunError(f"{one_line(path)} is not a run: {one_line(error)}") from None
+        if not is_run:
+            what = "it has no config.toml" if exists else "there is no such directory"
+            raise RunError(f"{one_line(path)} is not a run: {what}")
         return cls(path, RunConfig.read(path / "config.toml"))
 
     def lock(self) -> None:

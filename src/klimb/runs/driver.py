@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
-from klimb.environments.registry import Environment, make, require_trust
+from klimb.environments.registry import Environment, imported_module, make, require_trust
 from klimb.errors import EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.improve.rule import Rule, is_offline
 from klimb.runs.config import RunConfig, TrainOptions, build
@@ -259,5 +259,6 @@ def _saved(outputs: list[Output]) -> str:
         return "; nothing was saved (no run directory)"
     if any(output.saved_at is None for output in directories):
         return "; the checkpoint could not be written"
-    ways = " and ".join(f"klimb resume {output.directory.path}" for output in directories if output.directory)
+    flag = "" if imported_module(directories[0].config.env) is None else " --trust-environment"
+    ways = " and ".join(f"klimb resume {output.directory.path}{flag}" for output in directories if output.directory)
     return f", checkpoint saved; go on with: {ways}"

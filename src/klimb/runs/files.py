@@ -14,6 +14,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises OSError, with nothing left behind, where that is not possible.
     """
     temporary = path.with_name(f".{path.name}.part")
+    # Not through a link that somebody else may have put there.
+    temporary.unlink(missing_ok=True)
     try:
         write(temporary)
         _flush(temporary)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from klimb.runs.config import one_line
 from klimb.types import Status
 
 Record = dict[str, Any]
@@ -61,7 +62,7 @@ def read_metrics(path: Path) -> list[Record]:
     records = [record for record, _ in _lines(path) if record is not None]
     damaged = sum(record is None for record, whole in _lines(path) if whole)
     if damaged:
-        logger.warning("%s: %d damaged lines are left out", path, damaged)
+        logger.warning("%s: %d damaged lines are left out", one_line(path), damaged)
     return records
 
 

@@ -93,7 +93,13 @@ class Output:
         """
         if self.directory is None:
             return
-        checkpoint = Checkpoint(self._own(program, state), iteration, wall_time, program.environments())
+        environments = program.environments()
+        own = (
+            None
+            if environments is None
+            else jax.tree.map(lambda rows: rows[self._part], environments, is_leaf=lambda rows: isinstance(rows, list))
+        )
+        checkpoint = Checkpoint(self._own(program, state), iteration, wall_time, own)
         try:
             self.directory.save(checkpoint, program.policies(state)[self._part], score=self._score.draw())
             self.saved_at = iteration

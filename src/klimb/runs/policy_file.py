@@ -27,6 +27,7 @@ FORMAT_VERSION = 1
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Size = Annotated[int, Field(ge=1, le=2**20)]
 MAX_FILE = 2**22
+MAX_HEADER = 2**20
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -152,7 +153,7 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | Non
                 raise PolicyFileError(f"there is no policy file {one_line(file)}{_seeds_hint(directory)}")
         template = like if like is not None else _read_description(description).template()
         dynamic, static = eqx.partition(template, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
-        loaded, _ = load_arrays(arrays, dynamic)
+        loaded, _ = load_arrays(arrays, dynamic, max_header=MAX_HEADER)
     except OSError as error:
         raise PolicyFileError(f"cannot read {one_line(arrays)}: {error.strerror}") from None
     except ValueError as error:
