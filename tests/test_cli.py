@@ -105,6 +105,12 @@ def test_evaluate_as_json(run_dir, capsys):
     assert result["mean"] == pytest.approx(sum(entry["mean"] for entry in result["seeds"]) / 2)
 
 
+def test_evaluate_the_best(run_dir, capsys):
+    assert main(["evaluate", str(run_dir), "--episodes", "2", "--best"]) == 0
+    assert "over 2 episodes" in capsys.readouterr().out
+    assert (run_dir / "best" / "score.json").exists()
+
+
 def test_evaluate_elsewhere_and_for_people(run_dir, capsys):
     assert main(["evaluate", str(run_dir), "--episodes", "2", "--env", "gymnasium:CartPole-v1", "--stochastic"]) == 0
     assert re.search(r"seed 1: mean return \d+\.\d\d ± \d+\.\d\d over 2 episodes", capsys.readouterr().out)

@@ -204,6 +204,7 @@ def one_seed(env: str, rule: Any) -> tuple[Any, Any]:
     return program.iteration, jax.tree.map(lambda x: x[0], program.initial_state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "rule"),
     [
@@ -218,6 +219,7 @@ def test_a_healthy_iteration(env: str, rule: Any) -> None:
     assert first_nan(iteration, state) is None
 
 
+@pytest.mark.slow
 def test_an_iteration_with_a_mistake() -> None:
     iteration, state = one_seed("CartPole-v1", TRPO())
     origin = found(dataclasses.replace(iteration, rule=Broken()), state)

@@ -31,7 +31,7 @@ class Table:
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
         report = yield
         if report.when == "call" or report.failed:
-            title = (item.module.__doc__ or "").strip()  # type: ignore[attr-defined]
+            title = (item.module.__doc__ or "").strip().rstrip(".")  # type: ignore[attr-defined]
             for mark in item.iter_markers("fault"):
                 self._seen.setdefault(title, {}).setdefault(mark.args, []).append(report.passed)
         return report

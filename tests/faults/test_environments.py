@@ -282,3 +282,20 @@ def test_a_worker_that_does_not_start(faulty, monkeypatch):
         collecting.rollout()
     collecting.collector.close()
     assert all(worker.process.poll() is not None for worker in collecting.collector._workers._workers)
+
+
+@pytest.mark.slow
+@fault("a training from the command line fails", "one line, exit status 1, and a report of how far it came")
+def test_a_failed_training_leaves_a_report(faulty, tmp_path, monkeypatch, capsys):
+    from klimb.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    words = "--num-envs 4 --num-steps 16 --hidden 8 --critic-num-minibatches 2 --env-steps 640 --workers 1"
+    faulty("raises", at=40, length=100)
+    command = ["train", "trpo", "gymnasium:faulty_environment:Faulty-v0", "--run-dir", "run", *words.split()]
+    assert main([*command, "--env-fault", "stop"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "go on with: klimb resume run --trust-environment" in said[-1]
+    assert (tmp_path / "run" / "report.html").exists()
+    assert main(["resume", "run"]) == 2
+    assert "--trust-environment" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from klimb.environments.registry import Environment, make, make_named_in
 from klimb.errors import ConfigError
 from klimb.flags import parse
 from klimb.runs.config import RunConfig
-from klimb.runs.directory import RunDirectory
+from klimb.runs.directory import BEST, RunDirectory
 from klimb.runs.evaluate import evaluate as evaluate_policy
 from klimb.runs.policy_file import load_policy
 
@@ -30,6 +30,8 @@ class EvaluateFlags:
     """Sample actions instead of taking the mode."""
     env: str | None = None
     """Another environment than the run's own."""
+    best: bool = False
+    """The policies of the checkpoint before which episodes went best, instead of the last ones."""
     exact: bool = False
     """The discounted return too, by linear algebra, beside the best there is: environments with a table only."""
     json: bool = False
@@ -47,7 +49,7 @@ def evaluate(arguments: list[str]) -> None:
     config = RunDirectory.open(run_dir).config
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
-    policies = load_policies(run_dir, config)
+    policies = load_policies(run_dir / BEST if flags.best else run_dir, config)
     result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, not flags.stochastic)
     if flags.exact:
         result["exact"] = _exact_returns(policies, environment.id, config)

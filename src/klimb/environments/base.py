@@ -97,6 +97,10 @@ class ClassicControl(CompiledEnvironment):
     def terminal(self, physics: Float[Array, " D"]) -> Bool[Array, ""]:
         """Whether the task is over in this physics state."""
 
+    def cost(self, physics: Float[Array, " D"], action: Array) -> Float[Array, ""]:
+        """What planning minimises: minus the reward of the step that this action makes."""
+        return -self.reward(physics, action, self.dynamics(physics, action))
+
     def reset(self, key: PRNGKeyArray) -> tuple[Clocked, Array]:
         physics = self.initial(key)
         return Clocked(physics, jnp.int32(0)), self.observe(physics)

@@ -21,9 +21,12 @@ BUILT_IN = {
     "Pendulum-v1": ("klimb.environments.pendulum", "Pendulum"),
     "MountainCarContinuous-v0": ("klimb.environments.mountain_car_continuous", "MountainCarContinuous"),
     "Acrobot-v1": ("klimb.environments.acrobot", "Acrobot"),
+    "CartPoleSwingUp-v0": ("klimb.environments.cartpole_swing_up", "CartPoleSwingUp"),
+    "PlanarReacher-v0": ("klimb.environments.reacher", "Reacher"),
+    "LinearQuadratic-v0": ("klimb.environments.linear_quadratic", "LinearQuadratic"),
     **{name: ("klimb.environments.toy_text", "make_toy_text") for name in TOY_TEXT},
 }
-"""Compiled environments by the id they share with Gymnasium: (module, what makes one; of a table, by its id)."""
+"""Compiled environments: (module, what makes one; of a table, by its id). An id that Gymnasium has too is the same."""
 
 PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
 
@@ -31,8 +34,9 @@ PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
 def make(environment: str | Any) -> Environment:
     """The environment of a name, or the object itself when it is one already.
 
-    jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1, and from
-                    their tables FrozenLake-v1, FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4
+    jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1; klimb's own
+                    CartPoleSwingUp-v0, PlanarReacher-v0, LinearQuadratic-v0; and from their tables FrozenLake-v1,
+                    FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4
     gymnax:ID       compiled, from gymnax (extra `gymnax`)
     gymnasium:ID    any Gymnasium id, stepped in Python
     envpool:ID      stepped in EnvPool's threads (extra `envpool`)

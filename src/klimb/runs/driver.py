@@ -187,45 +187,12 @@ def drive(
     environments: dict[str, Any] | None = None,
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
-    options, num_iterations = program.config.options, program.config.num_iterations
-    clock, rejections = Clock(wall_time), Rejections(options.max_rejections)
-    size = CallSize(1 if options.check_finite else program.max_iterations_a_call)
+    clock = Clock(wall_time)
     try:
-        with StopSignals() as stop:
-            program.start(iteration=iteration, environments=environments)
-            while iteration < num_iterations and not program.finished(state):
-                until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
-                count = min(size.iterations, num_iterations - iteration, until_checkpoint)
-                try:
-                    state, metrics = program.advance(state, count)
-                except EnvironmentFault as fault:
-                    # Nothing has been learned of the rollout: the state is still that of the last iteration.
-                    _save(outputs, program, state, iteration, clock.now)
-                    told = f"stopped after iteration {iteration}: {fault}{_saved(outputs)}"
-                    raise TrainingFailed(told) from fault
-                times, seconds = clock.lap(count)
-                size.adapt(count, seconds)
-                iteration += count
-                speed = count * program.rows_an_iteration * program.num_copies / seconds
-                for output in outputs:
-                    output.append(metrics, times, speed)
-                if on_records is not None:
-                    on_records(to_records(metrics, wall_time=times, steps_per_second=speed))
-                rejections.count(metrics["status"])
-                finished = iteration == num_iterations or program.finished(state)
-                ends = finished or stop.received is not None or rejections.hopeless
-                if ends or iteration % options.checkpoint_every == 0:
-                    _save(outputs, program, state, iteration, clock.now)
-                if options.check_finite:
-                    _require_finite(program, metrics, iteration)
-                if finished:
-                    break
-                if rejections.hopeless:
-                    raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(outputs)}")
-                if stop.received is not None:
-                    raise Interrupted(f"stopped after iteration {iteration}{_saved(outputs)}", stop.received)
-        lacking = [words for output in outputs if (words := output.unwritten(iteration)) is not None]
+        program.start(iteration=iteration, environments=environments)
+        state, iteration = _advance(program, state, outputs, on_records, iteration, clock)
         runs = [output.run(program, state) for output in outputs]
+        lacking = [words for output in outputs if (words := output.unwritten(iteration)) is not None]
         if lacking:
             raise NotSaved(f"the training is done, but {'; '.join(lacking)}: the disk can't be written", runs)
         return runs
@@ -233,6 +200,50 @@ def drive(
         program.close()
         for output in outputs:
             output.close()
+
+
+def _advance(
+    program: Program,
+    state: TrainState,
+    outputs: list[Output],
+    on_records: OnRecords | None,
+    iteration: int,
+    clock: Clock,
+) -> tuple[TrainState, int]:
+    """The last state and its iteration. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
+    options, num_iterations = program.config.options, program.config.num_iterations
+    rejections = Rejections(options.max_rejections)
+    size = CallSize(1 if options.check_finite else program.max_iterations_a_call)
+    with StopSignals() as stop:
+        while iteration < num_iterations and not program.finished(state):
+            until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
+            count = min(size.iterations, num_iterations - iteration, until_checkpoint)
+            try:
+                state, metrics = program.advance(state, count)
+            except EnvironmentFault as fault:
+                # Nothing has been learned of the rollout: the state is still that of the last iteration.
+                _save(outputs, program, state, iteration, clock.now)
+                raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(outputs)}") from fault
+            times, seconds = clock.lap(count)
+            size.adapt(count, seconds)
+            iteration += count
+            speed = count * program.rows_an_iteration * program.num_copies / seconds
+            for output in outputs:
+                output.append(metrics, times, speed)
+            if on_records is not None:
+                on_records(to_records(metrics, wall_time=times, steps_per_second=speed))
+            rejections.count(metrics["status"])
+            finished = iteration == num_iterations or program.finished(state)
+            stops = not finished and (stop.received is not None or rejections.hopeless)
+            if finished or stops or iteration % options.checkpoint_every == 0:
+                _save(outputs, program, state, iteration, clock.now)
+            if options.check_finite:
+                _require_finite(program, metrics, iteration)
+            if stops and rejections.hopeless:
+                raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(outputs)}")
+            if stops and stop.received is not None:
+                raise Interrupted(f"stopped after iteration {iteration}{_saved(outputs)}", stop.received)
+    return state, iteration
 
 
 def _save(outputs: list[Output], program: Program, state: TrainState, iteration: int, wall_time: float) -> None:

@@ -121,7 +121,7 @@ _ELSEWHERE = {
     *("tv", "tv_max", "tv_bound", "tv_max_bound", "state_mismatch_bound", "ess"),
     *("predicted_improvement", "realised_improvement", "guaranteed_improvement", "step_excess"),
     *("episode_return", "entropy", "explained_variance", "value_loss", "steps_per_second", "wall_time"),
-    *("log_likelihood", "held_out_log_likelihood"),
+    *("log_likelihood", "held_out_log_likelihood", "env_faults"),
 }
 
 

@@ -209,10 +209,24 @@ def _headline_html(run: RunData) -> str:
     return "\n".join(tiles)
 
 
+def _faults_html(run: RunData) -> str:
+    if not run.has("env_faults"):
+        return ""
+    faults = np.nansum(run.columns["env_faults"], axis=1)
+    if not faults.any():
+        return ""
+    first = run.iteration[np.flatnonzero(faults)[0]]
+    return (
+        f"<p>Environments were started anew {int(faults.sum()):,} times after a fault, first in iteration {first:,}; "
+        "the rows in question were left out.</p>"
+    )
+
+
 def _rejected_html(run: RunData) -> str:
     counts = rejection_counts(run)
+    faults = _faults_html(run)
     if not counts:
-        return '<p class="quiet">No step was rejected.</p>'
+        return f'{faults}<p class="quiet">No step was rejected.</p>'
     reasons = "".join(
         f'<li class="bad{i % 4}"><b>{count:,}</b> {escape(reason(name))}<span>{escape(message(name))}</span></li>'
         for i, (name, count) in enumerate(counts)
@@ -230,6 +244,6 @@ def _rejected_html(run: RunData) -> str:
         f"<th>Iteration</th>{'<th>Seed</th>' if several else ''}<th>Steps</th><th>Reason</th><th>Cause and remedy</th>"
     )
     return (
-        f'<ul class="reasons">{reasons}</ul>{first}<div class="scroll" tabindex="0">'
+        f'{faults}<ul class="reasons">{reasons}</ul>{first}<div class="scroll" tabindex="0">'
         f'<table class="rejected"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
