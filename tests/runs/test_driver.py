@@ -63,7 +63,8 @@ def test_resume_gives_the_same_bytes(whole_run, tmp_path):
     resumed = klimb.resume(tmp_path / "run")
     assert without_timing(resumed.history) == without_timing(whole_run.history)
     assert same_state(resumed.state, whole_run.state)
-    for name in ("policy_seed0.safetensors", "policy_seed1.safetensors"):
+    best = ("best/policy_seed0.safetensors", "best/score.json")
+    for name in ("policy_seed0.safetensors", "policy_seed1.safetensors", *best):
         assert (tmp_path / "run" / name).read_bytes() == (whole_run.directory / name).read_bytes()
 
 

@@ -126,7 +126,7 @@ def resume(
         state, iteration, wall_time, environments = directory.load(program.state_template())
         directory.start_log(keep_until=iteration)
         output = Output(config, slice(None), directory)
-        output.saved_at = iteration
+        output.recall(iteration)
         (run,) = drive(
             program,
             program.place(state),
@@ -222,7 +222,7 @@ def _advance(
                 state, metrics = program.advance(state, count)
             except EnvironmentFault as fault:
                 # Nothing has been learned of the rollout: the state is still that of the last iteration.
-                _save(outputs, program, state, iteration, clock.now)
+                _save(outputs, program, state, iteration, clock.now, due=False)
                 raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(outputs)}") from fault
             times, seconds = clock.lap(count)
             size.adapt(count, seconds)
@@ -235,8 +235,9 @@ def _advance(
             rejections.count(metrics["status"])
             finished = iteration == num_iterations or program.finished(state)
             stops = not finished and (stop.received is not None or rejections.hopeless)
-            if finished or stops or iteration % options.checkpoint_every == 0:
-                _save(outputs, program, state, iteration, clock.now)
+            due = finished or iteration % options.checkpoint_every == 0
+            if due or stops:
+                _save(outputs, program, state, iteration, clock.now, due=due)
             if options.check_finite:
                 _require_finite(program, metrics, iteration)
             if stops and rejections.hopeless:
@@ -246,12 +247,14 @@ def _advance(
     return state, iteration
 
 
-def _save(outputs: list[Output], program: Program, state: TrainState, iteration: int, wall_time: float) -> None:
+def _save(
+    outputs: list[Output], program: Program, state: TrainState, iteration: int, wall_time: float, *, due: bool
+) -> None:
     """A checkpoint of every run. NotSaved when a run's directory is gone: nobody would ever find what follows."""
     try:
         for output in outputs:
             if output.saved_at != iteration:
-                output.save(program, state, iteration=iteration, wall_time=wall_time)
+                output.save(program, state, iteration=iteration, wall_time=wall_time, due=due)
     except RunError as gone:
         runs = [output.run(program, state) for output in outputs]
         raise NotSaved(f"{gone}; stopped after iteration {iteration}", runs) from None

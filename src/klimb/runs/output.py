@@ -86,8 +86,15 @@ class Output:
         else:
             self.directory.append(records)
 
-    def save(self, program: Program, state: TrainState, *, iteration: int, wall_time: float) -> None:
-        """A checkpoint, with the policies as files of their own.
+    def recall(self, iteration: int) -> None:
+        """Say what the run is gone on from: the checkpoint of an iteration, which may have been none that was due."""
+        assert self.directory is not None
+        self.saved_at = iteration
+        due = iteration - iteration % self.config.options.checkpoint_every
+        self._score.recall([record for record in self.directory.history() if record["iteration"] > due])
+
+    def save(self, program: Program, state: TrainState, *, iteration: int, wall_time: float, due: bool) -> None:
+        """A checkpoint, with the policies as files of their own. One that is due may be the best.
 
         Where it can't be written that is said, and the training goes on. RunError when the directory is gone.
         """
@@ -101,7 +108,8 @@ class Output:
         )
         checkpoint = Checkpoint(self._own(program, state), iteration, wall_time, own)
         try:
-            self.directory.save(checkpoint, program.policies(state)[self._part], score=self._score.draw())
+            score = self._score.draw() if due else None
+            self.directory.save(checkpoint, program.policies(state)[self._part], score=score)
             self.saved_at = iteration
         except OSError as error:
             self.saved_at = None

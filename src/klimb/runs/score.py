@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from klimb.runs.metrics import Record
+
 
 class RecentScore:
     """The mean return of the episodes that ended since the last time it was asked for, over the seeds' means."""
@@ -20,6 +22,15 @@ class RecentScore:
             counts = metrics["episodes"].astype(np.float64)
             self._counts.extend(counts)
             self._sums.extend(np.where(counts > 0, metrics["episode_return"] * counts, 0))
+
+    def recall(self, records: list[Record]) -> None:
+        """The same from the records of iterations of a run that is gone on with."""
+        for record in records:
+            counts, returns = (
+                np.atleast_1d(np.array(record.get(name), float)) for name in ("episodes", "episode_return")
+            )
+            if np.isfinite(counts).all():
+                self.take_in({"episodes": counts[None], "episode_return": returns[None]})
 
     def draw(self) -> float | None:
         """The score, which then starts anew. None where a seed has ended no episode, or its return is not finite."""
