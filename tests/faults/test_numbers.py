@@ -119,6 +119,7 @@ def test_a_spoiled_step_costs_one_batch(what, value, rejected, tmp_path):
         assert "NONFINITE" in page
 
 
+@pytest.mark.slow
 @fault(
     "every reward is NaN",
     "after max_rejections steps in a row the run stops with the cause, the remedy and a checkpoint",

@@ -134,7 +134,9 @@ EXACT = "the simulator goes on where it was: the same bytes"
         pytest.param(
             "Pendulum-v1", 0, marks=[pytest.mark.slow, fault("a run on Gymnasium's Pendulum is resumed", EXACT)]
         ),
-        pytest.param("HalfCheetah-v5", 2, marks=fault("a run on MuJoCo's HalfCheetah is resumed", EXACT)),
+        pytest.param(
+            "HalfCheetah-v5", 2, marks=[pytest.mark.slow, fault("a run on MuJoCo's HalfCheetah is resumed", EXACT)]
+        ),
         pytest.param("Ant-v5", 0, marks=[pytest.mark.slow, fault("a run on MuJoCo's Ant is resumed", EXACT)]),
     ],
 )

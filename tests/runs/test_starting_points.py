@@ -55,7 +55,12 @@ def test_cloning_raises_the_likelihood_of_what_the_expert_does(expert, demonstra
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"state_dependent_std": True}, {"tanh_squash": True}], ids=["gaussian", "σ of the state", "tanh"]
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="gaussian"),
+        pytest.param({"state_dependent_std": True}, marks=pytest.mark.slow, id="σ of the state"),
+        pytest.param({"tanh_squash": True}, id="tanh"),
+    ],
 )
 def test_every_continuous_distribution_clones(options):
     """A demonstrator of known mean and deviation inside the box: the clone finds both."""
@@ -113,7 +118,7 @@ def test_demonstrations_join_the_batches_of_off_policy_gradients(env, demonstrat
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", pytest.param("gymnasium:CartPole-v1", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("rule", [TRPO(), PPO()], ids=["trpo", "ppo"])
+@pytest.mark.parametrize("rule", [TRPO(), pytest.param(PPO(), marks=pytest.mark.slow)], ids=["trpo", "ppo"])
 def test_the_critic_warms_up_before_the_policy_moves(expert, rule, env, tmp_path):
     klimb.save_policy(expert, tmp_path / "expert")
     run = klimb.train(
@@ -142,6 +147,7 @@ def test_while_the_critic_warms_up_the_policy_is_the_one_given_bit_for_bit(exper
     assert run.state.critic.normalizer.count[0] == 5 * 128
 
 
+@pytest.mark.slow
 def test_several_seeds_start_from_one_policy_and_part(expert, tmp_path):
     klimb.save_policy(expert, tmp_path)
     run = klimb.train(

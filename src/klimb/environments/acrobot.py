@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from klimb.environments.base import ClassicControl
+from klimb.environments.runge_kutta import runge_kutta
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,7 @@ class Acrobot(ClassicControl):
 
     def dynamics(self, physics: Float[Array, " 4"], action: Int[Array, ""]) -> Float[Array, " 4"]:
         torque = self.max_torque * (action.astype(physics.dtype) - 1)
-        step = self.time_step
-        k1 = self._rate(physics, torque)
-        k2 = self._rate(physics + step / 2 * k1, torque)
-        k3 = self._rate(physics + step / 2 * k2, torque)
-        k4 = self._rate(physics + step * k3, torque)
-        angle_1, angle_2, rate_1, rate_2 = physics + step / 6 * (k1 + 2 * (k2 + k3) + k4)
+        angle_1, angle_2, rate_1, rate_2 = runge_kutta(lambda x: self._rate(x, torque), physics, self.time_step)
         return jnp.stack(
             [
                 _wrap(angle_1),

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from klimb.environments.base import ClassicControl
+from klimb.environments.runge_kutta import runge_kutta
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,7 @@ class Reacher(ClassicControl):
 
     def dynamics(self, physics: Float[Array, " 6"], action: Float[Array, " 2"]) -> Float[Array, " 6"]:
         arm, torque, step = physics[:4], action.astype(physics.dtype), self.time_step
-        k1 = self._rate(arm, torque)
-        k2 = self._rate(arm + step / 2 * k1, torque)
-        k3 = self._rate(arm + step / 2 * k2, torque)
-        k4 = self._rate(arm + step * k3, torque)
-        return jnp.concatenate([arm + step / 6 * (k1 + 2 * (k2 + k3) + k4), physics[4:]])
+        return jnp.concatenate([runge_kutta(lambda x: self._rate(x, torque), arm, self.time_step), physics[4:]])
 
     def reward(
         self, physics: Float[Array, " 6"], action: Float[Array, " 2"], successor: Float[Array, " 6"]
