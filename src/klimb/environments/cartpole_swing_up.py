@@ -68,7 +68,7 @@ class CartPoleSwingUp(ClassicControl):
         return self.initial_spread * unit + jnp.array([0.0, 0.0, math.pi, 0.0])
 
     def dynamics(self, physics: Float[Array, " 4"], action: Float[Array, " 1"]) -> Float[Array, " 4"]:
-        force, step = action[0].astype(physics.dtype), self.time_step
+        force = action[0].astype(physics.dtype)
         return runge_kutta(lambda x: self._rate(x, force), physics, self.time_step)
 
     def reward(

@@ -75,7 +75,7 @@ class Reacher(ClassicControl):
         return jnp.concatenate([arm, distance * jnp.stack([jnp.cos(angle), jnp.sin(angle)])])
 
     def dynamics(self, physics: Float[Array, " 6"], action: Float[Array, " 2"]) -> Float[Array, " 6"]:
-        arm, torque, step = physics[:4], action.astype(physics.dtype), self.time_step
+        arm, torque = physics[:4], action.astype(physics.dtype)
         return jnp.concatenate([runge_kutta(lambda x: self._rate(x, torque), arm, self.time_step), physics[4:]])
 
     def reward(
