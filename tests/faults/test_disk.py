@@ -132,7 +132,11 @@ def test_the_best_is_the_last_resort(checkpoints, tmp_path):
     shutil.copy(checkpoints / "000000001.safetensors", tmp_path / "best.safetensors")
     for path in checkpoints.iterdir():
         halve(path)
+    (checkpoints / "000000001.safetensors").rename(checkpoints / "000000009.safetensors")
     assert load_checkpoint(checkpoints, TEMPLATE, otherwise=tmp_path / "best.safetensors").iteration == 1
+    # What is written then is not taken for older than the damaged ones.
+    written = save_checkpoint(checkpoints, Checkpoint(state(1.5), 1, 0.5), keep=1)
+    assert list(checkpoints.iterdir()) == [written]
 
 
 @fault("a process is killed while it writes a checkpoint", "what it has left is no checkpoint, and is tidied away")
@@ -188,6 +192,54 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_others(checkpoints, small_di
     small_disk(None)
     assert sorted(path.name for path in checkpoints.iterdir()) == names
     assert load_checkpoint(checkpoints, TEMPLATE).iteration == 2
+
+
+@pytest.mark.slow
+@fault("metrics can't be written, and checkpoints could be", "no checkpoint is ahead of the metrics")
+def test_no_checkpoint_without_its_metrics(tmp_path, monkeypatch, caplog):
+    full = {"now": False}
+    write = MetricsLog.write_waiting
+
+    def writes(self):
+        if full["now"]:
+            raise OSError(28, "No space left on device")
+        write(self)
+
+    monkeypatch.setattr(MetricsLog, "write_waiting", writes)
+    path = tmp_path / "run"
+
+    def watch(records):
+        full["now"] = 3 <= records[-1]["iteration"] < 7
+
+    train(path, watch, keep_checkpoints=20)
+    saved = sorted(int(p.stem) for p in (path / "checkpoints").iterdir())
+    assert saved == [0, 2, 8, 10, 12]
+    assert "records wait in memory" in caplog.text
+    assert [r["iteration"] for r in read_metrics(path / "metrics.jsonl")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "checkpoints", "best"])
+@fault("a file that klimb writes into is a link to somewhere else", "refused; what it points to is left alone")
+def test_links_are_not_followed(name, tmp_path):
+    from klimb import RunConfig, TrainOptions
+    from klimb.runs.directory import RunDirectory
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run" / name).symlink_to(tmp_path / "precious")
+    directory = RunDirectory(tmp_path / "run", RunConfig("CartPole-v1", RULE, TrainOptions()))
+    with pytest.raises(RunError, match="is a link; klimb writes into the run directory alone"):
+        directory.lock()
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+@fault("the file system knows no locks", "a line says so, and the training goes on")
+def test_without_locks_it_goes_on(tmp_path, monkeypatch, caplog):
+    from klimb.runs import lock
+
+    monkeypatch.setattr(lock.fcntl, "flock", lambda *a: (_ for _ in ()).throw(OSError(38, "Function not implemented")))
+    lock.RunLock(tmp_path).release()
+    assert "can't be locked (Function not implemented)" in caplog.text
 
 
 @fault("a line of the metrics is damaged", "it is left out, with a line that says so; those after it are read")

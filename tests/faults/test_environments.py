@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import equinox as eqx
@@ -10,10 +11,12 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 
 import klimb
 from klimb import TRPO, TrainingFailed
 from klimb.collect.vectorized import VectorCollector
+from klimb.environments.gymnasium_adapter import GymnasiumVector
 from klimb.errors import EnvironmentFault
 from klimb.policies.actions import Discrete
 from klimb.policies.networks import NetworkPolicy
@@ -23,7 +26,7 @@ SMALL = {"num_steps": 16, "hidden": (8,), "critic_epochs": 2, "critic_num_miniba
 fault = pytest.mark.fault
 
 FAULTY = '''
-import os, signal, time
+import os, signal, sys, time
 import gymnasium
 import numpy as np
 
@@ -84,6 +87,18 @@ class Faulty(gymnasium.Env):
             reward = "much"
         if self.due("gives two rewards", t):
             reward = np.ones(2)
+        if self.due("gives no reward", t):
+            reward = None
+        if self.due("gives a reward beyond floats", t):
+            reward = 10**400
+        if self.due("answers in four", t):
+            return obs, reward, False, {}
+        if self.due("answers nothing", t):
+            return None
+        if self.due("is over in two ways", t):
+            return obs, reward, np.zeros(2, bool), False, {}
+        if self.due("leaves by sys.exit", t):
+            sys.exit(1)
         if self.what == "prints":
             print("x" * 10000)
             os.write(1, b"from C: done\\n")
@@ -139,11 +154,20 @@ ROW = "its row is not valid, it is started anew, and the other environments' dat
     "what",
     [
         pytest.param("raises", marks=fault("one environment of many raises", ROW)),
-        pytest.param("raises at reset", marks=fault("one environment of many raises when it is reset", ROW)),
+        pytest.param(
+            "raises at reset",
+            marks=fault("one environment of many raises when it is reset", "it is started anew, and no row is lost"),
+        ),
         pytest.param("gives a wrong shape", marks=fault("an observation has the wrong shape", ROW)),
         pytest.param("gives words", marks=fault("an observation is made of words", ROW)),
         pytest.param("gives a word", marks=fault("a reward is a word", ROW)),
         pytest.param("gives two rewards", marks=fault("a reward is an array", ROW)),
+        pytest.param("gives no reward", marks=fault("a reward is None", ROW)),
+        pytest.param("gives a reward beyond floats", marks=fault("a reward is a whole number beyond all floats", ROW)),
+        pytest.param("answers in four", marks=fault("an answer has four parts, as in old Gym", ROW)),
+        pytest.param("answers nothing", marks=fault("an answer is None", ROW)),
+        pytest.param("is over in two ways", marks=fault("terminated is an array", ROW)),
+        pytest.param("leaves by sys.exit", marks=fault("an environment calls sys.exit", ROW)),
     ],
 )
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -277,7 +301,6 @@ def test_a_worker_that_does_not_start(faulty, monkeypatch):
     collecting = Collecting(environment, 2, timeout=10.0)
     collecting.collector.reset(5)
     monkeypatch.undo()
-    collecting.collector._workers._restart = False
     with pytest.raises(EnvironmentFault, match="No module named"):
         collecting.rollout()
     collecting.collector.close()
@@ -299,3 +322,30 @@ def test_a_failed_training_leaves_a_report(faulty, tmp_path, monkeypatch, capsys
     assert (tmp_path / "run" / "report.html").exists()
     assert main(["resume", "run"]) == 2
     assert "--trust-environment" in capsys.readouterr().err
+
+
+class Unclosable(CartPoleEnv):
+    """Something that it needs for that is gone."""
+
+    def close(self):
+        raise RuntimeError("the viewer is gone")
+
+
+@fault("environments can't be closed", "a line for each says so, and the training is kept")
+def test_environments_that_cannot_be_closed(caplog):
+    vector = GymnasiumVector(Unclosable, 2)
+    vector.reset(0)
+    vector.close()
+    assert caplog.text.count("can't be closed: RuntimeError: the viewer is gone") == 2
+
+
+@pytest.mark.slow
+@fault("SIGTERM reaches the workers too, as systemd and SLURM send it", "they finish the rollout; no row is lost")
+def test_workers_outlive_sigterm(faulty):
+    with Collecting(faulty("nothing"), 2) as collecting:
+        collecting.rollout()
+        for worker in collecting.collector._workers._workers:
+            worker.process.send_signal(signal.SIGTERM)
+        rollout, episodes = collecting.rollout(1)
+        assert rollout.valid.all()
+        assert not np.asarray(episodes.faults).any()

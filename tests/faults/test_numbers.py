@@ -135,6 +135,23 @@ def test_a_run_that_only_fails_is_stopped(tmp_path):
 
 
 @pytest.mark.slow
+@fault("a run is resumed that had failed some steps in a row", "they count, whatever checkpoint_every is")
+def test_failed_steps_count_exactly(tmp_path):
+    spoiled = Spoiled("reward", jnp.nan, 1.0)
+    stops = []
+    for every in (4, 100):
+        path = tmp_path / str(every)
+        options = {**SMALL, "env_steps": 40 * 128, "max_rejections": 10, "checkpoint_every": every}
+        with pytest.raises(TrainingFailed, match="stopped after iteration 10: 10 steps in a row"):
+            klimb.train(spoiled, TRPO(), run_dir=path, **options)
+        stops.append(path)
+    # As if it had been killed after its eighth iteration.
+    (stops[0] / "checkpoints" / "000000010.safetensors").unlink()
+    with pytest.raises(TrainingFailed, match="stopped after iteration 10: 10 steps in a row"):
+        klimb.resume(stops[0], env=spoiled)
+
+
+@pytest.mark.slow
 @fault("one seed of several fails for good", "the others go on to the end")
 def test_one_hopeless_seed_does_not_stop_the_others():
     from klimb.runs.rejections import Rejections

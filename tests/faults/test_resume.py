@@ -153,23 +153,55 @@ def test_host_environments_go_on_exactly(name, workers, tmp_path):
     assert resumed.history[-1]["iteration"] == 6
 
 
-class Heavier(CartPoleEnv):
-    """A subclass: what it remembers is not known."""
+class Forty(CartPoleEnv):
+    """Episodes of forty steps. A subclass: what it remembers is not known."""
+
+    def reset(self, **options):
+        self.steps = 0
+        return super().reset(**options)
+
+    def step(self, action):
+        self.steps += 1
+        self.state = np.zeros(4)
+        obs, reward, *_ = super().step(action)
+        return obs, reward, self.steps == 40, False, {}
 
 
 @fault("a run on an environment whose state can't be saved is resumed", "its episodes restart, and count as nothing")
 def test_other_environments_restart(tmp_path):
-    environment = klimb.GymnasiumEnvironment.from_maker("heavier", Heavier)
-    options = {**SMALL, "env_steps": 4 * 48, "checkpoint_every": 2, "keep_checkpoints": 9}
+    environment = klimb.GymnasiumEnvironment.from_maker("forty", Forty)
+    options = {**SMALL, "env_steps": 6 * 48, "checkpoint_every": 2, "keep_checkpoints": 9}
     whole = klimb.train(environment, TRPO(), run_dir=tmp_path / "whole", **options)
     path = shutil.copytree(whole.directory, tmp_path / "run")
-    for checkpoint in (path / "checkpoints").glob("0000000[034]*"):
+    for checkpoint in (path / "checkpoints").glob("0000000*"):
         if int(checkpoint.stem) > 2:
             checkpoint.unlink()
     shutil.rmtree(path / "best", ignore_errors=True)
     resumed = klimb.resume(path, env=environment)
-    assert [record["iteration"] for record in resumed.history] == [1, 2, 3, 4]
+    # 32 steps of the first episodes were done: they end in the third iteration, or begin there anew.
+    assert [record["episodes"] for record in whole.history] == [0, 0, 3, 0, 3, 0]
+    assert [record["episodes"] for record in resumed.history] == [0, 0, 0, 0, 3, 0]
+    assert resumed.history[4]["episode_length"] == 40
     assert without_timing(path)[:2] == without_timing(whole.directory)[:2]
+
+
+@fault("a checkpoint says of the environments what no environment is", "refused in one line, whatever it is")
+@pytest.mark.parametrize("part", ["states", "obs", "tally"])
+@pytest.mark.parametrize("nonsense", [None, [], {}, "x", [[1e300]], [[[2**40] * 9]], 10**400], ids=repr)
+def test_nonsense_about_environments_is_refused(part, nonsense):
+    from klimb.collect.vectorized import VectorCollector
+    from klimb.policies.actions import Discrete
+    from klimb.policies.networks import NetworkPolicy
+
+    policy = NetworkPolicy(4, Discrete(2), hidden=(), key=jax.random.key(0))
+    collector = VectorCollector(klimb.make("gymnasium:CartPole-v1"), policy, num_seeds=1, num_envs=2, num_steps=3)
+    collector.reset(0)
+    captured = json.loads(json.dumps(collector.capture()))
+    collector.restore(0, captured)
+    value = {"time": nonsense, "return": nonsense} if part == "tally" else nonsense
+    with pytest.raises(klimb.RunError):
+        collector.restore(0, {**captured, part: value})
+    collector.close()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from klimb.environments.base import CompiledEnvironment, clip_action
 from klimb.environments.host import HostEnvironment, HostVector
 from klimb.environments.registry import make
 from klimb.policies.actions import action_spec
-from klimb.runs.evaluate import MAX_HOST_COPIES, require_fit, shares
+from klimb.runs.evaluate import MAX_HOST_COPIES, MAX_STEPS, endless, require_fit, shares
 
 Row = tuple[np.ndarray, ...]
 CHUNK = 64
@@ -28,7 +28,7 @@ def record(
 
     A policy that always takes its mode has no density: the log-probs are then NaN, and the demonstrations can be
     cloned but not weighted by importance. Raises ValueError for fewer than one episode, PolicyFileError when the
-    policy does not fit the environment.
+    policy does not fit the environment, EnvironmentFault when that fails or an episode never ends.
     """
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}; demonstrations need at least 1")
@@ -86,6 +86,8 @@ def _compiled(act: Any, environment: CompiledEnvironment, episodes: int, seed: i
         key, key_chunk = jax.random.split(key)
         carry, rows = advance(carry, key_chunk)
         chunks.append(jax.tree.map(np.asarray, rows))
+        if len(chunks) * CHUNK > MAX_STEPS:
+            raise endless(environment.id)
     *columns, alive = (np.concatenate(column) for column in zip(*chunks, strict=True))
     # One episode after the other.
     order = np.argwhere(alive.T)
@@ -119,5 +121,7 @@ def _host_episodes(act: Any, vector: HostVector, environment: HostEnvironment, s
                 finished += running[copy]
                 share[copy] -= 1
             running[copy] = []
+        if any(len(rows) > MAX_STEPS for rows, left in zip(running, share, strict=True) if left > 0):
+            raise endless(environment.id)
         obs = step.obs
     return tuple(np.stack(column) for column in zip(*finished, strict=True))

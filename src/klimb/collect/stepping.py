@@ -80,9 +80,13 @@ class Stepper:
         }
 
     def restore(self, captured: dict[str, list]) -> None:
-        """Put them there. RunError when that is not where such copies can stand."""
+        """Put them there, after a reset. RunError or ValueError when that is not where such copies can stand."""
+        with np.errstate(over="ignore"):
+            obs = np.array(captured["obs"], np.float32)
+        if self._obs is None or obs.shape != self._obs.shape:
+            raise ValueError(f"observations of the shape {obs.shape}")
         self.vector.restore([state for seed in captured["states"] for state in seed])
-        self.start_from(np.array([obs for seed in captured["obs"] for obs in seed], np.float32))
+        self._obs = obs
 
     def roll(self, decide: Decide, columns: Columns) -> None:
         """All steps of a rollout, into this part of its columns."""

@@ -124,7 +124,7 @@ class VectorCollector:
         try:
             self._tally.restore(captured["tally"])
             source.restore({name: captured[name] for name in ("states", "obs")})
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise RunError(
                 f"the checkpoint does not say where the environments stood ({type(error).__name__})"
             ) from None

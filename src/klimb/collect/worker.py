@@ -21,6 +21,7 @@ import numpy as np
 from klimb.collect.host_policy import HostPolicy, HostPolicySpec
 from klimb.collect.stepping import Columns, Stepper, bytes_of
 from klimb.environments.gymnasium_adapter import GymnasiumVector, from_recipe
+from klimb.errors import EnvironmentFault
 from klimb.policies.actions import Discrete
 
 
@@ -48,8 +49,9 @@ class SharedRollout:
 
 def serve() -> None:
     """Answer until the input ends."""
-    # Ctrl-C reaches the whole process group; when to stop is the other side's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both reach the whole process group; when to stop is the other side's decision.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     task = json.loads(sys.stdin.readline())
     shape: tuple[int, int, int] = tuple(task["shape"])
     spec = HostPolicySpec.from_dict(task["policy"])
@@ -73,25 +75,39 @@ def _serve(task: dict[str, Any], shared: SharedRollout, spec: HostPolicySpec) ->
     def make() -> gymnasium.Env:
         return from_recipe(task["recipe"])
 
-    vector = GymnasiumVector(make, seeds * (part.stop - part.start), restart=task["restart"])
-    stepper = Stepper(vector, part, seeds)
-    answer(done="make")
-    for line in sys.stdin:
-        order = json.loads(line)
-        match order["do"]:
-            case "reset":
-                stepper.start_from(vector.reset_each(order["seeds"]))
-                answer(done="reset")
-            case "roll":
-                policy = HostPolicy(spec, shared.numbers)
-                noise = shared.noise[:, :, part]
-                stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)  # noqa: B023
-                answer(done="roll", faults=vector.take_faults())
-            case "capture":
-                answer(done="capture", captured=stepper.capture())
-            case "restore":
-                stepper.restore(order["captured"])
-                answer(done="restore")
+    order = {"do": "make"}
+    try:
+        vector = GymnasiumVector(make, seeds * (part.stop - part.start), restart=task["restart"])
+        stepper = Stepper(vector, part, seeds)
+        answer(done="make")
+        for line in sys.stdin:
+            order = json.loads(line)
+            answer(done=order["do"], **_obey(order, vector, stepper, shared, spec, part))
+    except EnvironmentFault as fault:
+        answer(done=order["do"], fatal=str(fault))
+
+
+def _obey(
+    order: dict[str, Any],
+    vector: GymnasiumVector,
+    stepper: Stepper,
+    shared: SharedRollout,
+    spec: HostPolicySpec,
+    part: slice,
+) -> dict[str, Any]:
+    """What there is to say of an order that has been carried out."""
+    match order["do"]:
+        case "reset":
+            stepper.start_from(vector.reset_each(order["seeds"]))
+        case "roll":
+            policy, noise = HostPolicy(spec, shared.numbers), shared.noise[:, :, part]
+            stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)
+            return {"faults": vector.take_faults()}
+        case "capture":
+            return {"captured": stepper.capture()}
+        case "restore":
+            stepper.restore(order["captured"])
+    return {}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import tempfile
 import time
 from typing import Any
 
+from klimb.errors import EnvironmentFault
+
 PATIENCE = 60.0
 """Seconds in which an order has to be taken, and at the least those in which the environments have to be made."""
 MOST_SAID = 2**20
@@ -56,21 +58,34 @@ class WorkerProcess:
         self._write({"do": do, **words})
         self._awaited.append(do)
 
-    def hear(self, timeout: float) -> dict[str, Any]:
-        """The answer to the last order, after those to all before it. WorkerLost when one takes `timeout` seconds."""
+    def hear(self, deadline: float, timeout: float) -> dict[str, Any]:
+        """The answer to the last order, after those to all before it.
+
+        WorkerLost when it has not come by the deadline (of `time.monotonic`), which is put off by the seconds that the
+        environments take to be made, and then `timeout`. EnvironmentFault when the environments have given up.
+        """
         answer: dict[str, Any] = {}
         while self._awaited:
-            patience = max(timeout, PATIENCE) if self._awaited[0] == "make" else timeout
-            line = self._line(time.monotonic() + patience)
+            making = self._awaited[0] == "make"
+            line = self._line(max(deadline, time.monotonic() + PATIENCE) if making else deadline)
+            deadline = max(deadline, time.monotonic() + timeout) if making else deadline
             try:
                 answer = json.loads(line)
             except ValueError:
                 raise self.lost(f"answers {line[:80]!r}") from None
-            if answer.get("done") != self._awaited.pop(0):
+            if answer.get("done") != self._awaited[0]:
                 raise self.lost(f"answers {line[:80]!r}")
+            if "fatal" in answer:
+                raise EnvironmentFault(answer["fatal"])
+            self._awaited.pop(0)
         if os.fstat(self._errors.fileno()).st_size > MOST_SAID:
             os.ftruncate(self._errors.fileno(), 0)
         return answer
+
+    @property
+    def started(self) -> bool:
+        """Whether its environments have been made."""
+        return "make" not in self._awaited
 
     def end(self, *, patience: float) -> None:
         """End the process: by itself within `patience` seconds, else by force."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+import time
 from typing import IO, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from klimb.errors import EnvironmentFault
 
 MOST_LOSSES = 3
 """Rollouts in a row that one worker may be lost in."""
+REMEDY = "--workers 0 steps them in this process, with the whole traceback"
 
 
 class Workers:
@@ -57,7 +59,15 @@ class Workers:
         self._seeds = shape[1]
         self._seed, self._restarts = 0, 0
         self._losses = [0] * len(self._parts)
-        self._workers = [self._start(part) for part in self._parts]
+        self._workers: list[WorkerProcess] = []
+        try:
+            for part in self._parts:
+                self._workers.append(self._start(part))
+        except OSError as error:
+            self.close()
+            raise EnvironmentFault(
+                f"worker processes can't be started ({error.strerror}): use fewer --workers"
+            ) from None
 
     def reset(self, seeds: np.ndarray) -> None:
         """Start all episodes anew; `seeds` is `[K, N]`. Does not wait for it."""
@@ -75,12 +85,15 @@ class Workers:
     def finish(self) -> tuple[Columns, list[Fault]]:
         """The rollout that was begun, as arrays of its own, and what went wrong; copies count over seeds, then N."""
         faults: list[Fault] = []
+        deadline = time.monotonic() + self._timeout
         for number, part in enumerate(self._parts):
             try:
-                answer = self._workers[number].hear(self._timeout)
+                answer = self._workers[number].hear(deadline, self._timeout)
             except WorkerLost as lost:
                 faults += self._replace(number, lost)
                 continue
+            except EnvironmentFault as fault:
+                raise EnvironmentFault(f"{self._name(number)}: {fault}; {REMEDY}") from None
             self._losses[number] = 0
             width = part.stop - part.start
             faults += [
@@ -117,15 +130,20 @@ class Workers:
         """Every worker's answer to an order; None when one of them is lost."""
         for worker, one in zip(self._workers, words, strict=True):
             worker.ask(order, **one)
+        deadline = time.monotonic() + self._timeout
         try:
-            return [worker.hear(self._timeout) for worker in self._workers]
-        except WorkerLost as lost:
+            return [worker.hear(deadline, self._timeout) for worker in self._workers]
+        except (WorkerLost, EnvironmentFault) as lost:
             self._last_loss = str(lost)
             return None
 
     @property
     def _copies(self) -> int:
         return self._parts[-1].stop
+
+    def _name(self, number: int) -> str:
+        part = self._parts[number]
+        return f"the process that steps the environments {part.start} to {part.stop - 1} of every seed"
 
     def _start(self, part: slice) -> WorkerProcess:
         return WorkerProcess({**self._task, "part": (part.start, part.stop)}, (self._file.fileno(),))
@@ -134,10 +152,11 @@ class Workers:
         """Another worker in the place of a lost one, whose rows of this rollout are not valid: the faults."""
         part = self._parts[number]
         self._losses[number] += 1
-        story = f"the process that steps the environments {part.start} to {part.stop - 1} of every seed {lost}"
-        if not self._restart or self._losses[number] >= MOST_LOSSES:
-            times = f" ({self._losses[number]} rollouts in a row)" if self._restart else ""
-            raise EnvironmentFault(f"{story}{times}; --workers 0 steps them in this process, with the whole traceback")
+        story = f"{self._name(number)} {lost}"
+        # One whose environments can't even be made would be lost again.
+        if not (self._restart and self._workers[number].started) or self._losses[number] >= MOST_LOSSES:
+            times = f" ({self._losses[number]} rollouts in a row)" if self._losses[number] > 1 else ""
+            raise EnvironmentFault(f"{story}{times}; {REMEDY}")
         # By force: it may hang, and nobody else may write into the memory from now on.
         self._workers[number].end(patience=0.0)
         for column in self.shared.columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from rich.console import Console
 from klimb.commands.evaluate import evaluate_seeds, evaluation_lines
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import imported_module, make, make_named_in
-from klimb.errors import TrainingFailed
+from klimb.errors import KlimbError, TrainingFailed
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
+from klimb.runs.driver import NotSaved
+from klimb.runs.policy_file import save_policy
 from klimb.runs.report import write_report
 
 FINAL_EPISODES = 100
@@ -33,12 +36,19 @@ def announce(config: RunConfig, named_in: Path | None, *, trust: bool) -> tuple[
 
 @contextlib.contextmanager
 def reporting_failure(run_dir: Path) -> Iterator[None]:
-    """A training that fails leaves a report too: what it failed of is in there."""
+    """A training that fails leaves a report too, and one that can't be written leaves its policies elsewhere."""
     try:
         yield
     except TrainingFailed:
-        write_report(run_dir)
+        # Without a single iteration there is nothing to report.
+        with contextlib.suppress(KlimbError):
+            write_report(run_dir)
         raise
+    except NotSaved as error:
+        refuge = Path(tempfile.mkdtemp(prefix="klimb-"))
+        for number, policy in enumerate(policy for run in error.runs for policy in run.policies):
+            save_policy(policy, refuge, name=f"policy_{number}")
+        raise TrainingFailed(f"{error}; the policies are in {refuge}") from error
 
 
 def finish(

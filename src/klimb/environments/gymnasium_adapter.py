@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from jaxtyping import Float
 from klimb.environments import simulator_state
 from klimb.environments.host import Fault, HostEnvironment, HostStep, HostVector
 from klimb.errors import EnvironmentFault
+
+logger = logging.getLogger("klimb")
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,12 @@ class GymnasiumVector(HostVector):
         steps = []
         for copy, (env, one) in enumerate(zip(self._envs, action, strict=True)):
             try:
-                steps.append(env.step(one))
-            except Exception as error:
+                steps.append(_answer(*env.step(one)))
+            # An environment that ends the process means the episode, at most.
+            except (Exception, SystemExit) as error:
                 steps.append(self._nothing())
                 faults[copy] = _said(error)
-        next_obs, reward, terminated, truncated, _ = zip(*steps, strict=True)
+        next_obs, reward, terminated, truncated = zip(*steps, strict=True)
         successor: np.ndarray
         try:
             successor = self._observations(next_obs)
@@ -146,8 +150,11 @@ class GymnasiumVector(HostVector):
         return HostStep(successor, obs, rewards, over, cut & ~over, valid)
 
     def close(self) -> None:
-        for env in self._envs:
-            env.close()
+        for copy, env in enumerate(self._envs):
+            try:
+                env.close()
+            except Exception as error:
+                logger.warning("copy %d of the environment can't be closed: %s", copy, _said(error))
 
     def take_faults(self) -> list[Fault]:
         faults, self._faults = self._faults, []
@@ -187,8 +194,8 @@ class GymnasiumVector(HostVector):
     def _observations(self, observations: Sequence[Any]) -> np.ndarray:
         return _numbers(observations, "observation", (len(observations), *(self._shape or ())))
 
-    def _nothing(self) -> tuple[np.ndarray, float, bool, bool, dict]:
-        return np.zeros(self._shape or (), np.float32), 0.0, False, False, {}
+    def _nothing(self) -> tuple[np.ndarray, float, bool, bool]:
+        return np.zeros(self._shape or (), np.float32), 0.0, False, False
 
     def _one_by_one(
         self, next_obs: Sequence[Any], reward: Sequence[Any], faults: dict[int, str]
@@ -239,21 +246,28 @@ class _Unfit(Exception):
     """What an environment gave is not what its spaces say."""
 
 
+def _answer(obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> tuple[Any, Any, bool, bool]:
+    """What counts of an environment's answer to an action; an error where it is none."""
+    if reward is None:  # NumPy would take it for NaN
+        raise _Unfit("its reward is None")
+    return obs, reward, bool(terminated), bool(truncated)
+
+
 def _numbers(values: Sequence[Any], what: str, shape: tuple[int, ...]) -> np.ndarray:
     """As float32 of a shape; _Unfit where they are none."""
     try:
         array = np.array(values, np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise _Unfit(f"its {what} is no number or array of numbers ({_said(error)})") from None
     if array.shape != shape:
         raise _Unfit(f"its {what} has the shape {array.shape[1:]} instead of {shape[1:]}")
     return array
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """An exception in one line."""
     words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}"[:200]
+    return (words if isinstance(error, _Unfit) else f"{type(error).__name__}: {words}")[:200]
 
 
 def copy_seeds(seed: int, copies: int) -> np.ndarray:

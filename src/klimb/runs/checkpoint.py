@@ -34,7 +34,8 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write `<iteration>.safetensors`, then delete all but the newest `keep`.
 
-    Raises OSError when it can't be written; those that are there stay.
+    Those of later iterations go too: the run has gone on from before them, since they were damaged. Raises OSError
+    when it can't be written; the others stay.
     """
     directory.mkdir(exist_ok=True)
     # What a process that was killed in the middle of writing has left.
@@ -42,9 +43,11 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
         torn.unlink(missing_ok=True)
     path = directory / f"{checkpoint.iteration:09d}.safetensors"
     write_checkpoint(path, checkpoint)
-    for old in _newest_first(directory)[keep:]:
+    every = _newest_first(directory)
+    at = every.index(path)
+    for other in every[:at] + every[at + keep :]:
         with contextlib.suppress(OSError):
-            old.unlink(missing_ok=True)
+            other.unlink(missing_ok=True)
     return path
 
 

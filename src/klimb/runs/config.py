@@ -20,6 +20,7 @@ from klimb.improve.registry import RULES, rule_name
 from klimb.improve.rule import Rule, is_offline
 from klimb.minibatches import require_divisible
 from klimb.policies.networks import Activation
+from klimb.runs.files import require_regular
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # A configuration may be a stranger's: no size in it may ask for more than a large machine has.
@@ -248,6 +249,7 @@ def num_weights(sizes: Sequence[int]) -> int:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tree of a configuration file. ConfigError, with the file's name, when it can't be read or is not TOML."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             content = file.read(MAX_FILE + 1)
         if len(content) > MAX_FILE:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from klimb.errors import RunError
 from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
 from klimb.runs.config import RunConfig, one_line
-from klimb.runs.files import write_text
+from klimb.runs.files import flush_directory, write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
 from klimb.runs.policy_file import policy_name, save_policy
@@ -36,7 +36,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, state: TrainState, policies: list[PyTree]) -> RunDirectory:
-        """A new directory with a state to start from, whole or not at all.
+        """A new directory with a state to start from, whole or not at all, and locked.
 
         RunError when there is something at `path` already: no run is ever overwritten.
         """
@@ -44,17 +44,20 @@ class RunDirectory:
         if path.exists():
             raise RunError(f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {path}")
         # Under another name until it can be resumed: a process killed meanwhile leaves no run behind.
-        beginning = path.with_name(f".{path.name}.{os.getpid()}.part")
+        directory = cls(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"), config)
         try:
-            beginning.mkdir(parents=True)
-            write_text(beginning / "config.toml", config.to_toml())
-            cls(beginning, config).save(Checkpoint(state, 0, 0.0), policies, score=None)
-            beginning.rename(path)
+            directory.path.mkdir(parents=True)
+            directory.lock()
+            write_text(directory.path / "config.toml", config.to_toml())
+            directory.save(Checkpoint(state, 0, 0.0), policies, score=None)
+            directory.path.rename(path)
         except OSError as error:
+            directory.close()
+            shutil.rmtree(directory.path, ignore_errors=True)
             raise RunError(f"cannot make the run directory {path}: {error.strerror}") from None
-        finally:
-            shutil.rmtree(beginning, ignore_errors=True)
-        return cls(path, config)
+        flush_directory(path.parent)
+        directory.path = path
+        return directory
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
@@ -70,26 +73,32 @@ class RunDirectory:
         return cls(path, RunConfig.read(path / "config.toml"))
 
     def lock(self) -> None:
-        """Keep other processes from writing into it. RunError when one does."""
+        """Keep other processes from writing into it. RunError when one does, or when it would write elsewhere."""
+        for name in (".lock", FILE_NAME, "checkpoints", BEST):
+            if (self.path / name).is_symlink():
+                raise RunError(f"{self.path / name} is a link; klimb writes into the run directory alone: remove it")
         self._lock = RunLock(self.path)
 
     def save(self, checkpoint: Checkpoint, policies: list[PyTree], *, score: float | None) -> None:
-        """The policies first, then the checkpoint: whoever finds a checkpoint finds its policies.
+        """The records and the policies first, then the checkpoint: whoever finds a checkpoint finds what led to it.
 
         score: what the policies were worth, as far as is known; the best so far are kept in `best/` too.
         Raises OSError when something can't be written, and RunError when the directory is gone.
         """
         if not (self.path / "config.toml").exists():
             raise RunError(f"the run directory {self.path} has been removed while the training was going on")
+        if self._log is not None:
+            self._log.flush()
         self._save_policies(policies, self.path)
-        save_checkpoint(self.path / "checkpoints", checkpoint, keep=self.config.options.keep_checkpoints)
         best = self.best_score()
         if score is not None and (best is None or score > best):
             folder = self.path / BEST
             folder.mkdir(exist_ok=True)
             self._save_policies(policies, folder)
             write_checkpoint(folder / "checkpoint.safetensors", checkpoint)
+            # Last: a process that is killed before this line writes all of it again.
             write_text(folder / "score.json", json.dumps({"iteration": checkpoint.iteration, "score": score}) + "\n")
+        save_checkpoint(self.path / "checkpoints", checkpoint, keep=self.config.options.keep_checkpoints)
 
     def load(self, template: TrainState) -> Checkpoint:
         """The newest usable checkpoint."""
@@ -127,14 +136,22 @@ class RunDirectory:
         else:
             self._log_fails = False
 
+    def write_waiting(self) -> None:
+        """The last try to write records that wait. Raises OSError."""
+        if self._log is not None:
+            self._log.write_waiting()
+
     def history(self) -> list[Record]:
         """All records so far."""
         path = self.path / FILE_NAME
-        return read_metrics(path) if path.exists() else []
+        return read_metrics(path) if path.is_file() else []
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
-        """Keep an evaluation beside the policies, for the report."""
-        write_text(self.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+        """Keep an evaluation beside the policies, for the report. RunError when it can't be written."""
+        try:
+            write_text(self.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write the evaluation into {self.path}: {error.strerror}") from None
 
     def close(self) -> None:
         """Close the metrics, and let other processes write."""
@@ -145,13 +162,11 @@ class RunDirectory:
             self._lock.release()
             self._lock = None
 
-    def write_waiting(self) -> None:
-        """The last try to write records that wait. Raises OSError."""
-        if self._log is not None:
-            self._log.write_waiting()
-
     def _save_policies(self, policies: list[PyTree], folder: Path) -> None:
         options = self.config.options
+        # What a process that was killed in the middle of writing has left.
+        for torn in folder.glob(".policy*.part"):
+            torn.unlink(missing_ok=True)
         for k, policy in enumerate(policies):
             save_policy(policy, folder, name=policy_name(options.seed + k if options.num_seeds > 1 else None))
 

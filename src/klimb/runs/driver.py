@@ -121,16 +121,14 @@ def resume(
     environment = make(config.env if env is None else env)
     with contextlib.closing(directory):
         directory.lock()
-        policy = _saved_policy(directory) if policy is None else policy
+        policy = _saved_policy(directory, environment) if policy is None else policy
         program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
         state, iteration, wall_time, environments = directory.load(program.state_template())
         directory.start_log(keep_until=iteration)
-        output = Output(config, slice(None), directory)
-        output.recall(iteration)
         (run,) = drive(
             program,
             program.place(state),
-            [output],
+            [Output(config, slice(None), directory)],
             on_records,
             iteration=iteration,
             wall_time=wall_time,
@@ -139,17 +137,20 @@ def resume(
     return run
 
 
-def _saved_policy(directory: RunDirectory) -> PyTree | None:
-    """The policy of the (first) seed, which says how policies of the run are built; None where it can't be read."""
+def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:
+    """The policy of the (first) seed, which says how policies of the run are built.
+
+    Where it can't be read, the one that the run started from, or None for a network of the configuration.
+    """
     options = directory.config.options
     first_seed = options.seed if options.num_seeds > 1 else None
     if not (directory.path / f"{policy_name(first_seed)}.json").is_file():
-        return None
+        return policy_for(environment, directory.config)
     try:
         return load_policy(directory.path, seed=first_seed)
     except PolicyFileError as error:
         logger.warning("%s; the checkpoint is used, and its policy written anew", error)
-        return None
+        return policy_for(environment, directory.config)
 
 
 def policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
@@ -187,19 +188,22 @@ def drive(
     environments: dict[str, Any] | None = None,
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
-    clock = Clock(wall_time)
+    clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
     try:
+        rejections.recall([record for output in outputs for record in output.recall(iteration)])
         program.start(iteration=iteration, environments=environments)
-        state, iteration = _advance(program, state, outputs, on_records, iteration, clock)
+        state, iteration = _advance(program, state, outputs, on_records, iteration, clock, rejections)
         runs = [output.run(program, state) for output in outputs]
         lacking = [words for output in outputs if (words := output.unwritten(iteration)) is not None]
         if lacking:
             raise NotSaved(f"the training is done, but {'; '.join(lacking)}: the disk can't be written", runs)
         return runs
     finally:
-        program.close()
-        for output in outputs:
-            output.close()
+        try:
+            program.close()
+        finally:
+            for output in outputs:
+                output.close()
 
 
 def _advance(
@@ -209,15 +213,15 @@ def _advance(
     on_records: OnRecords | None,
     iteration: int,
     clock: Clock,
+    rejections: Rejections,
 ) -> tuple[TrainState, int]:
     """The last state and its iteration. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
     options, num_iterations = program.config.options, program.config.num_iterations
-    rejections = Rejections(options.max_rejections)
     size = CallSize(1 if options.check_finite else program.max_iterations_a_call)
     with StopSignals() as stop:
         while iteration < num_iterations and not program.finished(state):
             until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
-            count = min(size.iterations, num_iterations - iteration, until_checkpoint)
+            count = min(size.iterations, num_iterations - iteration, until_checkpoint, rejections.left)
             try:
                 state, metrics = program.advance(state, count)
             except EnvironmentFault as fault:
@@ -238,8 +242,9 @@ def _advance(
             due = finished or iteration % options.checkpoint_every == 0
             if due or stops:
                 _save(outputs, program, state, iteration, clock.now, due=due)
-            if options.check_finite:
-                _require_finite(program, metrics, iteration)
+            if options.check_finite and (metrics["status"] == Status.NONFINITE).any():
+                _save(outputs, program, state, iteration, clock.now, due=due)
+                raise TrainingFailed(_first_nan(program, metrics, iteration) + _saved(outputs))
             if stops and rejections.hopeless:
                 raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(outputs)}")
             if stops and stop.received is not None:
@@ -251,19 +256,23 @@ def _save(
     outputs: list[Output], program: Program, state: TrainState, iteration: int, wall_time: float, *, due: bool
 ) -> None:
     """A checkpoint of every run. NotSaved when a run's directory is gone: nobody would ever find what follows."""
-    try:
-        for output in outputs:
-            if output.saved_at != iteration:
-                output.save(program, state, iteration=iteration, wall_time=wall_time, due=due)
-    except RunError as gone:
+    gone = []
+    environments = program.environments()
+    for output in outputs:
+        if output.saved_at != iteration:
+            try:
+                output.save(program, state, environments, iteration=iteration, wall_time=wall_time, due=due)
+            except RunError as error:
+                gone.append(str(error))
+    if gone:
         runs = [output.run(program, state) for output in outputs]
-        raise NotSaved(f"{gone}; stopped after iteration {iteration}", runs) from None
+        raise NotSaved(f"{'; '.join(gone)}; stopped after iteration {iteration}", runs)
 
 
-def _require_finite(program: Program, metrics: dict[str, np.ndarray], iteration: int) -> None:
-    """TrainingFailed, with the operation that made the first NaN, when a seed's step was not finite."""
-    for copy in np.flatnonzero((metrics["status"] == Status.NONFINITE).any(0)):
-        raise TrainingFailed(f"iteration {iteration}: {program.first_nan(int(copy))}")
+def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int) -> str:
+    """What made the first NaN of the first copy whose step was not finite."""
+    copy = int(np.flatnonzero((metrics["status"] == Status.NONFINITE).any(0))[0])
+    return f"iteration {iteration}: {program.first_nan(copy)}"
 
 
 def _saved(outputs: list[Output]) -> str:

@@ -56,10 +56,7 @@ def evaluate(
     else:
         returns, lengths = _evaluate_host(policy, environment, episodes, seed, deterministic, max_steps)
     if lengths.size and lengths.max() > max_steps:
-        raise EnvironmentFault(
-            f"an episode of {environment.id} has not ended after {max_steps} steps: give it an end (in Gymnasium, "
-            "max_episode_steps when it is registered) or raise max_steps"
-        )
+        raise endless(environment.id, max_steps)
     error = float(np.std(returns, ddof=1) / np.sqrt(episodes)) if episodes > 1 else float("nan")
     return Evaluation(returns, lengths, float(np.mean(returns)), error)
 
@@ -79,6 +76,14 @@ def require_fit(policy: PyTree, environment: CompiledEnvironment | HostEnvironme
             f"the policy has the actions {actions}, {environment.id} takes {theirs}: "
             "it was trained on another environment"
         )
+
+
+def endless(name: str, steps: int = MAX_STEPS) -> EnvironmentFault:
+    """Of an episode that never ends."""
+    return EnvironmentFault(
+        f"an episode of {name} has not ended after {steps} steps: give it an end (in Gymnasium, max_episode_steps when "
+        "it is registered)"
+    )
 
 
 def shares(episodes: int, copies: int) -> np.ndarray:
@@ -155,8 +160,10 @@ def _evaluate_host(
                     share[copy] -= 1
                 total[copy], length[copy] = 0, 0
             obs = step.obs
-            if length.max() > max_steps:
-                return np.append(returns, total.max()), np.append(lengths, length.max())
+            # Copies that have run their share go on, and count no more.
+            endless = (length > max_steps) & (share > 0)
+            if endless.any():
+                return np.append(returns, total[endless]), np.append(lengths, length[endless])
     finally:
         vector.close()
     return np.array(returns), np.array(lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 from pathlib import Path
@@ -14,6 +15,9 @@ try:
     import fcntl
 except ImportError:  # Windows: two processes there have nobody to tell them apart
     fcntl = None  # type: ignore[assignment]
+
+
+logger = logging.getLogger("klimb")
 
 
 class RunLock:
@@ -30,11 +34,13 @@ class RunLock:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
             file.close()
             raise RunError(f"{directory} is being written by {holder}: wait for it, or stop it first") from None
+        except OSError as error:
+            logger.warning("%s can't be locked (%s): see to it that nothing else writes there", path, error.strerror)
         file.truncate(0)
         # Who holds it is only said for the message: on a full disk it stays unsaid.
         with contextlib.suppress(OSError):
@@ -46,5 +52,6 @@ class RunLock:
         """Let the next one in."""
         if self._file is not None:
             with contextlib.suppress(OSError):
+                self._file.truncate(0)
                 self._file.close()
             self._file = None

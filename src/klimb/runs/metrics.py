@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from klimb.runs.config import one_line
+from klimb.runs.files import require_regular
 from klimb.types import Status
 
 Record = dict[str, Any]
@@ -68,6 +69,7 @@ def read_metrics(path: Path) -> list[Record]:
 
 def _lines(path: Path) -> Iterator[tuple[Record | None, bool]]:
     """Every line's record, None where it holds none, and whether it is a whole line."""
+    require_regular(path)
     with path.open("rb") as file:
         for line in file:
             yield _parsed(line), line.endswith(b"\n")
@@ -84,6 +86,7 @@ def _parsed(line: bytes) -> Record | None:
 
 def _cut_back(path: Path, iteration: int) -> None:
     """Drop what comes after the record of an iteration: it is about to be made again."""
+    require_regular(path)
     end, kept = 0, 0
     with path.open("rb") as file:
         for line in file:
@@ -129,6 +132,11 @@ class MetricsLog:
             raise
         self._size += len(self._waiting)
         self._waiting = b""
+
+    def flush(self) -> None:
+        """Whatever has been appended is on the disk. Raises OSError as `append` does."""
+        self.write_waiting()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close both files."""

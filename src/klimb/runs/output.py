@@ -71,7 +71,6 @@ class Output:
         if run_dir is not None:
             policies = program.policies(state)[part]
             output.directory = RunDirectory.create(run_dir, config, output._own(program, state), policies)
-            output.directory.lock()
             output.directory.start_log()
             output.saved_at = 0
         return output
@@ -86,21 +85,36 @@ class Output:
         else:
             self.directory.append(records)
 
-    def recall(self, iteration: int) -> None:
-        """Say what the run is gone on from: the checkpoint of an iteration, which may have been none that was due."""
-        assert self.directory is not None
+    def recall(self, iteration: int) -> list[Record]:
+        """The records of a run that is gone on with from the checkpoint of an iteration, whether or not it was due."""
+        if self.directory is None or iteration == 0:
+            return []
         self.saved_at = iteration
+        records = self.directory.history()
+        if [record["iteration"] for record in records[-1:]] != [iteration]:
+            logger.warning("%s: the metrics do not reach up to iteration %d", self.directory.path, iteration)
         due = iteration - iteration % self.config.options.checkpoint_every
-        self._score.recall([record for record in self.directory.history() if record["iteration"] > due])
+        self._score.recall([record for record in records if record["iteration"] > due])
+        return records
 
-    def save(self, program: Program, state: TrainState, *, iteration: int, wall_time: float, due: bool) -> None:
+    def save(
+        self,
+        program: Program,
+        state: TrainState,
+        environments: dict[str, Any] | None,
+        *,
+        iteration: int,
+        wall_time: float,
+        due: bool,
+    ) -> None:
         """A checkpoint, with the policies as files of their own. One that is due may be the best.
+
+        environments: where those of all copies stand, or None.
 
         Where it can't be written that is said, and the training goes on. RunError when the directory is gone.
         """
         if self.directory is None:
             return
-        environments = program.environments()
         own = (
             None
             if environments is None

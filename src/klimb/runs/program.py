@@ -177,9 +177,14 @@ class Program:
             self._iteration({name: values[copy] for name, values in self._variations.items()}), role_axis=None
         )
         if seen is not None:
+            if not seen.columns.valid.any():
+                return "no row of the rollout is valid"
             for name, column in seen.columns._asdict().items():
-                if jnp.issubdtype(column.dtype, jnp.inexact) and not jnp.isfinite(column).all():
-                    step, number = map(int, np.argwhere(~np.isfinite(column))[0][:2])
+                if not jnp.issubdtype(column.dtype, jnp.inexact):
+                    continue
+                bad = ~np.isfinite(column).all(axis=tuple(range(2, column.ndim))) & np.asarray(seen.columns.valid)
+                if bad.any():
+                    step, number = map(int, np.argwhere(bad)[0])
                     return f"environment {number} gave a non-finite {name} at step {step} of the rollout"
 
         def one_iteration(state: TrainState) -> PyTree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from klimb.runs.metrics import Record
 from klimb.types import Status
 
 FAULTS = (Status.NONFINITE, Status.CG_BREAKDOWN)
@@ -18,6 +19,21 @@ class Rejections:
         self._most = most
         self._in_a_row: np.ndarray = np.zeros(1, int)
         self._last = Status.NONFINITE
+
+    def recall(self, records: list[Record]) -> None:
+        """Go on from a run's records. One that was stopped by the limit gets another chance."""
+        names = Status.__members__
+        for record in records:
+            told = record.get("status")
+            status = [names.get(str(name), Status.ACCEPTED) for name in (told if isinstance(told, list) else [told])]
+            self.count(np.array([status]))
+        if self.hopeless:
+            self._in_a_row = np.zeros(1, int)
+
+    @property
+    def left(self) -> int:
+        """How many more there may be: a call of so many iterations ends with the last of them."""
+        return max(1, self._most - int(self._in_a_row.min()))
 
     def count(self, status: np.ndarray) -> None:
         """Take in statuses `[iterations, seeds]`."""

@@ -64,16 +64,16 @@ def sweep(
             "give each a run of its own"
         ) from None
     each = trained.num_seeds
-    outputs = [
-        Output.create(
-            config,
-            None if run_dir is None else Path(run_dir) / ",".join(f"{field}={getattr(one, field)!r}" for field in over),
-            program,
-            state,
-            slice(i * each, (i + 1) * each),
-        )
-        for i, (one, config) in enumerate(zip(rules, configs, strict=True))
-    ]
+    outputs: list[Output] = []
+    try:
+        for i, (one, config) in enumerate(zip(rules, configs, strict=True)):
+            name = ",".join(f"{field}={getattr(one, field)!r}" for field in over)
+            path = None if run_dir is None else Path(run_dir) / name
+            outputs.append(Output.create(config, path, program, state, slice(i * each, (i + 1) * each)))
+    except RunError:
+        for output in outputs:
+            output.close()
+        raise
     return drive(program, state, outputs, on_records, iteration=0, wall_time=0.0)
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from klimb.errors import ConfigError, RunError
 from klimb.improve.registry import RULES
 from klimb.runs.config import MAX_NAME, RunConfig, TrainOptions, build, check_sizes, one_line, read_toml, shown
+from klimb.runs.files import require_regular
 from klimb.runs.metrics import read_metrics
 from klimb.runs.report.averages import Column, interquartile_mean
 from klimb.types import Status
@@ -220,6 +221,7 @@ def _read_evaluation(path: Path) -> Evaluation | None:
     if not path.exists():
         return None
     try:
+        require_regular(path)
         tree = json.loads(path.read_bytes())
         seeds = [
             SeedReturns(
