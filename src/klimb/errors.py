@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class KlimbError(Exception):
@@ -59,3 +60,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {word.lower(): word for word in known}
     match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean {by_lower[match[0]]!r}?" if match else ""
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value out of a file as part of a message: one printable line, cut when it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or what holds itself deeply
+        text = f"<a value of type {type(value).__name__}, too long to show>"
+    return one_line(text, limit)
+
+
+def one_line(text: object, limit: int = 400) -> str:
+    """Text, or a path, or what another library says of a file, on one printable line, cut when it is long."""
+    line = str(text)
+    line = line if line.isprintable() else " ".join(line.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: limit + 1])
+    return line if len(line) <= limit else f"{line[:limit]}…"

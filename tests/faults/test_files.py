@@ -23,8 +23,9 @@ from safetensors.numpy import load_file, save_file
 import klimb
 from klimb import TRPO, ConfigError, KlimbError, PolicyFileError, RunConfig, RunError, TrainOptions
 from klimb.cli import main
+from klimb.errors import one_line, shown
 from klimb.improve.registry import RULES
-from klimb.runs.config import MAX_DOTS, MAX_FILE, build, one_line, shown
+from klimb.runs.config import MAX_DOTS, MAX_FILE, build
 from klimb.runs.directory import RunDirectory
 from klimb.runs.report import write_report
 

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from klimb.runs.config import one_line, shown
+from klimb.errors import one_line, shown
 from klimb.runs.files import write_atomically
 
 CHECKSUM = "sha256"

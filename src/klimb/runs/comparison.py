@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from klimb.environments.registry import BUILT_IN
-from klimb.errors import ConfigError, RunError
-from klimb.runs.config import one_line
+from klimb.errors import ConfigError, RunError, one_line
 from klimb.runs.report.configuration import rule_title
 from klimb.runs.report.data import RunData, Spec, read_run
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from klimb.errors import ConfigError, nearest
+from klimb.errors import ConfigError, nearest, one_line, shown
 from klimb.estimate.advantages import AdvantageKind
 from klimb.improve.off_policy import OffPolicyGradient
 from klimb.improve.registry import RULES, rule_name
@@ -299,23 +299,6 @@ def explain(error: ValidationError) -> str:
     if not name:  # about several fields together: our own words
         return message.removeprefix("Value error, ")
     return f"{name} = {shown(first['input'])}: {message[0].lower()}{message[1:]}"
-
-
-def shown(value: Any, limit: int = 80) -> str:
-    """A value out of a file as part of a message: one printable line, cut when it is long."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or what holds itself deeply
-        text = f"<a value of type {type(value).__name__}, too long to show>"
-    return one_line(text, limit)
-
-
-def one_line(text: object, limit: int = 400) -> str:
-    """Text, or a path, or what another library says of a file, on one printable line, cut when it is long."""
-    line = str(text)
-    line = line if line.isprintable() else " ".join(line.split())
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: limit + 1])
-    return line if len(line) <= limit else f"{line[:limit]}…"
 
 
 def _toml(value: Any) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from klimb.errors import RunError
+from klimb.errors import RunError, one_line
 from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
-from klimb.runs.config import RunConfig, one_line
+from klimb.runs.config import RunConfig
 from klimb.runs.files import flush_directory, write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics

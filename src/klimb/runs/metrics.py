@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from klimb.runs.config import one_line
+from klimb.errors import one_line
 from klimb.runs.files import require_regular
 from klimb.types import Status
 

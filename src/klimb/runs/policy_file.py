@@ -16,11 +16,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 import klimb
-from klimb.errors import PolicyFileError
+from klimb.errors import PolicyFileError, one_line, shown
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import Activation, NetworkPolicy
 from klimb.runs.arrays import load_arrays, save_arrays
-from klimb.runs.config import MAX_WEIGHTS, Width, explain, num_weights, one_line, shown
+from klimb.runs.config import MAX_WEIGHTS, Width, explain, num_weights
 from klimb.runs.files import write_text
 
 FORMAT_VERSION = 1

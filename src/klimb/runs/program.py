@@ -21,6 +21,7 @@ from klimb.collect.stepping import Columns
 from klimb.collect.vectorized import Seen, VectorCollector, complete
 from klimb.devices import Layout, available
 from klimb.environments.base import CompiledEnvironment
+from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.first_nan import first_nan
@@ -73,29 +74,11 @@ class Program:
         self._demonstrations = None if demonstrations is None else self._arrange(demonstrations, template)
         self._host: RolloutsInTurn | None = None
         collector = None
-        if is_offline(config.rule):
-            pass
-        elif isinstance(environment, CompiledEnvironment):
-            self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
-            if options.overlap:
-                raise ConfigError(
-                    f"{environment.id} is compiled: collecting and learning are one program, and there is nothing to "
-                    "overlap; leave --overlap off"
-                )
-            collector = CompiledCollector(environment, options.num_envs, options.num_steps)
-        else:
-            vector = VectorCollector(
-                environment,
-                self.policy_static,
-                num_seeds=self.num_copies,
-                num_envs=options.num_envs,
-                num_steps=options.num_steps,
-                workers=options.workers,
-                restart=options.env_fault == "restart",
-                timeout=options.env_timeout,
-            )
-            keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(self._seed_keys(), number))
-            self._host = RolloutsInTurn(vector, keys, overlap=options.overlap)
+        if not is_offline(config.rule):
+            if isinstance(environment, CompiledEnvironment):
+                collector = self._compiled_collector(environment)
+            else:
+                self._host = self._host_rollouts(environment)
         devices = available()[: options.cores]
         # A rule that studies demonstrations fits no critic: there is one role only.
         self._layout = Layout(self.num_copies, devices[:1] if is_offline(config.rule) else devices)
@@ -222,6 +205,31 @@ class Program:
         """Release the host environments."""
         if self._host is not None:
             self._host.collector.close()
+
+    def _compiled_collector(self, environment: CompiledEnvironment) -> CompiledCollector:
+        options = self._options
+        if options.overlap:
+            raise ConfigError(
+                f"{environment.id} is compiled: collecting and learning are one program, and there is nothing to "
+                "overlap; leave --overlap off"
+            )
+        self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
+        return CompiledCollector(environment, options.num_envs, options.num_steps)
+
+    def _host_rollouts(self, environment: HostEnvironment) -> RolloutsInTurn:
+        options = self._options
+        vector = VectorCollector(
+            environment,
+            self.policy_static,
+            num_seeds=self.num_copies,
+            num_envs=options.num_envs,
+            num_steps=options.num_steps,
+            workers=options.workers,
+            restart=options.env_fault == "restart",
+            timeout=options.env_timeout,
+        )
+        keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(self._seed_keys(), number))
+        return RolloutsInTurn(vector, keys, overlap=options.overlap)
 
     def _seed_keys(self) -> Key[Array, " K"]:
         options = self.config.options

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from klimb.errors import ConfigError, RunError
+from klimb.errors import ConfigError, RunError, one_line, shown
 from klimb.improve.registry import RULES
-from klimb.runs.config import MAX_NAME, RunConfig, TrainOptions, build, check_sizes, one_line, read_toml, shown
+from klimb.runs.config import MAX_NAME, RunConfig, TrainOptions, build, check_sizes, read_toml
 from klimb.runs.files import require_regular
 from klimb.runs.metrics import read_metrics
 from klimb.runs.report.averages import Column, interquartile_mean

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from klimb.errors import RunError
-from klimb.runs.config import one_line
+from klimb.errors import RunError, one_line
 from klimb.runs.files import write_text
 from klimb.runs.report.averages import bucket_mean
 from klimb.runs.report.certificate_charts import certificate_charts
