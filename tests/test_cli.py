@@ -59,6 +59,7 @@ def test_training_says_what_it_does_and_where_everything_is(capsys):
         assert expected in " ".join(out.split()), expected
 
 
+@pytest.mark.slow
 def test_a_second_run_gets_a_directory_of_its_own():
     for _ in range(2):
         assert main(["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "128", "--eval-episodes", "0"]) == 0
@@ -143,6 +144,7 @@ def test_a_configuration_file_repeats_a_run(run_dir):
     assert again == original.replace("seed = 0", "seed = 5")
 
 
+@pytest.mark.slow
 def test_no_limit_is_written_none():
     words = ["train", "ppo", "CartPole-v1", *SMALL, "--env-steps", "128", "--eval-episodes", "0"]
     assert main([*words, "--run-dir", "run", "--max-grad-norm", "none"]) == 0

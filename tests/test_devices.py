@@ -186,6 +186,7 @@ def test_a_seed_on_two_devices_learns_what_it_learns_on_one(name):
     require_no_drift(shared.last)
 
 
+@pytest.mark.slow
 def test_seeds_on_two_devices_are_the_seeds_they_would_be_alone():
     """Two seeds, one a device; and three, of which the second device gets one twice."""
     rule, alone = RULES["ppo"], Training(RULES["ppo"], 2, cores=1)
@@ -262,6 +263,7 @@ def test_overlap_on_a_compiled_environment_is_refused():
         klimb.train(CARTPOLE, TRPO(), **SMALL, env_steps=128, overlap=True)
 
 
+@pytest.mark.slow
 def test_with_overlap_a_rollout_is_of_the_policy_before(monkeypatch):
     """The first two rollouts are of the first policy; each later one of the policy one iteration older.
 

@@ -137,6 +137,7 @@ def test_every_step_is_accounted_for(task):
         assert np.median(kl) > 0.5 * task.rule.max_kl
 
 
+@pytest.mark.slow
 def test_a_clone_of_twenty_episodes_solves_the_task_and_stays_good_when_trained_on(tmp_path):
     """Teacher, clone, fine-tuning: without the critic's warm-up the last is where clones are lost."""
     task = next(task for task in TASKS if isinstance(task.rule, TRPO))

@@ -69,6 +69,7 @@ def test_modes_are_the_episodes_of_an_evaluation_and_have_no_log_probs():
         demonstrations.check_log_probs()
 
 
+@pytest.mark.slow
 def test_gaussian_samples_are_kept_as_they_were_and_squashed_ones_in_the_box():
     policy = make_policy(3, Box((-2.0,), (2.0,)))
     wide = eqx.tree_at(lambda p: p.log_std, policy, jnp.array([1.0]))

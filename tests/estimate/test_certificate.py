@@ -60,6 +60,7 @@ def test_the_excess_is_where_the_bounds_are_zero(x64, gamma):
     assert max(at_worst, on_average) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_rejected_step_promises_and_risks_nothing(x64):
     mdp = TabularMDP.random(0, 4, 2, 0.9)
     policy = SoftmaxTable(jnp.zeros((4, 2)))

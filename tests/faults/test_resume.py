@@ -167,6 +167,7 @@ class Forty(CartPoleEnv):
         return obs, reward, self.steps == 40, False, {}
 
 
+@pytest.mark.slow
 @fault("a run on an environment whose state can't be saved is resumed", "its episodes restart, and count as nothing")
 def test_other_environments_restart(tmp_path):
     environment = klimb.GymnasiumEnvironment.from_maker("forty", Forty)
@@ -222,6 +223,7 @@ def test_states_that_are_none_are_refused(tmp_path):
 SAME = "the same records and the same policy, to the bit"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -106,6 +106,7 @@ def test_resume_takes_the_flag(mark, capsys):
     assert "checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -210,6 +210,7 @@ def test_no_step_is_ever_worse(second_order: bool) -> None:
     assert np.all(costs[-1, :2] < 0.99 * costs[0, :2])
 
 
+@pytest.mark.slow
 def test_many_at_once_equal_one_by_one() -> None:
     problem = pendulum(30)
     states = jnp.asarray([[0.3, 0.0], [2.0, 1.0], [-1.0, -0.5]])

@@ -38,6 +38,7 @@ def value(theta, samples, mixture, regularisation):
     return phi(gaussian(theta, obs).log_prob(action), mixture, reward, regularisation=regularisation).value
 
 
+@pytest.mark.slow
 def test_the_value_is_the_sum_that_the_paper_writes(samples):
     theta, obs, action, reward = samples
     others = [theta + 0.1, theta - 0.2, theta * 0.5]

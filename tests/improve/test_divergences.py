@@ -314,6 +314,7 @@ def test_tv_gradient_of_univariate_gaussians(case):
     np.testing.assert_allclose(single, exact, rtol=0, atol=2e-2 if case == "nearly the same" else 1e-4)
 
 
+@pytest.mark.slow
 def test_tv_gradient_has_its_closed_forms(x64):
     """Equal scales: TV = 2 Φ(m/2) − 1. Equal means: the χ² probabilities. To the last digits, values and gradients."""
     m, ratio = np.array([1e-6, 0.1, 1.0, 5.0]), np.array([1.0001, 1.5, 20.0])

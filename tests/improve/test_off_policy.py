@@ -191,6 +191,7 @@ def test_the_mixture_is_not_the_product_of_mixed_steps(world):
     assert abs(chances @ wrong - 1) > 1e-3
 
 
+@pytest.mark.slow
 def test_variance_falls_with_causality_with_a_baseline_and_with_per_decision_weights(world):
     """The variance of one trajectory's estimate, exact by enumeration, summed over the parameters."""
     beta = world.behaviours[0]

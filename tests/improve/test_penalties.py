@@ -55,6 +55,7 @@ def test_fixed_penalty_converges_to_the_closed_form(problem, direction, penalty)
     assert np.abs(other - expected).max() > 2e-3
 
 
+@pytest.mark.slow
 def test_a_higher_price_buys_a_smaller_move(problem):
     policy, batch, *_ = problem
     kl = [float(take(KLPenalty(kl_coef=c, epochs=200, **FULL), policy, batch)[2].kl_old_new) for c in (0, 1, 10, 1000)]
@@ -127,6 +128,7 @@ def test_the_multiplier_survives_and_follows_the_violation(problem):
         assert float(state.multiplier) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_passes_end_when_the_policy_has_moved_far_enough(problem):
     """Without a price (λ = 0) and with passes for a long way: D ends one pass past `enough` ε, not where they lead."""
     policy, batch, *_ = problem
@@ -177,6 +179,7 @@ def test_adaptive_coefficient_doubles_and_halves_within_its_bounds(x64):
     assert float(adapt(jnp.array(0.15), jnp.array(0.0), 0.01, bounds)) == 0.1
 
 
+@pytest.mark.slow
 def test_ppo_adapts_its_penalty_from_batch_to_batch(problem):
     policy, batch, *_ = problem
     rule = PPO(penalty="kl", target_kl=1e-9, learning_rate=0.05, epochs=5, **FULL)
@@ -221,6 +224,7 @@ def test_wrong_values_get_one_clear_line(rule, fields, line):
         build(rule, fields)
 
 
+@pytest.mark.slow
 def test_mean_divergence_settles_at_its_limit_over_a_run():
     """On sampled CartPole: after the first quarter, wherever λ > 0, the mean KL is within 20 % of ε."""
     run = klimb.train(

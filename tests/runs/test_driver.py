@@ -125,6 +125,7 @@ def test_every_advantage_choice_trains(advantage):
     assert np.isfinite(run.history[-1]["kl_old_new"])
 
 
+@pytest.mark.slow
 def test_host_environments_train_resume_and_take_several_seeds(tmp_path):
     options = {**SMALL, "env_steps": 4 * 128, "num_seeds": 2, "checkpoint_every": 2}
     run = klimb.train("gymnasium:Pendulum-v1", TRPO(), run_dir=tmp_path / "run", **options)

@@ -106,6 +106,7 @@ def test_cloning_resumes_bit_for_bit_and_ends_early_for_good(file, tmp_path):
     assert leaves(again.policy) == leaves(early.policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["gymnasium:CartPole-v1", pytest.param("CartPole-v1", marks=pytest.mark.slow)])
 def test_demonstrations_join_the_batches_of_off_policy_gradients(env, demonstrations):
     rule = OffPolicyGradient(weighting="per_decision", max_weight=5.0, gradient_steps=2)

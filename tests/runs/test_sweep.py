@@ -80,6 +80,7 @@ def test_what_cannot_be_swept_is_said_and_leaves_nothing(rule, over, words, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_sweep_starts_from_the_policy_that_it_is_told(tmp_path):
     """As a training does; while the critic warms up no copy of it moves."""
     start = klimb.train("jax:CartPole-v1", TRPO(), run_dir=tmp_path / "start", **{**SMALL, "num_seeds": 1})

@@ -196,6 +196,7 @@ def test_bad_sizes_are_refused():
         TabularMDP.finite_horizon(np.ones((1, 1, 1)), np.zeros((1, 1)), np.ones(1), 0)
 
 
+@pytest.mark.slow
 def test_gradient_and_fisher_matrix_against_differences_and_scores(x64):
     mdp = TabularMDP.random(5, 4, 3, 0.9)
     policy = SoftmaxTable(jax.random.normal(jax.random.key(0), (4, 3)))

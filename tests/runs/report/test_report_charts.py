@@ -87,6 +87,7 @@ def test_long_run_is_small_quick_and_keeps_every_rejected_step(tmp_path: Path) -
     assert sum(tag == "tr" for tag, _ in page.elements) < 200 + 60
 
 
+@pytest.mark.slow
 def test_many_seeds_and_many_rejections_stay_small(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     n, seeds = 700, 30
