@@ -1,4 +1,4 @@
-"""Swing-ups of the pendulum by growing horizons, against dynamic programming on a grid."""
+"""Swing-ups by growing horizons; the pendulum's against dynamic programming on a grid."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
+from klimb.environments.cartpole_swing_up import CartPoleSwingUp
 from klimb.environments.pendulum import Pendulum
 from klimb.errors import ConfigError
 from klimb.guided.growing import plan_growing
@@ -56,6 +57,19 @@ def test_the_swing_up_costs_what_dynamic_programming_finds() -> None:
     np.testing.assert_array_less(costs, 1.02 * reference)
     # The reference is a path of its own, so that only its discretisation can be undercut.
     np.testing.assert_array_less(0.98 * reference, costs)
+
+
+@pytest.mark.slow
+def test_the_pole_on_the_cart_is_swung_up_from_ten_states() -> None:
+    environment = CartPoleSwingUp()
+    limit = jnp.full(1, environment.max_force)
+    problem = Problem(environment.dynamics, environment.cost, 150, 1, limits=(-limit, limit))
+    for seed in range(10):
+        state = environment.initial(jax.random.key(seed))
+        actions = problem.random_actions(jax.random.key(100 + seed), 16)
+        last = np.asarray(plan_growing(problem, state, actions, first=60, growth=30).states[-10:])
+        assert np.max(np.abs(wrapped(last[:, 2]))) < 0.1
+        assert np.max(np.abs(last[:, 3])) < 0.5
 
 
 @pytest.mark.slow
