@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import resource
 import shutil
@@ -399,7 +398,6 @@ def test_a_running_training_cannot_be_resumed(tmp_path):
 @pytest.mark.slow
 @fault("a run directory exists already", "nothing is overwritten; the line says how to go on with it")
 def test_nothing_is_overwritten(tmp_path):
-    logging.getLogger("klimb").setLevel(logging.WARNING)
     path = tmp_path / "run"
     path.mkdir()
     (path / "precious").write_text("mine")

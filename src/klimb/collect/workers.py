@@ -104,10 +104,12 @@ class Workers:
 
     def capture(self) -> dict[str, list] | None:
         """Where all copies stand, by seed and copy; None where that can't be saved, or a worker is lost."""
-        told = self._all("capture", [{}] * len(self._parts))
-        if told is None or any(answer["captured"] is None for answer in told):
+        try:
+            captured = [answer["captured"] for answer in self._all("capture", [{}] * len(self._parts))]
+        except (WorkerLost, EnvironmentFault):
             return None
-        captured = [answer["captured"] for answer in told]
+        if any(part is None for part in captured):
+            return None
         return {
             name: [[copy for part in captured for copy in part[name][k]] for k in range(self._seeds)]
             for name in captured[0]
@@ -116,8 +118,10 @@ class Workers:
     def restore(self, captured: dict[str, list]) -> None:
         """Put them there. EnvironmentFault when a worker can't."""
         own = [{name: [seed[part] for seed in rows] for name, rows in captured.items()} for part in self._parts]
-        if self._all("restore", [{"captured": one} for one in own]) is None:
-            raise EnvironmentFault(f"the environments can't be put where the checkpoint left them: {self._last_loss}")
+        try:
+            self._all("restore", [{"captured": one} for one in own])
+        except (WorkerLost, EnvironmentFault) as lost:
+            raise EnvironmentFault(f"the environments can't be put where the checkpoint left them: {lost}") from None
 
     def close(self) -> None:
         """End the processes."""
@@ -126,16 +130,12 @@ class Workers:
             worker.end(patience=5.0)
         self._file.close()
 
-    def _all(self, order: str, words: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-        """Every worker's answer to an order; None when one of them is lost."""
+    def _all(self, order: str, words: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Every worker's answer to an order. WorkerLost or EnvironmentFault when one has none."""
         for worker, one in zip(self._workers, words, strict=True):
             worker.ask(order, **one)
         deadline = time.monotonic() + self._timeout
-        try:
-            return [worker.hear(deadline, self._timeout) for worker in self._workers]
-        except (WorkerLost, EnvironmentFault) as lost:
-            self._last_loss = str(lost)
-            return None
+        return [worker.hear(deadline, self._timeout) for worker in self._workers]
 
     @property
     def _copies(self) -> int:
@@ -167,7 +167,7 @@ class Workers:
         count = self._seeds * (part.stop - part.start)
         self._workers[number].ask("reset", seeds=[int(one) for one in copy_seeds(seed, count)])
         return [
-            Fault(seed * self._copies + copy, str(story))
+            Fault(seed * self._copies + copy, story)
             for seed in range(self._seeds)
             for copy in range(part.start, part.stop)
         ]

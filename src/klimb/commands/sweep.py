@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from klimb import compilation_cache, devices
-from klimb.commands.around_a_run import announce, evaluate_run
+from klimb.commands.around_a_run import announce, evaluate_run, reporting_failure
 from klimb.commands.train import directory_name, named_run, parse_flags
 from klimb.commands.words import split
 from klimb.errors import ConfigError
@@ -30,7 +30,7 @@ def sweep(arguments: list[str]) -> None:
     console, environment = announce(config, named_in, trust=flags.trust_environment)
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
-    with Progress(config, console) as progress:
+    with reporting_failure(parent), Progress(config, console) as progress:
         runs = sweep_over(config.env, rule, over, run_dir=parent, on_records=progress.update, **asdict(options))
     for run in runs:
         assert run.directory is not None

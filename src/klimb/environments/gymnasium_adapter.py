@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from klimb.environments import simulator_state
 from klimb.environments.host import Fault, HostEnvironment, HostStep, HostVector
-from klimb.errors import EnvironmentFault
+from klimb.errors import EnvironmentFault, one_line
 
 logger = logging.getLogger("klimb")
 
@@ -266,8 +266,7 @@ def _numbers(values: Sequence[Any], what: str, shape: tuple[int, ...]) -> np.nda
 
 def _said(error: BaseException) -> str:
     """An exception in one line."""
-    words = " ".join(str(error).split())
-    return (words if isinstance(error, _Unfit) else f"{type(error).__name__}: {words}")[:200]
+    return one_line(error if isinstance(error, _Unfit) else f"{type(error).__name__}: {error}", 200)
 
 
 def copy_seeds(seed: int, copies: int) -> np.ndarray:

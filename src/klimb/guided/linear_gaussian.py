@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from klimb.guided.problem import Time
 from klimb.guided.small_matrices import inverse_root, solve_lower
 from klimb.guided.trajectory import Plan
-
-HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-Time = Int[Array, ""] | int
+from klimb.policies.distributions import HALF_LOG_2PI
 
 
 class Samples(eqx.Module):

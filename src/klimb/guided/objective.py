@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from klimb.estimate.importance import log_weights
+from klimb.estimate.importance import effective_sample_size, log_weights
 from klimb.types import Mixture
 
 
@@ -49,5 +49,5 @@ def phi(
     share = jnp.exp(log_weight - log_normaliser[:, None])
     mean_return = jnp.sum(share * reward)
     value = mean_return + regularisation * jnp.sum(log_normaliser)
-    ess = 1 / (share.shape[1] * jnp.sum(jnp.square(share), axis=1))
-    return Phi(value, mean_return, log_normaliser, jax.lax.stop_gradient(ess))
+    ess = jax.lax.stop_gradient(jax.vmap(effective_sample_size)(share))
+    return Phi(value, mean_return, log_normaliser, ess)

@@ -17,14 +17,13 @@ from klimb.errors import ConfigError, nearest, one_line, shown
 from klimb.estimate.advantages import AdvantageKind
 from klimb.improve.off_policy import OffPolicyGradient
 from klimb.improve.registry import RULES, rule_name
-from klimb.improve.rule import Rule, is_offline
+from klimb.improve.rule import Count, Rule, is_offline
 from klimb.minibatches import require_divisible
 from klimb.policies.networks import Activation
 from klimb.runs.files import require_regular
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # A configuration may be a stranger's: no size in it may ask for more than a large machine has.
-Count = Annotated[int, Field(ge=1, le=2**20)]
 Iterations = Annotated[int, Field(ge=1, lt=2**32)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Place = Annotated[str, Field(min_length=1, max_length=4096)]

@@ -51,10 +51,12 @@ class RunDirectory:
             write_text(directory.path / "config.toml", config.to_toml())
             directory.save(Checkpoint(state, 0, 0.0), policies, score=None)
             directory.path.rename(path)
-        except OSError as error:
+        except BaseException as error:
             directory.close()
             shutil.rmtree(directory.path, ignore_errors=True)
-            raise RunError(f"cannot make the run directory {path}: {error.strerror}") from None
+            if isinstance(error, OSError):
+                raise RunError(f"cannot make the run directory {path}: {error.strerror}") from None
+            raise
         flush_directory(path.parent)
         directory.path = path
         return directory

@@ -161,9 +161,9 @@ def _evaluate_host(
                 total[copy], length[copy] = 0, 0
             obs = step.obs
             # Copies that have run their share go on, and count no more.
-            endless = (length > max_steps) & (share > 0)
-            if endless.any():
-                return np.append(returns, total[endless]), np.append(lengths, length[endless])
+            stuck = (length > max_steps) & (share > 0)
+            if stuck.any():
+                return np.append(returns, total[stuck]), np.append(lengths, length[stuck])
     finally:
         vector.close()
     return np.array(returns), np.array(lengths)

@@ -60,8 +60,12 @@ def _plain(name: str, value: Any) -> Any:
 
 def read_metrics(path: Path) -> list[Record]:
     """All whole records of a metrics file. A last line still being written is left out, and so are damaged ones."""
-    records = [record for record, _ in _lines(path) if record is not None]
-    damaged = sum(record is None for record, whole in _lines(path) if whole)
+    records, damaged = [], 0
+    for record, whole in _lines(path):
+        if record is not None:
+            records.append(record)
+        else:
+            damaged += whole
     if damaged:
         logger.warning("%s: %d damaged lines are left out", one_line(path), damaged)
     return records

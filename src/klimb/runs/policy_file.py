@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 import klimb
@@ -20,11 +20,10 @@ from klimb.errors import PolicyFileError, one_line, shown
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import Activation, NetworkPolicy
 from klimb.runs.arrays import load_arrays, save_arrays
-from klimb.runs.config import MAX_WEIGHTS, Width, explain, num_weights
+from klimb.runs.config import MAX_WEIGHTS, STRICT, Width, explain, num_weights
 from klimb.runs.files import write_text
 
 FORMAT_VERSION = 1
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 Size = Annotated[int, Field(ge=1, le=2**20)]
 MAX_FILE = 2**22
 MAX_HEADER = 2**20

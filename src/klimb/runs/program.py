@@ -177,7 +177,9 @@ class Program:
             return iteration.learn(state, rollout, episodes, self._demonstrations)
 
         origin = first_nan(one_iteration, state)
-        return f"the first NaN was made by {origin}" if origin is not None else "an infinity, and no NaN, was made"
+        if origin is None:
+            return "no operation of it made a NaN of numbers: look for infinities"
+        return f"the first NaN was made by {origin}"
 
     @property
     def rows_an_iteration(self) -> int:
