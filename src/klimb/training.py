@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,10 +24,10 @@ from klimb.estimate.batch import make_batch
 from klimb.estimate.certificate import STEP, certificate
 from klimb.estimate.critic import CriticFit, explained_variance, values
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
-from klimb.improve.rule import Rule
+from klimb.improve.rule import Rule, steps_a_row
 from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
-from klimb.policies.normalizer import Normalizer
+from klimb.policies.normalizer import observe
 from klimb.runs.config import TrainOptions, num_iterations
 from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 
@@ -108,11 +107,11 @@ class Iteration:
             now = mean_residual(rollout, value, next_value, gamma=gamma)
             metrics |= {**certificate(info, batch_of_all, scale, gamma), **realised_improvement(now, previous)}
         if options.normalize_observations:
-            critic = _observe(critic, batch.obs, batch.weight)
+            critic = observe(critic, batch.obs, batch.weight)
             # What a policy that was cloned or trained before makes of the world is part of what it can do: new
             # statistics would move it, outside every trust region.
-            if options.init_from is None:
-                new_policy = _observe(new_policy, batch.obs, batch.weight)
+            if options.init_from is None and not getattr(self.rule, "sets_normalizer", False):
+                new_policy = observe(new_policy, batch.obs, batch.weight)
         if options.certificate:
             previous = mean_residual(rollout, *values(critic, rollout), gamma=gamma)
         state = TrainState(
@@ -124,7 +123,7 @@ class Iteration:
             history=history,
             previous=previous,
             iteration=state.iteration + 1,
-            env_steps=state.env_steps + jnp.sum(rollout.valid, dtype=jnp.uint32),
+            env_steps=state.env_steps + steps_a_row(self.rule) * jnp.sum(rollout.valid, dtype=jnp.uint32),
             key=key,
         )
         return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
@@ -195,11 +194,3 @@ def step_metrics(info: UpdateInfo) -> Metrics:
     """UpdateInfo by name, with the rule's own scalars; the certificate's part of them stays with the certificate."""
     fields = {name: getattr(info, name) for name in UpdateInfo.__dataclass_fields__ if name != "extra"}
     return {**fields, **{name: value for name, value in info.extra.items() if name not in STEP}}
-
-
-def _observe(owner: Any, obs: Array, weight: Array) -> Any:
-    """The same policy or critic with the batch's observations taken into its normaliser, where it has one."""
-    normalizer = getattr(owner, "normalizer", None)
-    if not isinstance(normalizer, Normalizer):
-        return owner
-    return eqx.tree_at(lambda tree: tree.normalizer, owner, normalizer.update(obs, weight))

@@ -54,7 +54,8 @@ class Rollout(eqx.Module):
     next row's `obs`. `log_prob` is log π_β(action | obs) under the behaviour policy that collected the data.
     `terminated` (no value beyond) and `truncated` (cut off; the value goes on) are never merged. Rows with
     `valid` False were inserted by an environment's own reset and are never trained on. `time` counts the
-    steps since the episode began; None when unknown (then it counts from the start of the rollout).
+    steps since the episode began; None when unknown (then it counts from the start of the rollout). `physics` is
+    the simulator's own state before the step, of classic control under a rule that plans with it, else None.
     """
 
     obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
@@ -66,6 +67,7 @@ class Rollout(eqx.Module):
     next_obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
+    physics: Float[Array, "T N *physics"] | None = None
 
 
 class Residuals(eqx.Module):

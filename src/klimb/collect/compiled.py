@@ -30,6 +30,8 @@ class CompiledCollector:
     environment: CompiledEnvironment
     num_envs: int
     num_steps: int
+    records_physics: bool = False
+    """Whether rollouts hold the physics states too, of an environment of classic control."""
 
     def init(self, key: PRNGKeyArray) -> CollectorState:
         """All environments at the start of an episode."""
@@ -58,7 +60,8 @@ class CompiledCollector:
             episode_return = carry.episode_return + reward
             # An episode that terminates on the clock's last tick has terminated: its value is zero.
             ends = (after.terminated, after.truncated & ~after.terminated)
-            row = (carry.obs, action, distribution.log_prob(action), reward, *ends, after.obs, carry.time)
+            physics = carry.env_state.physics if self.records_physics else None
+            row = (carry.obs, action, distribution.log_prob(action), reward, *ends, after.obs, carry.time, physics)
             fresh_state, fresh_obs = fresh if environment.light_reset else reset(fresh)
 
             def restart(fresh: Array, old: Array) -> Array:
@@ -74,7 +77,7 @@ class CompiledCollector:
 
         # Twice a turn: 4 % of an iteration less, and more than that brings nothing.
         state, rows = jax.lax.scan(step, state, (noise, step_keys, fresh), unroll=2)
-        obs, action, log_prob, reward, terminated, truncated, next_obs, time, episode_return = rows
+        obs, action, log_prob, reward, terminated, truncated, next_obs, time, physics, episode_return = rows
         valid = jnp.ones(shape, bool)
-        rollout = Rollout(obs, action, log_prob, reward, terminated, truncated, next_obs, valid, time)
+        rollout = Rollout(obs, action, log_prob, reward, terminated, truncated, next_obs, valid, time, physics)
         return state, rollout, summarise(terminated | truncated, episode_return, time + 1)

@@ -101,6 +101,13 @@ class ClassicControl(CompiledEnvironment):
         """What planning minimises: minus the reward of the step that this action makes."""
         return -self.reward(physics, action, self.dynamics(physics, action))
 
+    def unbounded(self) -> ClassicControl:
+        """The same with dynamics and reward that do not clip actions, for planners that keep to the bounds themselves.
+
+        On the bound itself, where good plans stay, a clipped function has no derivative.
+        """
+        return self
+
     def reset(self, key: PRNGKeyArray) -> tuple[Clocked, Array]:
         physics = self.initial(key)
         return Clocked(physics, jnp.int32(0)), self.observe(physics)

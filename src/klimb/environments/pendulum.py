@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -73,6 +74,9 @@ class Pendulum(ClassicControl):
 
     def terminal(self, physics: Float[Array, " 2"]) -> Bool[Array, ""]:
         return jnp.zeros((), bool)
+
+    def unbounded(self) -> Pendulum:
+        return dataclasses.replace(self, max_torque=math.inf)
 
     def _torque(self, physics: Float[Array, " 2"], action: Float[Array, " 1"]) -> Float[Array, ""]:
         return jnp.clip(action[0].astype(physics.dtype), -self.max_torque, self.max_torque)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.behaviour_cloning import BehaviourCloning
 from klimb.improve.dual_descent import DualDescent
 from klimb.improve.kl_penalty import KLPenalty
@@ -21,6 +22,7 @@ RULES: dict[str, type] = {
     "trpo": TRPO,
     "ppo": PPO,
     "behaviour-cloning": BehaviourCloning,
+    "guided": GuidedPolicySearch,
 }
 
 

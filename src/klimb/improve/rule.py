@@ -50,6 +50,17 @@ def is_offline(rule: Rule) -> TypeGuard[OfflineRule]:
     return getattr(rule, "offline", False)
 
 
+def in_environment(rule: Rule, environment: Any, options: Any) -> Rule:
+    """The rule at work in an environment: one that takes samples of its own has a method of this name."""
+    place = getattr(rule, "in_environment", None)
+    return rule if place is None else place(environment, options)
+
+
+def steps_a_row(rule: Rule) -> int:
+    """Environment steps for each row of a rollout: more than one where the rule takes samples of its own."""
+    return getattr(rule, "steps_a_row", 1)
+
+
 def with_values(rule: Any, values: Mapping[str, Any]) -> Any:
     """The same rule with other numbers in some fields, traced ones too: nothing is checked."""
     if not values:

@@ -112,7 +112,7 @@ class NetworkPolicy(eqx.Module):
         outputs = 2 * parameters if state_dependent_std else parameters
         # ×0.01 at the head: the first policy is close to uniform, so no action is preferred by accident.
         self.network = MLP([observation_size, *hidden, outputs], activation=activation, output_gain=0.01, key=key)
-        self.log_std = None if isinstance(actions, Discrete) else jnp.full(parameters, float(initial_log_std))
+        self.log_std = None if isinstance(actions, Discrete) else jnp.full(parameters, initial_log_std, float)
         self.normalizer = Normalizer.identity((observation_size,))
         self.actions = actions
         self.state_dependent_std = state_dependent_std

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -55,3 +57,11 @@ class Normalizer(eqx.Module):
             count=jnp.where(usable, total, self.count),
             clip=self.clip,
         )
+
+
+def observe(owner: Any, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Any:
+    """The same policy or critic with a batch of observations taken into its normaliser, where it has one."""
+    normalizer = getattr(owner, "normalizer", None)
+    if not isinstance(normalizer, Normalizer):
+        return owner
+    return eqx.tree_at(lambda tree: tree.normalizer, owner, normalizer.update(obs, weight))

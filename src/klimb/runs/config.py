@@ -17,7 +17,7 @@ from klimb.errors import ConfigError, nearest, one_line, shown
 from klimb.estimate.advantages import AdvantageKind
 from klimb.improve.off_policy import OffPolicyGradient
 from klimb.improve.registry import RULES, rule_name
-from klimb.improve.rule import Count, Rule, is_offline
+from klimb.improve.rule import Count, Rule, is_offline, steps_a_row
 from klimb.minibatches import require_divisible
 from klimb.policies.networks import Activation
 from klimb.runs.files import require_regular
@@ -120,7 +120,7 @@ class TrainOptions:
 
 def num_iterations(rule: Rule, options: TrainOptions) -> int:
     """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs."""
-    return rule.max_epochs if is_offline(rule) else -(-options.env_steps // options.batch_size)
+    return rule.max_epochs if is_offline(rule) else -(-options.env_steps // (steps_a_row(rule) * options.batch_size))
 
 
 @dataclasses.dataclass(frozen=True)

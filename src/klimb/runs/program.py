@@ -25,7 +25,7 @@ from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.first_nan import first_nan
-from klimb.improve.rule import is_offline, with_values
+from klimb.improve.rule import in_environment, is_offline, steps_a_row, with_values
 from klimb.policies.actions import action_spec
 from klimb.policies.networks import Critic, NetworkPolicy, flat_observation_size
 from klimb.runs.config import RunConfig
@@ -63,7 +63,8 @@ class Program:
         self.num_copies = next((len(values) for values in self._variations.values()), each)
         if environment.one_hot:
             options = dataclasses.replace(options, normalize_observations=False)
-        self.config, self._options = config, options
+        self.config, self._options, self._environment = config, options, environment
+        rule = in_environment(config.rule, environment, options)
         self.max_iterations_a_call = 1
         self._policy = policy
         self._observation_size = flat_observation_size(environment.observation_space)
@@ -76,13 +77,13 @@ class Program:
         collector = None
         if not is_offline(config.rule):
             if isinstance(environment, CompiledEnvironment):
-                collector = self._compiled_collector(environment)
+                collector = self._compiled_collector(environment, getattr(rule, "records_physics", False))
             else:
                 self._host = self._host_rollouts(environment)
         devices = available()[: options.cores]
         # A rule that studies demonstrations fits no critic: there is one role only.
         self._layout = Layout(self.num_copies, devices[:1] if is_offline(config.rule) else devices)
-        self.iteration = Iteration(config.rule, options, self.policy_static, collector, self._layout.role_axis)
+        self.iteration = Iteration(rule, options, self.policy_static, collector, self._layout.role_axis)
         # What the last iteration was computed of, where it may have to be looked into.
         self._before: tuple = (None, None, None, None)
         self._init = jax.jit(jax.vmap(self._initial_state))
@@ -187,7 +188,7 @@ class Program:
         if is_offline(self.config.rule):
             assert self._demonstrations is not None
             return int(self._demonstrations.valid.sum())
-        return self.config.options.batch_size
+        return self.config.options.batch_size * steps_a_row(self.config.rule)
 
     def finished(self, state: TrainState) -> bool:
         """Whether the rule has ended the training of every seed before the last iteration."""
@@ -208,7 +209,7 @@ class Program:
         if self._host is not None:
             self._host.collector.close()
 
-    def _compiled_collector(self, environment: CompiledEnvironment) -> CompiledCollector:
+    def _compiled_collector(self, environment: CompiledEnvironment, records_physics: bool) -> CompiledCollector:
         options = self._options
         if options.overlap:
             raise ConfigError(
@@ -216,7 +217,7 @@ class Program:
                 "overlap; leave --overlap off"
             )
         self.max_iterations_a_call = MAX_ITERATIONS_A_CALL
-        return CompiledCollector(environment, options.num_envs, options.num_steps)
+        return CompiledCollector(environment, options.num_envs, options.num_steps, records_physics)
 
     def _host_rollouts(self, environment: HostEnvironment) -> RolloutsInTurn:
         options = self._options
@@ -268,7 +269,10 @@ class Program:
 
     def _iteration(self, values: dict[str, Array]) -> Iteration:
         """One seed's iteration, under its own values of what is varied."""
-        return dataclasses.replace(self.iteration, rule=with_values(self.config.rule, values))
+        if not values:
+            return self.iteration
+        rule = in_environment(with_values(self.config.rule, values), self._environment, self._options)
+        return dataclasses.replace(self.iteration, rule=rule)
 
     def _rollout_shapes(self, policy: PyTree) -> Rollout | None:
         """The shapes of one rollout, where the rule's history needs them."""

@@ -1,0 +1,174 @@
+"""Guides: where importance-sampled guided policy search takes its samples from, beside the policy itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from klimb.environments.base import ClassicControl
+from klimb.guided.growing import plan_growing
+from klimb.guided.ilqr import Settings, plan
+from klimb.guided.linear_gaussian import LinearGaussian
+from klimb.guided.problem import Problem, Time
+from klimb.guided.trajectory import Plan
+from klimb.policies.actions import Box
+
+# A planned path takes a few dozen iterations; a search that needs more has met a kink, and another start is better.
+SEARCH = Settings(max_iterations=50, cost_tolerance=1e-4)
+# Steps: about what a swing-up takes, and the stages by which the rest of the horizon follows.
+FIRST, GROWTH = 60, 30
+
+
+class Path(eqx.Module):
+    """T steps in the model (axes: `klimb.guided.problem.Path`; O observation). Leading axes: starts, samples.
+
+    action: as drawn, before the bounds. alive: False from the end of the task on; rewards are zero there.
+    """
+
+    physics: Float[Array, "*runs T D"]
+    obs: Float[Array, "*runs T O"]
+    action: Float[Array, "*runs T A"]
+    reward: Float[Array, "*runs T"]
+    alive: Bool[Array, "*runs T"]
+
+
+class Guide(LinearGaussian):
+    """A controller whose means keep to the bounds of the actions: far from its path the feedback would ask for more."""
+
+    low: Float[Array, " A"]
+    high: Float[Array, " A"]
+    sound: Bool[Array, ""]
+    """Whether the plan had one; else its actions are drawn around the plan's, without feedback."""
+
+    def mean(self, t: Time, state: Float[Array, " D"]) -> Float[Array, " A"]:
+        return jnp.clip(super().mean(t, state), self.low, self.high)
+
+
+class _Reluctance(eqx.Module):
+    """−weight · log π_θ(u|x): what a policy has against an action."""
+
+    environment: ClassicControl = eqx.field(static=True)
+    policy: PyTree
+    weight: Float[Array, ""]
+
+    def __call__(self, physics: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
+        return -self.weight * self.policy(self.environment.observe(physics)).log_prob(action)
+
+
+class _Sum(eqx.Module):
+    """Two costs together."""
+
+    cost: Callable
+    also: Callable
+
+    def __call__(self, physics: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
+        return self.cost(physics, action) + self.also(physics, action)
+
+
+@dataclass(frozen=True)
+class Guides:
+    """Plans and paths through the dynamics of an environment, of `horizon` steps from physics states.
+
+    restarts: random starting points of a plan. temperature: of the controllers around plans, in units of the reward.
+    """
+
+    environment: ClassicControl
+    actions: Box
+    horizon: int
+    restarts: int
+    temperature: float | Array
+
+    def check(self) -> None:
+        """Plan once. ConfigError, with the time step, where the cost does not allow it."""
+        with jax.ensure_compile_time_eval():  # also where a sweep's values are being traced
+            start = self.environment.initial(jax.random.key(0))
+            plan(self._problem(None), start, settings=SEARCH).require_usable()
+
+    def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
+        """The actions of the cheapest plan from random starting points, over a growing horizon."""
+        problem = self._problem(None)
+        half, center = (jnp.asarray(x, start.dtype) for x in (self.actions.half_width, self.actions.center))
+        drawn = dataclasses.replace(problem, limits=(center - half, center + half)).random_actions(key, self.restarts)
+        return plan_growing(problem, start, drawn, first=FIRST, growth=GROWTH, settings=SEARCH).actions
+
+    def refined(
+        self,
+        policy: PyTree,
+        adaptation: float | Array,
+        start: Float[Array, " D"],
+        candidates: Float[Array, "R T A"],
+    ) -> Guide:
+        """The controller around the best plan for r̃ = r + adaptation · log π_θ, from several starting points.
+
+        With adaptation it keeps to what the policy is able to do, so that its samples weigh something there.
+        """
+
+        problem = self._problem(_Reluctance(self.environment, policy, jnp.asarray(adaptation, start.dtype)))
+        return self._controller(plan(problem, start, candidates, settings=SEARCH))
+
+    def run(
+        self,
+        key: PRNGKeyArray,
+        act: Callable[[PRNGKeyArray, Array, Array], Array],
+        start: Float[Array, " D"],
+    ) -> Path:
+        """The path of the actions `act(key, t, physics)`. The environment gets them within its bounds."""
+        environment = self.environment
+
+        def advance(carry: tuple, at: tuple) -> tuple[tuple, Path]:
+            physics, alive = carry
+            t, key = at
+            action = act(key, t, physics)
+            taken = self.clipped(action)
+            successor = environment.dynamics(physics, taken)
+            reward = jnp.where(alive, environment.reward(physics, taken, successor), 0)
+            row = Path(physics, environment.observe(physics), action, reward, alive)
+            return (jnp.where(alive, successor, physics), alive & ~environment.terminal(successor)), row
+
+        times = jnp.arange(self.horizon)
+        begin = (start, jnp.ones((), bool))
+        return jax.lax.scan(advance, begin, (times, jax.random.split(key, self.horizon)))[1]
+
+    def by_policy(self, key: PRNGKeyArray, policy: PyTree, start: Float[Array, " D"]) -> Path:
+        """A path of the policy's own samples."""
+        return self.run(key, lambda key, t, x: policy(self.environment.observe(x)).sample(key), start)
+
+    def by_mode(self, policy: PyTree, start: Float[Array, " D"]) -> Path:
+        """The path of the policy's most probable actions."""
+        return self.run(jax.random.key(0), lambda key, t, x: policy(self.environment.observe(x)).mode(), start)
+
+    def clipped(self, action: Float[Array, "*steps A"]) -> Float[Array, "*steps A"]:
+        """What the environment gets of an action."""
+        return jnp.clip(action, *self.bounds(action.dtype))
+
+    def bounds(self, dtype: jnp.dtype) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
+        """(low, high) of the actions."""
+        return jnp.asarray(self.actions.low, dtype), jnp.asarray(self.actions.high, dtype)
+
+    def _problem(self, also: _Reluctance | None) -> Problem:
+        model = self.environment.unbounded()
+        cost = model.cost if also is None else _Sum(model.cost, also)
+        return Problem(model.dynamics, cost, self.horizon, len(self.actions.low), limits=self.bounds(jnp.float32))
+
+    def _controller(self, found: Plan) -> Guide:
+        """Around a plan, no wider than half of the actions' range, where cost-to-go does not say how wide."""
+        width = jnp.asarray(self.actions.half_width, found.q_uu.dtype)
+        held = found.q_uu + self.temperature * jnp.diag(1 / jnp.square(width))
+        around = LinearGaussian.around(eqx.tree_at(lambda p: p.q_uu, found, held), self.temperature)
+        sound = jnp.all(jnp.isfinite(around.cholesky)) & jnp.all(jnp.isfinite(around.gains))
+        low, high = self.bounds(width.dtype)
+        return Guide(
+            states=jnp.where(sound, around.states, 0),
+            actions=jnp.where(sound, around.actions, 0),
+            gains=jnp.where(sound, around.gains, 0),
+            cholesky=jnp.where(sound, around.cholesky, jnp.diag(width)),
+            low=low,
+            high=high,
+            sound=sound,
+        )

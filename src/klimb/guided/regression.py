@@ -1,0 +1,106 @@
+"""Ridge regression on standardised columns, and the solution of its normal equations in plain operations."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klimb.types import weighted_mean
+
+
+class Regression(NamedTuple):
+    """y ≈ constant + coefficientsᵀ x, least squares over weighted rows.
+
+    Axes: P regressors, Q targets. r2: the share of each target's variance that is explained, in sample; 0 for a
+    target that does not vary.
+    """
+
+    constant: Float[Array, " Q"]
+    coefficients: Float[Array, "P Q"]
+    r2: Float[Array, " Q"]
+
+
+def ridge_regression(
+    regressors: Float[Array, "B P"], targets: Float[Array, "B Q"], weight: Float[Array, " B"], strength: float | Array
+) -> Regression:
+    """argmin mean ‖y − constant − Wᵀx‖² + strength ‖W‖², for columns in units of their own deviations.
+
+    The constant is not held back. A regressor that does not vary gets no coefficient. strength > 0 makes the problem
+    well posed however few the rows, and however much the regressors say the same; rows of weight 0 have no say.
+    """
+    mean_x, scale_x = mean_and_deviation(regressors, weight)
+    mean_y, scale_y = mean_and_deviation(targets, weight)
+    share = (weight / jnp.maximum(jnp.sum(weight), 1))[:, None]
+    counted = weight[:, None] > 0
+    x = jnp.where(counted, (regressors - mean_x) / scale_x, 0)
+    y = jnp.where(counted, (targets - mean_y) / scale_y, 0)
+    weighted = share * x
+    normal = weighted.T @ x + strength * jnp.eye(x.shape[1], dtype=x.dtype)
+    standard = solve_positive(normal, weighted.T @ y)
+    rest = y - x @ standard
+    coefficients = standard / scale_x[:, None] * scale_y
+    varied = jnp.sum(share * jnp.square(y), axis=0)
+    unexplained = jnp.sum(share * jnp.square(rest), axis=0) / jnp.where(varied > 0, varied, 1)
+    return Regression(
+        constant=mean_y - mean_x @ coefficients,
+        coefficients=coefficients,
+        r2=jnp.where(varied > 0, 1 - unexplained, 0),
+    )
+
+
+def mean_and_deviation(
+    columns: Float[Array, "B P"], weight: Float[Array, " B"]
+) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+    """Of every column, over weighted rows; the deviation is 1 for a column that varies by rounding only."""
+    mean = weighted_mean(columns, weight)
+    deviation = jnp.sqrt(weighted_mean(jnp.square(columns - mean), weight))
+    rounding = 16 * jnp.finfo(columns.dtype).eps * jnp.abs(mean)
+    return mean, jnp.where(deviation > rounding, deviation, 1)
+
+
+def solve_positive(matrix: Float[Array, "n n"], right: Float[Array, "n m"]) -> Float[Array, "n m"]:
+    """M⁻¹ B of a symmetric positive definite M of any size, by Cholesky's factors with loops over the columns.
+
+    Loops, because unrolling is for a few rows (`klimb.guided.small_matrices`) and LAPACK must not be vmapped.
+    """
+    size = len(matrix)
+    index = jnp.arange(size)
+    floor = size * jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix)
+
+    def eliminate(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest, lower = carry
+        # Rounding alone can take a pivot of a nearly singular matrix below its floor.
+        column = jnp.where(index >= j, rest[:, j], 0) / jnp.sqrt(jnp.maximum(rest[j, j], floor[j]))
+        return rest - column[:, None] * column, lower.at[:, j].set(column)
+
+    def forward(j: Array, rest: Array) -> Array:
+        row = rest[j] / lower[j, j]
+        return jnp.where((index > j)[:, None], rest - lower[:, j, None] * row, rest).at[j].set(row)
+
+    def back(i: Array, rest: Array) -> Array:
+        j = size - 1 - i
+        row = rest[j] / lower[j, j]
+        return jnp.where((index < j)[:, None], rest - lower[j, :, None] * row, rest).at[j].set(row)
+
+    _, lower = jax.lax.fori_loop(0, size, eliminate, (matrix, jnp.zeros_like(matrix)))
+    return jax.lax.fori_loop(0, size, back, jax.lax.fori_loop(0, size, forward, right))
+
+
+def positive_part(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """Σ max(λ_i, 0) v_i v_iᵀ of a symmetric M: the nearest positive semidefinite matrix.
+
+    (M + M sign(M)) / 2, with the sign by Newton's iteration X ← X (3 I − X²) / 2 (Higham 2008, section 5.3): products
+    alone. An eigenvalue grows by half in each until it is near ±1, so that those which do not get there are rounding.
+    """
+    identity = jnp.eye(len(matrix), dtype=matrix.dtype)
+    eps = float(jnp.finfo(matrix.dtype).eps)
+    iterations = math.ceil(math.log(1 / eps) / math.log(1.5)) + 6
+    size = jnp.sqrt(jnp.sum(jnp.square(matrix)))
+    start = matrix / jnp.where(size > 0, size, 1)
+    sign = jax.lax.fori_loop(0, iterations, lambda _, x: 0.5 * x @ (3 * identity - x @ x), start)
+    absolute = matrix @ sign
+    return 0.5 * (matrix + 0.5 * (absolute + absolute.T))

@@ -1,0 +1,129 @@
+"""Guided policy search as a rule: which of its two methods, and their numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from jaxtyping import PRNGKeyArray, PyTree
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from klimb.environments.base import ClassicControl
+from klimb.errors import ConfigError
+from klimb.guided.guides import Guides
+from klimb.guided.importance_sampled import ImportanceSampled
+from klimb.guided.mirror_descent import MirrorDescent
+from klimb.improve.rule import RULE, Count, NonNegative, Positive, Rule
+from klimb.policies.actions import Box, action_spec
+from klimb.types import Batch, UpdateInfo
+
+if TYPE_CHECKING:
+    from klimb.runs.config import TrainOptions
+
+
+@dataclass(frozen=True, config=RULE)
+class GuidedPolicySearch:
+    """Let optimised trajectories show the policy where reward is (Levine and Koltun 2013; Montgomery and Levine 2016).
+
+    importance_sampling  plans through known dynamics from the states that the policy starts from; first imitates the
+                         plans, then climbs Φ(θ) = Σ_t [E_w r_t + w_r log Z_t] on samples of policy and guides
+    mirror_descent       fits dynamics and rewards to the policy's episodes, improves linear-Gaussian controllers around
+                         them under KL(new‖old) ≤ ε, and projects these onto the policy
+
+    For continuous actions. The first is for environments with `dynamics` and `cost` (`ClassicControl`), the second for
+    any. Options are of both, of importance_sampling (down to gradient_steps), and of mirror_descent.
+    """
+
+    method: Literal["importance_sampling", "mirror_descent"] = "importance_sampling"
+    """importance_sampling, with known dynamics, or mirror_descent, with fitted ones."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size, for climbing Φ and for the projection."""
+    guiding_samples: Annotated[int, Field(ge=1, le=2**10)] = 4
+    """Runs of each guide; each start is run from by the policy and by the best policy so far, too."""
+    temperature: Positive = 0.01
+    """Of the guides, in units of reward: how much reward a nat of their entropy is worth."""
+    adaptation: NonNegative = 10.0
+    """How much log π_θ counts in what guides are planned for, in units of the temperature; 0 for none."""
+    restarts: Annotated[int, Field(ge=1, le=2**10)] = 8
+    """Random starting points of each plan, while the policy imitates."""
+    supervised_iterations: Annotated[int, Field(ge=0, le=2**20)] = 6
+    """Iterations in which the policy imitates guides, before it climbs Φ."""
+    supervised_steps: Count = 4000
+    """Gradient steps on the likelihood of the guides' actions in each of them."""
+    supervised_learning_rate: Positive = 3e-3
+    """Adam's step size at the first of these; it falls to 0 at the last."""
+    memory: Annotated[int, Field(ge=1, le=2**10)] = 6
+    """Iterations whose samples are kept."""
+    subset: Count = 64
+    """Starts whose samples Φ is climbed on: the newest, then those that the policy explains best."""
+    regularisation: Positive = 0.01
+    """w_r at first, in units of the rewards' deviation; ten times less after a gain, ten times more after a loss."""
+    gradient_steps: Count = 50
+    """Steps up Φ in one iteration."""
+    initial_epsilon: Positive = 0.1
+    """ε at first: most KL(new‖old) of the controllers, nats a step; adapted to how well gains were predicted."""
+    projection_epochs: Count = 20
+    """Passes over the rows when the controllers are projected onto the policy."""
+    minibatch_size: Count = 256
+    """Rows of one step of the projection."""
+
+    @property
+    def steps_a_row(self) -> int:
+        """Environment steps for each row of a rollout: the guides and the best policy take theirs besides."""
+        return 2 + self.guiding_samples if self.method == "importance_sampling" else 1
+
+    def in_environment(self, environment: Any, options: TrainOptions) -> Rule:
+        """The method, at work in an environment. ConfigError where it can't be."""
+        if not isinstance(action_spec(environment.action_space), Box):
+            raise ConfigError(
+                f"guided policy search is for continuous actions, and those of {environment.id} are discrete: "
+                "use trpo or ppo"
+            )
+        return self._mirror_descent() if self.method == "mirror_descent" else self._sampled(environment, options)
+
+    def init(self, policy: PyTree) -> PyTree:
+        """What the method remembers, where it needs no environment (mirror_descent)."""
+        return self._on_its_own().init(policy)
+
+    def step(self, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree, UpdateInfo]:
+        """One step of the method, where it needs no environment (mirror_descent)."""
+        return self._on_its_own().step(key, policy, state, batch)
+
+    def _on_its_own(self) -> Rule:
+        if self.method == "importance_sampling":
+            raise ConfigError("importance_sampling plans in an environment: put the rule there with in_environment")
+        return self._mirror_descent()
+
+    def _mirror_descent(self) -> Rule:
+        return MirrorDescent(
+            initial_epsilon=self.initial_epsilon,
+            epochs=self.projection_epochs,
+            minibatch_size=self.minibatch_size,
+            learning_rate=self.learning_rate,
+        )
+
+    def _sampled(self, environment: Any, options: TrainOptions) -> Rule:
+        if not isinstance(environment, ClassicControl):
+            raise ConfigError(
+                f"{environment.id} does not tell its dynamics and cost, and --method importance_sampling plans with "
+                "them: use --method mirror_descent, which fits them to episodes"
+            )
+        actions = action_spec(environment.action_space)
+        assert isinstance(actions, Box)
+        guides = Guides(environment, actions, options.num_steps, self.restarts, self.temperature)
+        guides.check()
+        return ImportanceSampled(
+            guides=guides,
+            starts=options.num_envs,
+            learns_scale=options.normalize_observations and options.init_from is None,
+            guiding_samples=self.guiding_samples,
+            adaptation=self.adaptation,
+            supervised_iterations=self.supervised_iterations,
+            supervised_steps=self.supervised_steps,
+            supervised_learning_rate=self.supervised_learning_rate,
+            memory=self.memory,
+            subset=self.subset,
+            regularisation=self.regularisation,
+            gradient_steps=self.gradient_steps,
+            learning_rate=self.learning_rate,
+        )

@@ -1,0 +1,142 @@
+"""The fitted model of an unknown environment: exact where it can be, indifferent to padding, sane with few rows."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from klimb.guided.fitting import Paths, QuadraticModel, expand_along, linearise_policy
+from klimb.guided.regression import positive_part, ridge_regression, solve_positive
+from klimb.policies.actions import Box
+from klimb.policies.networks import NetworkPolicy
+from klimb.types import Rollout
+
+T, N, D, A = 12, 9, 3, 2
+RNG = np.random.default_rng(0)
+F = np.concatenate([np.eye(D) + 0.2 * RNG.normal(size=(D, D)), RNG.normal(size=(D, A))], axis=1)
+OFFSET = RNG.normal(size=D)
+C = RNG.normal(size=(D + A, D + A))
+C = C + C.T
+fit = eqx.filter_jit(lambda rollout, strength: QuadraticModel.fit(Paths.of(rollout), strength))
+
+
+def rollout_of(rng: np.random.Generator, dtype: str = "float64") -> Rollout:
+    """Scattered states with units apart by factors of a hundred, a linear system and a quadratic reward."""
+    obs = rng.normal(size=(T, N, D)) * [0.1, 1.0, 10.0] + [5.0, 0.0, -3.0]
+    action = rng.normal(size=(T, N, A))
+    z = np.concatenate([obs, action], axis=-1)
+    reward = -0.5 * np.einsum("tni,ij,tnj->tn", z, C, z) + 2.0
+    flag = np.zeros((T, N), bool)
+    arrays = (obs, action, np.zeros((T, N)), reward, flag, flag, z @ F.T + OFFSET, ~flag)
+    return Rollout(*(jnp.asarray(x, dtype if x.dtype != bool else bool) for x in arrays))
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_linear_system_and_a_quadratic_reward_are_recovered() -> None:
+    rollout = rollout_of(np.random.default_rng(1))
+    model = fit(rollout, 1e-12)
+    z = jnp.array([4.9, 0.3, 2.0, -0.4, 0.7])
+    np.testing.assert_allclose(model.slope(z)[:D], F - np.eye(D, D + A), atol=1e-6)
+    np.testing.assert_allclose(model.slope(z)[D], -C @ z, atol=1e-5)
+    np.testing.assert_allclose(model.hessian[D], -C, atol=1e-6)
+    np.testing.assert_allclose(model.hessian[:D], 0, atol=1e-6)
+    np.testing.assert_allclose(model(z), [*(F @ z + OFFSET - z[:D]), 2 - 0.5 * z @ C @ z], atol=1e-5)
+    np.testing.assert_allclose(model.r2, 1, atol=1e-9)
+
+
+def test_padding_and_the_ends_of_episodes() -> None:
+    rollout = rollout_of(np.random.default_rng(1), "float32")
+    dirty = eqx.tree_at(lambda r: r.valid, rollout, rollout.valid.at[4, 2].set(False).at[:, 5].set(False))
+    dirty = eqx.tree_at(lambda r: r.truncated, dirty, dirty.truncated.at[6].set(True))
+    hole = ~dirty.valid
+    poisoned = eqx.tree_at(
+        lambda r: (r.obs, r.action, r.reward, r.next_obs),
+        dirty,
+        (
+            *(jnp.where(hole[..., None], jnp.nan, x) for x in (dirty.obs, dirty.action)),
+            jnp.where(hole, jnp.nan, dirty.reward),
+            jnp.where(hole[..., None], jnp.nan, dirty.next_obs),
+        ),
+    )
+    clean, same = fit(dirty, 1e-3), fit(poisoned, 1e-3)
+    for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(same), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = fit(rollout, 1e-3)
+    assert np.abs(np.asarray(clean.hessian - other.hessian)).max() > 0
+    paths = Paths.of(poisoned)
+    problem = expand_along(paths, clean)
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(problem))
+    goes_on = np.asarray(paths.goes_on)
+    assert not goes_on[:, 6].any()  # the episodes' last step
+    assert not goes_on[:, -1].any()
+    assert not goes_on[2, 3:5].any()  # before and in the hole
+    assert goes_on[2, 5]
+    np.testing.assert_array_equal(np.abs(problem.dynamics).max((-1, -2)) > 0, goes_on)
+    np.testing.assert_array_equal(np.abs(problem.cost_zz).max((-1, -2)) > 0, paths.valid)
+    np.testing.assert_array_equal(problem.cost_z[5], 0)
+
+
+def test_the_expansion_is_that_of_the_model() -> None:
+    rollout = rollout_of(np.random.default_rng(1), "float32")
+    paths = Paths.of(rollout)
+    problem = expand_along(paths, fit(rollout, 1e-6))
+    np.testing.assert_allclose(problem.dynamics[1, 3], F, atol=2e-3)
+    z = np.concatenate([paths.state[1, 3], paths.action[1, 3]])
+    np.testing.assert_allclose(problem.cost_z[1, 3], C @ z, rtol=1e-2, atol=0.1)
+    np.testing.assert_array_equal(problem.cost, -paths.reward)
+    assert np.linalg.eigvalsh(problem.cost_zz[0, 0])[0] > -1e-4
+    assert np.linalg.eigvalsh(C)[0] < -0.1
+
+
+def test_a_policy_is_linearised_where_it_acts() -> None:
+    policy = NetworkPolicy(D, Box((-1.0, -2.0), (1.0, 2.0)), initial_log_std=-0.5, key=jax.random.key(0))
+    paths = Paths.of(rollout_of(np.random.default_rng(1), "float32"))
+    linear = linearise_policy(policy, paths)
+    state, step = paths.state[3, 4], jnp.array([0.0, 1e-2, 0.0])
+    difference = (policy(state + step).mean - policy(state - step).mean) / 2e-2
+    np.testing.assert_allclose(linear.gains[3, 4, :, 1], difference, rtol=1e-2, atol=1e-5)
+    np.testing.assert_allclose(linear.covariance[3, 4], np.diag(np.exp(-1.0) * np.array([1.0, 4.0])), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("x64")
+def test_ridge_regression_equals_the_normal_equations() -> None:
+    rng = np.random.default_rng(2)
+    x, y, w = rng.normal(size=(40, 5)) * 3 + 1, rng.normal(size=(40, 2)), rng.uniform(size=40)
+    w[:7] = 0
+    found = jax.jit(ridge_regression)(jnp.asarray(x), jnp.asarray(y), jnp.asarray(w), 0.3)
+    p = w / w.sum()
+    mean_x, mean_y = p @ x, p @ y
+    scale = np.sqrt(p @ (x - mean_x) ** 2)
+    standard = (x - mean_x) / scale
+    solution = np.linalg.solve((p[:, None] * standard).T @ standard + 0.3 * np.eye(5), (p[:, None] * standard).T @ y)
+    np.testing.assert_allclose(found.coefficients, solution / scale[:, None], rtol=1e-9)
+    np.testing.assert_allclose(found.constant, mean_y - mean_x @ found.coefficients, rtol=1e-9)
+    rest = y - found.constant - x @ found.coefficients
+    np.testing.assert_allclose(found.r2, 1 - p @ rest**2 / (p @ (y - mean_y) ** 2), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_few_rows_and_constant_columns_stay_finite(rows: int) -> None:
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32).at[:, 2].set(7.0).at[:, 5].set(0.0)
+    weight = jnp.asarray(np.arange(4) < rows, jnp.float32)
+    found = jax.jit(ridge_regression)(x, x[:, :2], weight, 1e-3)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in found)
+    np.testing.assert_array_equal(found.coefficients[jnp.array([2, 5])], 0)
+
+
+@pytest.mark.usefixtures("x64")
+def test_solving_and_positive_parts_agree_with_lapack() -> None:
+    rng = np.random.default_rng(4)
+    root = rng.normal(size=(3, 60, 60))
+    matrix, right = root @ np.swapaxes(root, 1, 2) + 0.1 * np.eye(60), rng.normal(size=(3, 60, 2))
+    found = jax.jit(jax.vmap(solve_positive))(jnp.asarray(matrix), jnp.asarray(right))
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-6, atol=1e-8)
+    symmetric = root[0] + root[0].T
+    values, vectors = np.linalg.eigh(symmetric)
+    expected = (vectors * np.maximum(values, 0)) @ vectors.T
+    np.testing.assert_allclose(jax.jit(positive_part)(jnp.asarray(symmetric)), expected, atol=1e-9)
+    np.testing.assert_array_equal(positive_part(jnp.zeros((3, 3))), 0)
