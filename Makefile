@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-fisher bench-certificate bench-variance bench-learning clean
+.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -55,6 +55,9 @@ bench-variance: $(DEV)  ## how noisy the gradient estimates are
 
 bench-learning: $(DEV)  ## every rule on three environments; writes docs/algorithms (half an hour)
 	$(BIN)/python benchmarks/learning.py
+
+bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (half an hour)
+	$(BIN)/python benchmarks/guided.py
 
 # Installed again whenever what is to be installed has changed.
 $(CORE): pyproject.toml constraints.txt

@@ -43,6 +43,7 @@ from klimb.environments.cartpole import CartPole
 from klimb.environments.pendulum import Pendulum
 from klimb.errors import ConfigError
 from klimb.estimate.advantages import normalise
+from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.objectives import action_distribution, flatten, log_ratio
 from klimb.improve.registry import RULES as REGISTRY
 from klimb.improve.rule import Rule
@@ -509,7 +510,9 @@ def test_ratios_are_one_on_what_was_just_collected(env):
 
 
 def test_every_rule_of_the_command_line_is_here():
-    assert {type(rule) for rule in RULES} == set(REGISTRY.values())
+    # Guided policy search learns from whole episodes and takes samples of its own, which these batches are not:
+    # tests/guided/test_importance_sampled.py, test_mirror_descent.py and test_search.py are its contract.
+    assert {type(rule) for rule in RULES} == set(REGISTRY.values()) - {GuidedPolicySearch}
 
 
 @each_rule

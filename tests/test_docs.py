@@ -15,6 +15,7 @@ import klimb
 from klimb import RunConfig, TrainOptions
 from klimb.cli import COMMANDS as KNOWN
 from klimb.commands.train import named_run, parse_flags
+from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.registry import RULES
 from klimb.improve.rule import is_offline
 from klimb.policies.actions import Discrete
@@ -64,14 +65,23 @@ def test_there_are_examples_and_commands():
 
 def program_of(rule, recorded, **options) -> Program:
     """A training of one iteration, to be traced and not run."""
-    config = RunConfig("CartPole-v1", rule, TrainOptions(num_envs=4, num_steps=16, hidden=(4,), **options))
-    return Program(config, klimb.make("CartPole-v1"), None, recorded)
+    # Guided policy search is for continuous actions.
+    env = "Pendulum-v1" if isinstance(rule, GuidedPolicySearch) else "CartPole-v1"
+    config = RunConfig(env, rule, TrainOptions(num_envs=4, num_steps=16, hidden=(4,), **options))
+    return Program(config, klimb.make(env), None, recorded)
 
 
-@pytest.mark.parametrize("name", RULES)
+# Every rule, and both methods of the one that has two.
+WITH_METRICS = {
+    **{name: rule() for name, rule in RULES.items()},
+    "mirror-descent": GuidedPolicySearch("mirror_descent"),
+}
+
+
+@pytest.mark.parametrize("name", WITH_METRICS)
 def test_every_metric_is_in_the_table(name):
     table = (ROOT / "docs" / "runs.md").read_text()
-    rule = RULES[name]()
+    rule = WITH_METRICS[name]
     if is_offline(rule):
         policy = klimb.NetworkPolicy(4, Discrete(2), hidden=(4,), key=jax.random.key(0))
         program = program_of(rule, klimb.record(policy, "CartPole-v1", episodes=2), demonstrations="the test")

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from klimb.estimate.importance import per_decision_weights as per_decision_weights
     from klimb.estimate.importance import trajectory_weights as trajectory_weights
     from klimb.estimate.returns import rewards_to_go as rewards_to_go
+    from klimb.guided.search import GuidedPolicySearch as GuidedPolicySearch
     from klimb.improve.behaviour_cloning import BehaviourCloning as BehaviourCloning
     from klimb.improve.divergences import kl_divergence as kl_divergence
     from klimb.improve.divergences import total_variation as total_variation
@@ -104,6 +105,7 @@ _HOME = {
     "TRPO": "improve.trpo",
     "PPO": "improve.ppo",
     "BehaviourCloning": "improve.behaviour_cloning",
+    "GuidedPolicySearch": "guided.search",
     # estimators
     "gae": "estimate.advantages",
     "rewards_to_go": "estimate.returns",

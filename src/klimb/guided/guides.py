@@ -16,26 +16,27 @@ from klimb.guided.growing import plan_growing
 from klimb.guided.ilqr import Settings, plan
 from klimb.guided.linear_gaussian import LinearGaussian
 from klimb.guided.problem import Problem, Time
-from klimb.guided.trajectory import Plan
+from klimb.guided.trajectory import Plan, PlanStatus
 from klimb.policies.actions import Box
 
 # A planned path takes a few dozen iterations; a search that needs more has met a kink, and another start is better.
 SEARCH = Settings(max_iterations=50, cost_tolerance=1e-4)
 # Steps: about what a swing-up takes, and the stages by which the rest of the horizon follows.
 FIRST, GROWTH = 60, 30
+CHECKED = 4  # starting points before a problem counts as hopeless
 
 
 class Path(eqx.Module):
-    """T steps in the model (axes: `klimb.guided.problem.Path`; O observation). Leading axes: starts, samples.
+    """Steps in the model (axes: `klimb.guided.problem.Path`; O observation). Leading axes: starts, samples, time.
 
     action: as drawn, before the bounds. alive: False from the end of the task on; rewards are zero there.
     """
 
-    physics: Float[Array, "*runs T D"]
-    obs: Float[Array, "*runs T O"]
-    action: Float[Array, "*runs T A"]
-    reward: Float[Array, "*runs T"]
-    alive: Bool[Array, "*runs T"]
+    physics: Float[Array, "*runs D"]
+    obs: Float[Array, "*runs O"]
+    action: Float[Array, "*runs A"]
+    reward: Float[Array, "*runs"]
+    alive: Bool[Array, "*runs"]
 
 
 class Guide(LinearGaussian):
@@ -85,17 +86,27 @@ class Guides:
     temperature: float | Array
 
     def check(self) -> None:
-        """Plan once. ConfigError, with the time step, where the cost does not allow it."""
+        """Plan once from a few starting points. ConfigError, with the time step, where the cost allows none of them."""
         with jax.ensure_compile_time_eval():  # also where a sweep's values are being traced
-            start = self.environment.initial(jax.random.key(0))
-            plan(self._problem(None), start, settings=SEARCH).require_usable()
+            key_start, key_actions = jax.random.split(jax.random.key(0))
+            start = self.environment.initial(key_start)
+            drawn = self._drawn(key_actions, CHECKED, start.dtype)
+            plans = jax.vmap(lambda actions: plan(self._problem(None), start, actions, settings=SEARCH))(drawn)
+            hopeless = (plans.status == PlanStatus.NOT_POSITIVE_DEFINITE) | (plans.status == PlanStatus.NONFINITE)
+            if jnp.all(hopeless):
+                jax.tree.map(lambda x: x[0], plans).require_usable()
 
     def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
         """The actions of the cheapest plan from random starting points, over a growing horizon."""
-        problem = self._problem(None)
-        half, center = (jnp.asarray(x, start.dtype) for x in (self.actions.half_width, self.actions.center))
-        drawn = dataclasses.replace(problem, limits=(center - half, center + half)).random_actions(key, self.restarts)
+        problem, drawn = self._problem(None), self._drawn(key, self.restarts, start.dtype)
         return plan_growing(problem, start, drawn, first=FIRST, growth=GROWTH, settings=SEARCH).actions
+
+    def _drawn(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
+        """Starting points: between the bounds, or within 1 of the middle where there are none."""
+        half, center = (jnp.asarray(x, dtype) for x in (self.actions.half_width, self.actions.center))
+        return dataclasses.replace(self._problem(None), limits=(center - half, center + half)).random_actions(
+            key, count
+        )
 
     def refined(
         self,
@@ -154,7 +165,9 @@ class Guides:
     def _problem(self, also: _Reluctance | None) -> Problem:
         model = self.environment.unbounded()
         cost = model.cost if also is None else _Sum(model.cost, also)
-        return Problem(model.dynamics, cost, self.horizon, len(self.actions.low), limits=self.bounds(jnp.float32))
+        return Problem(
+            model.dynamics, cost, self.horizon, len(self.actions.low), limits=self.bounds(jnp.dtype(jnp.float32))
+        )
 
     def _controller(self, found: Plan) -> Guide:
         """Around a plan, no wider than half of the actions' range, where cost-to-go does not say how wide."""

@@ -13,11 +13,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from klimb.guided.guides import Guide, Guides, Path
 from klimb.guided.objective import Phi, phi
+from klimb.guided.projection import require_gaussian
 from klimb.improve.acceptance import choose, conclude
 from klimb.improve.ascent import Ascent, climb_epochs
-from klimb.improve.objectives import flatten
+from klimb.improve.divergences import kl_divergence
+from klimb.improve.objectives import action_distribution, flatten
+from klimb.policies.distributions import DiagGaussian
 from klimb.policies.normalizer import observe
-from klimb.types import Batch, Mixture, Rollout, UpdateInfo
+from klimb.types import Batch, Mixture, Rollout, Status, UpdateInfo
 
 LEAST, MOST, FACTOR = 1e-6, 1e2, 10.0  # of the regularisation w_r, and by what it changes (Levine and Koltun 2013)
 MINIBATCH = 512  # rows of one supervised step
@@ -25,19 +28,24 @@ MAX_GRAD_NORM = 1.0
 
 
 class Samples(eqx.Module):
-    """The runs from S start states: M = 2 + G from each, of the policy, of the best policy before it, and of G guides.
+    """The runs from S start states: M from each, of the policy, of the best policy before it or once more of the guide,
+    and of the guide.
 
-    Axes: S starts, T steps, M runs, O observation, A action dimensions, B = 3 behaviours (policy, best, guide), which
-    have taken 1, 1 and G of the runs. log_prob: log q_b(a|s) of every step of every run. alive: the decision counts.
-    cut: the run was cut off before this step, by the clock of its episode, and says nothing of it.
+    Axes: leading memory slots and S starts, T steps, M runs, O observation, A action dimensions, B = 3 behaviours
+    (policy, best, guide). log_prob: log q_b(a|s) of every step of every run. share: of the runs, each behaviour's.
+    guide_mean: what the guide would do in these states, with deviation guide_std. alive: the decision counts. cut: the
+    run was cut off before this step, by the clock of its episode, and says nothing of it.
     """
 
-    obs: Float[Array, "*slots S T M O"]
-    action: Float[Array, "*slots S T M A"]
-    reward: Float[Array, "*slots S T M"]
-    log_prob: Float[Array, "*slots S B T M"]
-    alive: Bool[Array, "*slots S T M"]
-    cut: Bool[Array, "*slots S T M"]
+    obs: Float[Array, "*slots T M O"]
+    action: Float[Array, "*slots T M A"]
+    reward: Float[Array, "*slots T M"]
+    log_prob: Float[Array, "*slots B T M"]
+    share: Float[Array, "*slots B"]
+    guide_mean: Float[Array, "*slots T M A"]
+    guide_std: Float[Array, "*slots T A"]
+    alive: Bool[Array, "*slots T M"]
+    cut: Bool[Array, "*slots T M"]
 
 
 class Search(NamedTuple):
@@ -75,6 +83,7 @@ class ImportanceSampled:
     subset: int
     regularisation: float | Array
     gradient_steps: int
+    climb_kl: float | Array
     learning_rate: float | Array
 
     @property
@@ -83,18 +92,22 @@ class ImportanceSampled:
         return 2 + self.guiding_samples
 
     def init(self, policy: PyTree) -> Search:
-        """No samples yet; the policy given is the best."""
+        """No samples yet; the policy given is the best. ConfigError where it is not a Gaussian one."""
         runs = (self.memory, self.starts, self.guides.horizon, self.steps_a_row)
         environment = self.guides.environment
         obs = jax.eval_shape(lambda key: environment.observe(environment.initial(key)), jax.random.key(0))
-        log_prob = (*runs[:2], 3, *runs[2:])
+        require_gaussian(policy, obs)
+        sizes = (*runs, len(self.guides.actions.low))
         samples = Samples(
-            jnp.zeros((*runs, *obs.shape), obs.dtype),
-            jnp.zeros((*runs, len(self.guides.actions.low)), obs.dtype),
-            jnp.zeros(runs, obs.dtype),
-            jnp.zeros(log_prob, obs.dtype),
-            jnp.zeros(runs, bool),
-            jnp.ones(runs, bool),
+            obs=jnp.zeros((*runs, *obs.shape), obs.dtype),
+            action=jnp.zeros(sizes, obs.dtype),
+            reward=jnp.zeros(runs, obs.dtype),
+            log_prob=jnp.zeros((*runs[:2], 3, *runs[2:]), obs.dtype),
+            share=jnp.ones((*runs[:2], 3), obs.dtype),
+            guide_mean=jnp.zeros(sizes, obs.dtype),
+            guide_std=jnp.ones((*runs[:3], sizes[-1]), obs.dtype),
+            alive=jnp.zeros(runs, bool),
+            cut=jnp.ones(runs, bool),
         )
         regularisation = jnp.asarray(self.regularisation, obs.dtype)
         return Search(samples, jnp.int32(0), eqx.filter(policy, eqx.is_array), regularisation)
@@ -105,7 +118,8 @@ class ImportanceSampled:
         `info.extra`: phi and its effective sample size (mean over steps and starts) on the newest samples, of the
         policy returned; regularisation (w_r); guide_return and policy_return, means over the newest runs of `horizon`
         steps; gain_over_best, of the policy that collected over the best one before it, from the same starts;
-        sound_guides, the share of plans that there is a controller around.
+        climb_steps up Φ within climb_kl, without one of which the status is KL_TOO_LARGE; sound_guides, the share of
+        plans that there is a controller around.
         """
         assert batch.rollout is not None
         key_runs, key_fit = jax.random.split(key)
@@ -117,31 +131,31 @@ class ImportanceSampled:
 
         # Over the steps that both have taken.
         apart = jnp.where(new.cut[..., 0], 0, new.reward[..., 0] - new.reward[..., 1])
-        gain = jnp.mean(jnp.sum(apart, axis=1))
+        gain = jnp.where(supervised, 0, jnp.mean(jnp.sum(apart, axis=1)))
         better = supervised | (gain >= 0)
         best = choose(better, arrays, state.best)
         changed = jnp.clip(state.regularisation * jnp.where(better, 1 / FACTOR, FACTOR), LEAST, MOST)
         regularisation = jnp.where(supervised, state.regularisation, changed)
 
-        def imitated(arrays: PyTree) -> PyTree:
+        def imitate(arrays: PyTree) -> tuple[PyTree, Array]:
             scaled = eqx.combine(arrays, static)
             if self.learns_scale:
                 obs = new.obs.reshape(-1, new.obs.shape[-1])
                 scaled = observe(scaled, obs, new.alive.reshape(-1).astype(obs.dtype))
-            return eqx.filter(self._imitate(key_fit, scaled, samples), eqx.is_array)
+            return eqx.filter(self._imitate(key_fit, scaled, samples), eqx.is_array), jnp.int32(0)
 
-        def climbed(arrays: PyTree) -> PyTree:
-            return eqx.filter(self._climb(eqx.combine(arrays, static), samples, slot, regularisation), eqx.is_array)
+        def climb(arrays: PyTree) -> tuple[PyTree, Array]:
+            higher, steps = self._climb(eqx.combine(arrays, static), samples, slot, regularisation, batch)
+            return eqx.filter(higher, eqx.is_array), steps
 
-        candidate = eqx.combine(jax.lax.cond(supervised, imitated, climbed, best), static)
+        improved, steps = jax.lax.cond(supervised, imitate, climb, best)
+        candidate = eqx.combine(improved, static)
         found = self._phi(candidate, new, regularisation)
-        # Samples are as good as they were, whatever becomes of the step.
-        state = Search(samples, state.iterations + 1, best, regularisation)
-        return conclude(
+        new_policy, new_state, info = conclude(
             policy,
             state,
             candidate,
-            state,
+            Search(samples, state.iterations + 1, best, regularisation),
             batch,
             phi=jnp.mean(found.value),
             phi_ess=jnp.mean(found.ess),
@@ -149,8 +163,12 @@ class ImportanceSampled:
             guide_return=jnp.mean(jnp.sum(new.reward[..., 2:], axis=1)),
             policy_return=jnp.mean(jnp.sum(new.reward[..., 0], axis=1)),
             gain_over_best=gain,
+            climb_steps=steps,
             sound_guides=sound,
         )
+        stayed = ~supervised & better & (steps == 0) & (info.status == Status.ACCEPTED)
+        status = jnp.where(stayed, Status.KL_TOO_LARGE, info.status)
+        return new_policy, new_state, eqx.tree_at(lambda i: i.status, info, status.astype(info.status.dtype))
 
     def _sample(
         self, key: PRNGKeyArray, policy: PyTree, best: PyTree, count: Array, rollout: Rollout
@@ -158,6 +176,8 @@ class ImportanceSampled:
         """The runs of one iteration, and the share of sound guides."""
         guides = self.guides
         imitates = count < self.supervised_iterations
+        counts = [[1, 0, self.guiding_samples + 1], [1, 1, self.guiding_samples]]
+        shares = jnp.array(counts, rollout.reward.dtype) / self.steps_a_row
         # The first policy is no one to adapt to.
         adaptation = jnp.where(count == 0, 0, self.adaptation * guides.temperature)
 
@@ -170,56 +190,95 @@ class ImportanceSampled:
             guided = jax.vmap(lambda key: guides.run(key, guide.sample, start))(
                 jax.random.split(key_guide, self.guiding_samples)
             )
-            alone = [jax.tree.map(lambda x: x[None], path) for path in (own, guides.by_policy(key_best, best, start))]
+            # There is no one to judge while the policy imitates.
+            again = jax.lax.cond(
+                imitates,
+                lambda: guides.run(key_best, guide.sample, start),
+                lambda: guides.by_policy(key_best, best, start),
+            )
+            alone = [jax.tree.map(lambda x: x[None], path) for path in (own, again)]
             runs = jax.tree.map(lambda *x: jnp.concatenate(x), *alone, guided)
-            cuts = jnp.zeros(runs.alive.shape, bool).at[0].set(cut)
             log_prob = jnp.stack([_of_policy(policy, runs), _of_policy(best, runs), _of_guide(guide, runs)])
-            samples = Samples(runs.obs, runs.action, runs.reward, jnp.where(runs.alive, log_prob, 0), runs.alive, cuts)
-            steps_first = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), samples)
-            return eqx.tree_at(lambda s: s.log_prob, steps_first, jnp.swapaxes(samples.log_prob, 1, 2)), guide.sound
+            # A guide that is none shows nothing.
+            cuts = jnp.broadcast_to(~guide.sound, runs.alive.shape)
+            cuts = cuts.at[1].set(~guide.sound & imitates).at[0].set(cut)
+            alive = runs.alive & ~cuts
+            times = jnp.arange(guides.horizon)
+            steps_first = lambda x: jnp.swapaxes(x, 0, 1)  # noqa: E731
+            samples = Samples(
+                obs=steps_first(runs.obs),
+                action=steps_first(runs.action),
+                reward=steps_first(jnp.where(alive, runs.reward, 0)),
+                log_prob=jnp.swapaxes(jnp.where(alive, log_prob, 0), 1, 2),
+                share=jnp.where(imitates, shares[0], shares[1]),
+                guide_mean=steps_first(jax.vmap(jax.vmap(guide.mean), (None, 0))(times, runs.physics)),
+                guide_std=jnp.sqrt(jnp.diagonal(guide.covariance, axis1=1, axis2=2)),
+                alive=steps_first(alive),
+                cut=steps_first(cuts),
+            )
+            return samples, guide.sound
 
         own, cut = _own_runs(rollout)
         samples, sound = jax.vmap(from_start)(jax.random.split(key, self.starts), own, cut)
         return samples, jnp.mean(sound, dtype=samples.reward.dtype)
 
     def _imitate(self, key: PRNGKeyArray, policy: PyTree, samples: Samples) -> PyTree:
-        """Maximum likelihood of what the guides remembered have done."""
+        """argmin KL(guide‖π_θ) in the states of the guides' runs: what they mean, without the noise of what they do."""
         theta, rebuild = flatten(policy)
-        obs, action, weight = (x[:, :, :, 2:] for x in (samples.obs, samples.action, samples.alive))
-        rows = weight.size
+        # Not the first run, which is the policy's own.
+        obs, mean, alive = (x[:, :, :, 1:] for x in (samples.obs, samples.guide_mean, samples.alive))
+        std = jnp.broadcast_to(samples.guide_std[:, :, :, None], mean.shape)
+        rows = alive.size
         minibatches = max(1, rows // MINIBATCH)
         epochs = -(-self.supervised_steps // minibatches)
         # Down to 0: what is left of the noise of minibatches would throw an unstable task off its path.
         falling = optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, epochs * minibatches))
         ascent = Ascent(optax.chain(Ascent.make("adam", MAX_GRAD_NORM).transform, falling))
         nothing = jnp.zeros(rows, obs.dtype)
-        columns = (obs.reshape(rows, -1), action.reshape(rows, -1), nothing, nothing, nothing)
+        target = jnp.concatenate([mean, std], axis=-1).reshape(rows, -1)
+        batch = Batch(
+            obs.reshape(rows, -1), target, nothing, nothing, nothing, weight=alive.reshape(rows).astype(obs.dtype)
+        )
+
+        def likeness(vector: Array, batch: Batch) -> Array:
+            mean, std = jnp.split(batch.action, 2, axis=-1)
+            guide = DiagGaussian(mean=mean, log_std=jnp.log(std))
+            return -batch.mean(kl_divergence(guide, action_distribution(rebuild(vector), batch.obs)))
+
         climbed = climb_epochs(
             ascent,
-            lambda vector, batch: batch.mean(jax.vmap(rebuild(vector))(batch.obs).log_prob(batch.action)),
+            likeness,
             key,
             theta,
             ascent.init(theta),
-            Batch(*columns, weight=weight.reshape(rows).astype(obs.dtype)),
+            batch,
             learning_rate=self.supervised_learning_rate,
             epochs=epochs,
             num_minibatches=minibatches,
         )
         return rebuild(climbed.theta)
 
-    def _climb(self, policy: PyTree, samples: Samples, slot: Array, regularisation: Array) -> PyTree:
-        """Steps up the mean of Φ over the chosen starts."""
+    def _climb(
+        self, policy: PyTree, samples: Samples, slot: Array, regularisation: Array, batch: Batch
+    ) -> tuple[PyTree, Int[Array, ""]]:
+        """Steps up the mean of Φ over the chosen starts, the last that stays within the KL."""
         theta, rebuild = flatten(policy)
         chosen = self._chosen(policy, samples, slot, regularisation)
         ascent = Ascent.make("adam", MAX_GRAD_NORM)
         gradient = jax.grad(lambda vector: jnp.mean(self._phi(rebuild(vector), chosen, regularisation).value))
+        obs = batch.obs
+        before = action_distribution(policy, obs)
 
-        def climb(_: Array, carry: tuple) -> tuple:
-            vector, moments = carry
-            return ascent.climb(vector, gradient(vector), moments, self.learning_rate)
+        def climb(carry: tuple) -> tuple:
+            steps, vector, moments, _ = carry
+            higher, moments = ascent.climb(vector, gradient(vector), moments, self.learning_rate)
+            near = batch.mean(kl_divergence(before, action_distribution(rebuild(higher), obs))) <= self.climb_kl
+            return steps + 1, jnp.where(near, higher, vector), moments, near
 
-        theta, _ = jax.lax.fori_loop(0, self.gradient_steps, climb, (theta, ascent.init(theta)))
-        return rebuild(theta)
+        start = (jnp.int32(0), theta, ascent.init(theta), jnp.bool_(True))
+        going = lambda carry: (carry[0] < self.gradient_steps) & carry[3]  # noqa: E731
+        steps, theta, _, near = jax.lax.while_loop(going, climb, start)
+        return rebuild(theta), steps - ~near
 
     def _chosen(self, policy: PyTree, samples: Samples, slot: Array, regularisation: Array) -> Samples:
         """The newest starts, and those of before whose samples the policy explains best (largest Z)."""
@@ -232,15 +291,15 @@ class ImportanceSampled:
 
     def _phi(self, policy: PyTree, samples: Samples, regularisation: Array) -> Phi:
         """Φ of each start `[S]`, in units of the rewards' deviation; zeros for a place that holds no samples yet."""
-        runs = self.steps_a_row
-        log_share = jnp.log(jnp.array([1, 1, self.guiding_samples], samples.reward.dtype) / runs)
         deviation = jnp.maximum(jnp.std(samples.reward, where=samples.alive), 1e-8)
 
         def of_start(start: Samples) -> Phi:
             empty = jnp.all(start.cut)
             log_prob = jnp.where(start.alive, jax.vmap(jax.vmap(policy))(start.obs).log_prob(start.action), 0)
-            log_prob = jnp.where(start.cut & ~empty, -jnp.inf, log_prob)
-            mixture = Mixture(start.log_prob, log_share)
+            # Of steps that no run has taken there is nothing to say, and a logarithm of nothing to avoid.
+            nobody = jnp.all(start.cut, axis=1, keepdims=True)
+            log_prob = jnp.where(start.cut & ~nobody, -jnp.inf, log_prob)
+            mixture = Mixture(start.log_prob, jnp.log(start.share))
             found = phi(log_prob, mixture, start.reward / deviation, regularisation=regularisation)
             return jax.tree.map(lambda x: jnp.where(empty, 0, x), found)
 
@@ -264,7 +323,7 @@ def _own_runs(rollout: Rollout) -> tuple[Path, Bool[Array, "N T"]]:
         (rollout.physics, rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.truncated),
     )
     physics, obs, action, reward, terminated, truncated = run
-    dead = _before(terminated)
+    dead = _before(terminated & ~_before(truncated))
     cut = ((first + since >= length) | _before(truncated)) & ~dead
     columns = (physics, obs, action, jnp.where(dead | cut, 0, reward), ~(dead | cut))
     return Path(*(jnp.moveaxis(x, 0, 1) for x in columns)), jnp.moveaxis(cut, 0, 1)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from klimb.errors import ConfigError
 from klimb.guided.fitting import Paths, QuadraticModel, expand_along, linearise_policy
 from klimb.guided.lagrangian import Constrained, constrain
-from klimb.guided.projection import ASCENT, Targets, project
+from klimb.guided.projection import ASCENT, Targets, project, require_gaussian
 from klimb.guided.small_matrices import LARGEST
 from klimb.improve.acceptance import conclude
 from klimb.improve.objectives import action_distribution, flatten
@@ -58,10 +58,10 @@ class MirrorDescent:
     is taken to be worth nothing, and where an episode ends to be beyond the policy's control.
     """
 
-    initial_epsilon: float = 0.1
+    initial_epsilon: float | Array = 0.1
     epochs: int = 20
     minibatch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float | Array = 1e-3
 
     def init(self, policy: PyTree) -> MirrorState:
         """Nothing predicted yet."""
@@ -167,11 +167,7 @@ def _moved(old: PyTree, new: PyTree, paths: Paths) -> tuple[Float[Array, "N T A"
 def _require_usable(policy: PyTree, batch: Batch) -> Rollout:
     if batch.rollout is None:
         raise ConfigError("guided policy search fits a model to rollouts, and this batch has none")
-    kind = type(jax.eval_shape(lambda obs: action_distribution(policy, obs), batch.obs))
-    if kind is not DiagGaussian:
-        raise ConfigError(
-            f"guided policy search is for continuous actions of Gaussian policies, and this policy is a {kind.__name__}"
-        )
+    require_gaussian(policy, batch.obs[0])
     states, actions = batch.obs.shape[1:], batch.action.shape[-1]
     if len(states) != 1 or actions > LARGEST or states[0] + actions > MOST_COORDINATES:
         raise ConfigError(

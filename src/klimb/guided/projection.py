@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from klimb.errors import ConfigError
 from klimb.guided.small_matrices import solve_lower
 from klimb.improve.ascent import Ascent
 from klimb.improve.objectives import action_distribution, flatten
@@ -18,6 +19,15 @@ from klimb.policies.distributions import DiagGaussian, Distribution
 from klimb.types import weighted_mean
 
 ASCENT = Ascent.make("adam", None)
+
+
+def require_gaussian(policy: PyTree, obs: Any) -> None:
+    """ConfigError unless the policy's actions in a state (an array, or its shape) are Gaussian, and not squashed."""
+    kind = type(eqx.filter_eval_shape(lambda policy, obs: policy(obs), policy, obs))
+    if kind is not DiagGaussian:
+        raise ConfigError(
+            f"guided policy search is for continuous actions of Gaussian policies, and this policy is a {kind.__name__}"
+        )
 
 
 class Targets(eqx.Module):

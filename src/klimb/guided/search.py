@@ -1,4 +1,4 @@
-"""Guided policy search as a rule: which of its two methods, and their numbers."""
+"""Guided policy search: optimised trajectories show the way, and a KL keeps them and the policy together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class GuidedPolicySearch:
                          them under KL(new‖old) ≤ ε, and projects these onto the policy
 
     For continuous actions. The first is for environments with `dynamics` and `cost` (`ClassicControl`), the second for
-    any. Options are of both, of importance_sampling (down to gradient_steps), and of mirror_descent.
+    any. Options are of both, of importance_sampling (down to climb_kl), and of mirror_descent.
     """
 
     method: Literal["importance_sampling", "mirror_descent"] = "importance_sampling"
@@ -39,17 +39,17 @@ class GuidedPolicySearch:
     learning_rate: Positive = 1e-3
     """Adam's step size, for climbing Φ and for the projection."""
     guiding_samples: Annotated[int, Field(ge=1, le=2**10)] = 4
-    """Runs of each guide; each start is run from by the policy and by the best policy so far, too."""
+    """Runs of a guide from its start; of the policy there is one, and of the best so far (of the guide, at first)."""
     temperature: Positive = 0.01
-    """Of the guides, in units of reward: how much reward a nat of their entropy is worth."""
+    """α: of the guides, in units of reward: how much reward a nat of their entropy is worth."""
     adaptation: NonNegative = 10.0
-    """How much log π_θ counts in what guides are planned for, in units of the temperature; 0 for none."""
+    """κ: how much log π_θ counts in what guides are planned for, in units of the temperature; 0 for none."""
     restarts: Annotated[int, Field(ge=1, le=2**10)] = 8
     """Random starting points of each plan, while the policy imitates."""
     supervised_iterations: Annotated[int, Field(ge=0, le=2**20)] = 6
     """Iterations in which the policy imitates guides, before it climbs Φ."""
     supervised_steps: Count = 4000
-    """Gradient steps on the likelihood of the guides' actions in each of them."""
+    """Gradient steps on KL(guide‖π_θ) in each of them."""
     supervised_learning_rate: Positive = 3e-3
     """Adam's step size at the first of these; it falls to 0 at the last."""
     memory: Annotated[int, Field(ge=1, le=2**10)] = 6
@@ -59,7 +59,9 @@ class GuidedPolicySearch:
     regularisation: Positive = 0.01
     """w_r at first, in units of the rewards' deviation; ten times less after a gain, ten times more after a loss."""
     gradient_steps: Count = 50
-    """Steps up Φ in one iteration."""
+    """Most steps up Φ in one iteration."""
+    climb_kl: Positive = 0.02
+    """They end before the mean KL(old‖new) of all of them together exceeds this, in nats."""
     initial_epsilon: Positive = 0.1
     """ε at first: most KL(new‖old) of the controllers, nats a step; adapted to how well gains were predicted."""
     projection_epochs: Count = 20
@@ -125,5 +127,6 @@ class GuidedPolicySearch:
             subset=self.subset,
             regularisation=self.regularisation,
             gradient_steps=self.gradient_steps,
+            climb_kl=self.climb_kl,
             learning_rate=self.learning_rate,
         )

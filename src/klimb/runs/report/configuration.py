@@ -97,5 +97,11 @@ def _listed(value: Any) -> Any:
 
 def rule_title(run: RunData) -> str:
     name = run.config["rule"]["name"]
-    known = {"trpo": "TRPO", "ppo": "PPO", "reinforce": "REINFORCE", "kl-penalty": "KL penalty"}
+    known = {
+        "trpo": "TRPO",
+        "ppo": "PPO",
+        "reinforce": "REINFORCE",
+        "kl-penalty": "KL penalty",
+        "guided": "Guided policy search",
+    }
     return known.get(name, name.replace("-", " ").capitalize() if name in RULES else name)

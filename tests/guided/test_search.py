@@ -1,0 +1,257 @@
+"""Guided policy search as a rule of the command line: its options, where it works, and its runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+import pytest
+
+import klimb
+from klimb import RunConfig, TrainOptions
+from klimb.errors import ConfigError
+from klimb.guided.importance_sampled import ImportanceSampled
+from klimb.guided.mirror_descent import MirrorDescent, MirrorState
+from klimb.guided.search import GuidedPolicySearch
+from klimb.improve.registry import RULES, rule_name
+from klimb.improve.rule import Rule, in_environment, steps_a_row
+from klimb.policies.actions import Box
+from klimb.policies.networks import NetworkPolicy
+from klimb.runs.config import build
+from klimb.runs.program import Program
+from klimb.types import Status
+
+SAMPLED = GuidedPolicySearch(
+    guiding_samples=1,
+    restarts=2,
+    supervised_iterations=2,
+    supervised_steps=20,
+    memory=2,
+    subset=3,
+    gradient_steps=3,
+)
+MIRROR = GuidedPolicySearch(method="mirror_descent", projection_epochs=2, minibatch_size=32)
+SMALL = {"num_envs": 3, "num_steps": 16, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}
+MIRROR_EXTRA = {
+    "epsilon", "local_kl", "eta", "dual_status", "local_improvement", "promised_improvement", "projection_kl",
+    "model_r2", "reward_r2",
+}  # fmt: skip
+
+
+# Configuration ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [GuidedPolicySearch(), SAMPLED, MIRROR], ids=["default", "sampled", "mirror"])
+def test_configuration_survives_json_and_toml(rule: GuidedPolicySearch) -> None:
+    again = build(GuidedPolicySearch, json.loads(json.dumps(dataclasses.asdict(rule))))
+    assert again == rule
+    assert hash(again) == hash(rule)
+    assert {name: type(value) for name, value in vars(again).items()} == {
+        name: type(value) for name, value in vars(rule).items()
+    }
+    config = RunConfig("Pendulum-v1", rule, TrainOptions(hidden=(8,)))
+    assert RunConfig.from_toml(config.to_toml()) == config
+    assert config.to_dict()["rule"]["name"] == "guided"
+    assert isinstance(rule, Rule)
+    assert RULES[rule_name(rule)] is GuidedPolicySearch
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rule.temperature = 1.0
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "learning_rate", "guiding_samples", "temperature", "restarts", "supervised_steps", "supervised_learning_rate",
+        "memory", "subset", "regularisation", "gradient_steps", "climb_kl", "initial_epsilon", "projection_epochs",
+        "minibatch_size",
+    ],
+)  # fmt: skip
+def test_what_has_to_be_positive_may_not_be_zero(field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field} = 0: .*greater than"):
+        build(GuidedPolicySearch, {field: 0})
+
+
+def test_zero_is_no_adaptation_and_no_imitation() -> None:
+    rule = GuidedPolicySearch(adaptation=0.0, supervised_iterations=0)
+    assert (rule.adaptation, rule.supervised_iterations) == (0, 0)
+    with pytest.raises(pydantic.ValidationError, match=r"(?m)^method$"):
+        GuidedPolicySearch(method="both")
+
+
+def test_steps_in_the_environment_for_each_row() -> None:
+    rule = GuidedPolicySearch(guiding_samples=7)
+    assert steps_a_row(rule) == 9
+    assert steps_a_row(MIRROR) == 1
+    assert steps_a_row(klimb.TRPO()) == 1
+    options = TrainOptions(env_steps=10_000, num_envs=5, num_steps=20, critic_num_minibatches=1)
+    assert RunConfig("Pendulum-v1", rule, options).num_iterations == 12  # of 900 steps
+    assert RunConfig("Pendulum-v1", MIRROR, options).num_iterations == 100
+
+
+# Where it works -----------------------------------------------------------------------------------------------
+
+
+def test_a_method_gets_its_fields() -> None:
+    options = TrainOptions(num_envs=3, num_steps=16)
+    pendulum = klimb.make("Pendulum-v1")
+    placed = in_environment(SAMPLED, pendulum, options)
+    assert isinstance(placed, ImportanceSampled)
+    for field in dataclasses.fields(placed):
+        if hasattr(SAMPLED, field.name):
+            assert getattr(placed, field.name) == getattr(SAMPLED, field.name), field.name
+    assert (placed.starts, placed.guides.horizon, placed.guides.restarts) == (3, 16, 2)
+    assert placed.guides.environment == pendulum
+    assert placed.guides.temperature == SAMPLED.temperature
+    assert placed.learns_scale
+    for changed in ({"normalize_observations": False}, {"init_from": "somewhere"}):
+        assert not in_environment(SAMPLED, pendulum, dataclasses.replace(options, **changed)).learns_scale
+    mirror = in_environment(MIRROR, pendulum, options)
+    assert mirror == MirrorDescent(initial_epsilon=0.1, epochs=2, minibatch_size=32, learning_rate=1e-3)
+    assert in_environment(klimb.TRPO(), pendulum, options) == klimb.TRPO()
+
+
+@pytest.mark.parametrize("rule", [SAMPLED, MIRROR], ids=["sampled", "mirror"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium:CartPole-v1", "FrozenLake-v1"])
+def test_discrete_actions_are_refused(rule: GuidedPolicySearch, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"for continuous actions, and those of .* are discrete: use trpo or ppo"):
+        klimb.train(name, rule, env_steps=1, **SMALL, workers=0)
+
+
+@pytest.mark.parametrize("name", ["gymnasium:Pendulum-v1", "gymnax:Pendulum-v1"])
+def test_planning_without_dynamics_is_refused(name: str) -> None:
+    if name.startswith("gymnax"):
+        pytest.importorskip("gymnax")
+    with pytest.raises(ConfigError, match=r"does not tell its dynamics and cost.* --method mirror_descent"):
+        klimb.train(name, SAMPLED, env_steps=1, **SMALL, workers=0)
+
+
+def test_a_squashed_policy_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Gaussian|tanh"):
+        klimb.train("Pendulum-v1", SAMPLED, env_steps=1, tanh_squash=True, **SMALL)
+
+
+def test_without_an_environment_there_is_mirror_descent_only() -> None:
+    policy = NetworkPolicy(3, Box((-2.0,), (2.0,)), hidden=(4,), key=jax.random.key(0))
+    with pytest.raises(ConfigError, match=r"importance_sampling plans in an environment: .* in_environment"):
+        SAMPLED.init(policy)
+    state = MIRROR.init(policy)
+    assert isinstance(state, MirrorState)
+    assert not state.begun
+
+
+# Runs ---------------------------------------------------------------------------------------------------------
+
+
+def without_timing(history: list[dict]) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in ("wall_time", "steps_per_second")} for record in history]
+
+
+def same_bits(a, b) -> bool:
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
+    return bool(eqx.tree_equal(jax.tree.map(plain, a), jax.tree.map(plain, b)))
+
+
+class Stopper:
+    """Sends this process SIGTERM once `after` iterations have been recorded."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.sent = after, False
+
+    def __call__(self, records: list[dict]) -> None:
+        if records[-1]["iteration"] >= self.after and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> None:
+    """Stopped by a signal in the middle, and resumed: the same records, state and policy as without."""
+    options = {**SMALL, "env_steps": iterations * 48 * steps_a_row(rule), "checkpoint_every": 1, "workers": 0}
+    whole = klimb.train(name, rule, run_dir=folder / "whole", **options)
+    with pytest.raises(klimb.Interrupted, match="klimb resume"):
+        klimb.train(name, rule, run_dir=folder / "run", on_records=Stopper(iterations // 2), **options)
+    for path in (folder / "run" / "checkpoints").iterdir():
+        if int(path.stem) > iterations // 2:
+            path.unlink()
+    resumed = klimb.resume(folder / "run")
+    assert resumed.config == whole.config
+    assert [record["iteration"] for record in whole.history] == list(range(1, iterations + 1))
+    assert without_timing(resumed.history) == without_timing(whole.history)
+    assert same_bits(resumed.state, whole.state)
+    for file in ("policy.safetensors", "policy.json", "config.toml"):
+        assert (folder / "run" / file).read_bytes() == (folder / "whole" / file).read_bytes()
+    again = klimb.load_policy(folder / "run")
+    np.testing.assert_array_equal(again(jnp.ones(3)).mean, whole.policy(jnp.ones(3)).mean)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_of_importance_sampling_resumes_to_the_same_bytes(tmp_path) -> None:
+    """In the middle of imitation, with samples of the past in the state."""
+    interrupted_and_resumed("Pendulum-v1", SAMPLED, 4, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_of_mirror_descent_resumes_to_the_same_bytes(tmp_path) -> None:
+    interrupted_and_resumed("Pendulum-v1", MIRROR, 4, tmp_path)
+
+
+def test_mirror_descent_trains_on_a_compiled_environment() -> None:
+    program = Program(
+        RunConfig("Pendulum-v1", MIRROR, TrainOptions(**SMALL, env_steps=2 * 48)), klimb.make("Pendulum-v1")
+    )
+    assert program.rows_an_iteration == 48
+    assert program.iteration.rule == in_environment(MIRROR, klimb.make("Pendulum-v1"), program.config.options)
+    state = program.initial_state()
+    first = program.policies(state)[0]
+    state, metrics = program.advance(state, 2)
+    assert set(metrics) >= MIRROR_EXTRA
+    assert all(np.isfinite(metrics[name]).all() for name in MIRROR_EXTRA)
+    assert (metrics["status"] == Status.ACCEPTED).all()
+    assert metrics["env_steps"][:, 0].tolist() == [48, 96]
+    assert (metrics["kl_old_new"] > 0).all()
+    assert state.rule_state.begun.all()
+    assert not np.array_equal(first.network.weights[0], program.policies(state)[0].network.weights[0])
+
+
+def test_mirror_descent_trains_on_a_host_environment() -> None:
+    pytest.importorskip("mujoco")
+    run = klimb.train("gymnasium:InvertedPendulum-v5", MIRROR, env_steps=2 * 48, **SMALL, workers=0)
+    assert [record["env_steps"] for record in run.history] == [48, 96]
+    for record in run.history:
+        assert set(record) >= MIRROR_EXTRA
+        assert record["status"] == "ACCEPTED"
+        assert record["model_r2"] > 0.5
+        assert record["kl_old_new"] > 0
+
+
+@pytest.mark.slow
+def test_temperatures_are_swept_in_one_program() -> None:
+    """Of rules that plan: guides of a high temperature scatter more, and get less."""
+    temperatures = [0.001, 0.01, 1.0]
+    options = {**SMALL, "env_steps": 3 * 48 * SAMPLED.steps_a_row}
+    runs = klimb.sweep("Pendulum-v1", SAMPLED, {"temperature": temperatures}, **options)
+    assert [run.config.rule.temperature for run in runs] == temperatures
+    assert all(len(run.history) == 3 for run in runs)
+    for record in runs[1].history:
+        assert all(np.isfinite(record[name]) for name in ("phi", "guide_return", "kl_old_new"))
+    first = [run.history[0] for run in runs]
+    assert first[0]["policy_return"] == first[1]["policy_return"] == first[2]["policy_return"]
+    assert first[0]["guide_return"] > first[2]["guide_return"]
+    alone = klimb.train("Pendulum-v1", runs[1].config.rule, **options)
+    for name in ("phi", "guide_return", "kl_old_new"):
+        np.testing.assert_allclose(runs[1].history[0][name], alone.history[0][name], rtol=1e-2, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_mirror_descent(tmp_path) -> None:
+    runs = klimb.sweep(
+        "Pendulum-v1", MIRROR, {"initial_epsilon": [0.02, 0.5]}, run_dir=tmp_path / "all", env_steps=96, **SMALL
+    )
+    assert [run.history[0]["epsilon"] for run in runs] == pytest.approx([0.02, 0.5])
+    assert runs[0].history[0]["kl_old_new"] < runs[1].history[0]["kl_old_new"]
