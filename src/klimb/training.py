@@ -24,7 +24,7 @@ from klimb.estimate.batch import make_batch
 from klimb.estimate.certificate import STEP, certificate
 from klimb.estimate.critic import CriticFit, explained_variance, values
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
-from klimb.improve.rule import Rule, steps_a_row
+from klimb.improve.rule import Rule, steps_a_row, uses_critic
 from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
 from klimb.policies.normalizer import observe
@@ -153,7 +153,7 @@ class Iteration:
         self, key: PRNGKeyArray, policy: PyTree, state: TrainState, batch: Batch
     ) -> tuple[PyTree, PyTree, UpdateInfo]:
         """The rule's step, of the policy its arrays; while the critic warms up, none."""
-        if self.options.warmup == 0:
+        if self.options.warmup == 0 or not uses_critic(self.rule):
             policy, rule_state, info = self.rule.step(key, policy, state.rule_state, batch)
         else:
             waiting = state.iteration < self.options.warmup

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 import gymnasium.spaces
@@ -28,6 +30,7 @@ class MountainCarContinuous(ClassicControl):
     id = "jax:MountainCarContinuous-v0"
 
     power: float = 0.0015
+    max_force: float = 1.0
     slope: float = 0.0025
     min_position: float = -1.2
     max_position: float = 0.6
@@ -46,7 +49,7 @@ class MountainCarContinuous(ClassicControl):
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
-        return gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        return gymnasium.spaces.Box(-self.max_force, self.max_force, (1,), np.float32)
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " 2"]:
         position = jax.random.uniform(key, minval=self.initial_low, maxval=self.initial_high)
@@ -54,7 +57,7 @@ class MountainCarContinuous(ClassicControl):
 
     def dynamics(self, physics: Float[Array, " 2"], action: Float[Array, " 1"]) -> Float[Array, " 2"]:
         position, velocity = physics
-        force = jnp.clip(action[0].astype(physics.dtype), -1, 1)
+        force = jnp.clip(action[0].astype(physics.dtype), -self.max_force, self.max_force)
         velocity += self.power * force - self.slope * jnp.cos(3 * position)
         velocity = jnp.clip(velocity, -self.max_speed, self.max_speed)
         position = jnp.clip(position + velocity, self.min_position, self.max_position)
@@ -72,3 +75,6 @@ class MountainCarContinuous(ClassicControl):
 
     def terminal(self, physics: Float[Array, " 2"]) -> Bool[Array, ""]:
         return (physics[0] >= self.goal_position) & (physics[1] >= self.goal_velocity)
+
+    def unbounded(self) -> MountainCarContinuous:
+        return dataclasses.replace(self, max_force=math.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from klimb.guided.growing import plan_growing
 from klimb.guided.ilqr import Settings, plan
 from klimb.guided.linear_gaussian import LinearGaussian
 from klimb.guided.problem import Problem, Time
+from klimb.guided.small_matrices import cholesky
 from klimb.guided.trajectory import Plan, PlanStatus
 from klimb.policies.actions import Box
 
@@ -45,7 +47,7 @@ class Guide(LinearGaussian):
     low: Float[Array, " A"]
     high: Float[Array, " A"]
     sound: Bool[Array, ""]
-    """Whether the plan had one; else its actions are drawn around the plan's, without feedback."""
+    """Whether the plan had one; else actions are drawn around 0, as wide as the bounds."""
 
     def mean(self, t: Time, state: Float[Array, " D"]) -> Float[Array, " A"]:
         return jnp.clip(super().mean(t, state), self.low, self.high)
@@ -87,14 +89,7 @@ class Guides:
 
     def check(self) -> None:
         """Plan once from a few starting points. ConfigError, with the time step, where the cost allows none of them."""
-        with jax.ensure_compile_time_eval():  # also where a sweep's values are being traced
-            key_start, key_actions = jax.random.split(jax.random.key(0))
-            start = self.environment.initial(key_start)
-            drawn = self._drawn(key_actions, CHECKED, start.dtype)
-            plans = jax.vmap(lambda actions: plan(self._problem(None), start, actions, settings=SEARCH))(drawn)
-            hopeless = (plans.status == PlanStatus.NOT_POSITIVE_DEFINITE) | (plans.status == PlanStatus.NONFINITE)
-            if jnp.all(hopeless):
-                jax.tree.map(lambda x: x[0], plans).require_usable()
+        _require_plannable(self.environment, self.actions, self.horizon)
 
     def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
         """The actions of the cheapest plan from random starting points, over a growing horizon."""
@@ -102,26 +97,26 @@ class Guides:
         return plan_growing(problem, start, drawn, first=FIRST, growth=GROWTH, settings=SEARCH).actions
 
     def _drawn(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
-        """Starting points: between the bounds, or within 1 of the middle where there are none."""
-        half, center = (jnp.asarray(x, dtype) for x in (self.actions.half_width, self.actions.center))
-        return dataclasses.replace(self._problem(None), limits=(center - half, center + half)).random_actions(
-            key, count
-        )
+        """Starting points: between the bounds, or within 2 of the only one, or 1 of zero."""
+        low, high = self.bounds(dtype)
+        low = jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high - 2, -1))
+        high = jnp.where(jnp.isfinite(high), high, low + 2)
+        return dataclasses.replace(self._problem(None), limits=(low, high)).random_actions(key, count)
 
     def refined(
-        self,
-        policy: PyTree,
-        adaptation: float | Array,
-        start: Float[Array, " D"],
-        candidates: Float[Array, "R T A"],
+        self, policy: PyTree, adaptation: float | Array, start: Float[Array, " D"], candidates: Float[Array, "R T A"]
     ) -> Guide:
-        """The controller around the best plan for r̃ = r + adaptation · log π_θ, from several starting points.
+        """The controller around the best plan for r̃ = r + α κ log π_θ, from several starting points.
 
-        With adaptation it keeps to what the policy is able to do, so that its samples weigh something there.
+        With α the temperature and κ the adaptation. It keeps to what the policy is able to do, so that its samples
+        weigh something there. Its covariance is α Q_uu⁻¹ without the curvature of α κ log π_θ in the action, with
+        which a policy that imitates its guides would grow narrower with every turn.
         """
-
-        problem = self._problem(_Reluctance(self.environment, policy, jnp.asarray(adaptation, start.dtype)))
-        return self._controller(plan(problem, start, candidates, settings=SEARCH))
+        weight = jnp.asarray(adaptation * self.temperature, start.dtype)
+        found = plan(self._problem(_Reluctance(self.environment, policy, weight)), start, candidates, settings=SEARCH)
+        obs = jax.vmap(self.environment.observe)(found.states[:-1])
+        precision = jnp.exp(-2 * jax.vmap(policy)(obs).log_std)
+        return self._controller(found, weight * jax.vmap(jnp.diag)(precision))
 
     def run(
         self,
@@ -169,11 +164,14 @@ class Guides:
             model.dynamics, cost, self.horizon, len(self.actions.low), limits=self.bounds(jnp.dtype(jnp.float32))
         )
 
-    def _controller(self, found: Plan) -> Guide:
-        """Around a plan, no wider than half of the actions' range, where cost-to-go does not say how wide."""
+    def _controller(self, found: Plan, reluctance: Float[Array, "T A A"]) -> Guide:
+        """Around a plan, no wider than half of the actions' range where the cost to go does not say how wide."""
         width = jnp.asarray(self.actions.half_width, found.q_uu.dtype)
-        held = found.q_uu + self.temperature * jnp.diag(1 / jnp.square(width))
-        around = LinearGaussian.around(eqx.tree_at(lambda p: p.q_uu, found, held), self.temperature)
+        least = self.temperature * jnp.diag(1 / jnp.square(width))
+        of_reward = found.q_uu - reluctance + least
+        curved = cholesky(of_reward).positive[:, None, None]
+        held = eqx.tree_at(lambda p: p.q_uu, found, jnp.where(curved, of_reward, found.q_uu + least))
+        around = LinearGaussian.around(held, self.temperature)
         sound = jnp.all(jnp.isfinite(around.cholesky)) & jnp.all(jnp.isfinite(around.gains))
         low, high = self.bounds(width.dtype)
         return Guide(
@@ -185,3 +183,16 @@ class Guides:
             high=high,
             sound=sound,
         )
+
+
+@functools.cache  # a sweep asks again in every trace
+def _require_plannable(environment: ClassicControl, actions: Box, horizon: int) -> None:
+    guides = Guides(environment, actions, horizon, restarts=CHECKED, temperature=1.0)
+    with jax.ensure_compile_time_eval():
+        key_start, key_actions = jax.random.split(jax.random.key(0))
+        start = environment.initial(key_start)
+        drawn = guides._drawn(key_actions, CHECKED, start.dtype)
+        plans = jax.vmap(lambda actions: plan(guides._problem(None), start, actions, settings=SEARCH))(drawn)
+        hopeless = (plans.status == PlanStatus.NOT_POSITIVE_DEFINITE) | (plans.status == PlanStatus.NONFINITE)
+        if jnp.all(hopeless):
+            jax.tree.map(lambda x: x[0], plans).require_usable()

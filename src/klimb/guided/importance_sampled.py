@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -25,6 +26,7 @@ from klimb.types import Batch, Mixture, Rollout, Status, UpdateInfo
 LEAST, MOST, FACTOR = 1e-6, 1e2, 10.0  # of the regularisation w_r, and by what it changes (Levine and Koltun 2013)
 MINIBATCH = 512  # rows of one supervised step
 MAX_GRAD_NORM = 1.0
+NEVER = -1e6  # the log share of a behaviour that has taken no run, finite so that it can be added and taken away
 
 
 class Samples(eqx.Module):
@@ -32,7 +34,7 @@ class Samples(eqx.Module):
     and of the guide.
 
     Axes: leading memory slots and S starts, T steps, M runs, O observation, A action dimensions, B = 3 behaviours
-    (policy, best, guide). log_prob: log q_b(a|s) of every step of every run. share: of the runs, each behaviour's.
+    (policy, best, guide). log_prob: log q_b(a|s) of every step of every run. taken: by which behaviour each run was.
     guide_mean: what the guide would do in these states, with deviation guide_std. alive: the decision counts. cut: the
     run was cut off before this step, by the clock of its episode, and says nothing of it.
     """
@@ -41,7 +43,7 @@ class Samples(eqx.Module):
     action: Float[Array, "*slots T M A"]
     reward: Float[Array, "*slots T M"]
     log_prob: Float[Array, "*slots B T M"]
-    share: Float[Array, "*slots B"]
+    taken: Bool[Array, "*slots B M"]
     guide_mean: Float[Array, "*slots T M A"]
     guide_std: Float[Array, "*slots T A"]
     alive: Bool[Array, "*slots T M"]
@@ -69,11 +71,12 @@ class ImportanceSampled:
     """
 
     records_physics: ClassVar[bool] = True
-    sets_normalizer: ClassVar[bool] = True
+    uses_critic: ClassVar[bool] = False
 
     guides: Guides
     starts: int
     learns_scale: bool
+    fresh: bool
     guiding_samples: int
     adaptation: float | Array
     supervised_iterations: int
@@ -85,6 +88,11 @@ class ImportanceSampled:
     gradient_steps: int
     climb_kl: float | Array
     learning_rate: float | Array
+
+    @property
+    def sets_normalizer(self) -> bool:
+        """Whether the policy's normaliser is the rule's affair: it learns from guides, while these teach."""
+        return self.supervised_iterations > 0
 
     @property
     def steps_a_row(self) -> int:
@@ -103,7 +111,7 @@ class ImportanceSampled:
             action=jnp.zeros(sizes, obs.dtype),
             reward=jnp.zeros(runs, obs.dtype),
             log_prob=jnp.zeros((*runs[:2], 3, *runs[2:]), obs.dtype),
-            share=jnp.ones((*runs[:2], 3), obs.dtype),
+            taken=jnp.zeros((*runs[:2], 3, runs[-1]), bool),
             guide_mean=jnp.zeros(sizes, obs.dtype),
             guide_std=jnp.ones((*runs[:3], sizes[-1]), obs.dtype),
             alive=jnp.zeros(runs, bool),
@@ -115,9 +123,9 @@ class ImportanceSampled:
     def step(self, key: PRNGKeyArray, policy: PyTree, state: Search, batch: Batch) -> tuple[PyTree, Search, UpdateInfo]:
         """New samples; then an imitation of all guides remembered, or a climb of Φ.
 
-        `info.extra`: phi and its effective sample size (mean over steps and starts) on the newest samples, of the
-        policy returned; regularisation (w_r); guide_return and policy_return, means over the newest runs of `horizon`
-        steps; gain_over_best, of the policy that collected over the best one before it, from the same starts;
+        `info.extra`: phi and its effective sample size (mean over steps and starts) on the newest samples, of where the
+        step has led; regularisation (w_r); guide_return and policy_return, from the mean reward of the newest runs, for
+        `horizon` steps; gain_over_best, of the policy that collected over the best one before it, from the same starts;
         climb_steps up Φ within climb_kl, without one of which the status is KL_TOO_LARGE; sound_guides, the share of
         plans that there is a controller around.
         """
@@ -131,11 +139,12 @@ class ImportanceSampled:
 
         # Over the steps that both have taken.
         apart = jnp.where(new.cut[..., 0], 0, new.reward[..., 0] - new.reward[..., 1])
-        gain = jnp.where(supervised, 0, jnp.mean(jnp.sum(apart, axis=1)))
-        better = supervised | (gain >= 0)
-        best = choose(better, arrays, state.best)
-        changed = jnp.clip(state.regularisation * jnp.where(better, 1 / FACTOR, FACTOR), LEAST, MOST)
-        regularisation = jnp.where(supervised, state.regularisation, changed)
+        gains = jnp.where(supervised, 0, jnp.sum(apart, axis=1))
+        gain, error = jnp.mean(gains), jnp.std(gains) / math.sqrt(max(self.starts - 1, 1))
+        worse, better = gain < -error, gain > error
+        best = choose(worse, state.best, arrays)
+        factor = jnp.where(worse, FACTOR, jnp.where(better, 1 / FACTOR, 1))
+        regularisation = jnp.clip(state.regularisation * factor, LEAST, MOST)
 
         def imitate(arrays: PyTree) -> tuple[PyTree, Array]:
             scaled = eqx.combine(arrays, static)
@@ -160,13 +169,13 @@ class ImportanceSampled:
             phi=jnp.mean(found.value),
             phi_ess=jnp.mean(found.ess),
             regularisation=regularisation,
-            guide_return=jnp.mean(jnp.sum(new.reward[..., 2:], axis=1)),
-            policy_return=jnp.mean(jnp.sum(new.reward[..., 0], axis=1)),
+            guide_return=_return(new, slice(2, None)),
+            policy_return=_return(new, slice(0, 1)),
             gain_over_best=gain,
             climb_steps=steps,
             sound_guides=sound,
         )
-        stayed = ~supervised & better & (steps == 0) & (info.status == Status.ACCEPTED)
+        stayed = ~supervised & ~worse & (steps == 0) & (info.status == Status.ACCEPTED)
         status = jnp.where(stayed, Status.KL_TOO_LARGE, info.status)
         return new_policy, new_state, eqx.tree_at(lambda i: i.status, info, status.astype(info.status.dtype))
 
@@ -176,10 +185,9 @@ class ImportanceSampled:
         """The runs of one iteration, and the share of sound guides."""
         guides = self.guides
         imitates = count < self.supervised_iterations
-        counts = [[1, 0, self.guiding_samples + 1], [1, 1, self.guiding_samples]]
-        shares = jnp.array(counts, rollout.reward.dtype) / self.steps_a_row
-        # The first policy is no one to adapt to.
-        adaptation = jnp.where(count == 0, 0, self.adaptation * guides.temperature)
+        behaviour = jnp.array([0, 2, *[2] * self.guiding_samples]).at[1].set(jnp.where(imitates, 2, 1))
+        # A fresh policy is no one to adapt to.
+        adaptation = jnp.where((count == 0) & self.fresh, 0, self.adaptation)
 
         def from_start(key: PRNGKeyArray, own: Path, cut: Array) -> tuple[Samples, Array]:
             key_plan, key_best, key_guide = jax.random.split(key, 3)
@@ -199,19 +207,24 @@ class ImportanceSampled:
             alone = [jax.tree.map(lambda x: x[None], path) for path in (own, again)]
             runs = jax.tree.map(lambda *x: jnp.concatenate(x), *alone, guided)
             log_prob = jnp.stack([_of_policy(policy, runs), _of_policy(best, runs), _of_guide(guide, runs)])
-            # A guide that is none shows nothing.
+            times = jnp.arange(guides.horizon)
+            guide_mean = jax.vmap(jax.vmap(guide.mean), (None, 0))(times, runs.physics)
+            # A guide that is none shows nothing, nor does a run from where it is not finite any more.
             cuts = jnp.broadcast_to(~guide.sound, runs.alive.shape)
             cuts = cuts.at[1].set(~guide.sound & imitates).at[0].set(cut)
+            sums = (runs.obs, runs.action, guide_mean, runs.reward[..., None], jnp.moveaxis(log_prob, 0, -1))
+            finite = jnp.isfinite(sum(jnp.sum(x, axis=-1) for x in sums))
+            cuts = cuts | (jnp.cumsum(~finite, axis=1) > 0)
             alive = runs.alive & ~cuts
-            times = jnp.arange(guides.horizon)
+            said = lambda x: jnp.where(alive[..., None], x, 0)  # noqa: E731
             steps_first = lambda x: jnp.swapaxes(x, 0, 1)  # noqa: E731
             samples = Samples(
-                obs=steps_first(runs.obs),
-                action=steps_first(runs.action),
+                obs=steps_first(said(runs.obs)),
+                action=steps_first(said(runs.action)),
                 reward=steps_first(jnp.where(alive, runs.reward, 0)),
                 log_prob=jnp.swapaxes(jnp.where(alive, log_prob, 0), 1, 2),
-                share=jnp.where(imitates, shares[0], shares[1]),
-                guide_mean=steps_first(jax.vmap(jax.vmap(guide.mean), (None, 0))(times, runs.physics)),
+                taken=behaviour == jnp.arange(3)[:, None],
+                guide_mean=steps_first(said(guide_mean)),
                 guide_std=jnp.sqrt(jnp.diagonal(guide.covariance, axis1=1, axis2=2)),
                 alive=steps_first(alive),
                 cut=steps_first(cuts),
@@ -261,7 +274,7 @@ class ImportanceSampled:
     def _climb(
         self, policy: PyTree, samples: Samples, slot: Array, regularisation: Array, batch: Batch
     ) -> tuple[PyTree, Int[Array, ""]]:
-        """Steps up the mean of Φ over the chosen starts, the last that stays within the KL."""
+        """Steps up the mean of Φ over the chosen starts, halved from where one would leave the KL."""
         theta, rebuild = flatten(policy)
         chosen = self._chosen(policy, samples, slot, regularisation)
         ascent = Ascent.make("adam", MAX_GRAD_NORM)
@@ -269,16 +282,17 @@ class ImportanceSampled:
         obs = batch.obs
         before = action_distribution(policy, obs)
 
-        def climb(carry: tuple) -> tuple:
-            steps, vector, moments, _ = carry
-            higher, moments = ascent.climb(vector, gradient(vector), moments, self.learning_rate)
+        def climb(_: Array, carry: tuple) -> tuple:
+            vector, moments, rate, taken = carry
+            higher, moved = ascent.climb(vector, gradient(vector), moments, rate)
             near = batch.mean(kl_divergence(before, action_distribution(rebuild(higher), obs))) <= self.climb_kl
-            return steps + 1, jnp.where(near, higher, vector), moments, near
+            vector, moments = choose(near, (higher, moved), (vector, moments))
+            return vector, moments, jnp.where(near, rate, rate / 2), taken + near
 
-        start = (jnp.int32(0), theta, ascent.init(theta), jnp.bool_(True))
-        going = lambda carry: (carry[0] < self.gradient_steps) & carry[3]  # noqa: E731
-        steps, theta, _, near = jax.lax.while_loop(going, climb, start)
-        return rebuild(theta), steps - ~near
+        rate = jnp.asarray(self.learning_rate, theta.dtype)
+        start = (theta, ascent.init(theta), rate, jnp.int32(0))
+        theta, _, _, taken = jax.lax.fori_loop(0, self.gradient_steps, climb, start)
+        return rebuild(theta), taken
 
     def _chosen(self, policy: PyTree, samples: Samples, slot: Array, regularisation: Array) -> Samples:
         """The newest starts, and those of before whose samples the policy explains best (largest Z)."""
@@ -299,23 +313,36 @@ class ImportanceSampled:
             # Of steps that no run has taken there is nothing to say, and a logarithm of nothing to avoid.
             nobody = jnp.all(start.cut, axis=1, keepdims=True)
             log_prob = jnp.where(start.cut & ~nobody, -jnp.inf, log_prob)
-            mixture = Mixture(start.log_prob, jnp.log(start.share))
+            mixture = _mixture(start.log_prob, start.taken, start.cut)
             found = phi(log_prob, mixture, start.reward / deviation, regularisation=regularisation)
             return jax.tree.map(lambda x: jnp.where(empty, 0, x), found)
 
         return jax.vmap(of_start)(samples)
 
 
+def _mixture(log_prob: Float[Array, "B T M"], taken: Bool[Array, "B M"], cut: Bool[Array, "T M"]) -> Mixture:
+    """The behaviours in shares of the runs that go on, which fall when a run of theirs is cut.
+
+    The weights are of log-probs summed over time: a share that changes is added as its changes.
+    """
+    counts = jnp.sum(taken & ~cut[:, None], axis=2)
+    share = counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
+    level = jnp.where(counts > 0, jnp.log(jnp.maximum(share, 1e-6)), NEVER).astype(log_prob.dtype)
+    changes = jnp.diff(level, axis=0, prepend=jnp.zeros_like(level[:1]))
+    return Mixture(log_prob + changes.T[:, :, None], jnp.zeros(len(log_prob), log_prob.dtype))
+
+
 def _own_runs(rollout: Rollout) -> tuple[Path, Bool[Array, "N T"]]:
     """The policy's own runs, one a column, and the rows that it has none for.
 
-    A run begins where the column's first episode does, or with the rollout where none does, and is cut off where the
-    rollout ends or the clock sets the next episode going. After the end of the task it stays where it is.
+    A run begins where the column's first episode does, or with the rollout where that leaves more steps, and is cut off
+    where the rollout ends or the clock sets the next episode going. After the end of the task it stays where it is.
     """
     assert rollout.physics is not None
     assert rollout.time is not None
     length = len(rollout.time)
     first = jnp.argmax(rollout.time == 0, axis=0)
+    first = jnp.where(first > length // 2, 0, first)
     since = jnp.arange(length)[:, None]
     rows = jnp.minimum(first + since, length - 1)
     run = jax.tree.map(
@@ -332,6 +359,13 @@ def _own_runs(rollout: Rollout) -> tuple[Path, Bool[Array, "N T"]]:
 def _before(flag: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
     """Whether there has been one in the steps before."""
     return jnp.cumsum(flag, axis=0) - flag > 0
+
+
+def _return(samples: Samples, runs: slice) -> Float[Array, ""]:
+    """Of runs as long as the horizon, from the mean reward of the steps that were not cut; 0 without any."""
+    there = ~samples.cut[..., runs]
+    horizon = samples.reward.shape[1]
+    return horizon * jnp.sum(samples.reward[..., runs]) / jnp.maximum(jnp.sum(there), 1)
 
 
 def _of_policy(policy: PyTree, runs: Path) -> Float[Array, "M T"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +52,13 @@ class MirrorDescent:
     fit      a quadratic model of dynamics and reward to all rows, expanded along every column of the rollout
     C-step   p ← argmin E_p[cost] subject to mean KL(p‖π_θ) ≤ ε, linear-Gaussian controllers along the columns
     S-step   θ ← argmin mean KL(π_θ‖p) over the states of the rollout
-    ε        grows after steps that have kept their promise, shrinks after others
+    ε        grows after steps that have kept their promise, shrinks to the first one after others
 
     Advantages and the critic play no part; nothing is discounted. What comes after the rollout or an episode's end
     is taken to be worth nothing, and where an episode ends to be beyond the policy's control.
     """
+
+    uses_critic: ClassVar[bool] = False
 
     initial_epsilon: float | Array = 0.1
     epochs: int = 20

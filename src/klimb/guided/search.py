@@ -43,7 +43,7 @@ class GuidedPolicySearch:
     temperature: Positive = 0.01
     """α: of the guides, in units of reward: how much reward a nat of their entropy is worth."""
     adaptation: NonNegative = 10.0
-    """κ: how much log π_θ counts in what guides are planned for, in units of the temperature; 0 for none."""
+    """κ: how much log π_θ counts in what guides are planned for, in units of α; 0 for guides that do not adapt."""
     restarts: Annotated[int, Field(ge=1, le=2**10)] = 8
     """Random starting points of each plan, while the policy imitates."""
     supervised_iterations: Annotated[int, Field(ge=0, le=2**20)] = 6
@@ -63,7 +63,7 @@ class GuidedPolicySearch:
     climb_kl: Positive = 0.02
     """They end before the mean KL(old‖new) of all of them together exceeds this, in nats."""
     initial_epsilon: Positive = 0.1
-    """ε at first: most KL(new‖old) of the controllers, nats a step; adapted to how well gains were predicted."""
+    """ε at first: KL(new‖old) of the controllers, nats a step; up to ten times that where gains are as predicted."""
     projection_epochs: Count = 20
     """Passes over the rows when the controllers are projected onto the policy."""
     minibatch_size: Count = 256
@@ -118,6 +118,7 @@ class GuidedPolicySearch:
             guides=guides,
             starts=options.num_envs,
             learns_scale=options.normalize_observations and options.init_from is None,
+            fresh=options.init_from is None,
             guiding_samples=self.guiding_samples,
             adaptation=self.adaptation,
             supervised_iterations=self.supervised_iterations,

@@ -61,6 +61,11 @@ def steps_a_row(rule: Rule) -> int:
     return getattr(rule, "steps_a_row", 1)
 
 
+def uses_critic(rule: Rule) -> bool:
+    """Whether a rule's steps depend on advantages: one whose don't has no critic to wait for."""
+    return getattr(rule, "uses_critic", True)
+
+
 def with_values(rule: Any, values: Mapping[str, Any]) -> Any:
     """The same rule with other numbers in some fields, traced ones too: nothing is checked."""
     if not values:

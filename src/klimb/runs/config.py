@@ -141,6 +141,12 @@ class RunConfig:
         if len(self.env) > MAX_NAME:
             raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
         check_sizes(options)
+        rows = options.num_seeds * options.batch_size * steps_a_row(self.rule) * getattr(self.rule, "memory", 1)
+        if rows >= MAX_ROWS:
+            raise ConfigError(
+                f"num_seeds × num_envs × num_steps × (2 + guiding_samples) × memory are {rows} rows to remember; there "
+                f"can be less than {MAX_ROWS}: choose fewer of one of them"
+            )
         for owner, name in ((self.rule, "num_minibatches"), (options, "critic_num_minibatches")):
             parts = getattr(owner, name, 1)
             if parts > options.batch_size:
