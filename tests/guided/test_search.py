@@ -255,3 +255,20 @@ def test_a_sweep_of_mirror_descent(tmp_path) -> None:
     )
     assert [run.history[0]["epsilon"] for run in runs] == pytest.approx([0.02, 0.5])
     assert runs[0].history[0]["kl_old_new"] < runs[1].history[0]["kl_old_new"]
+
+
+def test_what_is_remembered_has_a_bound() -> None:
+    rule = GuidedPolicySearch(memory=1024, guiding_samples=1024)
+    with pytest.raises(ConfigError, match=r"rows to remember; there can be less than \d+"):
+        RunConfig("Pendulum-v1", rule, TrainOptions(num_envs=1024, num_steps=200))
+
+
+@pytest.mark.slow
+def test_no_critic_is_waited_for(tmp_path) -> None:
+    """A run that starts from another's policy takes its first step at once."""
+    tiny = {"env_steps": 32, "num_envs": 2, "num_steps": 16, "hidden": (4,), "critic_epochs": 1}
+    rule = GuidedPolicySearch(method="mirror_descent", projection_epochs=1)
+    klimb.train("Pendulum-v1", rule, run_dir=tmp_path / "first", **tiny)
+    run = klimb.train("Pendulum-v1", rule, init_from=str(tmp_path / "first"), **tiny)
+    assert run.history[0]["status"] != "CRITIC_WARMUP"
+    assert run.history[0]["kl_old_new"] > 0

@@ -57,7 +57,7 @@ class GuidedPolicySearch:
     subset: Count = 64
     """Starts whose samples Φ is climbed on: the newest, then those that the policy explains best."""
     regularisation: Positive = 0.01
-    """w_r at first, in units of the rewards' deviation; ten times less after a gain, ten times more after a loss."""
+    """w_r at first, in units of the rewards' deviation; a tenth of it after a gain, ten times it after a loss."""
     gradient_steps: Count = 50
     """Most steps up Φ in one iteration."""
     climb_kl: Positive = 0.02
