@@ -298,6 +298,7 @@ def test_nothing_heavy_is_imported_for_help():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow  # each step has a test of its own
 def test_from_a_run_to_demonstrations_to_a_clone_to_a_run_that_goes_on(run_dir, capsys):
     """record, train behaviour-cloning, train --init-from: each prints the line that leads to the next."""
     recorded = Path("recorded.safetensors")

@@ -45,7 +45,7 @@ def curved_problem(horizon: int) -> Problem:
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(("states", "actions", "horizon"), [(1, 1, 5), (4, 1, 30), (2, 3, 12)])
-@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("second_order", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_iteration_reaches_the_riccati_optimum(states: int, actions: int, horizon: int, second_order: bool) -> None:
     rng = np.random.default_rng(states)
     for _ in range(3):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -158,6 +159,12 @@ def test_what_it_says_of_a_step(course: Course) -> None:
         )
         assert metrics["phi"] == pytest.approx(float(found.value.mean()), rel=1e-4)
         assert metrics["phi_ess"] == pytest.approx(float(found.ess.mean()), rel=1e-4)
+
+
+def test_what_it_says_is_in_the_table(course: Course) -> None:
+    table = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+    for name in course.metrics[0]:
+        assert f"`{name}`" in table, name
 
 
 def test_guides_know_better_than_the_untrained_policy(course: Course) -> None:

@@ -201,6 +201,7 @@ def test_an_interrupted_run_of_mirror_descent_resumes_to_the_same_bytes(tmp_path
     interrupted_and_resumed("Pendulum-v1", MIRROR, 4, tmp_path)
 
 
+@pytest.mark.slow  # the next one takes the same steps
 def test_mirror_descent_trains_on_a_compiled_environment() -> None:
     program = Program(
         RunConfig("Pendulum-v1", MIRROR, TrainOptions(**SMALL, env_steps=2 * 48)), klimb.make("Pendulum-v1")
