@@ -130,6 +130,7 @@ def test_trajectories_of_another_policy_make_statements_fail():
     assert {"trajectories", "reward to go", "GAE", "per-decision gradient"} <= failed
 
 
+@pytest.mark.slow  # all statements once more
 def test_the_command_prints_json_and_ends_with_zero(capsys):
     """Undiscounted: what needs γ < 1 is left out, and everything else is a number."""
     assert main(["verify", "--mdp", "FrozenLake-v1", "--gamma", "1", "--json"]) == 0
