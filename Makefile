@@ -56,7 +56,7 @@ bench-variance: $(DEV)  ## how noisy the gradient estimates are
 bench-learning: $(DEV)  ## every rule on three environments; writes docs/algorithms (half an hour)
 	$(BIN)/python benchmarks/learning.py
 
-bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (half an hour)
+bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (a quarter of an hour)
 	$(BIN)/python benchmarks/guided.py
 
 # Installed again whenever what is to be installed has changed.

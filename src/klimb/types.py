@@ -35,8 +35,8 @@ class Status(enum.IntEnum):
 
 _STATUS_MESSAGES = {
     Status.ACCEPTED: "the step was taken",
-    Status.KL_TOO_LARGE: "every step tried left the trust region: raise max_backtracks or max_kl, or collect "
-    "larger batches so that the quadratic model of the KL is better (guided: lower learning_rate, or raise climb_kl)",
+    Status.KL_TOO_LARGE: "every step tried left the trust region: raise max_backtracks or the limit (max_kl, "
+    "climb_kl), lower the learning rate, or collect larger batches so that the quadratic model of the KL is better",
     Status.NO_IMPROVEMENT: "no step tried improved the surrogate: the gradient is mostly noise (collect larger "
     "batches) or the policy is at a stationary point",
     Status.NONFINITE: "the batch, the gradient or the new policy held a NaN or an infinity: look at the "

@@ -14,7 +14,7 @@ from klimb.policies.networks import NetworkPolicy
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_importance_sampling_swings_the_pendulum_up() -> None:
-    """In a few thousand planned steps, where TRPO takes a hundred thousand."""
+    """From defaults, within 75 000 steps."""
     env = klimb.make("Pendulum-v1")
     untrained = NetworkPolicy(3, action_spec(env.action_space), hidden=(64, 64), key=jax.random.key(0))
     assert klimb.evaluate(untrained, env, episodes=50).mean < -900

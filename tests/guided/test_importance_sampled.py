@@ -25,7 +25,9 @@ from klimb.environments.linear_quadratic import LinearQuadratic
 from klimb.environments.pendulum import Pendulum
 from klimb.errors import ConfigError
 from klimb.guided.guides import Guide, Guides
-from klimb.guided.importance_sampled import ImportanceSampled, Samples, _own_runs
+from klimb.guided.importance_sampled import ImportanceSampled
+from klimb.guided.samples import GuidedSamples
+from klimb.guided.samples import own_runs as runs_of
 from klimb.guided.search import GuidedPolicySearch
 from klimb.guided.trajectory import Plan
 from klimb.policies.actions import action_spec
@@ -86,7 +88,7 @@ class Course(NamedTuple):
         """The policy of the only seed."""
         return eqx.combine(jax.tree.map(lambda x: x[0], arrays), self.program.policy_static)
 
-    def newest(self, iteration: int) -> Samples:
+    def newest(self, iteration: int) -> GuidedSamples:
         """What iteration `iteration` sampled."""
         slot = iteration % RULE.memory
         return jax.tree.map(lambda x: x[0, slot], self.states[iteration + 1].rule_state.samples)
@@ -104,7 +106,7 @@ def course() -> Course:
     return course
 
 
-def log_prob(policy: Any, samples: Samples) -> np.ndarray:
+def log_prob(policy: Any, samples: GuidedSamples) -> np.ndarray:
     """Of every action, in NumPy."""
     distribution = policy(samples.obs)
     mean, std = np.asarray(distribution.mean, float), np.exp(np.asarray(distribution.log_std, float))
@@ -217,7 +219,7 @@ def test_climbing_stays_within_the_kl(course: Course) -> None:
     assert 0.3 * RULE.climb_kl < max(reached) <= RULE.climb_kl * (1 + 1e-3)
 
 
-# Samples ------------------------------------------------------------------------------------------------------
+# GuidedSamples ------------------------------------------------------------------------------------------------------
 
 
 def test_the_densities_are_those_of_who_acted(course: Course) -> None:
@@ -297,7 +299,7 @@ def handmade(columns: list[tuple[list[int], list[int], list[int]]]) -> Rollout:
 @functools.cache
 def own_runs() -> tuple[Rollout, Any, Any]:
     rollout = handmade(list(COLUMNS.values()))
-    return rollout, *_own_runs(rollout)
+    return rollout, *runs_of(rollout)
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -332,7 +334,7 @@ of_starts = eqx.filter_jit(ImportanceSampled._phi)
 
 
 @eqx.filter_jit
-def phi_and_gradient(rule: ImportanceSampled, policy: Any, samples: Samples, regularisation: Array) -> tuple:
+def phi_and_gradient(rule: ImportanceSampled, policy: Any, samples: GuidedSamples, regularisation: Array) -> tuple:
     arrays, static = eqx.partition(policy, eqx.is_inexact_array)
 
     def total(arrays: PyTree) -> tuple:
@@ -346,7 +348,7 @@ def phi_and_gradient(rule: ImportanceSampled, policy: Any, samples: Samples, reg
 W_R = jnp.float32(0.1)
 
 
-def phi_by_hand(policy: Any, start: Samples, deviation: float) -> tuple[float, np.ndarray]:
+def phi_by_hand(policy: Any, start: GuidedSamples, deviation: float) -> tuple[float, np.ndarray]:
     """Φ and log Z in NumPy: a run that is cut has no weight, and its behaviour that much less of a share."""
     counted = ~np.asarray(start.cut)
     own = np.cumsum(np.where(start.alive, log_prob(policy, start), 0), axis=0)

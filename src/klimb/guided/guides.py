@@ -28,7 +28,7 @@ FIRST, GROWTH = 60, 30
 CHECKED = 4  # starting points before a problem counts as hopeless
 
 
-class Path(eqx.Module):
+class Run(eqx.Module):
     """Steps in the model (axes: `klimb.guided.problem.Path`; O observation). Leading axes: starts, samples, time.
 
     action: as drawn, before the bounds. alive: False from the end of the task on; rewards are zero there.
@@ -53,25 +53,16 @@ class Guide(LinearGaussian):
         return jnp.clip(super().mean(t, state), self.low, self.high)
 
 
-class _Reluctance(eqx.Module):
-    """−weight · log π_θ(u|x): what a policy has against an action."""
+class _Adapted(eqx.Module):
+    """The model's cost, and −weight · log π_θ(u|x): what a policy has against an action."""
 
-    environment: ClassicControl = eqx.field(static=True)
+    model: ClassicControl = eqx.field(static=True)
     policy: PyTree
     weight: Float[Array, ""]
 
     def __call__(self, physics: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
-        return -self.weight * self.policy(self.environment.observe(physics)).log_prob(action)
-
-
-class _Sum(eqx.Module):
-    """Two costs together."""
-
-    cost: Callable
-    also: Callable
-
-    def __call__(self, physics: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
-        return self.cost(physics, action) + self.also(physics, action)
+        said = self.policy(self.model.observe(physics)).log_prob(action)
+        return self.model.cost(physics, action) - self.weight * said
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ class Guides:
 
     def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
         """The actions of the cheapest plan from random starting points, over a growing horizon."""
-        problem, drawn = self._problem(None), self._drawn(key, self.restarts, start.dtype)
+        problem, drawn = self._problem(), self._drawn(key, self.restarts, start.dtype)
         return plan_growing(problem, start, drawn, first=FIRST, growth=GROWTH, settings=SEARCH).actions
 
     def _drawn(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
@@ -101,7 +92,7 @@ class Guides:
         low, high = self.bounds(dtype)
         low = jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high - 2, -1))
         high = jnp.where(jnp.isfinite(high), high, low + 2)
-        return dataclasses.replace(self._problem(None), limits=(low, high)).random_actions(key, count)
+        return dataclasses.replace(self._problem(), limits=(low, high)).random_actions(key, count)
 
     def refined(
         self, policy: PyTree, adaptation: float | Array, start: Float[Array, " D"], candidates: Float[Array, "R T A"]
@@ -113,7 +104,8 @@ class Guides:
         which a policy that imitates its guides would grow narrower with every turn.
         """
         weight = jnp.asarray(adaptation * self.temperature, start.dtype)
-        found = plan(self._problem(_Reluctance(self.environment, policy, weight)), start, candidates, settings=SEARCH)
+        cost = _Adapted(self.environment.unbounded(), policy, weight)
+        found = plan(self._problem(cost), start, candidates, settings=SEARCH)
         obs = jax.vmap(self.environment.observe)(found.states[:-1])
         precision = jnp.exp(-2 * jax.vmap(policy)(obs).log_std)
         return self._controller(found, weight * jax.vmap(jnp.diag)(precision))
@@ -123,29 +115,29 @@ class Guides:
         key: PRNGKeyArray,
         act: Callable[[PRNGKeyArray, Array, Array], Array],
         start: Float[Array, " D"],
-    ) -> Path:
+    ) -> Run:
         """The path of the actions `act(key, t, physics)`. The environment gets them within its bounds."""
         environment = self.environment
 
-        def advance(carry: tuple, at: tuple) -> tuple[tuple, Path]:
+        def advance(carry: tuple, at: tuple) -> tuple[tuple, Run]:
             physics, alive = carry
             t, key = at
             action = act(key, t, physics)
             taken = self.clipped(action)
             successor = environment.dynamics(physics, taken)
             reward = jnp.where(alive, environment.reward(physics, taken, successor), 0)
-            row = Path(physics, environment.observe(physics), action, reward, alive)
+            row = Run(physics, environment.observe(physics), action, reward, alive)
             return (jnp.where(alive, successor, physics), alive & ~environment.terminal(successor)), row
 
         times = jnp.arange(self.horizon)
         begin = (start, jnp.ones((), bool))
         return jax.lax.scan(advance, begin, (times, jax.random.split(key, self.horizon)))[1]
 
-    def by_policy(self, key: PRNGKeyArray, policy: PyTree, start: Float[Array, " D"]) -> Path:
+    def by_policy(self, key: PRNGKeyArray, policy: PyTree, start: Float[Array, " D"]) -> Run:
         """A path of the policy's own samples."""
         return self.run(key, lambda key, t, x: policy(self.environment.observe(x)).sample(key), start)
 
-    def by_mode(self, policy: PyTree, start: Float[Array, " D"]) -> Path:
+    def by_mode(self, policy: PyTree, start: Float[Array, " D"]) -> Run:
         """The path of the policy's most probable actions."""
         return self.run(jax.random.key(0), lambda key, t, x: policy(self.environment.observe(x)).mode(), start)
 
@@ -157,12 +149,9 @@ class Guides:
         """(low, high) of the actions."""
         return jnp.asarray(self.actions.low, dtype), jnp.asarray(self.actions.high, dtype)
 
-    def _problem(self, also: _Reluctance | None) -> Problem:
-        model = self.environment.unbounded()
-        cost = model.cost if also is None else _Sum(model.cost, also)
-        return Problem(
-            model.dynamics, cost, self.horizon, len(self.actions.low), limits=self.bounds(jnp.dtype(jnp.float32))
-        )
+    def _problem(self, cost: Callable | None = None) -> Problem:
+        model, limits = self.environment.unbounded(), self.bounds(jnp.dtype(jnp.float32))
+        return Problem(model.dynamics, cost or model.cost, self.horizon, len(self.actions.low), limits=limits)
 
     def _controller(self, found: Plan, reluctance: Float[Array, "T A A"]) -> Guide:
         """Around a plan, no wider than half of the actions' range where the cost to go does not say how wide."""
@@ -192,7 +181,7 @@ def _require_plannable(environment: ClassicControl, actions: Box, horizon: int) 
         key_start, key_actions = jax.random.split(jax.random.key(0))
         start = environment.initial(key_start)
         drawn = guides._drawn(key_actions, CHECKED, start.dtype)
-        plans = jax.vmap(lambda actions: plan(guides._problem(None), start, actions, settings=SEARCH))(drawn)
+        plans = jax.vmap(lambda actions: plan(guides._problem(), start, actions, settings=SEARCH))(drawn)
         hopeless = (plans.status == PlanStatus.NOT_POSITIVE_DEFINITE) | (plans.status == PlanStatus.NONFINITE)
         if jnp.all(hopeless):
             jax.tree.map(lambda x: x[0], plans).require_usable()

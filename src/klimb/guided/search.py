@@ -61,7 +61,7 @@ class GuidedPolicySearch:
     gradient_steps: Count = 50
     """Most steps up Φ in one iteration."""
     climb_kl: Positive = 0.02
-    """They end before the mean KL(old‖new) of all of them together exceeds this, in nats."""
+    """A step that would take the mean KL(old‖new) of all of them together beyond this, in nats, is halved."""
     initial_epsilon: Positive = 0.1
     """ε at first: KL(new‖old) of the controllers, nats a step; up to ten times that where gains are as predicted."""
     projection_epochs: Count = 20
@@ -73,6 +73,11 @@ class GuidedPolicySearch:
     def steps_a_row(self) -> int:
         """Environment steps for each row of a rollout: the guides and the best policy take theirs besides."""
         return 2 + self.guiding_samples if self.method == "importance_sampling" else 1
+
+    @property
+    def rows_remembered(self) -> int:
+        """Rows of samples that are kept for each row of a rollout."""
+        return self.memory * self.steps_a_row if self.method == "importance_sampling" else 1
 
     def in_environment(self, environment: Any, options: TrainOptions) -> Rule:
         """The method, at work in an environment. ConfigError where it can't be."""

@@ -61,6 +61,11 @@ def steps_a_row(rule: Rule) -> int:
     return getattr(rule, "steps_a_row", 1)
 
 
+def rows_remembered(rule: Rule) -> int:
+    """Rows of samples that a rule keeps for each row of a rollout, beside the rollout itself."""
+    return getattr(rule, "rows_remembered", 1)
+
+
 def uses_critic(rule: Rule) -> bool:
     """Whether a rule's steps depend on advantages: one whose don't has no critic to wait for."""
     return getattr(rule, "uses_critic", True)

@@ -17,7 +17,7 @@ from klimb.errors import ConfigError, nearest, one_line, shown
 from klimb.estimate.advantages import AdvantageKind
 from klimb.improve.off_policy import OffPolicyGradient
 from klimb.improve.registry import RULES, rule_name
-from klimb.improve.rule import Count, Rule, is_offline, steps_a_row
+from klimb.improve.rule import Count, Rule, is_offline, rows_remembered, steps_a_row
 from klimb.minibatches import require_divisible
 from klimb.policies.networks import Activation
 from klimb.runs.files import require_regular
@@ -141,7 +141,7 @@ class RunConfig:
         if len(self.env) > MAX_NAME:
             raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
         check_sizes(options)
-        rows = options.num_seeds * options.batch_size * steps_a_row(self.rule) * getattr(self.rule, "memory", 1)
+        rows = options.num_seeds * options.batch_size * rows_remembered(self.rule)
         if rows >= MAX_ROWS:
             raise ConfigError(
                 f"num_seeds × num_envs × num_steps × (2 + guiding_samples) × memory are {rows} rows to remember; there "
