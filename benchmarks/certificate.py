@@ -12,7 +12,7 @@ import jax
 
 import klimb
 from klimb import PPO, TRPO, RunConfig, TrainOptions
-from klimb.runs.program import Program
+from klimb.training.program import Program
 from results_file import write_results
 
 REPETITIONS = 25
@@ -36,8 +36,8 @@ def seconds(name: str, rule, sizes: dict, iterations: int) -> dict[bool, list[fl
     for _ in range(REPETITIONS):
         for switch, program in programs.items():
             start = time.perf_counter()
-            for _ in range(iterations if program.max_iterations_a_call == 1 else 1):
-                count = iterations if program.max_iterations_a_call > 1 else 1
+            for _ in range(iterations if program.max_iterations_per_call == 1 else 1):
+                count = iterations if program.max_iterations_per_call > 1 else 1
                 states[switch], _ = program.advance(states[switch], count)
             jax.block_until_ready(states[switch])
             times[switch].append((time.perf_counter() - start) / iterations)

@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from klimb import Batch, NetworkPolicy, fisher_vector_product, kl_divergence
-from klimb.improve.objectives import action_distribution, flatten, surrogate_gain
+from klimb.improve.objectives import surrogate_gain
 from klimb.policies.actions import Box, Discrete
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
 from results_file import write_results
 
 ROWS, TURNS = 16_384, 25

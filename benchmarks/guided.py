@@ -33,13 +33,13 @@ import numpy as np
 import guided_figures
 import klimb
 import learning
-from klimb import compilation_cache
+from klimb.cli import compilation_cache
 from klimb.environments.base import clip_action
 from klimb.guided.guides import Guides
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.rule import Rule
 from klimb.policies.actions import action_spec
-from klimb.runs.program import Program
+from klimb.training.program import Program
 from results_file import HERE, read_results, write_results
 
 RUNS, PAGE = HERE.parent / "runs" / "guided", learning.DOCS / "guided.md"

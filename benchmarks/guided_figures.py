@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 import learning
-from klimb.environments.cartpole_swing_up import CartPoleSwingUp
-from klimb.figures import style
+from klimb.environments.control.cartpole_swing_up import CartPoleSwingUp
+from klimb.theory.figures import style
 
 FIGURES = learning.DOCS / "figures"
 COLOURS = {"guided": style.BLUE, "TRPO": style.ORANGE}

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from klimb import PPO, TRPO, RunConfig, TrainOptions, devices, make
-from klimb.estimate.batch import make_batch
-from klimb.estimate.critic import values
-from klimb.figures import style
-from klimb.runs.program import Program
+from klimb.estimate.estimator import make_batch
+from klimb.estimate.values import values
+from klimb.theory.figures import style
+from klimb.training.program import Program
 from results_file import write_results
 
 FIGURES = Path(__file__).parent.parent / "docs" / "performance"

@@ -15,10 +15,11 @@ import numpy as np
 
 import klimb
 from klimb.collect.compiled import CompiledCollector
-from klimb.environments.cartpole import CartPole
-from klimb.estimate.batch import make_batch
-from klimb.estimate.critic import values
-from klimb.improve.objectives import action_distribution, flatten
+from klimb.environments.control.cartpole import CartPole
+from klimb.estimate.estimator import make_batch
+from klimb.estimate.values import values
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
 from results_file import write_results
 
 BATCHES, EPISODES, STEPS = 1000, 8, 200

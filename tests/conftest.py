@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import klimb
-import klimb.devices
+import klimb.training.devices
 
 # Before JAX starts; `one_device` leaves the second one to the tests that ask for it.
 jax.config.update("jax_num_cpu_devices", 2)
@@ -42,14 +42,14 @@ def forget_programs() -> Iterator[None]:
 def one_device() -> Iterator[None]:
     """Trainings are laid over one device, as on a machine with one core; before every fixture of a module."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("klimb.runs.program.available", lambda: klimb.devices.available()[:1])
+        patch.setattr("klimb.training.program.available", lambda: klimb.training.devices.available()[:1])
         yield
 
 
 @pytest.fixture
 def two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings are laid over both devices, unless they are told `cores=1`."""
-    monkeypatch.setattr("klimb.runs.program.available", klimb.devices.available)
+    monkeypatch.setattr("klimb.training.program.available", klimb.training.devices.available)
 
 
 @pytest.fixture

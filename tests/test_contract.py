@@ -39,17 +39,19 @@ from klimb import (
     TrainOptions,
 )
 from klimb.collect.compiled import CompiledCollector
-from klimb.environments.cartpole import CartPole
-from klimb.environments.pendulum import Pendulum
+from klimb.environments.control.cartpole import CartPole
+from klimb.environments.control.pendulum import Pendulum
 from klimb.errors import ConfigError
 from klimb.estimate.advantages import normalise
+from klimb.fields import build
 from klimb.guided.search import GuidedPolicySearch
-from klimb.improve.objectives import action_distribution, flatten, log_ratio
-from klimb.improve.registry import RULES as REGISTRY
+from klimb.improve.objectives import log_ratio
 from klimb.improve.rule import Rule
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.normalizer import Normalizer
-from klimb.runs.config import build
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.rules import RULES as REGISTRY
 from klimb.types import UpdateInfo
 
 RULES = [
@@ -158,7 +160,7 @@ def make_case(name: str, seed: int = 0) -> Case:
         advantage=jnp.asarray(rng.normal(size=ROWS), theta.dtype),
         value_target=jnp.zeros(ROWS),
         weight=jnp.ones(ROWS).at[-PADDING:].set(0),
-        progress=jnp.zeros(()),
+        fraction_done=jnp.zeros(()),
     )
     return Case(policy, batch)
 
@@ -333,7 +335,7 @@ def test_keeps_the_precision_it_is_given(rule, name, precision):
 
 @each_rule
 def test_is_traced_once_in_ten_steps(rule, gaussian):
-    """Ten steps as in training: a new batch of the same shape each time, `progress` going on."""
+    """Ten steps as in training: a new batch of the same shape each time, `fraction_done` going on."""
     policy, state, before = gaussian.policy, rule.init(gaussian.policy), TRACES[rule]
     for k in range(10):
         batch = eqx.tree_at(lambda b: b.progress, make_case("gaussian", k).batch, jnp.float32(k / 10))

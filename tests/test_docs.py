@@ -13,13 +13,13 @@ import pytest
 
 import klimb
 from klimb import RunConfig, TrainOptions
-from klimb.cli import COMMANDS as KNOWN
-from klimb.commands.train import named_run, parse_flags
+from klimb.cli.main import COMMANDS as KNOWN
+from klimb.cli.train import named_run, parse_flags
 from klimb.guided.search import GuidedPolicySearch
-from klimb.improve.registry import RULES
 from klimb.improve.rule import is_offline
 from klimb.policies.actions import Discrete
-from klimb.runs.program import Program
+from klimb.rules import RULES
+from klimb.training.program import Program
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -23,10 +23,11 @@ from klimb import (
     Reinforce,
     Status,
 )
-from klimb.improve.objectives import action_distribution, log_ratio
+from klimb.improve.objectives import log_ratio
 from klimb.improve.rule import Rule
 from klimb.policies.actions import action_spec
-from klimb.tabular.exact_evaluation import exact_return
+from klimb.policies.policy import action_distribution
+from klimb.theory.exact_evaluation import exact_return
 from klimb.types import UpdateInfo
 
 

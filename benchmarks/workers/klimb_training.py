@@ -6,9 +6,10 @@ import time
 
 import jax
 
-from klimb import RunConfig, TrainOptions, devices, make
-from klimb.improve.registry import RULES
-from klimb.runs.program import Program
+from klimb import RunConfig, TrainOptions, make
+from klimb.rules import RULES
+from klimb.training import devices
+from klimb.training.program import Program
 
 task = json.loads(sys.argv[1])
 devices.use_all_cores()
@@ -22,7 +23,7 @@ program = Program(config, make(config.env))
 def train(state, iterations):
     done = 0
     while done < iterations:
-        count = min(program.max_iterations_a_call, iterations - done)
+        count = min(program.max_iterations_per_call, iterations - done)
         state, _ = program.advance(state, count)
         done += count
     return jax.block_until_ready(state)

@@ -11,9 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from klimb import RunConfig, TrainOptions, devices, make
-from klimb.improve.registry import RULES
-from klimb.runs.program import Program
+from klimb import RunConfig, TrainOptions, make
+from klimb.rules import RULES
+from klimb.training import devices
+from klimb.training.program import Program
 
 task = json.loads(sys.argv[1])
 devices.use_all_cores()

@@ -2,7 +2,7 @@
 
 import sys
 
-from klimb.cli import main
+from klimb.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

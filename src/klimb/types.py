@@ -6,15 +6,21 @@ Axes: T time steps, N environments, B rows of a batch, A discrete actions, D act
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
-from klimb.minibatches import take_rows
+
+class Metric(NamedTuple):
+    """What a metric is called in charts, and what it means, in one sentence with its unit."""
+
+    title: str
+    meaning: str
 
 
 class Status(enum.IntEnum):
@@ -26,6 +32,11 @@ class Status(enum.IntEnum):
     NONFINITE = 3
     CG_BREAKDOWN = 4
     CRITIC_WARMUP = 5
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a step was tried and not taken."""
+        return self not in (Status.ACCEPTED, Status.CRITIC_WARMUP)
 
     @property
     def message(self) -> str:
@@ -54,7 +65,7 @@ class Rollout(eqx.Module):
     next row's `obs`. `log_prob` is log π_β(action | obs) under the behaviour policy that collected the data.
     `terminated` (no value beyond) and `truncated` (cut off; the value goes on) are never merged. Rows with
     `valid` False were inserted by an environment's own reset and are never trained on. `time` counts the
-    steps since the episode began; None when unknown (then it counts from the start of the rollout). `physics` is
+    steps since the episode began; None when unknown (then it counts from the start of the rollout). `env_state` is
     the simulator's own state before the step, of classic control under a rule that plans with it, else None.
     """
 
@@ -67,7 +78,7 @@ class Rollout(eqx.Module):
     next_obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
-    physics: Float[Array, "T N *physics"] | None = None
+    env_state: Float[Array, "T N *state"] | None = None
 
 
 class Residuals(eqx.Module):
@@ -89,14 +100,26 @@ class Mixture(eqx.Module):
     log_share: Float[Array, " K"]
 
 
+class Trajectory(eqx.Module):
+    """A batch in its order in time, for rules that need rewards, or weights over several steps.
+
+    rollout: the `[T, N]` rows that the batch was made of. residuals: its advantages, step by step; None where no rule
+    weights decisions. mixture: the policies that collected it; None unless a rule asks for them.
+    """
+
+    rollout: Rollout
+    residuals: Residuals | None = None
+    mixture: Mixture | None = None
+
+
 class Batch(eqx.Module):
     """What every rule consumes: B weighted rows. Every mean over a batch is Σ w x / Σ w.
 
     A row of weight 0 is padding. With weight d(s) π(a|s) over all (s, a) the same means are exact
-    expectations (`klimb.tabular.exact_batch`), which is how rules are checked against theory.
-    `rollout` keeps the `[T, N]` arrangement for rules that need rewards and time, else None.
-    `progress` is the fraction of training done, for hyperparameters that are annealed.
-    `residuals` and `mixture` go with the rollout, for importance weights over time; None where not needed.
+    expectations (`klimb.exact_batch`), which is how rules are checked against theory.
+    `trajectory` keeps the `[T, N]` arrangement, row t·N + n being step t of environment n; None where there is none.
+    `fraction_done` is the part of the training that is over, 0 to 1, for hyperparameters that are annealed.
+    `advantage_scale` is the standard deviation that advantages had, in units of reward, before they were normalised.
     """
 
     obs: Float[Array, " B *obs"] | Int[Array, " B *obs"]
@@ -105,10 +128,9 @@ class Batch(eqx.Module):
     advantage: Float[Array, " B"]
     value_target: Float[Array, " B"]
     weight: Float[Array, " B"]
-    rollout: Rollout | None = None
-    progress: Float[Array, ""] | float = 0.0
-    residuals: Residuals | None = None
-    mixture: Mixture | None = None
+    trajectory: Trajectory | None = None
+    fraction_done: Float[Array, ""] | float = 0.0
+    advantage_scale: Float[Array, ""] | float = 1.0
 
     def mean(self, value: Float[Array, " B"]) -> Float[Array, ""]:
         """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds."""
@@ -121,16 +143,24 @@ class Batch(eqx.Module):
         def blank(column: Array) -> Array:
             return jnp.where(jnp.reshape(counted, counted.shape + (1,) * (column.ndim - 1)), column, 0)
 
-        columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
-        obs, action, log_prob, advantage, value_target, weight = map(blank, columns)
-        arranged = (self.rollout, self.progress, self.residuals, self.mixture)
-        return Batch(obs, action, log_prob, advantage, value_target, weight, *arranged)
+        columns: dict[str, Any] = {name: blank(getattr(self, name)) for name in _COLUMNS}
+        return dataclasses.replace(self, **columns)
 
     def take(self, rows: Int[Array, " b"]) -> Batch:
-        """A minibatch: some of the rows, without the rollout they came from."""
-        columns = (self.obs, self.action, self.log_prob, self.advantage, self.value_target, self.weight)
-        obs, action, log_prob, advantage, value_target, weight = take_rows(columns, rows)
-        return Batch(obs, action, log_prob, advantage, value_target, weight, progress=self.progress)
+        """A minibatch: some of the rows, without the trajectory they came from."""
+        columns = {name: take_rows(getattr(self, name), rows) for name in _COLUMNS}
+        return Batch(**columns, fraction_done=self.fraction_done, advantage_scale=self.advantage_scale)
+
+
+_COLUMNS = ("obs", "action", "log_prob", "advantage", "value_target", "weight")
+
+
+def take_rows(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:
+    """The same rows of every array of a tree.
+
+    rows: numbers of rows of the leading axis, none of them twice; they are not checked.
+    """
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, unique_indices=True, mode="clip"), tree)
 
 
 def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:
@@ -138,6 +168,25 @@ def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -
     weight = jnp.reshape(weight, weight.shape + (1,) * (value.ndim - 1))
     total = jnp.sum(weight, axis=0)
     return jnp.sum(jnp.where(weight > 0, value * weight, 0), axis=0) / jnp.where(total > 0, total, 1)
+
+
+class StepErrors(eqx.Module):
+    """How exact the means of an `UpdateInfo` are, and what happened in the worst state. Scalars.
+
+    surrogate_gain_se: standard error over independent rows. kl_old_new_se, kl_new_old_se, tv_se: standard errors over
+        the environments of the rollout, because successive states are correlated.
+    kl_old_new_max, kl_new_old_max: the largest KL over states, in either direction.
+    tv_bound, tv_max_bound: upper bounds on the mean and on the worst total variation that follow from the KLs.
+    """
+
+    surrogate_gain_se: Float[Array, ""]
+    kl_old_new_se: Float[Array, ""]
+    kl_new_old_se: Float[Array, ""]
+    tv_se: Float[Array, ""]
+    kl_old_new_max: Float[Array, ""]
+    kl_new_old_max: Float[Array, ""]
+    tv_bound: Float[Array, ""]
+    tv_max_bound: Float[Array, ""]
 
 
 class UpdateInfo(eqx.Module):
@@ -152,8 +201,8 @@ class UpdateInfo(eqx.Module):
     entropy: mean entropy of the returned policy (nats).
     ess: effective sample size of the ratios to the policies that collected the batch, as a fraction; on the old
         policy's own data 1 for an unmoved policy.
-    status: a `Status`. extra: the rule's own scalars by name (CG residual, backtracks, clip fraction ...), after what
-        the step certificate is made of (`klimb.estimate.certificate.STEP`).
+    status: a `Status`. errors: standard errors and worst states, for the step certificate; None where a rule does not
+        measure them. extra: the rule's own scalars by name (CG residual, backtracks, clip fraction, …).
     """
 
     surrogate_gain: Float[Array, ""]
@@ -165,7 +214,13 @@ class UpdateInfo(eqx.Module):
     entropy: Float[Array, ""]
     ess: Float[Array, ""]
     status: Int[Array, ""]
+    errors: StepErrors | None
     extra: dict[str, Float[Array, ""]]
+
+    def with_metrics(self, **metrics: Array) -> UpdateInfo:
+        """The same with further metrics of the rule's own, scalars by name."""
+        own = {name: jnp.asarray(value, self.entropy.dtype) for name, value in metrics.items()}
+        return dataclasses.replace(self, extra=self.extra | own)
 
 
 class TrainState(eqx.Module):
@@ -185,15 +240,3 @@ class TrainState(eqx.Module):
     iteration: Int[Array, ""]
     env_steps: UInt32[Array, ""]
     key: PRNGKeyArray
-
-
-def trainable_filter(policy: PyTree) -> PyTree:
-    """True for every leaf that gradients move: inexact arrays, except the normaliser's running statistics."""
-    from klimb.policies.normalizer import Normalizer
-
-    def mark(node: Any) -> PyTree:
-        if isinstance(node, Normalizer):
-            return jax.tree.map(lambda _: False, node)
-        return eqx.is_inexact_array(node)
-
-    return jax.tree.map(mark, policy, is_leaf=lambda node: isinstance(node, Normalizer))

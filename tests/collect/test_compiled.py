@@ -13,7 +13,7 @@ import pytest
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.environments.base import CompiledEnvironment, Transition
-from klimb.environments.cartpole import CartPole
+from klimb.environments.control.cartpole import CartPole
 from klimb.policies.actions import Discrete
 from klimb.policies.distributions import DiagGaussian
 from klimb.policies.networks import NetworkPolicy
@@ -118,11 +118,11 @@ def test_the_key_decides_everything(rollouts, collect):
 class ResetAtEveryStep(CartPole):
     """CartPole, with its fresh states made in the loop instead of ahead of it."""
 
-    light_reset = False
+    prefetch_resets = False
 
 
 def test_fresh_states_made_ahead_are_the_same(rollouts, collector, policy):
-    assert collector.environment.light_reset
+    assert collector.environment.prefetch_resets
     environment = ResetAtEveryStep(max_episode_steps=collector.environment.max_episode_steps)
     late = CompiledCollector(environment, NUM_ENVS, NUM_STEPS)
     _, rollout, _ = jax.jit(lambda key, state: late.collect(key, policy, state))(jax.random.key(2), rollouts[0][0])

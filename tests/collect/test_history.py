@@ -11,7 +11,7 @@ import klimb
 from klimb import NetworkPolicy, OffPolicyGradient
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.history import History
-from klimb.environments.cartpole import CartPole
+from klimb.environments.control.cartpole import CartPole
 from klimb.policies.actions import Discrete
 
 K, T, N = 3, 5, 2

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from klimb.environments.acrobot import Acrobot
 from klimb.environments.base import Clocked
-from klimb.environments.cartpole import CartPole
-from klimb.environments.mountain_car_continuous import MountainCarContinuous
-from klimb.environments.pendulum import Pendulum
+from klimb.environments.control.acrobot import Acrobot
+from klimb.environments.control.cartpole import CartPole
+from klimb.environments.control.mountain_car_continuous import MountainCarContinuous
+from klimb.environments.control.pendulum import Pendulum
 
 ENVIRONMENTS = [CartPole(), Pendulum(), MountainCarContinuous(), Acrobot()]
 each_environment = pytest.mark.parametrize("env", ENVIRONMENTS, ids=lambda env: env.id)

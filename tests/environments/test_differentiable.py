@@ -15,14 +15,14 @@ from jaxtyping import Array
 
 import klimb
 from klimb.collect.compiled import CompiledCollector
-from klimb.environments.acrobot import Acrobot
 from klimb.environments.base import Clocked
-from klimb.environments.cartpole import CartPole
-from klimb.environments.cartpole_swing_up import CartPoleSwingUp
-from klimb.environments.linear_quadratic import LinearQuadratic
-from klimb.environments.mountain_car_continuous import MountainCarContinuous
-from klimb.environments.pendulum import Pendulum
-from klimb.environments.reacher import Reacher
+from klimb.environments.control.acrobot import Acrobot
+from klimb.environments.control.cartpole import CartPole
+from klimb.environments.control.cartpole_swing_up import CartPoleSwingUp
+from klimb.environments.control.linear_quadratic import LinearQuadratic
+from klimb.environments.control.mountain_car_continuous import MountainCarContinuous
+from klimb.environments.control.pendulum import Pendulum
+from klimb.environments.control.reacher import Reacher
 from klimb.policies.actions import Box, action_spec
 from klimb.policies.distributions import DiagGaussian
 from klimb.policies.networks import NetworkPolicy

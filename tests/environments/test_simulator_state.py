@@ -12,7 +12,7 @@ import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
 from klimb.environments import simulator_state
-from klimb.environments.gymnasium_adapter import flattened
+from klimb.environments.adapters.gymnasium import flattened
 from klimb.errors import RunError
 
 LIMIT = 12

@@ -12,7 +12,7 @@ import klimb
 from klimb import TRPO, RunConfig, TabularMDP, TrainOptions
 from klimb.environments.registry import TOY_TEXT
 from klimb.environments.toy_text import Place, TabularEnvironment
-from klimb.runs.program import Program
+from klimb.training.program import Program
 
 DRAWS = 4000
 

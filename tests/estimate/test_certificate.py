@@ -10,11 +10,11 @@ import pytest
 
 import klimb
 from klimb import PPO, TRPO, Categorical, KLPenalty, RunConfig, TabularMDP, TrainOptions, exact_batch
+from klimb.estimate.bounds import average_improvement_bound, guaranteed_fraction, improvement_bound
 from klimb.estimate.certificate import STEP, certificate
 from klimb.improve.acceptance import standard_error
-from klimb.runs.program import Program
-from klimb.tabular.bounds import average_improvement_bound, guaranteed_fraction, improvement_bound
 from klimb.tabular.table import SoftmaxTable
+from klimb.training.program import Program
 from klimb.types import Batch, Rollout
 
 FROZEN_LAKE = "FrozenLake8x8-v1"

@@ -28,7 +28,7 @@ import numpy as np
 
 # The fuzzer follows which lines are reached in what is imported here; tests import this file without it.
 follow = atheris is not None and __name__ == "__main__"
-with atheris.instrument_imports(include=["klimb.runs", "klimb.commands"]) if follow else contextlib.nullcontext():
+with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow else contextlib.nullcontext():
     from klimb import (
         TRPO,
         KlimbError,
@@ -39,14 +39,14 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.commands"]) if fol
         load_policy,
         save_policy,
     )
+    from klimb.cli.compare import summary
     from klimb.collect.demonstrations import Demonstrations
-    from klimb.commands.compare import summary
     from klimb.policies.actions import Discrete
+    from klimb.report.comparison import read_comparison
+    from klimb.report.page import write_report
+    from klimb.report.statistics import Resampling
     from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-    from klimb.runs.comparison import read_comparison
     from klimb.runs.demonstration_file import save_demonstrations
-    from klimb.runs.report import write_report
-    from klimb.runs.statistics import Resampling
 
 
 def make_state() -> dict[str, jax.Array]:

@@ -15,8 +15,8 @@ from gymnasium.envs.classic_control import CartPoleEnv
 
 import klimb
 from klimb import TRPO, TrainingFailed
-from klimb.collect.vectorized import VectorCollector
-from klimb.environments.gymnasium_adapter import GymnasiumVector
+from klimb.collect.host.collector import VectorCollector
+from klimb.environments.adapters.gymnasium import GymnasiumVector
 from klimb.errors import EnvironmentFault
 from klimb.policies.actions import Discrete
 from klimb.policies.networks import NetworkPolicy
@@ -240,7 +240,7 @@ def test_a_worker_that_is_always_lost_is_given_up(faulty):
 
 @fault("an environment prints megabytes, from Python and from C", "what it says is kept from the answers, and let go")
 def test_what_environments_print_does_no_harm(faulty, monkeypatch):
-    monkeypatch.setattr("klimb.collect.worker_process.MOST_SAID", 10_000)
+    monkeypatch.setattr("klimb.collect.host.worker_process.MOST_SAID", 10_000)
     with Collecting(faulty("prints"), 2) as collecting:
         for number in range(3):
             rollout, _ = collecting.rollout(number)
@@ -310,7 +310,7 @@ def test_a_worker_that_does_not_start(faulty, monkeypatch):
 @pytest.mark.slow
 @fault("a training from the command line fails", "one line, exit status 1, and a report of how far it came")
 def test_a_failed_training_leaves_a_report(faulty, tmp_path, monkeypatch, capsys):
-    from klimb.cli import main
+    from klimb.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     words = "--num-envs 4 --num-steps 16 --hidden 8 --critic-num-minibatches 2 --env-steps 640 --workers 1"

@@ -22,12 +22,13 @@ from safetensors.numpy import load_file, save_file
 
 import klimb
 from klimb import TRPO, ConfigError, KlimbError, PolicyFileError, RunConfig, RunError, TrainOptions
-from klimb.cli import main
+from klimb.cli.main import main
 from klimb.errors import one_line, shown
-from klimb.improve.registry import RULES
-from klimb.runs.config import MAX_DOTS, MAX_FILE, build
+from klimb.fields import build
+from klimb.report.page import write_report
+from klimb.rules import RULES
+from klimb.runs.config import MAX_DOTS, MAX_FILE
 from klimb.runs.directory import RunDirectory
-from klimb.runs.report import write_report
 
 HUGE = 2**40
 NESTED = 100_000

@@ -11,7 +11,7 @@ import pytest
 import klimb
 from klimb import PPO, TRPO, Batch, KLPenalty, NaturalGradient, NetworkPolicy, Reinforce, Status, TrainingFailed
 from klimb.environments.base import CompiledEnvironment
-from klimb.environments.cartpole import CartPole
+from klimb.environments.control.cartpole import CartPole
 from klimb.policies.actions import Box, Discrete
 
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
@@ -154,25 +154,25 @@ def test_failed_steps_count_exactly(tmp_path):
 @pytest.mark.slow
 @fault("one seed of several fails for good", "the others go on to the end")
 def test_one_hopeless_seed_does_not_stop_the_others():
-    from klimb.runs.rejections import Rejections
+    from klimb.training.rejections import Rejections
 
     rejections = Rejections(3)
     bad, good = int(Status.NONFINITE), int(Status.ACCEPTED)
     rejections.count(np.array([[bad, good]] * 10))
-    assert not rejections.hopeless
+    assert not rejections.limit_reached
     rejections.count(np.array([[bad, bad]] * 3))
-    assert rejections.hopeless
+    assert rejections.limit_reached
     assert rejections.message.startswith("3 steps in a row were rejected as NONFINITE")
 
 
 @pytest.mark.slow
 @fault("a search finds no better step, many times in a row", "the run goes on: every training that has arrived does so")
 def test_a_policy_that_has_arrived_is_no_failure():
-    from klimb.runs.rejections import Rejections
+    from klimb.training.rejections import Rejections
 
     rejections = Rejections(3)
     rejections.count(np.full((50, 1), int(Status.NO_IMPROVEMENT)))
-    assert not rejections.hopeless
+    assert not rejections.limit_reached
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_a_singular_fisher_matrix(damping):
 
 @fault("conjugate gradient meets a direction of no curvature", "CG_BREAKDOWN; the old policy is returned bit for bit")
 def test_a_breakdown_of_conjugate_gradient_returns_the_old_policy(monkeypatch):
-    import klimb.improve.trpo as module
+    import klimb.improve.rules.trpo as module
 
     monkeypatch.setattr(
         module, "linearise", lambda *a, original=module.linearise, **k: original(*a, **k)._replace(product=lambda v: -v)

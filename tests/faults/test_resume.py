@@ -190,7 +190,7 @@ def test_other_environments_restart(tmp_path):
 @pytest.mark.parametrize("part", ["states", "obs", "tally"])
 @pytest.mark.parametrize("nonsense", [None, [], {}, "x", [[1e300]], [[[2**40] * 9]], 10**400], ids=repr)
 def test_nonsense_about_environments_is_refused(part, nonsense):
-    from klimb.collect.vectorized import VectorCollector
+    from klimb.collect.host.collector import VectorCollector
     from klimb.policies.actions import Discrete
     from klimb.policies.networks import NetworkPolicy
 
@@ -208,7 +208,7 @@ def test_nonsense_about_environments_is_refused(part, nonsense):
 @pytest.mark.slow
 @fault("a checkpoint says nonsense of where the environments stood", "one line; nothing is run")
 def test_states_that_are_none_are_refused(tmp_path):
-    from klimb.environments.gymnasium_adapter import GymnasiumVector
+    from klimb.environments.adapters.gymnasium import GymnasiumVector
 
     vector = GymnasiumVector(lambda: gym.make("CartPole-v1"), 1)
     vector.reset(0)

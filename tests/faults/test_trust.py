@@ -11,7 +11,7 @@ import pytest
 
 import klimb
 from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, save_policy
-from klimb.cli import main
+from klimb.cli.main import main
 from klimb.environments.registry import require_trust
 from klimb.errors import UntrustedEnvironment
 from klimb.policies.actions import Discrete
@@ -162,7 +162,7 @@ def test_modules_that_are_none(name):
     "name", ["../../x", "..", "/etc/x", "a\\..\\b", "x\0y", "x\ny", "é" * 150, "jax:../../CartPole-v1"]
 )
 def test_directories_of_runs_stay_where_they_belong(name, mark):
-    from klimb.commands.train import directory_name
+    from klimb.cli.train import directory_name
 
     path = Path("runs") / directory_name(RunConfig(name, TRPO(), OPTIONS))
     assert path.parent == Path("runs")

@@ -20,18 +20,18 @@ from jaxtyping import Array, PyTree
 import klimb
 from klimb import RunConfig, TrainOptions
 from klimb.environments.base import ClassicControl
-from klimb.environments.cartpole_swing_up import CartPoleSwingUp
-from klimb.environments.linear_quadratic import LinearQuadratic
-from klimb.environments.pendulum import Pendulum
+from klimb.environments.control.cartpole_swing_up import CartPoleSwingUp
+from klimb.environments.control.linear_quadratic import LinearQuadratic
+from klimb.environments.control.pendulum import Pendulum
 from klimb.errors import ConfigError
 from klimb.guided.guides import Guide, Guides
 from klimb.guided.importance_sampled import ImportanceSampled
+from klimb.guided.planning.trajectory import Plan
 from klimb.guided.samples import GuidedSamples
 from klimb.guided.samples import own_runs as runs_of
 from klimb.guided.search import GuidedPolicySearch
-from klimb.guided.trajectory import Plan
 from klimb.policies.actions import action_spec
-from klimb.runs.program import Program
+from klimb.training.program import Program
 from klimb.types import Rollout, Status, TrainState
 
 ENVS, STEPS, GUIDES, SUPERVISED, ITERATIONS = 3, 24, 2, 2, 9
@@ -129,8 +129,8 @@ def assert_same_bits(a: PyTree, b: PyTree) -> None:
 def test_every_step_in_the_environment_is_counted(course: Course) -> None:
     """One run of the policy, one of the best policy, and those of the guides."""
     each = (2 + GUIDES) * ENVS * STEPS
-    assert course.rule.steps_a_row == RULE.steps_a_row == 2 + GUIDES
-    assert course.program.rows_an_iteration == each
+    assert course.rule.env_steps_per_row == RULE.env_steps_per_row == 2 + GUIDES
+    assert course.program.rows_per_iteration == each
     assert course.program.config.num_iterations == course.program.iteration.num_iterations == ITERATIONS
     assert [metrics["env_steps"] for metrics in course.metrics] == [each * (k + 1) for k in range(ITERATIONS)]
     samples = course.states[-1].rule_state.samples
@@ -187,7 +187,7 @@ def test_the_normaliser_has_seen_what_imitation_did(course: Course) -> None:
     for k in range(ITERATIONS):
         before, after = (course.policy(course.states[i].policy).normalizer for i in (k, k + 1))
         if k >= SUPERVISED:
-            # Not one bit while Φ is climbed: it is a matter of the policy as it is.
+            # Not one bit while Φ is fitted: it is a matter of the policy as it is.
             assert_same_bits(before.mean, course.policy(course.states[SUPERVISED].policy).normalizer.mean)
             continue
         assert after.count - before.count == ENVS * STEPS * (2 + GUIDES)
@@ -315,7 +315,7 @@ def test_a_run_is_the_first_whole_episode_or_what_there_is(name: str) -> None:
         if row >= length and not over:
             over, why = True, "cut"
         if not over:
-            for x, y in ((runs.physics, rollout.physics), (runs.obs, rollout.obs), (runs.action, rollout.action)):
+            for x, y in ((runs.physics, rollout.env_state), (runs.obs, rollout.obs), (runs.action, rollout.action)):
                 np.testing.assert_array_equal(x[column, t], y[row, column])
         assert float(runs.reward[column, t]) == (0 if over else float(rollout.reward[row, column])), t
         assert bool(runs.alive[column, t]) == (not over), t

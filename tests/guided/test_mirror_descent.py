@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from klimb.collect.compiled import CompiledCollector
-from klimb.environments.linear_quadratic import LinearQuadratic
+from klimb.environments.control.linear_quadratic import LinearQuadratic
 from klimb.errors import ConfigError
-from klimb.guided.lagrangian import DualStatus
+from klimb.guided.kl_constrained_lqr import DualStatus
 from klimb.guided.mirror_descent import EPSILON_RANGE, MirrorDescent, MirrorState
-from klimb.improve.objectives import flatten
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import NetworkPolicy
+from klimb.policies.parameters import flatten
 from klimb.types import Batch, Rollout, Status, UpdateInfo
 
 STEPS, ENVS = 20, 24
@@ -148,7 +148,7 @@ def test_single_precision_stays_single_beside_double() -> None:
     obs, after, action = (jnp.asarray(rng.normal(size=(4, 3, 2)), jnp.float32) for _ in range(3))
     flag, number = jnp.zeros((4, 3), bool), jnp.asarray(rng.normal(size=(4, 3)), jnp.float32)
     batch = batch_of(Rollout(obs, action, number, number, flag, flag, after, ~flag))
-    batch = dataclasses.replace(batch, progress=jnp.zeros((), jnp.float32))
+    batch = dataclasses.replace(batch, fraction_done=jnp.zeros((), jnp.float32))
     state = RULE.init(policy)
     shapes = eqx.filter_eval_shape(RULE.step, jax.random.key(0), policy, state, batch)
     for before, after_ in zip(jax.tree.leaves((policy, state)), jax.tree.leaves(shapes[:2]), strict=True):

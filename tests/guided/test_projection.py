@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klimb.guided.projection import ASCENT, Targets, project
+from klimb.guided.projection import OPTIMIZER, Targets, project
 from klimb.improve.divergences import kl_divergence
-from klimb.improve.objectives import flatten
 from klimb.policies.distributions import DiagGaussian
+from klimb.policies.parameters import flatten
 
 B, D, A = 64, 2, 2
 
@@ -59,7 +59,7 @@ def test_it_ends_at_the_closed_form_and_padding_plays_no_part() -> None:
     weight = jnp.ones(B).at[:6].set(0.0)
     targets = Targets.of(obs, mean.at[:6].set(1e6), lower, weight)
     policy = Linear(jnp.zeros((D, A)), jnp.zeros(A))
-    moments = ASCENT.init(flatten(policy).theta)
+    moments = OPTIMIZER.init(flatten(policy).theta)
     arguments = {"learning_rate": 1e-2, "epochs": 400, "minibatch_size": B}
     run = eqx.filter_jit(lambda policy, moments: project(jax.random.key(0), policy, targets, moments, **arguments))
     end = run(policy, moments)
@@ -84,7 +84,7 @@ def test_a_policy_that_is_its_own_target_stays() -> None:
     obs = jnp.asarray(rng.normal(size=(B, D)), jnp.float32)
     lower = jnp.broadcast_to(jnp.diag(jnp.exp(policy.log_std)), (B, A, A))
     targets = Targets.of(obs, jax.vmap(policy)(obs).mean, lower, jnp.ones(B))
-    moments = ASCENT.init(flatten(policy).theta)
+    moments = OPTIMIZER.init(flatten(policy).theta)
     run = eqx.filter_jit(
         lambda: project(jax.random.key(0), policy, targets, moments, learning_rate=1e-3, epochs=3, minibatch_size=20)
     )

@@ -17,15 +17,15 @@ import pytest
 import klimb
 from klimb import RunConfig, TrainOptions
 from klimb.errors import ConfigError
+from klimb.fields import build
 from klimb.guided.importance_sampled import ImportanceSampled
 from klimb.guided.mirror_descent import MirrorDescent, MirrorState
 from klimb.guided.search import GuidedPolicySearch
-from klimb.improve.registry import RULES, rule_name
-from klimb.improve.rule import Rule, in_environment, steps_a_row
+from klimb.improve.rule import Rule, bind, env_steps_per_row
 from klimb.policies.actions import Box
 from klimb.policies.networks import NetworkPolicy
-from klimb.runs.config import build
-from klimb.runs.program import Program
+from klimb.rules import RULES, rule_name
+from klimb.training.program import Program
 from klimb.types import Status
 
 SAMPLED = GuidedPolicySearch(
@@ -87,9 +87,9 @@ def test_zero_is_no_adaptation_and_no_imitation() -> None:
 
 def test_steps_in_the_environment_for_each_row() -> None:
     rule = GuidedPolicySearch(guiding_samples=7)
-    assert steps_a_row(rule) == 9
-    assert steps_a_row(MIRROR) == 1
-    assert steps_a_row(klimb.TRPO()) == 1
+    assert env_steps_per_row(rule) == 9
+    assert env_steps_per_row(MIRROR) == 1
+    assert env_steps_per_row(klimb.TRPO()) == 1
     options = TrainOptions(env_steps=10_000, num_envs=5, num_steps=20, critic_num_minibatches=1)
     assert RunConfig("Pendulum-v1", rule, options).num_iterations == 12  # of 900 steps
     assert RunConfig("Pendulum-v1", MIRROR, options).num_iterations == 100
@@ -101,7 +101,7 @@ def test_steps_in_the_environment_for_each_row() -> None:
 def test_a_method_gets_its_fields() -> None:
     options = TrainOptions(num_envs=3, num_steps=16)
     pendulum = klimb.make("Pendulum-v1")
-    placed = in_environment(SAMPLED, pendulum, options)
+    placed = bind(SAMPLED, pendulum, options)
     assert isinstance(placed, ImportanceSampled)
     for field in dataclasses.fields(placed):
         if hasattr(SAMPLED, field.name):
@@ -111,10 +111,10 @@ def test_a_method_gets_its_fields() -> None:
     assert placed.guides.temperature == SAMPLED.temperature
     assert placed.learns_scale
     for changed in ({"normalize_observations": False}, {"init_from": "somewhere"}):
-        assert not in_environment(SAMPLED, pendulum, dataclasses.replace(options, **changed)).learns_scale
-    mirror = in_environment(MIRROR, pendulum, options)
+        assert not bind(SAMPLED, pendulum, dataclasses.replace(options, **changed)).learns_scale
+    mirror = bind(MIRROR, pendulum, options)
     assert mirror == MirrorDescent(initial_epsilon=0.1, epochs=2, minibatch_size=32, learning_rate=1e-3)
-    assert in_environment(klimb.TRPO(), pendulum, options) == klimb.TRPO()
+    assert bind(klimb.TRPO(), pendulum, options) == klimb.TRPO()
 
 
 @pytest.mark.parametrize("rule", [SAMPLED, MIRROR], ids=["sampled", "mirror"])
@@ -139,7 +139,7 @@ def test_a_squashed_policy_is_refused() -> None:
 
 def test_without_an_environment_there_is_mirror_descent_only() -> None:
     policy = NetworkPolicy(3, Box((-2.0,), (2.0,)), hidden=(4,), key=jax.random.key(0))
-    with pytest.raises(ConfigError, match=r"importance_sampling plans in an environment: .* in_environment"):
+    with pytest.raises(ConfigError, match=r"importance_sampling plans in an environment: .* bind"):
         SAMPLED.init(policy)
     state = MIRROR.init(policy)
     assert isinstance(state, MirrorState)
@@ -172,7 +172,7 @@ class Stopper:
 
 def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> None:
     """Stopped by a signal in the middle, and resumed: the same records, state and policy as without."""
-    options = {**SMALL, "env_steps": iterations * 48 * steps_a_row(rule), "checkpoint_every": 1, "workers": 0}
+    options = {**SMALL, "env_steps": iterations * 48 * env_steps_per_row(rule), "checkpoint_every": 1, "workers": 0}
     whole = klimb.train(name, rule, run_dir=folder / "whole", **options)
     with pytest.raises(klimb.Interrupted, match="klimb resume"):
         klimb.train(name, rule, run_dir=folder / "run", on_records=Stopper(iterations // 2), **options)
@@ -206,8 +206,8 @@ def test_mirror_descent_trains_on_a_compiled_environment() -> None:
     program = Program(
         RunConfig("Pendulum-v1", MIRROR, TrainOptions(**SMALL, env_steps=2 * 48)), klimb.make("Pendulum-v1")
     )
-    assert program.rows_an_iteration == 48
-    assert program.iteration.rule == in_environment(MIRROR, klimb.make("Pendulum-v1"), program.config.options)
+    assert program.rows_per_iteration == 48
+    assert program.iteration.rule == bind(MIRROR, klimb.make("Pendulum-v1"), program.config.options)
     state = program.initial_state()
     first = program.policies(state)[0]
     state, metrics = program.advance(state, 2)
@@ -235,7 +235,7 @@ def test_mirror_descent_trains_on_a_host_environment() -> None:
 def test_temperatures_are_swept_in_one_program() -> None:
     """Of rules that plan: guides of a high temperature scatter more, and get less."""
     temperatures = [0.001, 0.01, 1.0]
-    options = {**SMALL, "env_steps": 3 * 48 * SAMPLED.steps_a_row}
+    options = {**SMALL, "env_steps": 3 * 48 * SAMPLED.env_steps_per_row}
     runs = klimb.sweep("Pendulum-v1", SAMPLED, {"temperature": temperatures}, **options)
     assert [run.config.rule.temperature for run in runs] == temperatures
     assert all(len(run.history) == 3 for run in runs)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from klimb import Batch, NetworkPolicy, fisher_vector_product, kl_divergence
 from klimb.improve.fisher import fisher_rows
 from klimb.policies.actions import Box, Discrete
-from klimb.types import trainable_filter
+from klimb.policies.parameters import trainable_filter
 
 ROWS = 7
 BOX = Box((-2.0, 0.0), (2.0, float("inf")))

@@ -13,9 +13,9 @@ import scipy.stats
 
 import klimb
 from klimb.collect.compiled import CompiledCollector
-from klimb.environments.pendulum import Pendulum
+from klimb.environments.control.pendulum import Pendulum
 from klimb.errors import UnsupportedSpace
-from klimb.estimate.critic import rescale
+from klimb.improve.critic_fit import rescale
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
 from klimb.policies.networks import MLP, Critic, NetworkPolicy, flat_observation_size, orthogonal

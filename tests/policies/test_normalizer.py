@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klimb.improve.objectives import flatten
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import Critic, NetworkPolicy
 from klimb.policies.normalizer import Normalizer
-from klimb.types import trainable_filter
+from klimb.policies.parameters import flatten, trainable_filter
 
 update = jax.jit(Normalizer.update)
 

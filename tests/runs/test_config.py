@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klimb import PPO, TRPO, BehaviourCloning, ConfigError, OffPolicyGradient, Reinforce, RunConfig, TrainOptions
-from klimb.runs.config import build, num_iterations
+from klimb.fields import build
+from klimb.runs.config import num_iterations
 
 RULES = [TRPO(max_kl=0.02, kl_direction="new_old"), PPO(target_kl=None, anneal_learning_rate=True), Reinforce()]
 

@@ -10,8 +10,9 @@ import pytest
 from jaxtyping import Array, Float
 
 from klimb import Categorical, NetworkPolicy, TabularMDP, exact_batch
-from klimb.improve.objectives import flatten, surrogate_gain
+from klimb.improve.objectives import surrogate_gain
 from klimb.policies.actions import Discrete
+from klimb.policies.parameters import flatten
 
 S, A, GAMMA = 5, 3, 0.9
 HORIZON = 400  # 0.9⁴⁰⁰ ≈ 5e-19

@@ -12,10 +12,10 @@ import pytest
 
 from klimb import TabularMDP
 from klimb.errors import ConfigError
-from klimb.tabular.bounds import conservative_step, mixture_bound
-from klimb.tabular.exact_gradient import fisher_matrix, policy_gradient
+from klimb.estimate.bounds import conservative_step, mixture_bound
 from klimb.tabular.table import SoftmaxTable
 from klimb.tabular.transitions import SparseTransition
+from klimb.theory.exact_gradient import fisher_matrix, policy_gradient
 
 TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, summarise
 from klimb.environments.base import CompiledEnvironment, clip_action
+from klimb.policies.policy import action_distribution
 from klimb.types import Rollout
 
 
@@ -30,8 +32,8 @@ class CompiledCollector:
     environment: CompiledEnvironment
     num_envs: int
     num_steps: int
-    records_physics: bool = False
-    """Whether rollouts hold the physics states too, of an environment of classic control."""
+    records_env_state: bool = False
+    """Whether rollouts hold the simulator's states too, of an environment of classic control."""
 
     def init(self, key: PRNGKeyArray) -> CollectorState:
         """All environments at the start of an episode."""
@@ -41,28 +43,40 @@ class CompiledCollector:
     def collect(
         self, key: PRNGKeyArray, policy: PyTree, state: CollectorState
     ) -> tuple[CollectorState, Rollout, EpisodeSummary]:
-        """One rollout under a frozen policy. Episodes go on from where the last rollout left them."""
+        """One rollout under a frozen policy. Episodes go on from where the last rollout left them.
+
+        key: for all draws of the rollout. policy: a callable pytree. state: where the episodes stand.
+        """
         environment, shape = self.environment, (self.num_steps, self.num_envs)
         key_act, key_step, key_reset = jax.random.split(key, 3)
-        noise = jax.vmap(policy)(state.obs).noise(key_act, (self.num_steps,))
+        noise = action_distribution(policy, state.obs).noise(key_act, (self.num_steps,))
         step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
         reset = jax.vmap(environment.reset)
-        fresh = jax.vmap(reset)(reset_keys) if environment.light_reset else reset_keys
+        fresh = jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys
 
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, tuple]:
             noise, key_step, fresh = drawn
-            distribution = jax.vmap(policy)(carry.obs)
+            distribution = action_distribution(policy, carry.obs)
             action = distribution.sample_from(noise)
             taken = clip_action(environment.action_space, distribution.to_environment(action))
             after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
             episode_return = carry.episode_return + reward
-            # An episode that terminates on the clock's last tick has terminated: its value is zero.
-            ends = (after.terminated, after.truncated & ~after.terminated)
-            physics = carry.env_state.physics if self.records_physics else None
-            row = (carry.obs, action, distribution.log_prob(action), reward, *ends, after.obs, carry.time, physics)
-            fresh_state, fresh_obs = fresh if environment.light_reset else reset(fresh)
+            row = Rollout(
+                obs=carry.obs,
+                action=action,
+                log_prob=distribution.log_prob(action),
+                reward=reward,
+                terminated=after.terminated,
+                # An episode that terminates on the clock's last tick has terminated: its value is zero.
+                truncated=after.truncated & ~after.terminated,
+                next_obs=after.obs,
+                valid=jnp.bool_(True),
+                time=carry.time,
+                env_state=carry.env_state.physics if self.records_env_state else None,
+            )
+            fresh_state, fresh_obs = fresh if environment.prefetch_resets else reset(fresh)
 
             def restart(fresh: Array, old: Array) -> Array:
                 return jnp.where(jnp.reshape(ended, ended.shape + (1,) * (old.ndim - 1)), fresh, old)
@@ -73,11 +87,11 @@ class CompiledCollector:
                 time=jnp.where(ended, 0, carry.time + 1),
                 episode_return=jnp.where(ended, 0, episode_return),
             )
-            return carry, (*row, episode_return)
+            return carry, (row, episode_return)
 
         # Twice a turn: 4 % of an iteration less, and more than that brings nothing.
-        state, rows = jax.lax.scan(step, state, (noise, step_keys, fresh), unroll=2)
-        obs, action, log_prob, reward, terminated, truncated, next_obs, time, physics, episode_return = rows
-        valid = jnp.ones(shape, bool)
-        rollout = Rollout(obs, action, log_prob, reward, terminated, truncated, next_obs, valid, time, physics)
-        return state, rollout, summarise(terminated | truncated, episode_return, time + 1)
+        state, (rollout, episode_return) = jax.lax.scan(step, state, (noise, step_keys, fresh), unroll=2)
+        # A constant, not a column of the scan: XLA then knows that every weight is 1.
+        rollout = eqx.tree_at(lambda r: r.valid, rollout, jnp.ones(shape, bool))
+        assert rollout.time is not None
+        return state, rollout, summarise(rollout.terminated | rollout.truncated, episode_return, rollout.time + 1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
+from klimb.policies.policy import action_distribution
 from klimb.types import Mixture, Rollout
 
 
@@ -53,7 +54,7 @@ class History(eqx.Module):
         policies = jax.tree.map(put, self.policies, policy)
 
         def asked(arrays: PyTree, rows: Rollout) -> Array:
-            distribution = jax.vmap(jax.vmap(eqx.combine(arrays, static)))(rows.obs)
+            distribution = action_distribution(eqx.combine(arrays, static), rows.obs, axes=2)
             return distribution.log_prob(rows.action)
 
         # Only what is new is computed: the new actions under every policy, every action under the new policy.
@@ -64,7 +65,7 @@ class History(eqx.Module):
 
     def merged(self) -> Rollout:
         """All K rollouts side by side: `[T, K·N, ...]`."""
-        return jax.tree.map(_side_by_side, self.rollouts)
+        return jax.tree.map(merge_slots, self.rollouts)
 
     def mixture(self) -> Mixture | None:
         """The K policies' log-probs of every action of `merged()`, in equal shares of those that there are."""
@@ -76,9 +77,9 @@ class History(eqx.Module):
         share = jnp.where(jnp.arange(length) < filled, -jnp.log(filled.astype(dtype)), -jnp.inf)
         # An empty slot's policy is all zeros, and may say anything.
         log_prob = jnp.where(jnp.isneginf(share)[:, None, None, None], 0, self.log_prob)
-        return Mixture(jax.vmap(_side_by_side)(log_prob), share.astype(dtype))
+        return Mixture(jax.vmap(merge_slots)(log_prob), share.astype(dtype))
 
 
-def _side_by_side(x: Array) -> Array:
+def merge_slots(x: Array) -> Array:
     """`[K, T, N, ...]` → `[T, K·N, ...]`."""
     return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])

@@ -11,11 +11,12 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.collect.demonstrations import Demonstrations
+from klimb.collect.evaluation import MAX_HOST_COPIES, MAX_STEPS, endless, require_fit, shares
 from klimb.environments.base import CompiledEnvironment, clip_action
 from klimb.environments.host import HostEnvironment, HostVector
 from klimb.environments.registry import make
 from klimb.policies.actions import action_spec
-from klimb.runs.evaluate import MAX_HOST_COPIES, MAX_STEPS, endless, require_fit, shares
+from klimb.policies.policy import action_distribution
 
 Row = tuple[np.ndarray, ...]
 CHUNK = 64
@@ -58,7 +59,7 @@ def _actor(policy: PyTree, deterministic: bool) -> Any:
     """obs `[N, ...]` and a key ↦ (actions in the environment's units, their log-probs)."""
 
     def act(key: PRNGKeyArray, obs: Array) -> tuple[Array, Array]:
-        distribution = jax.vmap(policy)(obs)
+        distribution = action_distribution(policy, obs)
         action = distribution.mode() if deterministic else distribution.sample(key)
         log_prob = distribution.log_prob(action)
         return distribution.to_environment(action), jnp.where(deterministic, jnp.nan, log_prob)

@@ -38,7 +38,7 @@ class CompiledEnvironment(abc.ABC):
     one_hot: bool = False
     """Whether observations are one-hot rows, which no policy scales."""
 
-    light_reset: bool = False
+    prefetch_resets: bool = False
     """Whether a fresh state is so small that one can be made ahead for every step of a rollout."""
 
     @property
@@ -73,7 +73,7 @@ class ClassicControl(CompiledEnvironment):
     them without the episode around them. The time limit is added here, once.
     """
 
-    light_reset = True
+    prefetch_resets = True
     max_episode_steps: int
     """Steps after which an episode is truncated."""
 

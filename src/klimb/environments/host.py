@@ -77,8 +77,8 @@ class HostEnvironment(abc.ABC):
         """`copies` running copies. With `restart` a copy with a fault is started anew, where that can be done."""
 
     @property
-    def recipe(self) -> dict[str, Any] | None:
-        """How another process makes the same environment (`gymnasium_adapter.from_recipe`), as plain data for JSON.
+    def env_spec(self) -> dict[str, Any] | None:
+        """How another process makes the same environment (`gymnasium_adapter.make_from_spec`), as plain data for JSON.
 
         None where it can't: the environment is an object, or a function, of this process.
         """

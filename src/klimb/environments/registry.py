@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import importlib.util
 from pathlib import Path
 from typing import Any
 
+from klimb import modules
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.host import HostEnvironment
-from klimb.errors import EnvironmentNotFound, MissingExtra, UntrustedEnvironment, nearest
+from klimb.errors import EnvironmentNotFound, MissingExtra, nearest, one_line
 
 Environment = CompiledEnvironment | HostEnvironment
 
@@ -17,18 +18,51 @@ TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
 """Gymnasium's problems that come with a table."""
 
 BUILT_IN = {
-    "CartPole-v1": ("klimb.environments.cartpole", "CartPole"),
-    "Pendulum-v1": ("klimb.environments.pendulum", "Pendulum"),
-    "MountainCarContinuous-v0": ("klimb.environments.mountain_car_continuous", "MountainCarContinuous"),
-    "Acrobot-v1": ("klimb.environments.acrobot", "Acrobot"),
-    "CartPoleSwingUp-v0": ("klimb.environments.cartpole_swing_up", "CartPoleSwingUp"),
-    "PlanarReacher-v0": ("klimb.environments.reacher", "Reacher"),
-    "LinearQuadratic-v0": ("klimb.environments.linear_quadratic", "LinearQuadratic"),
+    "CartPole-v1": ("klimb.environments.control.cartpole", "CartPole"),
+    "Pendulum-v1": ("klimb.environments.control.pendulum", "Pendulum"),
+    "MountainCarContinuous-v0": ("klimb.environments.control.mountain_car_continuous", "MountainCarContinuous"),
+    "Acrobot-v1": ("klimb.environments.control.acrobot", "Acrobot"),
+    "CartPoleSwingUp-v0": ("klimb.environments.control.cartpole_swing_up", "CartPoleSwingUp"),
+    "PlanarReacher-v0": ("klimb.environments.control.reacher", "Reacher"),
+    "LinearQuadratic-v0": ("klimb.environments.control.linear_quadratic", "LinearQuadratic"),
     **{name: ("klimb.environments.toy_text", "make_toy_text") for name in TOY_TEXT},
 }
 """Compiled environments: (module, what makes one; of a table, by its id). An id that Gymnasium has too is the same."""
 
 PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
+
+GIVEN = "object"
+"""Prefix of the name under which a run records an environment object that no name makes again."""
+
+
+def recorded_name(environment: str | Any) -> str:
+    """The name under which a run keeps what it was trained in: one that makes the same environment, or `object:…`.
+
+    environment: as `make` takes it.
+    """
+    if isinstance(environment, str):
+        return environment
+    if isinstance(environment, CompiledEnvironment) and _makes(environment.id, environment):
+        return environment.id
+    if isinstance(environment, HostEnvironment) and environment.env_spec is not None:
+        return environment.id
+    settings = ", ".join(
+        f"{field.name}={getattr(environment, field.name)!r}"
+        for field in (dataclasses.fields(environment) if dataclasses.is_dataclass(environment) else ())
+        if field.repr and getattr(environment, field.name) != field.default
+    )
+    return f"{GIVEN}:{one_line(environment.id, 60)}" + (f"({one_line(settings, 100)})" if settings else "")
+
+
+def _makes(name: str, environment: CompiledEnvironment) -> bool:
+    """Whether a built-in name makes an environment equal to this one."""
+    prefix, _, identifier = name.partition(":")
+    if prefix == "gymnax":
+        return True
+    if prefix != "jax" or identifier not in BUILT_IN:
+        return False
+    made = _built_in(identifier)
+    return type(made) is type(environment) and (made == environment or identifier in TOY_TEXT)
 
 
 def make(environment: str | Any) -> Environment:
@@ -54,16 +88,21 @@ def make(environment: str | Any) -> Environment:
             "environment with klimb.GymnasiumEnvironment.from_maker(name, make)"
         )
     prefix, separator, name = environment.partition(":")
+    if prefix == GIVEN:
+        raise EnvironmentNotFound(
+            f"the run was trained in an environment object, {one_line(name)}, that no name makes again: give it with "
+            "env= in Python, or another environment with --env"
+        )
     if not separator:
         return _built_in(environment) if environment in BUILT_IN else _gymnasium(environment)
     if prefix == "jax":
         return _built_in(name)
     if prefix == "gymnax":
-        from klimb.environments.gymnax_adapter import make_gymnax
+        from klimb.environments.adapters.gymnax import make_gymnax
 
         return make_gymnax(name)
     if prefix == "envpool":
-        from klimb.environments.envpool_adapter import make_envpool
+        from klimb.environments.adapters.envpool import make_envpool
 
         return make_envpool(name)
     return _gymnasium(environment.removeprefix("gymnasium:"))
@@ -77,24 +116,16 @@ def make_named_in(source: str | Path, name: str, *, trust: bool) -> Environment:
 
 
 def require_trust(name: str, source: str | Path) -> None:
-    """UntrustedEnvironment when to make the environment `name`, which stands in the file `source`, imports a module.
-
-    A file is data until it names a module: what that runs when it is imported is up to whoever wrote it.
-    """
-    module = imported_module(name)
-    if module is not None:
-        raise UntrustedEnvironment(
-            f"{str(source)!r} names the environment {name[:80]!r}, which imports the module {module[:80]!r} and "
-            "so runs its code: if you trust it, give --trust-environment (trust_environment=True in Python)"
-        )
+    """UntrustedEnvironment when to make the environment `name`, which stands in the file `source`, imports a module."""
+    if imported_module(name) is not None:
+        modules.require_trust(name.removeprefix("gymnasium:"), source, "environment")
 
 
 def imported_module(name: str) -> str | None:
     """The module that the name of an environment asks to import; None when it asks for none."""
-    if name.partition(":")[0] in ("jax", "gymnax", "envpool"):
+    if name.partition(":")[0] in ("jax", "gymnax", "envpool", GIVEN):
         return None
-    module, separator, _ = name.removeprefix("gymnasium:").rpartition(":")
-    return module if separator else None
+    return modules.module_of(name.removeprefix("gymnasium:"))
 
 
 def _built_in(name: str) -> CompiledEnvironment:
@@ -108,10 +139,10 @@ def _built_in(name: str) -> CompiledEnvironment:
 def _gymnasium(name: str) -> HostEnvironment:
     import gymnasium as gym
 
-    from klimb.environments.gymnasium_adapter import GymnasiumEnvironment
+    from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
 
     module, separator, identifier = name.rpartition(":")
-    if separator and not _is_importable(module):
+    if separator and not modules.is_importable(module):
         known = ", ".join(f"{prefix}:" for prefix in PREFIXES)
         raise EnvironmentNotFound(
             f"{name[:80]!r} names neither an importable module nor one of klimb's prefixes ({known})"
@@ -131,13 +162,3 @@ def _gymnasium(name: str) -> HostEnvironment:
             f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "
             "environments: pip install 'klimb[mujoco]'"
         ) from missing
-
-
-def _is_importable(module: str) -> bool:
-    """Whether there is a module of this name. Of a module in a package, finding it imports the package."""
-    if not all(part.isidentifier() for part in module.split(".")):
-        return False
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # its package is none; a module that was made by hand
-        return False

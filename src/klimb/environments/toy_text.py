@@ -31,7 +31,7 @@ class TabularEnvironment(CompiledEnvironment):
     An episode ends where the table says so, and is cut off after `max_episode_steps` (None: never).
     """
 
-    light_reset = True
+    prefetch_resets = True
     one_hot = True
     id: str
     outcomes: Outcomes

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from klimb.guided.lagrangian import LinearPolicy, TimeVaryingModel
+from klimb.guided.kl_constrained_lqr import LinearPolicy, TimeVaryingModel
 from klimb.guided.regression import mean_and_deviation, positive_part, ridge_regression
+from klimb.policies.distributions import DiagGaussian
+from klimb.policies.policy import action_distribution
 from klimb.types import Rollout
 
 RIDGE = 1e-3
@@ -140,11 +142,18 @@ def linearise_policy(policy: PyTree, paths: Paths) -> LinearPolicy:
     """π_θ to first order in the state, in deviations from the states and actions of the paths."""
 
     def at(state: Array) -> tuple[Array, Array]:
-        gain = jax.jacfwd(lambda x: policy(x).mean)(state)
-        return gain, jnp.diag(jnp.exp(2 * policy(state).log_std))
+        gain = jax.jacfwd(lambda x: _gaussian(policy, x).mean)(state)
+        return gain, jnp.diag(jnp.exp(2 * _gaussian(policy, state).log_std))
 
     return LinearPolicy(*jax.vmap(jax.vmap(at))(paths.state))
 
 
 def _rows(columns: Array) -> Array:
     return columns.reshape(-1, *columns.shape[2:])
+
+
+def _gaussian(policy: PyTree, state: Float[Array, " D"]) -> DiagGaussian:
+    """The policy's distribution in one state."""
+    distribution = action_distribution(policy, state, axes=0)
+    assert isinstance(distribution, DiagGaussian)
+    return distribution

@@ -13,13 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from klimb.environments.base import ClassicControl
-from klimb.guided.growing import plan_growing
-from klimb.guided.ilqr import Settings, plan
-from klimb.guided.linear_gaussian import LinearGaussian
-from klimb.guided.problem import Problem, Time
-from klimb.guided.small_matrices import cholesky
-from klimb.guided.trajectory import Plan, PlanStatus
+from klimb.guided.planning.growing import plan_growing
+from klimb.guided.planning.ilqr import Settings, plan
+from klimb.guided.planning.linear_gaussian import LinearGaussian
+from klimb.guided.planning.problem import Problem, Time
+from klimb.guided.planning.small_matrices import cholesky
+from klimb.guided.planning.trajectory import Plan, PlanStatus
 from klimb.policies.actions import Box
+from klimb.policies.distributions import DiagGaussian, Distribution
+from klimb.policies.policy import action_distribution
 
 # A planned path takes a few dozen iterations; a search that needs more has met a kink, and another start is better.
 SEARCH = Settings(max_iterations=50, cost_tolerance=1e-4)
@@ -28,8 +30,8 @@ FIRST, GROWTH = 60, 30
 CHECKED = 4  # starting points before a problem counts as hopeless
 
 
-class Run(eqx.Module):
-    """Steps in the model (axes: `klimb.guided.problem.Path`; O observation). Leading axes: starts, samples, time.
+class ModelRollout(eqx.Module):
+    """Steps in the model. Leading axes: starts, samples, time; D physics, O observation, A action.
 
     action: as drawn, before the bounds. alive: False from the end of the task on; rewards are zero there.
     """
@@ -61,7 +63,7 @@ class _Adapted(eqx.Module):
     weight: Float[Array, ""]
 
     def __call__(self, physics: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
-        said = self.policy(self.model.observe(physics)).log_prob(action)
+        said = action_distribution(self.policy, self.model.observe(physics), axes=0).log_prob(action)
         return self.model.cost(physics, action) - self.weight * said
 
 
@@ -107,7 +109,9 @@ class Guides:
         cost = _Adapted(self.environment.unbounded(), policy, weight)
         found = plan(self._problem(cost), start, candidates, settings=SEARCH)
         obs = jax.vmap(self.environment.observe)(found.states[:-1])
-        precision = jnp.exp(-2 * jax.vmap(policy)(obs).log_std)
+        distribution = action_distribution(policy, obs)
+        assert isinstance(distribution, DiagGaussian)
+        precision = jnp.exp(-2 * distribution.log_std)
         return self._controller(found, weight * jax.vmap(jnp.diag)(precision))
 
     def run(
@@ -115,31 +119,40 @@ class Guides:
         key: PRNGKeyArray,
         act: Callable[[PRNGKeyArray, Array, Array], Array],
         start: Float[Array, " D"],
-    ) -> Run:
+    ) -> ModelRollout:
         """The path of the actions `act(key, t, physics)`. The environment gets them within its bounds."""
         environment = self.environment
 
-        def advance(carry: tuple, at: tuple) -> tuple[tuple, Run]:
+        def advance(carry: tuple, at: tuple) -> tuple[tuple, ModelRollout]:
             physics, alive = carry
             t, key = at
             action = act(key, t, physics)
             taken = self.clipped(action)
             successor = environment.dynamics(physics, taken)
             reward = jnp.where(alive, environment.reward(physics, taken, successor), 0)
-            row = Run(physics, environment.observe(physics), action, reward, alive)
+            row = ModelRollout(physics, environment.observe(physics), action, reward, alive)
             return (jnp.where(alive, successor, physics), alive & ~environment.terminal(successor)), row
 
         times = jnp.arange(self.horizon)
         begin = (start, jnp.ones((), bool))
         return jax.lax.scan(advance, begin, (times, jax.random.split(key, self.horizon)))[1]
 
-    def by_policy(self, key: PRNGKeyArray, policy: PyTree, start: Float[Array, " D"]) -> Run:
+    def by_policy(self, key: PRNGKeyArray, policy: PyTree, start: Float[Array, " D"]) -> ModelRollout:
         """A path of the policy's own samples."""
-        return self.run(key, lambda key, t, x: policy(self.environment.observe(x)).sample(key), start)
+        return self.run(
+            key, lambda key, t, x: action_distribution(policy, self.environment.observe(x), axes=0).sample(key), start
+        )
 
-    def by_mode(self, policy: PyTree, start: Float[Array, " D"]) -> Run:
+    def by_mode(self, policy: PyTree, start: Float[Array, " D"]) -> ModelRollout:
         """The path of the policy's most probable actions."""
-        return self.run(jax.random.key(0), lambda key, t, x: policy(self.environment.observe(x)).mode(), start)
+        return self.run(
+            jax.random.key(0),
+            lambda key, t, x: action_distribution(policy, self.environment.observe(x), axes=0).mode(),
+            start,
+        )
+
+    def _acts(self, policy: PyTree, physics: Float[Array, " D"]) -> Distribution:
+        return action_distribution(policy, self.environment.observe(physics), axes=0)
 
     def clipped(self, action: Float[Array, "*steps A"]) -> Float[Array, "*steps A"]:
         """What the environment gets of an action."""

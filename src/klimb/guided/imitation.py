@@ -7,10 +7,11 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.guided.samples import GuidedSamples
-from klimb.improve.ascent import Ascent, climb_epochs
 from klimb.improve.divergences import kl_divergence
-from klimb.improve.objectives import action_distribution, flatten
+from klimb.improve.optimizer import Optimizer, fit_epochs
 from klimb.policies.distributions import DiagGaussian
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
 from klimb.types import Batch
 
 MINIBATCH = 512  # rows of one step
@@ -33,7 +34,7 @@ def imitate(
     epochs = -(-steps // minibatches)
     # Down to 0: what is left of the noise of minibatches would throw an unstable task off its path.
     falling = optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, epochs * minibatches))
-    ascent = Ascent(optax.chain(Ascent.make("adam", MAX_GRAD_NORM).transform, falling))
+    optimizer = Optimizer(optax.chain(Optimizer.make("adam", MAX_GRAD_NORM).transform, falling))
     nothing = jnp.zeros(rows, obs.dtype)
     target = jnp.concatenate([mean, std], axis=-1).reshape(rows, -1)
     batch = Batch(
@@ -45,15 +46,15 @@ def imitate(
         guide = DiagGaussian(mean=mean, log_std=jnp.log(std))
         return -batch.mean(kl_divergence(guide, action_distribution(rebuild(vector), batch.obs)))
 
-    climbed = climb_epochs(
-        ascent,
+    fitted = fit_epochs(
+        optimizer,
         likeness,
         key,
         theta,
-        ascent.init(theta),
+        optimizer.init(theta),
         batch,
         learning_rate=learning_rate,
         epochs=epochs,
         num_minibatches=minibatches,
     )
-    return rebuild(climbed.theta)
+    return rebuild(fitted.theta)

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from klimb.guided.guides import Guide, Guides, Run
+from klimb.guided.guides import Guide, Guides, ModelRollout
 from klimb.guided.imitation import imitate
 from klimb.guided.objective import Phi, phi
 from klimb.guided.projection import require_gaussian
 from klimb.guided.samples import GuidedSamples, mean_return, mixture, own_runs
-from klimb.improve.acceptance import choose, conclude
-from klimb.improve.ascent import Ascent
+from klimb.improve.acceptance import accept_or_reject, choose
 from klimb.improve.divergences import kl_divergence
-from klimb.improve.objectives import action_distribution, flatten
+from klimb.improve.optimizer import Optimizer
+from klimb.improve.rule import Traits
 from klimb.policies.normalizer import observe
-from klimb.types import Batch, Rollout, Status, UpdateInfo
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, Rollout, Status, UpdateInfo
 
 LEAST, MOST, FACTOR = 1e-6, 1e2, 10.0  # of the regularisation w_r, and by what it changes (Levine and Koltun 2013)
 MAX_GRAD_NORM = 1.0
+
+
+SAMPLED_TRAITS = Traits(
+    title="Guided policy search",
+    uses_critic=False,
+    records_env_state=True,
+    binds=True,
+    metrics={
+        "phi": Metric("Φ", "objective Φ of the policy returned, on the newest samples"),
+        "phi_ess": Metric("Effective sample size of Φ", "of its weights, as a fraction; mean over steps and starts"),
+        "regularisation": Metric("Regularisation", "w_r, the weight of log Z in Φ"),
+        "guide_return": Metric("Return of the guides", "of their newest runs: mean reward times the horizon"),
+        "policy_return": Metric("Return of the policy", "of its newest runs: mean reward times the horizon"),
+        "gain_over_best": Metric("Gain over the best policy", "return above the best policy's, from the same starts"),
+        "climb_steps": Metric("Steps up Φ", "gradient steps taken within climb_kl"),
+        "sound_guides": Metric("Usable guides", "share of plans around which a valid controller was found"),
+    },
+)
 
 
 class SampledState(NamedTuple):
@@ -46,9 +66,6 @@ class ImportanceSampled:
     Fields: `klimb.guided.search.GuidedPolicySearch`.
     """
 
-    records_physics: ClassVar[bool] = True
-    uses_critic: ClassVar[bool] = False
-
     guides: Guides
     starts: int
     learns_scale: bool
@@ -66,18 +83,23 @@ class ImportanceSampled:
     learning_rate: float | Array
 
     @property
-    def sets_normalizer(self) -> bool:
-        """Whether the policy's normaliser is the rule's affair: it learns from guides, while these teach."""
-        return self.supervised_iterations > 0
+    def traits(self) -> Traits:
+        # The policy's normaliser learns from the guides, while these teach.
+        return replace(
+            SAMPLED_TRAITS,
+            binds=False,
+            env_steps_per_row=self._runs_per_start,
+            owns_normalizer=self.supervised_iterations > 0,
+        )
 
     @property
-    def steps_a_row(self) -> int:
-        """Environment steps for each row of a rollout."""
+    def _runs_per_start(self) -> int:
+        """The policy's own run, one of the best policy, and those of the guide."""
         return 2 + self.guiding_samples
 
     def init(self, policy: PyTree) -> SampledState:
         """No samples yet; the policy given is the best. ConfigError where it is not a Gaussian one."""
-        runs = (self.memory, self.starts, self.guides.horizon, self.steps_a_row)
+        runs = (self.memory, self.starts, self.guides.horizon, self._runs_per_start)
         environment = self.guides.environment
         obs = jax.eval_shape(lambda key: environment.observe(environment.initial(key)), jax.random.key(0))
         require_gaussian(policy, obs)
@@ -107,11 +129,12 @@ class ImportanceSampled:
         climb_steps up Φ within climb_kl, without one of which the status is KL_TOO_LARGE; sound_guides, the share of
         plans that there is a controller around.
         """
-        assert batch.rollout is not None
+        assert batch.trajectory is not None
+        rollout = batch.trajectory.rollout
         key_runs, key_fit = jax.random.split(key)
         arrays, static = eqx.partition(policy, eqx.is_array)
         supervised = state.iterations < self.supervised_iterations
-        new, sound = self._sample(key_runs, policy, eqx.combine(state.best, static), state.iterations, batch.rollout)
+        new, sound = self._sample(key_runs, policy, eqx.combine(state.best, static), state.iterations, rollout)
         slot = state.iterations % self.memory
         samples = jax.tree.map(lambda rows, row: rows.at[slot].set(row), state.samples, new)
 
@@ -145,7 +168,7 @@ class ImportanceSampled:
         improved, steps = jax.lax.cond(supervised, copy, climb, best)
         candidate = eqx.combine(improved, static)
         found = self._phi(candidate, new, regularisation)
-        new_policy, new_state, info = conclude(
+        new_policy, new_state, info = accept_or_reject(
             policy,
             state,
             candidate,
@@ -174,7 +197,7 @@ class ImportanceSampled:
         # A fresh policy is no one to adapt to.
         adaptation = jnp.where((count == 0) & self.fresh, 0, self.adaptation)
 
-        def from_start(key: PRNGKeyArray, own: Run, cut: Array) -> tuple[GuidedSamples, Array]:
+        def from_start(key: PRNGKeyArray, own: ModelRollout, cut: Array) -> tuple[GuidedSamples, Array]:
             key_plan, key_best, key_guide = jax.random.split(key, 3)
             start = own.physics[0]
             mode = guides.clipped(guides.by_mode(policy, start).action)
@@ -226,20 +249,20 @@ class ImportanceSampled:
         """Steps up the mean of Φ over the chosen starts, halved from where one would leave the KL."""
         theta, rebuild = flatten(policy)
         chosen = self._chosen(policy, samples, slot, regularisation)
-        ascent = Ascent.make("adam", MAX_GRAD_NORM)
+        optimizer = Optimizer.make("adam", MAX_GRAD_NORM)
         gradient = jax.grad(lambda vector: jnp.mean(self._phi(rebuild(vector), chosen, regularisation).value))
         obs = batch.obs
         before = action_distribution(policy, obs)
 
         def climb(_: Array, carry: tuple) -> tuple:
             vector, moments, rate, taken = carry
-            higher, moved = ascent.climb(vector, gradient(vector), moments, rate)
+            higher, moved = optimizer.apply_gradient(vector, gradient(vector), moments, rate)
             near = batch.mean(kl_divergence(before, action_distribution(rebuild(higher), obs))) <= self.climb_kl
             vector, moments = choose(near, (higher, moved), (vector, moments))
             return vector, moments, jnp.where(near, rate, rate / 2), taken + near
 
         rate = jnp.asarray(self.learning_rate, theta.dtype)
-        start = (theta, ascent.init(theta), rate, jnp.int32(0))
+        start = (theta, optimizer.init(theta), rate, jnp.int32(0))
         theta, _, _, taken = jax.lax.fori_loop(0, self.gradient_steps, climb, start)
         return rebuild(theta), taken
 
@@ -258,7 +281,7 @@ class ImportanceSampled:
 
         def of_start(start: GuidedSamples) -> Phi:
             empty = jnp.all(start.cut)
-            log_prob = jnp.where(start.alive, jax.vmap(jax.vmap(policy))(start.obs).log_prob(start.action), 0)
+            log_prob = jnp.where(start.alive, action_distribution(policy, start.obs, axes=2).log_prob(start.action), 0)
             # Of steps that no run has taken there is nothing to say, and a logarithm of nothing to avoid.
             nobody = jnp.all(start.cut, axis=1, keepdims=True)
             log_prob = jnp.where(start.cut & ~nobody, -jnp.inf, log_prob)
@@ -269,10 +292,10 @@ class ImportanceSampled:
         return jax.vmap(of_start)(samples)
 
 
-def _of_policy(policy: PyTree, runs: Run) -> Float[Array, "M T"]:
-    return jax.vmap(jax.vmap(policy))(runs.obs).log_prob(runs.action)
+def _of_policy(policy: PyTree, runs: ModelRollout) -> Float[Array, "M T"]:
+    return action_distribution(policy, runs.obs, axes=2).log_prob(runs.action)
 
 
-def _of_guide(guide: Guide, runs: Run) -> Float[Array, "M T"]:
+def _of_guide(guide: Guide, runs: ModelRollout) -> Float[Array, "M T"]:
     times = jnp.arange(runs.reward.shape[1])
     return jax.vmap(jax.vmap(guide.log_prob), (None, 0, 0))(times, runs.physics, runs.action)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,15 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from klimb.errors import ConfigError
 from klimb.guided.fitting import Paths, QuadraticModel, expand_along, linearise_policy
-from klimb.guided.lagrangian import Constrained, constrain
-from klimb.guided.projection import ASCENT, Targets, project, require_gaussian
-from klimb.guided.small_matrices import LARGEST
-from klimb.improve.acceptance import conclude
-from klimb.improve.objectives import action_distribution, flatten
+from klimb.guided.kl_constrained_lqr import KLConstrainedControllers, solve_constrained
+from klimb.guided.planning.small_matrices import LARGEST
+from klimb.guided.projection import OPTIMIZER, Targets, project, require_gaussian
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.rule import Traits
 from klimb.policies.distributions import DiagGaussian
-from klimb.types import Batch, Rollout, UpdateInfo
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, Rollout, UpdateInfo
 
 EPSILON_RANGE = 1.0, 10.0
 """Smallest and largest ε, relative to the first. A smaller one stood still on a linear-quadratic task."""
@@ -28,6 +30,26 @@ FACTOR_RANGE = 0.5, 2.0
 
 MOST_COORDINATES = 44
 """D + A up to which their products, about a thousand, are fitted."""
+
+
+MIRROR_TRAITS = Traits(
+    title="Guided policy search",
+    uses_critic=False,
+    binds=True,
+    metrics={
+        "epsilon": Metric("ε", "limit on KL(new‖old) of the controllers, nats per step"),
+        "local_kl": Metric("KL of the controllers", "mean KL(p‖π_θ), nats per step"),
+        "eta": Metric("η", "multiplier of the controllers' KL"),
+        "dual_status": Metric(
+            "Status of the search for η", "0 within 10 % of ε, 1 slack, 2 not positive definite, 3 not converged"
+        ),
+        "local_improvement": Metric("Predicted gain of the controllers", "by the fitted model, in reward per step"),
+        "promised_improvement": Metric("Predicted gain of the policy", "by the fitted model, in reward per step"),
+        "projection_kl": Metric("KL after the projection", "mean KL(π_θ‖p), nats per step"),
+        "model_r2": Metric("R² of the dynamics", "share of the variance of the changes of state that is explained"),
+        "reward_r2": Metric("R² of the reward", "share of the variance of the reward that is explained"),
+    },
+)
 
 
 class MirrorState(NamedTuple):
@@ -58,19 +80,21 @@ class MirrorDescent:
     is taken to be worth nothing, and where an episode ends to be beyond the policy's control.
     """
 
-    uses_critic: ClassVar[bool] = False
-
     initial_epsilon: float | Array = 0.1
     epochs: int = 20
     minibatch_size: int = 256
     learning_rate: float | Array = 1e-3
+
+    @property
+    def traits(self) -> Traits:
+        return replace(MIRROR_TRAITS, binds=False)
 
     def init(self, policy: PyTree) -> MirrorState:
         """Nothing predicted yet."""
         theta = flatten(policy).theta
         zero = jnp.zeros((), theta.dtype)
         return MirrorState(
-            jnp.asarray(self.initial_epsilon, theta.dtype), ASCENT.init(theta), zero, zero, zero, jnp.bool_(False)
+            jnp.asarray(self.initial_epsilon, theta.dtype), OPTIMIZER.init(theta), zero, zero, zero, jnp.bool_(False)
         )
 
     def step(
@@ -83,13 +107,12 @@ class MirrorDescent:
         projection_kl, the mean KL(π_θ‖p) after the S-step; model_r2 and reward_r2, the explained share of the
         variance of the changes of state and of the reward.
         """
-        batch = batch.blank_padding()
         rollout = _require_usable(policy, batch)
         paths = Paths.of(rollout)
         reward, reward_se = _mean_reward(paths)
         epsilon = self._adapted(state, reward, reward_se)
         model = QuadraticModel.fit(paths)
-        found = constrain(expand_along(paths, model), linearise_policy(policy, paths), epsilon)
+        found = solve_constrained(expand_along(paths, model), linearise_policy(policy, paths), epsilon)
         targets = _targets(policy, found, paths)
         projected = project(
             key,
@@ -102,7 +125,7 @@ class MirrorDescent:
         )
         promised = found.previous_cost - found.cost_of(*_moved(policy, projected.policy, paths))
         new_state = MirrorState(epsilon, projected.moments, reward, reward_se, promised, jnp.bool_(True))
-        return conclude(
+        return accept_or_reject(
             policy,
             state,
             projected.policy,
@@ -143,7 +166,7 @@ def _mean_reward(paths: Paths) -> tuple[Float[Array, ""], Float[Array, ""]]:
     return mean, jnp.sqrt(jnp.sum(jnp.square(away)) * columns / max(columns - 1, 1)) / total
 
 
-def _targets(policy: PyTree, found: Constrained, paths: Paths) -> Targets:
+def _targets(policy: PyTree, found: KLConstrainedControllers, paths: Paths) -> Targets:
     """p at the states of the paths: the policy's own action there, and the controllers' change of it.
 
     Not what the linearised policy did there: the S-step would flatten the policy even where nothing is to be gained.
@@ -167,7 +190,7 @@ def _moved(old: PyTree, new: PyTree, paths: Paths) -> tuple[Float[Array, "N T A"
 
 
 def _require_usable(policy: PyTree, batch: Batch) -> Rollout:
-    if batch.rollout is None:
+    if batch.trajectory is None:
         raise ConfigError("guided policy search fits a model to rollouts, and this batch has none")
     require_gaussian(policy, batch.obs[0])
     states, actions = batch.obs.shape[1:], batch.action.shape[-1]
@@ -176,4 +199,4 @@ def _require_usable(policy: PyTree, batch: Batch) -> Rollout:
             f"guided policy search fits products of at most {MOST_COORDINATES} coordinates, {LARGEST} of them actions, "
             f"and here observations are {list(states)} and actions [{actions}]"
         )
-    return batch.rollout
+    return batch.trajectory.rollout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,19 +12,20 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from klimb.errors import ConfigError
-from klimb.guided.small_matrices import solve_lower
-from klimb.improve.ascent import Ascent
-from klimb.improve.objectives import action_distribution, flatten
-from klimb.minibatches import shuffled, take_rows
+from klimb.guided.planning.small_matrices import solve_lower
+from klimb.improve.minibatches import shuffled
+from klimb.improve.optimizer import Optimizer
 from klimb.policies.distributions import DiagGaussian, Distribution
-from klimb.types import weighted_mean
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import take_rows, weighted_mean
 
-ASCENT = Ascent.make("adam", None)
+OPTIMIZER = Optimizer.make("adam", None)
 
 
 def require_gaussian(policy: PyTree, obs: Any) -> None:
     """ConfigError unless the policy's actions in a state (an array, or its shape) are Gaussian, and not squashed."""
-    kind = type(eqx.filter_eval_shape(lambda policy, obs: policy(obs), policy, obs))
+    kind = type(eqx.filter_eval_shape(partial(action_distribution, axes=0), policy, obs))
     if kind is not DiagGaussian:
         raise ConfigError(
             f"guided policy search is for continuous actions of Gaussian policies, and this policy is a {kind.__name__}"
@@ -85,7 +87,7 @@ def project(
     """θ ← argmin mean KL(π_θ(·|s)‖p(·|s)) by Adam over shuffled minibatches (Montgomery and Levine 2016, eq. 4).
 
     In this direction the means are weighted by the precision of the targets: what matters to the cost counts.
-    moments: `ASCENT.init(θ)` at first.
+    moments: `OPTIMIZER.init(θ)` at first.
     """
     theta, rebuild = flatten(policy)
     rows = len(targets.weight)
@@ -96,7 +98,7 @@ def project(
 
     def descend(carry: tuple, chosen: Array) -> tuple[tuple, None]:
         gradient = jax.grad(loss)(carry[0], take_rows(targets, chosen))
-        return ASCENT.climb(carry[0], -gradient, carry[1], learning_rate), None
+        return OPTIMIZER.apply_gradient(carry[0], -gradient, carry[1], learning_rate), None
 
     def epoch(carry: tuple, key: Array) -> tuple[tuple, None]:
         return jax.lax.scan(descend, carry, shuffled(key, rows, max(1, rows // minibatch_size)))

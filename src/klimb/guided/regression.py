@@ -65,7 +65,7 @@ def mean_and_deviation(
 def solve_positive(matrix: Float[Array, "n n"], right: Float[Array, "n m"]) -> Float[Array, "n m"]:
     """M⁻¹ B of a symmetric positive definite M of any size, by Cholesky's factors with loops over the columns.
 
-    Loops, because unrolling is for a few rows (`klimb.guided.small_matrices`) and LAPACK must not be vmapped.
+    Loops, because unrolling is for a few rows (`klimb.guided.planning.small_matrices`) and LAPACK must not be vmapped.
     """
     size = len(matrix)
     index = jnp.arange(size)

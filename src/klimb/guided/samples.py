@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from klimb.guided.guides import Run
+from klimb.guided.guides import ModelRollout
 from klimb.types import Mixture, Rollout
 
 NEVER = -1e6  # the log share of a behaviour that has taken no run, finite so that it can be added and taken away
@@ -45,13 +45,13 @@ def mixture(log_prob: Float[Array, "B T M"], taken: Bool[Array, "B M"], cut: Boo
     return Mixture(log_prob + changes.T[:, :, None], jnp.zeros(len(log_prob), log_prob.dtype))
 
 
-def own_runs(rollout: Rollout) -> tuple[Run, Bool[Array, "N T"]]:
+def own_runs(rollout: Rollout) -> tuple[ModelRollout, Bool[Array, "N T"]]:
     """The policy's own runs, one a column, and the rows that it has none for.
 
     A run begins where the column's first episode does, or with the rollout where that leaves more steps, and is cut off
     where the rollout ends or the clock sets the next episode going. After the end of the task it stays where it is.
     """
-    assert rollout.physics is not None
+    assert rollout.env_state is not None
     assert rollout.time is not None
     length = len(rollout.time)
     first = jnp.argmax(rollout.time == 0, axis=0)
@@ -60,13 +60,13 @@ def own_runs(rollout: Rollout) -> tuple[Run, Bool[Array, "N T"]]:
     rows = jnp.minimum(first + since, length - 1)
     run = jax.tree.map(
         lambda x: jnp.take_along_axis(x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=0),
-        (rollout.physics, rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.truncated),
+        (rollout.env_state, rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.truncated),
     )
     physics, obs, action, reward, terminated, truncated = run
     dead = _before(terminated & ~_before(truncated))
     cut = ((first + since >= length) | _before(truncated)) & ~dead
     columns = (physics, obs, action, jnp.where(dead | cut, 0, reward), ~(dead | cut))
-    return Run(*(jnp.moveaxis(x, 0, 1) for x in columns)), jnp.moveaxis(cut, 0, 1)
+    return ModelRollout(*(jnp.moveaxis(x, 0, 1) for x in columns)), jnp.moveaxis(cut, 0, 1)
 
 
 def _before(flag: Bool[Array, "T N"]) -> Bool[Array, "T N"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from jaxtyping import PRNGKeyArray, PyTree
 from pydantic import Field
@@ -10,18 +11,16 @@ from pydantic.dataclasses import dataclass
 
 from klimb.environments.base import ClassicControl
 from klimb.errors import ConfigError
+from klimb.fields import STRICT, Count, NonNegative, Positive
 from klimb.guided.guides import Guides
-from klimb.guided.importance_sampled import ImportanceSampled
-from klimb.guided.mirror_descent import MirrorDescent
-from klimb.improve.rule import RULE, Count, NonNegative, Positive, Rule
+from klimb.guided.importance_sampled import SAMPLED_TRAITS, ImportanceSampled
+from klimb.guided.mirror_descent import MIRROR_TRAITS, MirrorDescent
+from klimb.improve.rule import Rule, Setting, Traits
 from klimb.policies.actions import Box, action_spec
 from klimb.types import Batch, UpdateInfo
 
-if TYPE_CHECKING:
-    from klimb.runs.config import TrainOptions
 
-
-@dataclass(frozen=True, config=RULE)
+@dataclass(frozen=True, config=STRICT)
 class GuidedPolicySearch:
     """Let optimised trajectories show the policy where reward is (Levine and Koltun 2013; Montgomery and Levine 2016).
 
@@ -55,7 +54,7 @@ class GuidedPolicySearch:
     memory: Annotated[int, Field(ge=1, le=2**10)] = 6
     """Iterations whose samples are kept."""
     subset: Count = 64
-    """Starts whose samples Φ is climbed on: the newest, then those that the policy explains best."""
+    """Starts whose samples Φ is fitted on: the newest, then those that the policy explains best."""
     regularisation: Positive = 0.01
     """w_r at first, in units of the rewards' deviation; a tenth of it after a gain, ten times it after a loss."""
     gradient_steps: Count = 50
@@ -70,23 +69,21 @@ class GuidedPolicySearch:
     """Rows of one step of the projection."""
 
     @property
-    def steps_a_row(self) -> int:
-        """Environment steps for each row of a rollout: the guides and the best policy take theirs besides."""
-        return 2 + self.guiding_samples if self.method == "importance_sampling" else 1
+    def traits(self) -> Traits:
+        if self.method == "mirror_descent":
+            return MIRROR_TRAITS
+        # The guides and the best policy take steps of their own beside the rollout's.
+        steps = 2 + self.guiding_samples
+        return replace(SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.memory * steps)
 
-    @property
-    def rows_remembered(self) -> int:
-        """Rows of samples that are kept for each row of a rollout."""
-        return self.memory * self.steps_a_row if self.method == "importance_sampling" else 1
-
-    def in_environment(self, environment: Any, options: TrainOptions) -> Rule:
+    def bind(self, environment: Any, setting: Setting) -> Rule:
         """The method, at work in an environment. ConfigError where it can't be."""
         if not isinstance(action_spec(environment.action_space), Box):
             raise ConfigError(
                 f"guided policy search is for continuous actions, and those of {environment.id} are discrete: "
                 "use trpo or ppo"
             )
-        return self._mirror_descent() if self.method == "mirror_descent" else self._sampled(environment, options)
+        return self._mirror_descent() if self.method == "mirror_descent" else self._sampled(environment, setting)
 
     def init(self, policy: PyTree) -> PyTree:
         """What the method remembers, where it needs no environment (mirror_descent)."""
@@ -98,7 +95,7 @@ class GuidedPolicySearch:
 
     def _on_its_own(self) -> Rule:
         if self.method == "importance_sampling":
-            raise ConfigError("importance_sampling plans in an environment: put the rule there with in_environment")
+            raise ConfigError("importance_sampling plans in an environment: put the rule there with bind")
         return self._mirror_descent()
 
     def _mirror_descent(self) -> Rule:
@@ -109,7 +106,7 @@ class GuidedPolicySearch:
             learning_rate=self.learning_rate,
         )
 
-    def _sampled(self, environment: Any, options: TrainOptions) -> Rule:
+    def _sampled(self, environment: Any, setting: Setting) -> Rule:
         if not isinstance(environment, ClassicControl):
             raise ConfigError(
                 f"{environment.id} does not tell its dynamics and cost, and --method importance_sampling plans with "
@@ -117,13 +114,13 @@ class GuidedPolicySearch:
             )
         actions = action_spec(environment.action_space)
         assert isinstance(actions, Box)
-        guides = Guides(environment, actions, options.num_steps, self.restarts, self.temperature)
+        guides = Guides(environment, actions, setting.num_steps, self.restarts, self.temperature)
         guides.check()
         return ImportanceSampled(
             guides=guides,
-            starts=options.num_envs,
-            learns_scale=options.normalize_observations and options.init_from is None,
-            fresh=options.init_from is None,
+            starts=setting.num_envs,
+            learns_scale=setting.learns_scale,
+            fresh=setting.fresh,
             guiding_samples=self.guiding_samples,
             adaptation=self.adaptation,
             supervised_iterations=self.supervised_iterations,

@@ -11,39 +11,55 @@ from jaxtyping import Array, Float, PyTree
 
 from klimb.estimate.importance import effective_sample_size
 from klimb.improve.divergences import has_closed_form_tv, kl_divergence, total_variation, total_variation_bound
-from klimb.improve.objectives import KLDirection, action_distribution, flatten, log_ratio
+from klimb.improve.objectives import log_ratio
+from klimb.improve.rule import KLDirection
 from klimb.policies.distributions import Distribution
-from klimb.types import Batch, Status, UpdateInfo
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Status, StepErrors, UpdateInfo
 
 Extra = Array | float | Callable[[Distribution], Array]
 
 
-def conclude(
+def accept_or_reject(
     policy: PyTree,
     state: PyTree,
     new_policy: PyTree,
     new_state: PyTree,
     batch: Batch,
     *,
+    status: Array | Status = Status.ACCEPTED,
     kl_direction: KLDirection = "old_new",
+    old: Distribution | None = None,
     **extra: Extra,
 ) -> tuple[PyTree, PyTree, UpdateInfo]:
-    """What a rule without a search of its own returns: the new policy and state if all is finite, else the old ones.
+    """The end of every step: (policy, state, info), measured on the policy that is returned.
 
-    An `extra` that is a function is called with the distributions, `[B]`, of the policy that is returned.
+    The new policy is returned when the status is ACCEPTED and everything is finite; else the old one, bit for bit. The
+    new state is returned unless something is not finite: then the status is NONFINITE.
+
+    policy, state: what the step was given. new_policy, new_state: what it proposes.
+    batch: the rows that it was computed from.
+    status: what the rule's own search says of the proposal, a `Status`.
+    kl_direction: the KL that the rule constrains, for `kl_max`: old_new is KL(π_old‖π_new), new_old the other one.
+    old: the distributions `[B]` of the old policy, where the rule has them already.
+    extra: the rule's own metrics by name. A function is called with the distributions, `[B]`, of the policy returned.
     """
-    old, new = action_distribution(policy, batch.obs), action_distribution(new_policy, batch.obs)
-    accepted = finite_batch(batch) & all_finite((flatten(new_policy).theta, new_state)) & finite_move(old, new, batch)
+    old = action_distribution(policy, batch.obs) if old is None else old
+    new = action_distribution(new_policy, batch.obs)
+    finite = finite_batch(batch) & all_finite((flatten(new_policy).theta, new_state)) & finite_move(old, new, batch)
+    status = jnp.where(finite, status, Status.NONFINITE)
+    accepted = status == Status.ACCEPTED
     returned = choose(accepted, new, old)
     info = update_info(
         old,
         returned,
         batch,
-        jnp.where(accepted, Status.ACCEPTED, Status.NONFINITE),
+        status,
         kl_direction=kl_direction,
         **{name: value(returned) if callable(value) else value for name, value in extra.items()},
     )
-    return choose(accepted, new_policy, policy), choose(accepted, new_state, state), info
+    return choose(accepted, new_policy, policy), choose(finite, new_state, state), info
 
 
 def finite_batch(batch: Batch) -> Array:
@@ -85,10 +101,11 @@ def update_info(
 ) -> UpdateInfo:
     """The fields all rules share, measured on the policy returned (`new`) against the one that was given (`old`).
 
-    `extra` begins with the step certificate's part: standard errors of the means (surrogate_gain_se over
-    independent rows, kl_old_new_se, kl_new_old_se and tv_se over the columns of the rollout, since a state tells of
-    the next), the largest KL over states in either direction, and what the KLs say that the total variation is
-    at most (tv_bound on its mean, tv_max_bound in the worst state).
+    old, new: distributions of every row, `[B]`.
+    batch: the rows; those of weight 0 have no say.
+    status: a `Status`.
+    kl_direction: the KL whose largest value over states is `kl_max`.
+    extra: the rule's own metrics by name, scalars.
     """
     kl_old_new, kl_new_old = kl_divergence(old, new), kl_divergence(new, old)
     constrained = kl_old_new if kl_direction == "old_new" else kl_new_old
@@ -120,29 +137,31 @@ def update_info(
         entropy=batch.mean(new.entropy()),
         ess=effective_sample_size(ratio, batch.weight),
         status=jnp.asarray(status, jnp.int32),
-        extra={
-            "surrogate_gain_se": jnp.sqrt(gain_variance),
-            "kl_old_new_se": standard_error(kl_old_new, batch),
-            "kl_new_old_se": standard_error(kl_new_old, batch),
-            "tv_se": standard_error(tv, batch),
-            "kl_old_new_max": worst(kl_old_new),
-            "kl_new_old_max": worst(kl_new_old),
-            "tv_bound": batch.mean(tv_bound),
-            "tv_max_bound": worst(tv_bound),
-            **{name: jnp.asarray(value, batch.advantage.dtype) for name, value in extra.items()},
-        },
+        errors=StepErrors(
+            surrogate_gain_se=jnp.sqrt(gain_variance),
+            kl_old_new_se=standard_error(kl_old_new, batch),
+            kl_new_old_se=standard_error(kl_new_old, batch),
+            tv_se=standard_error(tv, batch),
+            kl_old_new_max=worst(kl_old_new),
+            kl_new_old_max=worst(kl_new_old),
+            tv_bound=batch.mean(tv_bound),
+            tv_max_bound=worst(tv_bound),
+        ),
+        extra={name: jnp.asarray(value, batch.advantage.dtype) for name, value in extra.items()},
     )
 
 
 def standard_error(value: Float[Array, " B"], batch: Batch) -> Float[Array, ""]:
-    """Of Σ w x / Σ w where rows of one column of the rollout depend on each other and columns do not.
+    """Standard error of Σ w x / Σ w where rows of one environment depend on each other and environments do not.
 
-    The spread of the columns' sums around their expectation: √(N/(N − 1) Σ_n (Σ_t w (x − x̄))²) / Σ w. Rows
-    without a rollout of at least two columns count as independent.
+    The spread of the environments' sums around their expectation: √(N/(N − 1) Σ_n (Σ_t w (x − x̄))²) / Σ w. Rows
+    without a trajectory of at least two environments count as independent.
+
+    value: x, `[B]`. batch: the rows with their weights w.
     """
     counted, weight = batch.weight > 0, batch.weight
     deviation = jnp.where(counted, weight * (value - batch.mean(value)), 0)
-    columns = 1 if batch.rollout is None else batch.rollout.reward.shape[1]
+    columns = 1 if batch.trajectory is None else batch.trajectory.rollout.reward.shape[1]
     if columns > 1:
         deviation = jnp.sum(deviation.reshape(-1, columns), axis=0)
         counted = jnp.any(counted.reshape(-1, columns), axis=0)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from klimb.improve.objectives import action_distribution, flatten
 from klimb.policies.distributions import Distribution
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
 from klimb.types import Batch
 
 Vector = Float[Array, " P"]

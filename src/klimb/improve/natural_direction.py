@@ -80,23 +80,33 @@ class Direction(NamedTuple):
     """x ≈ (F + ηI)⁻¹ g with what a step needs to know of it.
 
     curvature: xᵀF x, undamped: damping regularises the solve, not the length. residual: ‖(F + ηI) x − g‖ / ‖g‖.
+    iterations: products used by the solve. breakdown: whether it met a direction of no curvature.
     """
 
-    gradient: Vector
     x: Vector
     curvature: Float[Array, ""]
     residual: Float[Array, ""]
-    solve: Solve
+    iterations: Int[Array, ""]
+    breakdown: Bool[Array, ""]
+
+    @classmethod
+    def plain(cls, gradient: Vector) -> Direction:
+        """The gradient itself: the direction for F = I, which takes no solve."""
+        zero = jnp.zeros((), gradient.dtype)
+        return cls(gradient, jnp.vdot(gradient, gradient), zero, jnp.int32(0), jnp.bool_(False))
 
     @classmethod
     def of(
         cls, gradient: Vector, solve: Solve, product: Callable[[Vector], Vector], *, damping: float | Array
     ) -> Direction:
-        """From a solution and the products v ↦ F v."""
+        """From a solution.
+
+        gradient: g, the right-hand side. solve: x and how it was found. product: v ↦ F v. damping: η ≥ 0.
+        """
         fisher_x = product(solve.x)
         scale = jnp.linalg.norm(gradient)
         residual = jnp.linalg.norm(fisher_x + damping * solve.x - gradient) / jnp.where(scale > 0, scale, 1)
-        return cls(gradient, solve.x, jnp.vdot(solve.x, fisher_x), residual, solve)
+        return cls(solve.x, jnp.vdot(solve.x, fisher_x), residual, solve.iterations, solve.breakdown)
 
     def step_size(self, max_kl: float | Array) -> Float[Array, ""]:
         """α = √(2ε / xᵀF x): the step α x has a KL of ε to second order (the notes print gᵀF g in the denominator)."""

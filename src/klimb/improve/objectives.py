@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from klimb.improve.divergences import has_closed_form_tv, kl_divergence, total_variation
+from klimb.improve.rule import KLDirection
 from klimb.policies.distributions import Distribution
-from klimb.types import Batch, trainable_filter
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch
 
-KLDirection = Literal["old_new", "new_old"]
 Divergence = Literal["kl_old_new", "kl_new_old", "tv"]
-
-
-class Flat(NamedTuple):
-    """A policy's trainable arrays as one vector θ of P numbers, and the way back.
-
-    One vector makes an optimiser step one fused operation, whatever the number of layers. The order is
-    `jax.flatten_util.ravel_pytree`'s.
-    """
-
-    theta: Float[Array, " P"]
-    rebuild: Callable[[Float[Array, " P"]], PyTree]
-
-
-def flatten(policy: PyTree) -> Flat:
-    """θ and the function θ → policy; whatever is not trainable is carried along unchanged."""
-    trainable, fixed = eqx.partition(policy, trainable_filter(policy))
-    theta, unravel = ravel_pytree(trainable)
-    return Flat(theta, lambda vector: eqx.combine(unravel(vector), fixed))
-
-
-def action_distribution(policy: PyTree, obs: Array) -> Distribution:
-    """π(·|s) for every row, `[B]`. The policy is called with one observation at a time, under vmap."""
-    return jax.vmap(policy)(obs)
 
 
 def log_likelihood(policy: PyTree, batch: Batch) -> Float[Array, ""]:

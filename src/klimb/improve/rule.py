@@ -1,103 +1,155 @@
-"""What a rule is: a small frozen object of hyperparameters with an `init` and a `step`."""
+"""What a rule is: a small frozen object of hyperparameters with an `init` and a `step`, and what it says of itself."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
-from pydantic import ConfigDict, Field
 
-from klimb.types import Batch, UpdateInfo
+from klimb.errors import ConfigError
+from klimb.types import Batch, Metric, UpdateInfo
 
-# Every rule is a pydantic dataclass: its fields are checked when it is made, print, compare, serialise and
-# become the command line's flags. Misspelt fields and NaN are refused.
-RULE = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-# More is a slip, or a file that means harm.
-Count = Annotated[int, Field(ge=1, le=2**20)]
+KLDirection = Literal["old_new", "new_old"]
 
 
 @runtime_checkable
 class Rule(Protocol):
-    """An update rule. Both methods are pure and traceable: they run inside jit, scan and vmap over seeds."""
+    """An update rule. Both methods are pure and traceable: they run inside jit, scan and vmap over seeds.
+
+    A rule may have an attribute `traits`, a `Traits`; without it those are the defaults.
+    """
 
     def init(self, policy: PyTree) -> PyTree:
         """What the rule remembers from one step to the next: optimiser moments, multipliers; () for nothing."""
         ...
 
     def step(self, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree, UpdateInfo]:
-        """(policy, state, info): the improved policy, or the one given, bit for bit, when the step is rejected."""
+        """(policy, state, info): the improved policy, or the one given, bit for bit, when the step is rejected.
+
+        key: for whatever the step draws. policy: the one that collected the batch. state: what `init` or the last step
+        returned. batch: its rows of weight 0 are blank.
+        """
         ...
 
 
-class OfflineRule(Rule, Protocol):
-    """A rule that learns from demonstrations alone: one pass over them a step, until it has had enough."""
+class KLLimit(NamedTuple):
+    """What a rule says of the KL of its steps.
 
-    offline: bool
+    limit: nats, on the mean over states; None for none. enforced: whether every accepted step keeps it, or steps only
+    aim at it. direction: old_new is KL(π_old‖π_new), new_old is KL(π_new‖π_old).
+    """
+
+    limit: float | None = None
+    enforced: bool = False
+    direction: KLDirection = "old_new"
+
+
+NO_KL_LIMIT = KLLimit()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the training loop, the report and the progress panel have to know of a rule, said by the rule itself."""
+
+    title: str = ""
+    """How the rule is called in headings; by default the name of its class."""
+    kl: KLLimit = NO_KL_LIMIT
+    """The limit on the KL of a step."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """The rule's own metrics: what stands in `UpdateInfo.extra`, with titles and meanings."""
+    watched: tuple[str, ...] = ()
+    """Metrics that the progress panel shows in place of return and KL."""
+    learns_from: Literal["environment", "demonstrations", "both"] = "environment"
+    """Rollouts; demonstrations alone (an `OfflineRule`); or rollouts, and demonstrations where a run has some."""
+    history: int = 1
+    """Rollouts that one step learns from: the last one, or the last K."""
+    keeps_policies: bool = False
+    """Whether the history holds the policies too, for `Trajectory.mixture`."""
+    num_minibatches: int = 1
+    """Minibatches per pass over the batch, which has to be divisible by it."""
+    uses_critic: bool = True
+    """Whether steps depend on advantages. A rule whose steps do not has no critic to wait for."""
+    owns_normalizer: bool = False
+    """Whether the rule updates the policy's observation statistics itself, instead of the loop."""
+    records_env_state: bool = False
+    """Whether rollouts hold the simulator's states (`Rollout.env_state`), of classic control."""
+    binds: bool = False
+    """Whether the rule has to be bound to an environment before it is used (`EnvironmentRule.bind`)."""
+    env_steps_per_row: int = 1
+    """Environment steps taken for each row of a rollout: more than one where the rule takes samples of its own."""
+    rows_kept: int = 1
+    """Rows that the rule keeps for each row of a rollout, for the bound on memory."""
+
+
+def traits_of(rule: Rule) -> Traits:
+    """What a rule says of itself; for one that says nothing, the defaults. ConfigError for anything else."""
+    traits = getattr(rule, "traits", Traits())
+    if not isinstance(traits, Traits):
+        raise ConfigError(
+            f"{type(rule).__name__}.traits is of type {type(traits).__name__}, and has to be a klimb.Traits: give a "
+            "hyperparameter another name"
+        )
+    return traits
+
+
+def rule_title(rule: Rule) -> str:
+    """How a rule is called in headings."""
+    return traits_of(rule).title or type(rule).__name__
+
+
+class OfflineRule(Rule, Protocol):
+    """A rule that learns from demonstrations alone: one pass over them per step, until it is finished."""
+
     max_epochs: int
+    """Largest number of passes."""
 
     def finished(self, state: PyTree) -> Bool[Array, "..."]:
-        """Whether the rule has had enough, for each seed."""
+        """Whether the training is over, for each seed."""
         ...
 
 
 def is_offline(rule: Rule) -> TypeGuard[OfflineRule]:
     """Whether a rule learns from demonstrations alone."""
-    return getattr(rule, "offline", False)
+    return traits_of(rule).learns_from == "demonstrations"
 
 
-def in_environment(rule: Rule, environment: Any, options: Any) -> Rule:
-    """The rule at work in an environment: one that takes samples of its own has a method of this name."""
-    place = getattr(rule, "in_environment", None)
-    return rule if place is None else place(environment, options)
+class Setting(NamedTuple):
+    """Where a rule is used. learns_scale: whether the policy's observation statistics are still being estimated.
+
+    fresh: whether the policy starts from random parameters.
+    """
+
+    num_envs: int
+    num_steps: int
+    learns_scale: bool
+    fresh: bool
 
 
-def steps_a_row(rule: Rule) -> int:
-    """Environment steps for each row of a rollout: more than one where the rule takes samples of its own."""
-    return getattr(rule, "steps_a_row", 1)
+class EnvironmentRule(Rule, Protocol):
+    """A rule that takes samples of its own, and has to know the environment: `Traits.binds`."""
+
+    def bind(self, environment: Any, setting: Setting) -> Rule:
+        """The rule at work in an environment. ConfigError where it can't be."""
+        ...
 
 
-def rows_remembered(rule: Rule) -> int:
-    """Rows of samples that a rule keeps for each row of a rollout, beside the rollout itself."""
-    return getattr(rule, "rows_remembered", 1)
+def bind(rule: Rule, environment: Any, setting: Setting) -> Rule:
+    """The rule at work in an environment: most are the same in every one."""
+    return rule.bind(environment, setting) if _binds(rule) else rule
 
 
-def uses_critic(rule: Rule) -> bool:
-    """Whether a rule's steps depend on advantages: one whose don't has no critic to wait for."""
-    return getattr(rule, "uses_critic", True)
+def _binds(rule: Rule) -> TypeGuard[EnvironmentRule]:
+    return traits_of(rule).binds
 
 
 def with_values(rule: Any, values: Mapping[str, Any]) -> Any:
-    """The same rule with other numbers in some fields, traced ones too: nothing is checked."""
+    """The same rule with other numbers in some fields, past its checks: traced numbers have no size to check."""
     if not values:
         return rule
-    varied = object.__new__(type(rule))
-    varied.__dict__.update(rule.__dict__ | dict(values))
+    varied = copy.copy(rule)
+    for name, value in values.items():
+        object.__setattr__(varied, name, value)
     return varied
-
-
-class KLLimit(NamedTuple):
-    """What a rule says of the KL of its steps: the limit (None for none), whether it is enforced, the direction."""
-
-    limit: float | None
-    enforced: bool
-    direction: str
-
-
-def kl_limit(fields: Mapping[str, Any]) -> KLLimit:
-    """From a rule's fields: `max_kl` is enforced; `target_kl`, and the `epsilon` of a KL, are aimed at."""
-    divergence = fields.get("divergence", "kl_" + str(fields.get("kl_direction", "old_new")))
-    limit = fields.get("max_kl") or fields.get("target_kl")
-    if limit in (None, "none") and divergence != "tv" and not fields.get("normalised"):
-        limit = fields.get("epsilon")
-    if "solver" in fields and fields.get("learning_rate") not in (None, "none"):
-        limit = None  # a natural gradient with a fixed step aims at no KL
-    if fields.get("penalty") == "kl" and limit in (None, "none"):
-        limit = 0.01  # PPO's own aim
-    numeric = isinstance(limit, int | float)
-    direction = "new_old" if divergence == "kl_new_old" else "old_new"
-    return KLLimit(limit if numeric else None, bool(fields.get("max_kl")), direction)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import equinox as eqx
 import gymnasium.spaces
@@ -11,14 +11,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from klimb.errors import UnsupportedSpace
+from klimb.fields import STRICT, Width
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.distributions import Categorical, DiagGaussian, Distribution, TanhGaussian
 from klimb.policies.normalizer import Normalizer
 
 Activation = Literal["tanh", "relu", "silu", "gelu"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
+
+
+@dataclass(frozen=True, config=STRICT)
+class NetworkOptions:
+    """The networks that are made for a run, where it is not given others."""
+
+    normalize_observations: bool = True
+    """Scale observations by their running mean and standard deviation, kept inside the policy."""
+    hidden: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
+    """Hidden layer sizes of the policy, and of the critic unless critic_hidden says otherwise."""
+    critic_hidden: Annotated[tuple[Width, ...], Field(max_length=16)] | None = None
+    """Hidden layer sizes of the critic; none for those of the policy."""
+    activation: Activation = "tanh"
+    """Activation of the hidden layers."""
+    initial_log_std: float = 0.0
+    """Log standard deviation of the first Gaussian policy, in half-widths of the action box."""
+    state_dependent_std: bool = False
+    """Let the network say the standard deviation in each state; continuous actions only."""
+    tanh_squash: bool = False
+    """Squash the Gaussian by tanh into the action box instead of clipping what is outside; bounded boxes only."""
 
 
 class MLP(eqx.Module):

@@ -1,1 +1,1 @@
-"""Runs: the directory a training leaves behind, and everything that reads it."""
+"""The files of a run, and nothing else."""

@@ -21,14 +21,14 @@ logger = logging.getLogger("klimb")
 class Checkpoint(NamedTuple):
     """A state and what goes with it.
 
-    wall_time: seconds of training so far. environments: where host environments stand (`Program.environments`), or
+    wall_time: seconds of training so far. host_states: where host environments stand (`Program.host_states`), or
     None where that can't be saved.
     """
 
     state: PyTree
     iteration: int
     wall_time: float
-    environments: dict[str, Any] | None = None
+    host_states: dict[str, Any] | None = None
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
@@ -56,7 +56,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     told = {
         "iteration": checkpoint.iteration,
         "wall_time": checkpoint.wall_time,
-        "environments": checkpoint.environments,
+        "environments": checkpoint.host_states,
     }
     save_arrays(path, checkpoint.state, {"format": FORMAT, "klimb": json.dumps(told)})
 
@@ -87,10 +87,10 @@ def _read(path: Path, template: PyTree) -> Checkpoint:
         raise ValueError(f"its format is {str(metadata.get('format'))[:40]!r}; this klimb reads {FORMAT!r}")
     try:
         told = json.loads(metadata["klimb"])
-        environments = told["environments"]
-        if not isinstance(environments, dict | None):
+        host_states = told["environments"]
+        if not isinstance(host_states, dict | None):
             raise TypeError
-        return Checkpoint(state, int(told["iteration"]), float(told["wall_time"]), environments)
+        return Checkpoint(state, int(told["iteration"]), float(told["wall_time"]), host_states)
     except (KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"what it says of itself can't be read ({type(error).__name__})") from None
 

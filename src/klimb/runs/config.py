@@ -8,36 +8,38 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from klimb.errors import ConfigError, nearest, one_line, shown
-from klimb.estimate.advantages import AdvantageKind
-from klimb.improve.off_policy import OffPolicyGradient
-from klimb.improve.registry import RULES, rule_name
-from klimb.improve.rule import Count, Rule, is_offline, rows_remembered, steps_a_row
-from klimb.minibatches import require_divisible
-from klimb.policies.networks import Activation
+from klimb.collect.options import Collection
+from klimb.errors import ConfigError, one_line, shown
+from klimb.estimate.estimator import Estimator
+from klimb.fields import MAX_NAME, STRICT, Count, Iterations, Name, build
+from klimb.improve.critic_fit import CriticFit
+from klimb.improve.minibatches import require_divisible
+from klimb.improve.rule import Rule, is_offline, traits_of
+from klimb.modules import module_of, require_trust
+from klimb.policies.networks import NetworkOptions
+from klimb.rules import RULES, UnknownRule, rule_class, rule_name
 from klimb.runs.files import require_regular
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 # A configuration may be a stranger's: no size in it may ask for more than a large machine has.
-Iterations = Annotated[int, Field(ge=1, lt=2**32)]
-Width = Annotated[int, Field(ge=1, le=2**16)]
-Place = Annotated[str, Field(min_length=1, max_length=4096)]
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
+Part = TypeVar("Part")
+
+_RENAMED = {("dual-descent", "enough"): "max_overshoot"}
+"""(rule, field) in files of klimb 0.1.0, and what the field is called since."""
+
 MAX_ROWS = 2**31
 MAX_WEIGHTS = 2**30
 MAX_FILE = 2**20
 MAX_DOTS = 2000
-MAX_NAME = 200
 
 
 @dataclass(frozen=True, config=STRICT)
-class TrainOptions:
-    """Everything about a training except the environment and the rule."""
+class Budget:
+    """How long is trained, and how often."""
 
     # The upper limit is what the counter of environment steps holds.
     env_steps: Annotated[int, Field(ge=1, lt=2**32)] = 200_000
@@ -46,71 +48,49 @@ class TrainOptions:
     """Seed of all randomness; with several seeds the first of them."""
     num_seeds: Annotated[int, Field(ge=1, le=2**16)] = 1
     """Seeds to train together: seed, seed + 1, …"""
-    num_envs: Count = 16
-    """Copies of the environment stepped together, each seed."""
-    num_steps: Annotated[int, Field(ge=1, le=2**24)] = 128
-    """Steps of each copy in one iteration: the batch is num_steps × num_envs rows."""
-    gamma: UnitInterval = 0.99
-    """Discount of rewards, a step."""
-    gae_lambda: UnitInterval = 0.95
-    """λ of generalised advantage estimation: 1 is Monte Carlo, 0 one-step."""
-    advantage: AdvantageKind = "gae"
-    """How advantages are estimated."""
-    n_step: Annotated[int, Field(ge=1, le=2**24)] = 5
-    """Rewards summed before the value takes over, for advantage = n_step."""
-    discount_states: bool = False
-    """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
-    normalize_advantage: bool = True
-    """Scale each batch's advantages to mean 0 and deviation 1."""
-    normalize_observations: bool = True
-    """Scale observations by their running mean and deviation, kept inside the policy."""
-    hidden: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
-    """Hidden layer sizes of the policy and of the critic."""
-    activation: Activation = "tanh"
-    """Activation of the hidden layers."""
-    initial_log_std: float = 0.0
-    """Log standard deviation of the first Gaussian policy, in half-widths of the action box."""
-    state_dependent_std: bool = False
-    """Let the network say the standard deviation in each state; continuous actions only."""
-    tanh_squash: bool = False
-    """Squash the Gaussian by tanh into the action box instead of clipping what is outside; bounded boxes only."""
-    critic_learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Adam's step size for the critic."""
-    critic_epochs: Count = 10
-    """Passes over the batch in one fit of the critic."""
-    critic_num_minibatches: Count = 8
-    """Minibatches a pass; has to divide num_steps × num_envs."""
-    init_from: Place | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Starting:
+    """What a training starts from, instead of from nothing."""
+
+    init_from: Name | None = None
     """A run (or policy directory) whose policy, with its observation normaliser as it is, this one starts from."""
     critic_warmup: Annotated[int, Field(ge=0, lt=2**32)] = 20
     """Iterations in which only the critic learns, in a run that starts from another's policy."""
-    demonstrations: Place | None = None
+    demonstrations: Name | None = None
     """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Logging:
+    """What is recorded, checked and saved while training, and on how many cores it runs."""
+
     certificate: bool = True
-    """Record what every step promised, was guaranteed to bring, and has brought (see docs/theory/certificate.md)."""
+    """Record each step's predicted, guaranteed and realised improvement (see docs/theory/certificate.md)."""
     cores: Count | None = None
     """CPU cores (or accelerators) to lay the training over; none for all. See docs/performance.md."""
-    workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
-    """Processes that step a Gymnasium environment; none for one a core, 0 to step it in this process."""
-    overlap: bool = False
-    """Step host environments while the last rollout is learned from: faster, from data that is one policy old."""
     max_rejections: Iterations = 50
     """Numerically failed steps in a row, of every seed, after which the training stops."""
     check_finite: bool = False
     """After the first step that is not finite, find the operation that made the first NaN, and stop. Slower."""
-    env_fault: Literal["restart", "stop"] = "restart"
-    """What follows when a Gymnasium environment raises, hangs or ends its process: start it anew, or stop the run."""
-    env_timeout: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds that a worker process may take for a rollout before it counts as hanging."""
     checkpoint_every: Iterations = 25
     """Iterations between checkpoints. The last iteration is always saved."""
     keep_checkpoints: Iterations = 3
     """Newest checkpoints kept."""
 
-    @property
-    def batch_size(self) -> int:
-        """Environment steps in one iteration, each seed."""
-        return self.num_envs * self.num_steps
+
+@dataclass(frozen=True, config=STRICT)
+class TrainOptions(Logging, CriticFit, Starting, NetworkOptions, Estimator, Collection, Budget):
+    """Everything about a training except the environment and the rule: the options of all rooms, side by side.
+
+    Each option stands in the room that reads it; the command line, `klimb.train` and config.toml know them by their
+    names alone.
+    """
+
+    def part(self, room: type[Part]) -> Part:
+        """The options of one room alone, as that room declares them."""
+        return room(**{field.name: getattr(self, field.name) for field in dataclasses.fields(room)})  # type: ignore[arg-type]
 
     @property
     def warmup(self) -> int:
@@ -120,7 +100,9 @@ class TrainOptions:
 
 def num_iterations(rule: Rule, options: TrainOptions) -> int:
     """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs."""
-    return rule.max_epochs if is_offline(rule) else -(-options.env_steps // (steps_a_row(rule) * options.batch_size))
+    if is_offline(rule):
+        return rule.max_epochs
+    return -(-options.env_steps // (traits_of(rule).env_steps_per_row * options.batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +123,19 @@ class RunConfig:
         if len(self.env) > MAX_NAME:
             raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
         check_sizes(options)
-        rows = options.num_seeds * options.batch_size * rows_remembered(self.rule)
+        traits = traits_of(self.rule)
+        rows = options.num_seeds * options.batch_size * traits.rows_kept
         if rows >= MAX_ROWS:
             raise ConfigError(
-                f"num_seeds × num_envs × num_steps × (2 + guiding_samples) × memory are {rows} rows to remember; there "
-                f"can be less than {MAX_ROWS}: choose fewer of one of them"
+                f"num_seeds × num_envs × num_steps = {options.num_seeds} × {options.num_envs} × {options.num_steps}, "
+                f"times {traits.rows_kept} that {rule_name(self.rule)} keeps of each, are {rows} rows; there can be "
+                f"less than {MAX_ROWS}: choose fewer of one of them, or let the rule keep fewer"
             )
-        for owner, name in ((self.rule, "num_minibatches"), (options, "critic_num_minibatches")):
-            parts = getattr(owner, name, 1)
+        counts = {
+            "num_minibatches": traits.num_minibatches,
+            "critic_num_minibatches": options.critic_num_minibatches,
+        }
+        for name, parts in counts.items():
             if parts > options.batch_size:
                 raise ConfigError(
                     f"{name} = {shown(parts)} is more than the batch has rows: num_steps × num_envs = "
@@ -162,18 +149,19 @@ class RunConfig:
     def check_demonstrations(self) -> None:
         """ConfigError when a rule that learns from demonstrations has none, or another one has some."""
         name, given = rule_name(self.rule), self.options.demonstrations is not None
+        traits = traits_of(self.rule)
         if is_offline(self.rule) and not given:
             raise ConfigError(
                 f"{name} learns from demonstrations and there are none: record some with klimb record RUN, then give "
                 "--demonstrations RUN"
             )
-        if given and not is_offline(self.rule) and not isinstance(self.rule, OffPolicyGradient):
+        if given and traits.learns_from == "environment":
             raise ConfigError(
                 f"{name} can't learn from demonstrations: clone them first (klimb train behaviour-cloning "
                 f"{one_line(self.env)} --demonstrations {one_line(self.options.demonstrations)}), then go on with "
                 "--init-from"
             )
-        if given and getattr(self.rule, "keeps_policies", False):
+        if given and traits.keeps_policies:
             raise ConfigError(
                 "behaviour = mixture needs the policy that made the demonstrations, which is not known: "
                 "use behaviour = recorded"
@@ -181,7 +169,10 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists: what goes to TOML and JSON."""
-        rule = {"name": rule_name(self.rule), **dataclasses.asdict(self.rule)}  # type: ignore[call-overload]
+        rule_object: Any = self.rule
+        unknown = isinstance(rule_object, UnknownRule)
+        settings = rule_object.settings if unknown else dataclasses.asdict(rule_object)
+        rule = {"name": rule_name(self.rule), **settings}
         return {
             "env": self.env,
             "rule": rule,
@@ -201,10 +192,24 @@ class RunConfig:
             )
         fields = dict(tree["rule"])
         name = fields.pop("name", None)
-        if not isinstance(name, str) or name not in RULES:
-            known = nearest(name[:MAX_NAME], RULES) if isinstance(name, str) else ""
-            raise ConfigError(f"there is no rule {shown(name)}{known}; there are {', '.join(RULES)}")
-        return cls(tree["env"], build(RULES[name], fields), build(TrainOptions, options))
+        if not isinstance(name, str):
+            raise ConfigError(f"[rule] of a run configuration has a name; this one has {shown(name)}")
+        fields = {_RENAMED.get((name, key), key): value for key, value in fields.items()}
+        rule = build(RULES[name], fields) if name in RULES else UnknownRule(name, fields)
+        return cls(tree["env"], rule, build(TrainOptions, options))
+
+    def require_rule(self, source: str | Path, *, trust: bool) -> RunConfig:
+        """The same with a rule that can be trained with, which may have to be imported.
+
+        source: the file that names it. trust: whether it may be imported. Raises ConfigError when there is no such
+        rule, UntrustedEnvironment when its module may not be imported.
+        """
+        rule = self.rule
+        if not isinstance(rule, UnknownRule):
+            return self
+        if module_of(rule.name) is not None and not trust:
+            require_trust(rule.name, source, "rule")
+        return dataclasses.replace(self, rule=build(rule_class(rule.name), dict(rule.settings)))
 
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back to an equal configuration."""
@@ -281,29 +286,6 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ConfigError("the configuration is nested too deeply for TOML of a run") from None
     except ValueError as error:  # also an integer of thousands of digits, which is no TOMLDecodeError
         raise ConfigError(f"the configuration is not valid TOML: {one_line(error)}") from None
-
-
-def build(cls: type, fields: dict[str, Any]) -> Any:
-    """An instance of a configuration class from plain values; ConfigError names the first field that is wrong."""
-    fields = {key: (None if value == "none" else value) for key, value in fields.items()}
-    known = [field.name for field in dataclasses.fields(cls)]
-    for name in fields:
-        if name not in known:
-            raise ConfigError(f"{cls.__name__} has no option {shown(name)}{nearest(name[:MAX_NAME], known)}")
-    try:
-        return TypeAdapter(cls).validate_python(fields)
-    except ValidationError as error:
-        raise ConfigError(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """The first thing pydantic found wrong, in one line: which option, what it was, what it should be."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    name = one_line(".".join(str(part) for part in first["loc"]), 80)
-    message = one_line(first["msg"])
-    if not name:  # about several fields together: our own words
-        return message.removeprefix("Value error, ")
-    return f"{name} = {shown(first['input'])}: {message[0].lower()}{message[1:]}"
 
 
 def _toml(value: Any) -> str:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.errors import DemonstrationError, MissingExtra, UnsupportedSpace, nearest, one_line, shown
+from klimb.fields import MAX_NAME
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.runs.arrays import as_file, check_checksum
-from klimb.runs.config import MAX_NAME
 from klimb.runs.files import write_atomically
 
 FORMAT = "klimb-demonstrations-1"

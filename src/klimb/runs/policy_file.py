@@ -15,12 +15,13 @@ from jaxtyping import PyTree
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-import klimb
+from klimb._version import __version__
 from klimb.errors import PolicyFileError, one_line, shown
+from klimb.fields import STRICT, Width, explain
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import Activation, NetworkPolicy
 from klimb.runs.arrays import load_arrays, save_arrays
-from klimb.runs.config import MAX_WEIGHTS, STRICT, Width, explain, num_weights
+from klimb.runs.config import MAX_WEIGHTS, num_weights
 from klimb.runs.files import write_text
 
 FORMAT_VERSION = 1
@@ -110,7 +111,7 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
     return {
         "format": "klimb-policy",
         "version": FORMAT_VERSION,
-        "klimb": klimb.__version__,
+        "klimb": __version__,
         "observation_size": weights[0].shape[-2],
         "actions": spec,
         "hidden": [weight.shape[-1] for weight in weights[:-1]],

@@ -149,5 +149,5 @@ class TabularMDP(eqx.Module):
     def _continuation(self, pi: Array) -> Array:
         """γ π(a|s); for γ = 1 nothing goes on from an absorbing state, or the system would have no solution."""
         if not isinstance(self.gamma, jax.core.Tracer | jax.Array) and self.gamma == 1:
-            require_proper(self, pi)
+            require_proper(self.transition, self.absorbing, pi)
         return jnp.where((self.gamma == 1) & self.absorbing[:, None], 0, self.gamma * pi)

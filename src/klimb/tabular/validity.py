@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import jax
 import numpy as np
 import scipy.sparse
@@ -11,9 +9,6 @@ import scipy.sparse.csgraph
 from jaxtyping import Array, Bool, Float
 
 from klimb.tabular.transitions import Numbers, SparseTransition, Transition
-
-if TYPE_CHECKING:
-    from klimb.tabular.mdp import TabularMDP
 
 
 def require_mdp(transition: Numbers | SparseTransition, reward: np.ndarray, initial: np.ndarray, gamma: float) -> None:
@@ -93,12 +88,15 @@ def require_reachable_end(transition: Transition, absorbing: np.ndarray) -> None
         )
 
 
-def require_proper(mdp: TabularMDP, pi: Array) -> None:
-    """ValueError when γ = 1 and a policy, from a state it can get to, may go on for ever. Nothing under tracing."""
-    leaves = jax.tree.leaves((mdp.transition, mdp.absorbing, mdp.initial, pi))
+def require_proper(transition: Transition, absorbing: Array, pi: Array) -> None:
+    """ValueError when γ = 1 and a policy may go on for ever from some state. Nothing under tracing.
+
+    transition: p(s'|s, a). absorbing: states where an episode is over, `[S]`. pi: π(a|s), `[S, A]`.
+    """
+    leaves = jax.tree.leaves((transition, absorbing, pi))
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return
-    stuck = ~_can_reach(_graph(mdp.transition, np.asarray(pi)), np.asarray(mdp.absorbing))
+    stuck = ~_can_reach(_graph(transition, np.asarray(pi)), np.asarray(absorbing))
     if stuck.any():
         raise ValueError(
             f"gamma = 1 needs a policy that ends, and from state {int(np.flatnonzero(stuck)[0])} this one never does: "

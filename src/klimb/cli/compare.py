@@ -1,0 +1,236 @@
+"""klimb compare RUN...: several runs side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from klimb.cli.arguments import split
+from klimb.cli.flags import parse
+from klimb.errors import ConfigError
+from klimb.report.comparison import Comparison, Group, default_threshold, read_comparison
+from klimb.report.data import Spec
+from klimb.report.statistics import (
+    Resampling,
+    aggregate_interquartile_mean,
+    median_time,
+    normalised,
+    probability_of_improvement,
+    stratified_bootstrap,
+    time_to_threshold,
+)
+from klimb.report.text import duration, format_number
+
+SCORES = {
+    "final evaluation": "its final evaluation",
+    "training returns": "the episodes in the last tenth of its iterations",
+}
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    """How runs are put side by side."""
+
+    threshold: float | None = None
+    """Return whose time of arrival is said, on every environment; by default the one Gymnasium registers."""
+    json: bool = False
+    """Print one JSON object, for programs."""
+    output: Path | None = None
+    """Figure to write, also -o FILE: .png or .svg."""
+    samples: int = 2000
+    """Bootstrap samples."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    confidence: float = 0.95
+    """Probability that an interval is meant to cover what it estimates."""
+
+
+def compare(arguments: list[str]) -> None:
+    """klimb compare RUN... [--flags]"""
+    words, rest = split(arguments)
+    rest = ["--output" if word == "-o" else word for word in rest]
+    flags = parse(CompareFlags, rest, default=CompareFlags(), program="klimb compare RUN")
+    resampling = Resampling(flags.samples, flags.seed, flags.confidence)
+    if flags.threshold is not None and not math.isfinite(flags.threshold):
+        raise ConfigError(f"threshold = {flags.threshold}; a return to reach is a finite number")
+    if flags.output is not None and flags.output.suffix not in (".png", ".svg"):
+        raise ConfigError(f"{flags.output} is neither a .png nor an .svg file: choose -o comparison.png")
+    comparison = read_comparison([Path(word) for word in words])
+    result = summary(comparison, flags.threshold, resampling)
+    if flags.json:
+        print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
+    else:
+        _print(result)
+    if flags.output is not None:
+        # Matplotlib takes half a second to import: only a figure pays for it.
+        import matplotlib
+
+        from klimb.report.comparison_figure import write_figure
+
+        # A dollar sign in the name of a stranger's rule is no formula.
+        with matplotlib.rc_context({"text.parse_math": False}):
+            write_figure(flags.output, comparison, flags.threshold, resampling)
+        if not flags.json:
+            print(flags.output)
+
+
+def summary(comparison: Comparison, threshold: float | None, resampling: Resampling) -> Spec:
+    """Everything there is to say, as plain values; NaN where a number does not exist."""
+    return {
+        "score": "final evaluation" if comparison.evaluated else "training returns",
+        **asdict(resampling),
+        "environments": [
+            _environment(name, comparison.on(name), threshold, resampling) for name in comparison.environments
+        ],
+        "improvement": _improvement(comparison, resampling),
+        "aggregate": _aggregate(comparison, resampling),
+        "notes": comparison.notes,
+    }
+
+
+def _environment(name: str, groups: list[Group], threshold: float | None, resampling: Resampling) -> Spec:
+    threshold = default_threshold(name) if threshold is None else threshold
+    algorithms = [_algorithm(group, threshold, resampling) for group in groups]
+    return {"environment": name, "threshold": threshold, "algorithms": algorithms}
+
+
+def _algorithm(group: Group, threshold: float | None, resampling: Resampling) -> Spec:
+    scores = group.scores
+    goal = math.inf if threshold is None else threshold
+    times = [time_to_threshold(seed.curve, seed.env_steps, seed.wall_time, goal) for seed in group.seeds]
+    env_steps, wall_times = np.array(times).T
+    return {
+        "algorithm": group.label,
+        "runs": list(dict.fromkeys(seed.run for seed in group.seeds)),
+        "seeds": [
+            {"seed": seed.seed, "run": seed.run, "score": seed.score, **_to_threshold(*time)}
+            for seed, time in zip(group.seeds, times, strict=True)
+        ],
+        "iqm": asdict(stratified_bootstrap([scores], **asdict(resampling))),
+        "mean": float(scores.mean()),
+        "median": float(np.median(scores)),
+        "best": float(scores.max()),
+        "reached": None if threshold is None else int(np.isfinite(env_steps).sum()),
+        **_to_threshold(median_time(env_steps), median_time(wall_times)),
+    }
+
+
+def _to_threshold(env_steps: float, wall_time: float) -> Spec:
+    return {"env_steps_to_threshold": env_steps, "wall_time_to_threshold": wall_time}
+
+
+def _improvement(comparison: Comparison, resampling: Resampling) -> list[Spec]:
+    """Every algorithm over every other with which it shares an environment."""
+    rows = []
+    for x in comparison.labels:
+        for y in comparison.labels:
+            shared = comparison.shared([x, y])
+            if x != y and shared:
+                sides = [[comparison.of(label)[name].scores for name in shared] for label in (x, y)]
+                chance = probability_of_improvement(sides[0], sides[1], **asdict(resampling))
+                rows.append({"algorithm": x, "over": y, "environments": shared, **asdict(chance)})
+    return rows
+
+
+def _aggregate(comparison: Comparison, resampling: Resampling) -> Spec | None:
+    """IQM over all environments that all algorithms share, of scores that run from 0 to 1 in each of them."""
+    shared = comparison.shared(comparison.labels)
+    if len(shared) < 2:
+        return None
+    everyone = {name: np.concatenate([group.scores for group in comparison.on(name)]) for name in shared}
+    rows = []
+    for label in comparison.labels:
+        strata = [normalised(comparison.of(label)[name].scores, everyone[name]) for name in shared]
+        iqm = aggregate_interquartile_mean(strata, **asdict(resampling))
+        rows.append({"algorithm": label, "iqm": asdict(iqm)})
+    return {"environments": shared, "algorithms": rows}
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list():
+            return [_without_nan(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
+
+
+def _print(result: Spec) -> None:
+    percent = f"{100 * result['confidence']:g} %"
+    lines: list[str | Table] = [f"Score of a seed: mean return of {SCORES[result['score']]}.", *result["notes"]]
+    for environment in result["environments"]:
+        lines += ["", environment["environment"], _environment_table(environment, percent)]
+    if result["aggregate"]:
+        names = ", ".join(result["aggregate"]["environments"])
+        table = _table("algorithm", f"IQM, normalised [{percent}]")
+        for row in result["aggregate"]["algorithms"]:
+            table.add_row(row["algorithm"], _interval(row["iqm"]))
+        lines += ["", f"{names} together, 0 the lowest and 1 the highest score on each", table]
+    if result["improvement"]:
+        heading = "How likely a seed of one does better than a seed of the other"
+        lines += ["", heading, _improvement_table(result, percent)]
+    estimates = [row["iqm"] for environment in result["environments"] for row in environment["algorithms"]]
+    if any(math.isnan(estimate["low"]) for estimate in estimates):
+        lines.append("\n–: no interval from a single seed; train more with --num-seeds.")
+    # As wide as the content: a narrow terminal wraps lines, a pipe gets them whole, and no cell is cut.
+    console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=10_000)
+    for line in lines:
+        console.print(line)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _environment_table(environment: Spec, percent: str) -> Table:
+    threshold = environment["threshold"]
+    goal = [] if threshold is None else [f"env steps to {format_number(threshold)}", "time", "reached by"]
+    table = _table("algorithm", "seeds", f"IQM [{percent}]", "mean", "median", "best", *goal)
+    for row in environment["algorithms"]:
+        seeds = len(row["seeds"])
+        cells = [row["algorithm"], str(seeds), _interval(row["iqm"])]
+        cells += [format_number(row[name]) for name in ("mean", "median", "best")]
+        if threshold is not None:
+            steps, time = row["env_steps_to_threshold"], row["wall_time_to_threshold"]
+            cells.append("–" if math.isnan(steps) else f"{steps:,.0f}")
+            cells.append("–" if math.isnan(time) else duration(time))
+            cells.append(f"{row['reached']} of {seeds}")
+        table.add_row(*cells)
+    return table
+
+
+def _improvement_table(result: Spec, percent: str) -> Table:
+    """Each pair once, the likely winner first; the other way round it is one minus that."""
+    table = _table("better", "than", f"probability [{percent}]")
+    table.columns[1].justify = "left"
+    done: set[frozenset[str]] = set()
+    for row in result["improvement"]:
+        pair = frozenset((row["algorithm"], row["over"]))
+        if row["value"] > 0.5 - 1e-9 and pair not in done:
+            done.add(pair)
+            table.add_row(row["algorithm"], row["over"], _interval(row))
+    return table
+
+
+def _interval(estimate: Spec) -> str:
+    """With the decimals that two digits of the interval's width deserve."""
+    value, low, high = (estimate[name] for name in ("value", "low", "high"))
+    if math.isnan(low):
+        return f"{format_number(value)} –"
+    width = high - low
+    decimals = int(np.clip(1 - math.floor(math.log10(width)), 0, 4)) if width > 1e-9 * max(1, abs(value)) else 2
+    return "{:,.{d}f} [{:,.{d}f}, {:,.{d}f}]".format(value, low, high, d=decimals).replace("-", "−")

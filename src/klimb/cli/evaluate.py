@@ -1,0 +1,127 @@
+"""klimb evaluate RUN: returns of whole episodes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from klimb.cli import compilation_cache
+from klimb.cli.arguments import one_path, split
+from klimb.cli.flags import parse
+from klimb.collect.evaluation import evaluate as evaluate_policy
+from klimb.environments.registry import Environment, make, make_named_in
+from klimb.errors import ConfigError
+from klimb.runs.config import RunConfig
+from klimb.runs.directory import BEST, RunDirectory
+from klimb.runs.policy_file import load_policy
+
+
+@dataclass(frozen=True)
+class EvaluateFlags:
+    """How a run's policy is evaluated."""
+
+    episodes: int = 100
+    """Whole episodes, each seed's policy."""
+    seed: int = 0
+    """Seed of the evaluation's episodes."""
+    stochastic: bool = False
+    """Sample actions instead of taking the mode."""
+    env: str | None = None
+    """Another environment than the run's own."""
+    best: bool = False
+    """The policies of the checkpoint before which episodes went best, instead of the last ones."""
+    exact: bool = False
+    """The discounted return too, by linear algebra, beside the best there is: environments with a table only."""
+    json: bool = False
+    """Print one JSON object, for programs."""
+    trust_environment: bool = False
+    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+
+
+def evaluate(arguments: list[str]) -> None:
+    """klimb evaluate RUN [--flags]"""
+    words, rest = split(arguments)
+    program = "klimb evaluate" + (f" {words[0]}" if words else " RUN")
+    flags = parse(EvaluateFlags, rest, default=EvaluateFlags(), program=program)
+    run_dir = one_path("evaluate", words)
+    config = RunDirectory.open(run_dir).config
+    compilation_cache.enable()
+    environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
+    policies = load_policies(run_dir / BEST if flags.best else run_dir, config)
+    result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, not flags.stochastic)
+    if flags.exact:
+        result["exact"] = _exact_returns(policies, environment.id, config)
+    if flags.json:
+        print(json.dumps({"run": str(run_dir), "env": environment.id, **result}))
+        return
+    for line in evaluation_lines(result):
+        print(line)
+    for entry in result.get("exact", []):
+        print(
+            f"exact        seed {entry['seed']}: discounted return {entry['sampled']:.4f} sampling, "
+            f"{entry['deterministic']:.4f} by most likely actions; the best is {entry['optimal']:.4f}"
+        )
+
+
+def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dict[str, Any]]:
+    """One entry a seed; in double precision, with the run's own discount."""
+    import jax
+
+    from klimb.tabular.mdp import TabularMDP
+    from klimb.theory.exact_evaluation import exact_return
+
+    options = config.options
+    with jax.enable_x64(True):
+        mdp = TabularMDP.from_gymnasium(env.partition(":")[2], options.gamma)
+        returns = [exact_return(mdp, policy) for policy in policies]
+    return [{"seed": options.seed + k, **x._asdict()} for k, x in enumerate(returns)]
+
+
+def environment_of(run_dir: Path, config: RunConfig, other: str | None, *, trust: bool) -> Environment:
+    """The environment of a run, or the other one that the user names."""
+    return make(other) if other else make_named_in(run_dir / "config.toml", config.env, trust=trust)
+
+
+def load_policies(run_dir: Path, config: RunConfig) -> list[Any]:
+    options = config.options
+    if options.num_seeds == 1:
+        return [load_policy(run_dir)]
+    return [load_policy(run_dir, seed=options.seed + k) for k in range(options.num_seeds)]
+
+
+def evaluate_seeds(
+    policies: list[Any], config: RunConfig, environment: Any, episodes: int, seed: int, deterministic: bool
+) -> dict[str, Any]:
+    """One entry a seed, and the mean over seeds, as plain values."""
+    if episodes < 1:
+        raise ConfigError(f"episodes = {episodes}; an evaluation needs at least 1")
+    seeds = []
+    for k, policy in enumerate(policies):
+        result = evaluate_policy(policy, environment, episodes=episodes, seed=seed, deterministic=deterministic)
+        seeds.append(
+            {
+                "seed": config.options.seed + k,
+                "mean": result.mean,
+                "standard_error": result.standard_error if episodes > 1 else None,
+                "returns": result.returns.tolist(),
+                "lengths": result.lengths.tolist(),
+            }
+        )
+    mean = sum(entry["mean"] for entry in seeds) / len(seeds)
+    return {"episodes": episodes, "deterministic": deterministic, "mean": mean, "seeds": seeds}
+
+
+def evaluation_lines(result: dict[str, Any]) -> list[str]:
+    lines = []
+    for entry in result["seeds"]:
+        error = "" if entry["standard_error"] is None else f" ± {entry['standard_error']:.2f}"
+        lowest, highest = min(entry["returns"]), max(entry["returns"])
+        lines.append(
+            f"evaluation   seed {entry['seed']}: mean return {entry['mean']:.2f}{error} over {result['episodes']} "
+            f"episodes (lowest {lowest:.1f}, highest {highest:.1f})"
+        )
+    if len(result["seeds"]) > 1:
+        lines.append(f"             mean over {len(result['seeds'])} seeds {result['mean']:.2f}")
+    return lines

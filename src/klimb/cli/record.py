@@ -1,0 +1,72 @@
+"""klimb record RUN: episodes of a policy, kept as demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from klimb.cli import compilation_cache
+from klimb.cli.arguments import one_path, split
+from klimb.cli.evaluate import environment_of
+from klimb.cli.flags import parse
+from klimb.collect.recording import record as record_episodes
+from klimb.errors import ConfigError, RunError
+from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
+from klimb.runs.directory import RunDirectory
+from klimb.runs.policy_file import load_policy
+
+
+@dataclass(frozen=True)
+class RecordFlags:
+    """Which episodes are recorded, and where they go."""
+
+    episodes: int = 20
+    """Whole episodes."""
+    seed: int = 0
+    """Seed of the episodes."""
+    deterministic: bool = False
+    """Take the mode instead of sampling; nothing is then known of probabilities, so this can only be cloned."""
+    policy_seed: int | None = None
+    """Whose policy, in a run of several seeds; by default the first."""
+    env: str | None = None
+    """Another environment than the run's own."""
+    output: Path | None = None
+    """File to write, also -o FILE; by default demonstrations.safetensors in the run."""
+    overwrite: bool = False
+    """Write over a file that exists."""
+    trust_environment: bool = False
+    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+
+
+def record(arguments: list[str]) -> None:
+    """klimb record RUN [--flags]"""
+    words, rest = split(arguments)
+    program = "klimb record" + (f" {words[0]}" if words else " RUN")
+    rest = ["--output" if word == "-o" else word for word in rest]
+    flags = parse(RecordFlags, rest, default=RecordFlags(), program=program)
+    run_dir = one_path("record", words)
+    config = RunDirectory.open(run_dir).config
+    output = flags.output or run_dir
+    path = output / FILE_NAME if output.is_dir() else output
+    if flags.episodes < 1:
+        raise ConfigError(f"episodes = {flags.episodes}; demonstrations need at least 1")
+    if path.exists() and not flags.overwrite:
+        raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
+    compilation_cache.enable()
+    environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
+    several = config.options.num_seeds > 1
+    seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
+    demonstrations = record_episodes(
+        load_policy(run_dir, seed=seed),
+        environment,
+        episodes=flags.episodes,
+        seed=flags.seed,
+        deterministic=flags.deterministic,
+    )
+    save_demonstrations(demonstrations, path)
+    rows, returns = len(demonstrations.reward), demonstrations.returns
+    kind = "modes, without log-probs" if flags.deterministic else "samples, with their log-probs"
+    print(f"recorded     {demonstrations.num_episodes} episodes, {rows} steps ({kind})")
+    print(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
+    print(f"file         {path}")
+    print(f"clone        klimb train behaviour-cloning {flags.env or config.env} --demonstrations {output}")

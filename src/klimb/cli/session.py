@@ -1,0 +1,83 @@
+"""What is said before a training and done after it, by `train` and `resume` alike."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from klimb.cli.evaluate import evaluate_seeds, evaluation_lines
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.registry import imported_module, make, make_named_in
+from klimb.errors import KlimbError, TrainingFailed
+from klimb.report.page import write_report
+from klimb.runs.config import RunConfig
+from klimb.runs.directory import RunDirectory
+from klimb.runs.policy_file import save_policy
+from klimb.training.driver import NotSaved
+
+FINAL_EPISODES = 100
+"""Of the evaluation after a training, each seed."""
+
+
+def announce(config: RunConfig, named_in: Path | None, *, trust: bool) -> tuple[Console, Any]:
+    """Make the environment, and say which one it is. `named_in` is the file that names it, if the user did not."""
+    console = Console(stderr=False)
+    environment = make(config.env) if named_in is None else make_named_in(named_in, config.env, trust=trust)
+    kind = "compiled" if isinstance(environment, CompiledEnvironment) else "stepped in Python"
+    console.print(f"environment  {environment.id} ({kind})", highlight=False, markup=False)
+    console.print(f"rule         {config.rule}", highlight=False, markup=False, soft_wrap=True)
+    return console, environment
+
+
+@contextlib.contextmanager
+def reporting_failure(run_dir: Path) -> Iterator[None]:
+    """A training that fails leaves a report too, and one that can't be written leaves its policies elsewhere."""
+    try:
+        yield
+    except TrainingFailed:
+        # Without a single iteration there is nothing to report.
+        with contextlib.suppress(KlimbError):
+            write_report(run_dir)
+        raise
+    except NotSaved as error:
+        refuge = Path(tempfile.mkdtemp(prefix="klimb-"))
+        for number, policy in enumerate(policy for run in error.runs for policy in run.policies):
+            save_policy(policy, refuge, name=f"policy_{number}")
+        raise TrainingFailed(f"{error}; the policies are in {refuge}") from error
+
+
+def finish(
+    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, console: Console
+) -> None:
+    """The final evaluation, the report, and where everything is."""
+    try:
+        result = evaluate_run(run_dir, policies, config, environment, episodes)
+    finally:
+        page = write_report(run_dir)
+    for line in [] if result is None else evaluation_lines(result):
+        console.print(line, highlight=False)
+    for name, where in (
+        ("report", page),
+        ("policy", run_dir / ("policy*.safetensors" if len(policies) > 1 else "policy.safetensors")),
+        ("metrics", run_dir / "metrics.jsonl"),
+    ):
+        console.print(f"{name:<12} {where}", highlight=False, markup=False, soft_wrap=True)
+    flag = "" if imported_module(config.env) is None else " --trust-environment"
+    console.print(f"again        klimb evaluate {run_dir}{flag}", highlight=False, markup=False, soft_wrap=True)
+
+
+def evaluate_run(
+    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int
+) -> dict[str, Any] | None:
+    """The evaluation after a training, kept in its directory; None for no episodes."""
+    if episodes == 0:
+        return None
+    # Another seed than the training's, so that no episode is one that was trained on.
+    result = evaluate_seeds(policies, config, environment, episodes, config.options.seed + 10_000, True)
+    RunDirectory(run_dir, config).write_evaluation(result)
+    return result

@@ -1,0 +1,1 @@
+"""Classic control, compiled and differentiable: one environment a file."""

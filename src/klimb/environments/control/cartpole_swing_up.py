@@ -1,0 +1,117 @@
+"""CartPoleSwingUp-v0: push a cart so that the pole hanging from it swings up, and hold it there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import gymnasium.spaces
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from klimb.environments.base import ClassicControl
+from klimb.environments.control.runge_kutta import runge_kutta
+
+
+@dataclass(frozen=True)
+class CartPoleSwingUp(ClassicControl):
+    """A cart on an endless track and a uniform pole that starts hanging; differentiable everywhere.
+
+    Physics: cart position x [m] and velocity ẋ [m/s], pole angle θ from upright [rad], not wrapped, and rate
+    θ̇ [rad/s]. Action: force F on the cart [N].
+
+        a = (F − b ẋ + m ℓ θ̇² sin θ) / M                          M = mass of cart and pole
+        θ̈ = (g sin θ − a cos θ) / (ℓ (4/3 − m cos² θ / M))        ẍ = a − m ℓ θ̈ cos θ / M
+        reward = −(1 − cos θ + c₁ (√(1 + x²) − 1) + c₂ ẋ² + c₃ θ̇² + c₄ F²), of the state *before* the step
+
+    integrated by one Runge-Kutta step of fourth order. Source: Barto, Sutton & Anderson 1983, in the form of Florian
+    2007 with viscous friction of the cart; constants like Deisenroth's (2010). There are no walls: the reward pulls
+    the cart to the middle, by a smooth absolute value (Tassa, Erez & Todorov 2012) that is quadratic within a metre
+    and does not drown the rest where a bad policy drives. The task never terminates.
+
+    The collector clips actions to the box. `dynamics` and `reward` do not, so that a force beyond the bounds has
+    a gradient that leads back. Of the cost's terms only 1 − cos θ is not convex, below the horizontal; it is
+    ½ |(cos θ, sin θ) − (1, 0)|², whose Gauss-Newton Hessian is 1 everywhere.
+    """
+
+    id = "jax:CartPoleSwingUp-v0"
+
+    gravity: float = 9.82  # m/s²
+    cart_mass: float = 0.5  # kg
+    pole_mass: float = 0.5  # kg
+    half_length: float = 0.3  # m, from the hinge to the pole's centre of mass
+    friction: float = 0.1  # N s/m, of the cart
+    max_force: float = 10.0  # N
+    time_step: float = 0.025  # s
+    position_cost: float = 0.2  # 1
+    velocity_cost: float = 0.01  # s²/m²
+    rate_cost: float = 0.002  # s²/rad²
+    force_cost: float = 0.001  # 1/N²
+    velocity_scale: float = 3.0  # m/s that are seen as 1
+    rate_scale: float = 8.0  # rad/s that are seen as 1
+    initial_spread: float = 0.05  # every coordinate starts uniformly within ± this of hanging at rest
+    max_episode_steps: int = 200
+
+    @property
+    def observation_space(self) -> gymnasium.spaces.Box:
+        high = np.array([np.inf, np.inf, 1, 1, np.inf], np.float32)
+        return gymnasium.spaces.Box(-high, high, dtype=np.float32)
+
+    @property
+    def action_space(self) -> gymnasium.spaces.Box:
+        return gymnasium.spaces.Box(-self.max_force, self.max_force, (1,), np.float32)
+
+    def initial(self, key: PRNGKeyArray) -> Float[Array, " 4"]:
+        unit = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
+        return self.initial_spread * unit + jnp.array([0.0, 0.0, math.pi, 0.0])
+
+    def dynamics(self, physics: Float[Array, " 4"], action: Float[Array, " 1"]) -> Float[Array, " 4"]:
+        force = action[0].astype(physics.dtype)
+        return runge_kutta(lambda x: self._rate(x, force), physics, self.time_step)
+
+    def reward(
+        self, physics: Float[Array, " 4"], action: Float[Array, " 1"], successor: Float[Array, " 4"]
+    ) -> Float[Array, ""]:
+        position, velocity, angle, rate = physics
+        return -(
+            1
+            - jnp.cos(angle)
+            + self.position_cost * (jnp.sqrt(1 + jnp.square(position)) - 1)
+            + self.velocity_cost * jnp.square(velocity)
+            + self.rate_cost * jnp.square(rate)
+            + self.force_cost * jnp.square(action[0].astype(physics.dtype))
+        )
+
+    def observe(self, physics: Float[Array, " 4"]) -> Float[Array, " 5"]:
+        position, velocity, angle, rate = physics
+        return jnp.stack(
+            [position, velocity / self.velocity_scale, jnp.cos(angle), jnp.sin(angle), rate / self.rate_scale]
+        )
+
+    def terminal(self, physics: Float[Array, " 4"]) -> Bool[Array, ""]:
+        return jnp.zeros((), bool)
+
+    def energy(self, physics: Float[Array, " 4"]) -> Float[Array, ""]:
+        """Kinetic and potential energy [J], 0 at rest with the pole level: constant without force and friction."""
+        _, velocity, angle, rate = physics
+        pole_moment = self.pole_mass * self.half_length
+        return (
+            (self.cart_mass + self.pole_mass) / 2 * jnp.square(velocity)
+            + pole_moment * velocity * rate * jnp.cos(angle)
+            + 2 / 3 * pole_moment * self.half_length * jnp.square(rate)
+            + pole_moment * self.gravity * jnp.cos(angle)
+        )
+
+    def _rate(self, physics: Float[Array, " 4"], force: Float[Array, ""]) -> Float[Array, " 4"]:
+        """The physics state's time derivative."""
+        _, velocity, angle, rate = physics
+        sin, cos = jnp.sin(angle), jnp.cos(angle)
+        mass = self.cart_mass + self.pole_mass
+        pole_moment = self.pole_mass * self.half_length
+        push = (force - self.friction * velocity + pole_moment * jnp.square(rate) * sin) / mass
+        inertia = self.half_length * (4 / 3 - self.pole_mass / mass * jnp.square(cos))
+        angular_acceleration = (self.gravity * sin - cos * push) / inertia
+        acceleration = push - pole_moment / mass * angular_acceleration * cos
+        return jnp.stack([velocity, acceleration, rate, angular_acceleration])

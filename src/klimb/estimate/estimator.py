@@ -1,0 +1,79 @@
+"""From a rollout and the critic's values to the batch that a rule sees."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from klimb.estimate.advantages import (
+    AdvantageKind,
+    advantage_residuals,
+    discount_from_start,
+    estimate_advantages,
+    normalise,
+)
+from klimb.fields import STRICT, UnitInterval
+from klimb.types import Batch, Residuals, Rollout, Trajectory
+
+
+@dataclass(frozen=True, config=STRICT)
+class Estimator:
+    """How advantages and value targets are estimated."""
+
+    gamma: UnitInterval = 0.99
+    """Discount of rewards, per step."""
+    gae_lambda: UnitInterval = 0.95
+    """λ of generalised advantage estimation: 1 is Monte Carlo, 0 one-step."""
+    advantage: AdvantageKind = "gae"
+    """How advantages are estimated."""
+    n_step: Annotated[int, Field(ge=1, le=2**24)] = 5
+    """Rewards summed before the value takes over, for advantage = n_step."""
+    discount_states: bool = False
+    """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
+    normalize_advantage: bool = True
+    """Scale each batch's advantages to mean 0 and standard deviation 1."""
+
+    def batch(
+        self,
+        rollout: Rollout,
+        value: Float[Array, "T N"],
+        next_value: Float[Array, "T N"],
+        *,
+        fraction_done: Float[Array, ""] | float,
+    ) -> Batch:
+        """The T·N rows of a rollout with their advantages and value targets.
+
+        rollout: `[T, N]`. value: V of its observations. next_value: V of the true successors, before any reset.
+        fraction_done: part of the training that is over, 0 to 1.
+        """
+        gamma, gae_lambda = self.gamma, self.gae_lambda
+        advantage, value_target = estimate_advantages(
+            self.advantage, rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda, n_step=self.n_step
+        )
+        # The total return is discounted from the episode's start already: γᵗ is part of it.
+        leading = self.discount_states and self.advantage != "total_return"
+        discount = discount_from_start(rollout, gamma) if leading else jnp.ones_like(advantage)
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
+        weight = rows.valid.astype(rollout.reward.dtype)
+        flat_advantage, scale = (advantage * discount).reshape(-1), jnp.ones(())
+        if self.normalize_advantage:
+            flat_advantage, scale = normalise(flat_advantage, weight)
+        residual, decay = advantage_residuals(
+            self.advantage, rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda
+        )
+        return Batch(
+            obs=rows.obs,
+            action=rows.action,
+            log_prob=rows.log_prob,
+            advantage=flat_advantage,
+            value_target=value_target.reshape(-1),
+            weight=weight,
+            trajectory=Trajectory(rollout, Residuals(residual / scale, decay, discount)),
+            fraction_done=fraction_done,
+            advantage_scale=scale,
+        )

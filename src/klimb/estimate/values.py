@@ -1,0 +1,37 @@
+"""The critic's values of a rollout's states, and how much of the value targets they explain."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klimb.policies.networks import Critic
+from klimb.types import Rollout, weighted_mean
+
+
+def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+    """V of every observation and of every true successor (meaningless, and not used, where terminated).
+
+    The successor is the next row's observation unless the episode ended there, so the critic is asked again
+    only where there are truncations.
+    """
+    value = critic(rollout.obs)
+    following = jnp.concatenate([value[1:], critic(rollout.next_obs[-1:])])
+
+    def ask_again() -> Array:
+        return jnp.where(rollout.truncated, critic(rollout.next_obs), following)
+
+    return value, jax.lax.cond(jnp.any(rollout.truncated), ask_again, lambda: following)
+
+
+def explained_variance(
+    value: Float[Array, " B"], target: Float[Array, " B"], weight: Float[Array, " B"]
+) -> Float[Array, ""]:
+    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant, negative for a worse one."""
+
+    def variance(x: Array) -> Array:
+        return weighted_mean(jnp.square(x - weighted_mean(x, weight)), weight)
+
+    total = variance(target)
+    return jnp.where(total > 0, 1 - variance(target - value) / jnp.where(total > 0, total, 1), jnp.nan)

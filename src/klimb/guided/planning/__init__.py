@@ -1,0 +1,1 @@
+"""Trajectory optimisation through known dynamics. Nothing here learns."""

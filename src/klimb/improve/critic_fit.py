@@ -1,0 +1,101 @@
+"""Fitting the critic: regression of V(s) on the value targets, after the policy has used the old values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, Count, Positive
+from klimb.improve.acceptance import all_finite, choose
+from klimb.improve.minibatches import require_divisible, shuffled
+from klimb.improve.optimizer import Optimizer
+from klimb.policies.networks import Critic
+from klimb.policies.parameters import flatten
+from klimb.types import Batch, take_rows, weighted_mean
+
+
+class CriticInfo(NamedTuple):
+    """value_loss: mean squared error on the last epoch, in the targets' standard deviations squared."""
+
+    value_loss: Float[Array, ""]
+
+
+@dataclass(frozen=True, config=STRICT)
+class CriticFit:
+    """Minibatch Adam on mean (V(s) − target)², no clipping of the value."""
+
+    critic_learning_rate: Positive = 1e-3
+    """Adam's step size for the critic."""
+    critic_epochs: Count = 10
+    """Passes over the batch in one fit of the critic."""
+    critic_num_minibatches: Count = 8
+    """Minibatches per pass; has to divide num_steps × num_envs."""
+
+    def start(self, critic: Critic) -> optax.OptState:
+        """Adam's moments."""
+        return self._optimizer.init(flatten(critic).theta)
+
+    def fit(
+        self, key: PRNGKeyArray, critic: Critic, state: optax.OptState, batch: Batch
+    ) -> tuple[Critic, optax.OptState, CriticInfo]:
+        """All epochs on one batch: (critic, moments, info). A fit that ends non-finite is thrown away whole.
+
+        key: for the order of the rows. critic: before the fit. state: Adam's moments. batch: rows with value targets.
+        """
+        num_rows = batch.value_target.shape[0]
+        require_divisible(num_rows, self.critic_num_minibatches, what="critic_num_minibatches")
+        rescaled = rescale(critic, batch)
+        theta, rebuild = flatten(rescaled)
+        target = (batch.value_target - rescaled.target.mean) / rescaled.target.scale
+        # Rows without weight are emptied: a NaN in one would reach the gradient as 0·NaN.
+        counted = batch.weight > 0
+        # The normaliser does not change during the fit, so its work is done once.
+        obs = jnp.where(counted[:, None], rescaled.normalizer(batch.obs), 0)
+        rows = (obs, jnp.where(counted, target, 0), batch.weight)
+
+        def loss(vector: Array, minibatch: tuple[Array, Array, Array]) -> Array:
+            x, y, weight = minibatch
+            return weighted_mean(jnp.square(rebuild(vector).network(x)[..., 0] - y), weight)
+
+        def descend(carry: tuple, order: Array) -> tuple[tuple, Array]:
+            vector, moments = carry
+            value, gradient = jax.value_and_grad(loss)(vector, take_rows(rows, order))
+            vector, moments = self._optimizer.apply_gradient(vector, -gradient, moments, self.critic_learning_rate)
+            return (vector, moments), value
+
+        def epoch(carry: tuple, key_shuffle: PRNGKeyArray) -> tuple[tuple, Array]:
+            carry, losses = jax.lax.scan(descend, carry, shuffled(key_shuffle, num_rows, self.critic_num_minibatches))
+            return carry, jnp.mean(losses)
+
+        (theta, moments), losses = jax.lax.scan(epoch, (theta, state), jax.random.split(key, self.critic_epochs))
+        # Adam's squares can overflow where no parameter does, and would then hold it still for ever.
+        finite = all_finite((theta, moments))
+        return (
+            choose(finite, rebuild(theta), critic),
+            choose(finite, moments, state),
+            CriticInfo(value_loss=losses[-1]),
+        )
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        return Optimizer.make("adam", None)
+
+
+def rescale(critic: Critic, batch: Batch) -> Critic:
+    """Take the batch's targets into the running scale, and change the last layer so that V(s) stays what it was.
+
+    A critic that has seen no target has nothing to keep: it starts at their mean, with outputs of their size.
+    Else targets of size 10⁻³ would blow its last layer up a thousandfold, for Adam to take down again.
+    """
+    old, new = critic.target, critic.target.update(batch.value_target, batch.weight)
+    network, fresh = critic.network, critic.target.count == 0
+    weight = network.weights[-1] * jnp.where(fresh, 1, old.scale / new.scale)
+    kept = (network.biases[-1] * old.scale + old.mean - new.mean) / new.scale
+    bias = jnp.where(fresh, network.biases[-1], kept)
+    return eqx.tree_at(lambda c: (c.network.weights[-1], c.network.biases[-1], c.target), critic, (weight, bias, new))

@@ -1,0 +1,134 @@
+"""First-order steps on the flat parameter vector, for the rules that follow the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from klimb.improve.minibatches import shuffled
+from klimb.types import Batch
+
+OptimizerKind = Literal["adam", "sgd"]
+Vector = Float[Array, " P"]
+
+
+class Optimizer(NamedTuple):
+    """θ ← θ + learning_rate · direction(gradient), the gradient clipped by its global norm first."""
+
+    transform: optax.GradientTransformation
+
+    @classmethod
+    def make(cls, kind: OptimizerKind, max_grad_norm: float | None) -> Optimizer:
+        """Gradient ascent of a kind.
+
+        kind: adam, or sgd for the plain gradient.
+        max_grad_norm: largest norm of the whole gradient, not of its elements; None does not clip.
+        """
+        clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+        # ε = 1e-5 keeps Adam from turning gradients near rounding noise into full steps.
+        direction = optax.scale_by_adam(eps=1e-5) if kind == "adam" else optax.identity()
+        return cls(optax.chain(clip, direction))
+
+    def init(self, theta: Vector) -> optax.OptState:
+        """The moments before the first step."""
+        return self.transform.init(theta)
+
+    def apply_gradient(
+        self, theta: Vector, gradient: Vector, moments: optax.OptState, learning_rate: float | Array
+    ) -> tuple[Vector, optax.OptState]:
+        """One step up the gradient: (θ, moments).
+
+        theta: the parameters. gradient: of what is maximised, at theta. moments: those of the last step.
+        learning_rate: step size, ≥ 0.
+        """
+        direction, moments = self.transform.update(gradient, moments)
+        assert isinstance(direction, jnp.ndarray)
+        return theta + learning_rate * direction, moments
+
+
+def annealed(learning_rate: float, fraction_done: float | Array, anneal: bool) -> float | Array:
+    """The learning rate now: falling linearly to 0 over the run, or constant.
+
+    learning_rate: at the start. fraction_done: part of the training that is over, 0 to 1. anneal: whether it falls.
+    """
+    return learning_rate * (1 - fraction_done) if anneal else learning_rate
+
+
+class FitResult(NamedTuple):
+    """The result of `fit_epochs`: parameters, the optimiser's moments, epochs done, norm of the last gradient."""
+
+    theta: Vector
+    moments: optax.OptState
+    epochs: Int[Array, ""]
+    grad_norm: Float[Array, ""]
+
+
+class _Progress(NamedTuple):
+    """The carry of the loop over epochs."""
+
+    epochs: Int[Array, ""]
+    key: PRNGKeyArray
+    theta: Vector
+    moments: optax.OptState
+    continues: Bool[Array, ""]
+    grad_norm: Float[Array, ""]
+
+
+def fit_epochs(
+    optimizer: Optimizer,
+    objective: Callable[[Vector, Batch], Array],
+    key: PRNGKeyArray,
+    theta: Vector,
+    moments: optax.OptState,
+    batch: Batch,
+    *,
+    learning_rate: float | Array,
+    epochs: int | Array,
+    num_minibatches: int,
+    keep_going: Callable[[Vector], Array] | None = None,
+) -> FitResult:
+    """Passes over shuffled minibatches, one gradient step each.
+
+    optimizer: what makes a step of a gradient.
+    objective: `objective(θ, minibatch)` is the scalar that is maximised.
+    key: for the order of the rows.
+    theta, moments: the parameters and the optimiser's moments to start from.
+    batch: the rows. With one minibatch it is handed over as it is, with its trajectory.
+    learning_rate: step size.
+    epochs: largest number of passes.
+    num_minibatches: minibatches per pass; rows that do not fill the last one are left out of the pass.
+    keep_going: asked with θ after every pass; a False ends the fit. None: all passes.
+    """
+
+    def ascend(theta: Vector, moments: optax.OptState, minibatch: Batch) -> tuple[Vector, optax.OptState, Array]:
+        gradient = jax.grad(objective)(theta, minibatch)
+        theta, moments = optimizer.apply_gradient(theta, gradient, moments, learning_rate)
+        return theta, moments, jnp.linalg.norm(gradient)
+
+    def one_pass(key: PRNGKeyArray, theta: Vector, moments: optax.OptState) -> tuple[Vector, optax.OptState, Array]:
+        if num_minibatches == 1:
+            return ascend(theta, moments, batch)
+
+        def body(carry: tuple, rows: Array) -> tuple[tuple, Array]:
+            theta, moments = carry
+            theta, moments, norm = ascend(theta, moments, batch.take(rows))
+            return (theta, moments), norm
+
+        order = shuffled(key, batch.log_prob.shape[0], num_minibatches)
+        (theta, moments), norms = jax.lax.scan(body, (theta, moments), order)
+        return theta, moments, norms[-1]
+
+    def epoch(now: _Progress) -> _Progress:
+        key, key_shuffle = jax.random.split(now.key)
+        theta, moments, norm = one_pass(key_shuffle, now.theta, now.moments)
+        continues = jnp.bool_(True) if keep_going is None else keep_going(theta)
+        return _Progress(now.epochs + 1, key, theta, moments, continues, norm)
+
+    start = _Progress(jnp.int32(0), key, theta, moments, jnp.bool_(True), jnp.zeros((), theta.dtype))
+    end = jax.lax.while_loop(lambda now: (now.epochs < epochs) & now.continues, epoch, start)
+    return FitResult(end.theta, end.moments, end.epochs, end.grad_norm)

@@ -1,0 +1,147 @@
+"""Behaviour cloning: maximum likelihood of a demonstrator's actions, for as long as it helps on episodes held out."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, Count, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.optimizer import Optimizer, fit_epochs
+from klimb.improve.rule import Traits
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, Rollout, Status, UpdateInfo
+
+
+class CloningState(NamedTuple):
+    """Where training stands, which may be behind the best policy: parameters, Adam's moments, epochs without gain."""
+
+    theta: Float[Array, " P"]
+    moments: optax.OptState
+    waited: Int[Array, ""]
+
+
+@dataclass(frozen=True, config=STRICT)
+class BehaviourCloning:
+    """maximise mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent a step.
+
+    The full log-likelihood for every kind of distribution (the squared error of the slides is that of a Gaussian
+    whose σ is fixed). An epoch that raises the likelihood of the held-out episodes is accepted; else the policy
+    returned is the best so far while training goes on behind it, until `patience` epochs have brought nothing.
+    Advantages and behaviour log-probs play no part.
+    """
+
+    learning_rate: Positive = 1e-3
+    """Adam's step size."""
+    minibatch_size: Count = 256
+    """Rows of one gradient step."""
+    max_epochs: Count = 200
+    """Most passes over the demonstrations."""
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the episodes (of the rows, when there is one episode) held out; 0 accepts every epoch."""
+    patience: Count = 10
+    """Epochs without a gain on what is held out before training ends."""
+    max_grad_norm: Positive | None = None
+    """Limit on the gradient's global norm; none for no limit."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            title="Behaviour cloning",
+            learns_from="demonstrations",
+            uses_critic=False,
+            watched=("held_out_log_likelihood", "waited"),
+            metrics={
+                "log_likelihood": Metric("Log-likelihood", "nats per row on the episodes trained on"),
+                "held_out_log_likelihood": Metric("Held-out log-likelihood", "nats per row on the episodes held out"),
+                "waited": Metric("Epochs without gain", "passes since the held-out likelihood last rose"),
+                "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+            },
+        )
+
+    def init(self, policy: PyTree) -> CloningState:
+        """Training starts at the policy given."""
+        theta = flatten(policy).theta
+        return CloningState(theta, self._optimizer.init(theta), jnp.int32(0))
+
+    def finished(self, state: CloningState) -> Bool[Array, "..."]:
+        """Whether early stopping has ended the training."""
+        return state.waited >= self.patience
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: CloningState, batch: Batch
+    ) -> tuple[PyTree, CloningState, UpdateInfo]:
+        """One epoch.
+
+        `info.extra`: log_likelihood of the rows trained on and held_out_log_likelihood (nats a row), both of the
+        policy returned; waited, the epochs since the last gain; grad_norm of the last minibatch.
+        """
+        _, rebuild = flatten(policy)
+        held = self._held_out(batch)
+        train, test = (eqx.tree_at(lambda b: b.weight, batch, jnp.where(m, batch.weight, 0)) for m in (~held, held))
+        judge = train if self.holdout == 0 else test
+
+        def likelihood(policy: PyTree, batch: Batch) -> Array:
+            return batch.mean(action_distribution(policy, batch.obs).log_prob(batch.action))
+
+        fitted = fit_epochs(
+            self._optimizer,
+            lambda vector, rows: likelihood(rebuild(vector), rows),
+            key,
+            state.theta,
+            state.moments,
+            train,
+            learning_rate=self.learning_rate,
+            epochs=1,
+            num_minibatches=max(1, len(batch.weight) // self.minibatch_size),
+        )
+        candidate = rebuild(fitted.theta)
+        better = likelihood(candidate, judge) > likelihood(policy, judge)
+        if self.holdout == 0:
+            better = jnp.ones_like(better)
+        waited = jnp.where(better, 0, state.waited + 1)
+        policy, state, info = accept_or_reject(
+            policy,
+            state,
+            candidate,
+            CloningState(fitted.theta, fitted.moments, waited),
+            batch,
+            status=jnp.where(better, Status.ACCEPTED, Status.NO_IMPROVEMENT),
+            log_likelihood=lambda returned: train.mean(returned.log_prob(batch.action)),
+            held_out_log_likelihood=lambda returned: test.mean(returned.log_prob(batch.action)),
+            grad_norm=fitted.grad_norm,
+        )
+        return policy, state, info.with_metrics(waited=state.waited)
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        return Optimizer.make("adam", self.max_grad_norm)
+
+    def _held_out(self, batch: Batch) -> Bool[Array, " B"]:
+        """Every k-th episode, k = 1/holdout: rows of one episode are too alike to test what the others teach."""
+        if self.holdout == 0:
+            return jnp.zeros(batch.weight.shape, bool)
+        rows = jnp.arange(len(batch.weight))
+        number, episodes = rows, jnp.int32(len(rows))
+        if batch.trajectory is not None:
+            number, episodes = _episode_numbers(batch.trajectory.rollout, batch.weight)
+            number, episodes = (jnp.where(episodes > 1, a, b) for a, b in ((number, rows), (episodes, len(rows))))
+        every = round(1 / self.holdout)
+        # From the middle, because packing puts the longest episodes first.
+        return number % every == jnp.minimum(every // 2, episodes - 1)
+
+
+def _episode_numbers(rollout: Rollout, weight: Float[Array, " B"]) -> tuple[Int[Array, " B"], Int[Array, ""]]:
+    """The number of each row's episode, counted along each column and then from column to column; and how many."""
+    counted = (weight > 0).reshape(rollout.valid.shape)
+    ended = (rollout.terminated | rollout.truncated) & counted
+    before = jnp.cumsum(ended, axis=0) - ended
+    in_column = jnp.sum(ended, axis=0)
+    return (before + jnp.cumsum(in_column) - in_column).reshape(-1), jnp.sum(in_column)

@@ -1,0 +1,154 @@
+"""Dual descent: the price of moving rises while the policy moves too far, and falls while it moves too little."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.dual import dual_ascent
+from klimb.improve.minibatches import require_divisible
+from klimb.improve.objectives import Divergence, divergence, has_signal, penalised_gain
+from klimb.improve.optimizer import Optimizer, fit_epochs
+from klimb.improve.rule import KLDirection, KLLimit, Traits
+from klimb.policies.distributions import Distribution
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, UpdateInfo
+
+
+class DualState(NamedTuple):
+    """What survives from one iteration to the next: λ, and Adam's moments."""
+
+    multiplier: Float[Array, ""]
+    moments: optax.OptState
+
+
+@dataclass(frozen=True, config=STRICT)
+class DualDescent:
+    """The constrained surrogate, maximise Ā(θ') subject to D(θ', θ) ≤ ε, through its Lagrangian.
+
+    Alternates θ' ← a few epochs of ascent on Ā(θ') − λ (D(θ', θ) − ε), which need not reach the maximum, with
+    λ ← max(0, λ + α (D − ε)). λ is kept from one iteration to the next, so D is above ε in one iteration and
+    below it in another, and settles at ε on average wherever the constraint binds.
+    """
+
+    epsilon: Positive = 0.01
+    """ε: the limit on the mean divergence (nats for KL; 0 to 1 for total variation)."""
+    divergence: Divergence = "kl_old_new"
+    """D: kl_old_new is KL(π_old‖π_new), kl_new_old the lectures' direction, tv the total variation."""
+    initial_multiplier: NonNegative = 1.0
+    """λ before the first update."""
+    multiplier_learning_rate: Positive = 20.0
+    """α: how fast λ follows the violation D − ε."""
+    log_multiplier: bool = False
+    """Update log λ instead of λ: factors instead of differences; λ never reaches 0."""
+    max_multiplier: Positive = 1e4
+    """Largest λ."""
+    rounds: Count = 1
+    """Alternations on one batch; the inner ascent goes on from where the last one ended."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size for the inner ascent."""
+    epochs: Count = 10
+    """Most passes over the batch in one inner ascent."""
+    max_overshoot: Annotated[float, Field(ge=1)] = 2.0
+    """No further pass once D is past this many ε: λ need not know more, and one bad batch can't ruin a policy."""
+    num_minibatches: Count = 4
+    """Minibatches a pass; has to divide num_steps × num_envs."""
+    max_grad_norm: Positive | None = 0.5
+    """Limit on the gradient's global norm; none for no limit."""
+
+    @property
+    def traits(self) -> Traits:
+        direction: KLDirection = "new_old" if self.divergence == "kl_new_old" else "old_new"
+        return Traits(
+            title="Dual descent",
+            kl=KLLimit(None if self.divergence == "tv" else self.epsilon, direction=direction),
+            num_minibatches=self.num_minibatches,
+            metrics={
+                "multiplier": Metric("Multiplier", "λ, the penalty coefficient, found by dual ascent"),
+                "constraint_violation": Metric("Constraint violation", "D − ε of the policy returned"),
+                "complementary_slackness": Metric(
+                    "Complementary slackness", "λ (D − ε) of the policy returned; 0 at a solution"
+                ),
+                "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+            },
+        )
+
+    def init(self, policy: PyTree) -> DualState:
+        """λ at its first value, and Adam's moments."""
+        theta = flatten(policy).theta
+        first = min(self.initial_multiplier, self.max_multiplier)
+        return DualState(jnp.asarray(first, theta.dtype), self._optimizer.init(theta))
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: DualState, batch: Batch
+    ) -> tuple[PyTree, DualState, UpdateInfo]:
+        """All rounds on one batch.
+
+        `info.extra`: multiplier (the λ of the last inner ascent), constraint_violation D − ε and
+        complementary_slackness λ (D − ε) of the policy returned (0 at a solution), grad_norm of the last minibatch.
+        """
+        require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
+        theta, rebuild = flatten(policy)
+        old = action_distribution(policy, batch.obs)
+
+        def at(vector: Array) -> Distribution:
+            return action_distribution(rebuild(vector), batch.obs)
+
+        def violation(new: Distribution) -> Array:
+            return batch.mean(divergence(self.divergence, old, new, batch)) - self.epsilon
+
+        def alternate(carry: tuple[Array, DualState], key: PRNGKeyArray) -> tuple[tuple[Array, DualState], Array]:
+            vector, (multiplier, moments) = carry
+
+            def lagrangian(vector: Array, minibatch: Batch) -> Array:
+                before, after = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
+                return penalised_gain(self.divergence, multiplier, before, after, minibatch)
+
+            fitted = fit_epochs(
+                self._optimizer,
+                lagrangian,
+                key,
+                vector,
+                moments,
+                batch,
+                learning_rate=self.learning_rate,
+                epochs=self.epochs,
+                num_minibatches=self.num_minibatches,
+                keep_going=lambda vector: violation(at(vector)) <= (self.max_overshoot - 1) * self.epsilon,
+            )
+            next_multiplier = dual_ascent(
+                multiplier,
+                violation(at(fitted.theta)),
+                learning_rate=self.multiplier_learning_rate,
+                log_space=self.log_multiplier,
+                largest=self.max_multiplier,
+            )
+            return (fitted.theta, DualState(next_multiplier, fitted.moments)), jnp.stack([multiplier, fitted.grad_norm])
+
+        (new_theta, new_state), used = jax.lax.scan(alternate, (theta, state), jax.random.split(key, self.rounds))
+        multiplier, grad_norm = used[-1]
+        return accept_or_reject(
+            policy,
+            state,
+            rebuild(jnp.where(has_signal(batch), new_theta, theta)),
+            new_state,
+            batch,
+            kl_direction=self.traits.kl.direction,
+            multiplier=multiplier,
+            constraint_violation=violation,
+            complementary_slackness=lambda new: multiplier * violation(new),
+            grad_norm=grad_norm,
+        )
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        return Optimizer.make("adam", self.max_grad_norm)

@@ -1,0 +1,123 @@
+"""Natural gradient: the steepest way up when distance is the KL between policies, and plain ascent beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.fisher import FisherKind, Linearised, fisher_rows, linearise
+from klimb.improve.natural_direction import Direction, Solve, Solver, conjugate_gradient, dense, woodbury
+from klimb.improve.objectives import surrogate_gain
+from klimb.improve.rule import KLLimit, Traits
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, Status, UpdateInfo
+
+
+@dataclass(frozen=True, config=STRICT)
+class NaturalGradient:
+    """One step θ' = θ + α F⁻¹ g on the linearised surrogate (Kakade 2001), without a search.
+
+    α = √(2ε / gᵀF⁻¹g) makes the KL ε to second order (the lecture notes print F for F⁻¹ under the root); a fixed
+    `learning_rate` takes the place of that. `normalised` is the same problem with the wrong ball, ‖θ' − θ‖² ≤ ε:
+    plain gradient ascent with α = √(ε / ‖g‖²), for comparison.
+    """
+
+    epsilon: Positive = 0.01
+    """ε: the KL aimed at, in nats; with `normalised` the squared length of the step."""
+    learning_rate: Positive | None = None
+    """A fixed α; none to derive it from ε."""
+    normalised: bool = False
+    """Plain gradient, scaled to a fixed length, instead of the natural one."""
+    solver: Solver = "cg"
+    """cg: Fisher-vector products; woodbury: a matrix in the space of samples; dense: in that of parameters."""
+    fisher: FisherKind = "exact"
+    """exact: over all actions (Gauss-Newton); empirical: over the sampled ones, as the lectures write it."""
+    damping: NonNegative = 0.1
+    """η added to the diagonal of F in the solve; woodbury and dense need it positive."""
+    cg_iterations: Count = 10
+    """Most Fisher-vector products in one solve by cg."""
+    cg_tolerance: Annotated[float, Field(ge=0)] = 1e-5
+    """cg stops when the residual falls below this fraction of the gradient's norm."""
+
+    @model_validator(mode="after")
+    def _invertible(self) -> NaturalGradient:
+        if self.solver != "cg" and self.damping == 0:
+            raise ValueError(
+                f"solver = {self.solver} needs damping > 0: the Fisher matrix of a policy is often singular"
+            )
+        return self
+
+    @property
+    def traits(self) -> Traits:
+        aims = not self.normalised and self.learning_rate is None
+        return Traits(
+            title="Natural gradient",
+            kl=KLLimit(self.epsilon if aims else None),
+            metrics={
+                "cg_iterations": Metric("Conjugate gradient steps", "Fisher-vector products in the solve"),
+                "cg_residual": Metric("Conjugate gradient residual", "residual of the solve, relative to the gradient"),
+                "step_size": Metric("Step size", "factor on the natural direction; 0 when the step is rejected"),
+                "grad_norm": Metric("Gradient norm", "norm of the gradient"),
+            },
+        )
+
+    def init(self, policy: PyTree) -> tuple[()]:
+        """The natural gradient remembers nothing."""
+        return ()
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
+    ) -> tuple[PyTree, tuple[()], UpdateInfo]:
+        """One step. `info.extra`: step_size (α), grad_norm; of the solve cg_iterations and cg_residual (relative)."""
+        theta, rebuild = flatten(policy)
+        linear = linearise(
+            lambda vector: action_distribution(rebuild(vector), batch.obs),
+            theta,
+            batch.weight,
+            action=batch.action if self.fisher == "empirical" else None,
+        )
+        old = linear.distribution
+        gradient = linear.pull_back(jax.grad(surrogate_gain)(old, batch))
+        if self.normalised:
+            direction = Direction.plain(gradient)
+            step_size = direction.step_size(self.epsilon / 2)
+        else:
+            solve = self._solve(linear, policy, gradient, batch)
+            direction = Direction.of(gradient, solve, linear.product, damping=self.damping)
+            step_size = direction.step_size(self.epsilon)
+        if self.learning_rate is not None:
+            step_size = jnp.asarray(self.learning_rate, theta.dtype)
+
+        policy, state, info = accept_or_reject(
+            policy,
+            state,
+            rebuild(theta + step_size * direction.x),
+            state,
+            batch,
+            status=jnp.where(direction.breakdown, Status.CG_BREAKDOWN, Status.ACCEPTED),
+            old=old,
+            grad_norm=jnp.linalg.norm(gradient),
+            cg_iterations=direction.iterations,
+            cg_residual=direction.residual,
+        )
+        taken = jnp.where(info.status == Status.ACCEPTED, step_size, 0)
+        return policy, state, info.with_metrics(step_size=taken)
+
+    def _solve(self, linear: Linearised, policy: PyTree, gradient: Array, batch: Batch) -> Solve:
+        if self.solver == "cg":
+            return conjugate_gradient(
+                lambda v: linear.product(v) + self.damping * v,
+                gradient,
+                iterations=self.cg_iterations,
+                tolerance=self.cg_tolerance,
+            )
+        solve = woodbury if self.solver == "woodbury" else dense
+        return solve(fisher_rows(policy, batch, self.fisher), gradient, damping=self.damping)

@@ -1,0 +1,191 @@
+"""Off-policy gradient: several steps on data that other policies collected, each sample weighted by importance."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from klimb.estimate.importance import (
+    Weighting,
+    effective_sample_size,
+    log_weights,
+    per_decision_advantages,
+)
+from klimb.fields import STRICT, Count, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.optimizer import Optimizer, OptimizerKind, fit_epochs
+from klimb.improve.rule import Traits
+from klimb.policies.distributions import Distribution
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, Mixture, UpdateInfo
+
+
+@dataclass(frozen=True, config=STRICT)
+class OffPolicyGradient:
+    """θ ← θ + α mean w_t ∇log π_θ(a_t|s_t) Â_t, with w the importance weight of π_θ against who collected the data.
+
+    trajectory     w = Π_t ρ_t over the whole trajectory: unbiased, and worth few samples
+    per_decision   w_t = Π_{t' ≤ t} ρ_t', and Â_t made of rewards each weighted by the decisions before it: the
+                   causal form, unbiased too
+    per_step       w_t = ρ_t: drops the ratio of the state distributions; biased, low variance (the common form)
+
+    with ρ_t = π_θ(a_t|s_t)/π_β(a_t|s_t) taken anew for every gradient step. The data is the last batch, or the
+    last `history` batches, and demonstrations where a run has them. Trajectories are episodes, or what a rollout
+    holds of them. Without a trajectory (`Batch.trajectory` None) every row is a trajectory of one step.
+    """
+
+    weighting: Weighting = "per_step"
+    """trajectory, per_decision or per_step."""
+    behaviour: Literal["recorded", "mixture"] = "recorded"
+    """The denominator: the policy that took the action, or the mixture of all of the history (balance heuristic)."""
+    history: Annotated[int, Field(ge=1, le=2**10)] = 1
+    """Batches kept and learned from: the last one, or the last K."""
+    gradient_steps: Count = 10
+    """Most gradient steps on one batch, each on all of it."""
+    min_ess: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """No further gradient step once the weights are worth less than this fraction of the samples."""
+    self_normalise: bool = False
+    """Divide the weights by their mean: a little bias for less variance."""
+    max_weight: Positive | None = None
+    """Truncate weights (and the ratios inside per-decision advantages) at this; none for no limit."""
+    learning_rate: Positive = 1e-3
+    """α."""
+    optimizer: OptimizerKind = "adam"
+    """adam, or sgd for the lectures' plain step."""
+    max_grad_norm: Positive | None = 0.5
+    """Limit on the gradient's global norm; none for no limit."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            title="Off-policy gradient",
+            learns_from="both",
+            history=self.history,
+            keeps_policies=self._uses_mixture,
+            metrics={
+                "weight_ess": Metric(
+                    "Effective sample size", "effective sample size of the importance weights, as a fraction"
+                ),
+                "largest_weight": Metric("Largest weight", "largest importance weight, as a share of their sum"),
+                "gradient_steps": Metric(
+                    "Gradient steps", "steps taken, the one after which the weights were worth too little included"
+                ),
+                "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+            },
+        )
+
+    @property
+    def _uses_mixture(self) -> bool:
+        """Whether each policy of the history is asked about the others' actions."""
+        return self.behaviour == "mixture" and self.history > 1
+
+    def init(self, policy: PyTree) -> optax.OptState:
+        """The optimiser's moments."""
+        return self._optimizer.init(flatten(policy).theta)
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
+    ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
+        """All gradient steps on one batch.
+
+        `info.extra`: weight_ess and largest_weight (as a share of all weights) of the returned policy, counted by
+        trajectory where weights are; gradient_steps done; grad_norm of the last, before it is limited.
+        """
+        theta, rebuild = flatten(policy)
+
+        def distribution_at(vector: Array) -> Distribution:
+            return action_distribution(rebuild(vector), batch.obs)
+
+        fitted = fit_epochs(
+            self._optimizer,
+            lambda vector, batch: self._objective(distribution_at(vector), batch),
+            key,
+            theta,
+            state,
+            batch,
+            learning_rate=self.learning_rate,
+            epochs=self.gradient_steps,
+            num_minibatches=1,
+            keep_going=lambda vector: self._sample_size(distribution_at(vector), batch)[0] >= self.min_ess,
+        )
+        return accept_or_reject(
+            policy,
+            state,
+            rebuild(fitted.theta),
+            fitted.moments,
+            batch,
+            weight_ess=lambda new: self._sample_size(new, batch)[0],
+            largest_weight=lambda new: self._sample_size(new, batch)[1],
+            gradient_steps=fitted.epochs,
+            grad_norm=fitted.grad_norm,
+        )
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        return Optimizer.make(self.optimizer, self.max_grad_norm)
+
+    def _objective(self, distribution: Distribution, batch: Batch) -> Float[Array, ""]:
+        """Σ w log π(a|s) w_t Â_t / Σw with the importance weights and advantages held: its gradient is the estimate."""
+        log_prob = distribution.log_prob(batch.action)
+        held = jax.lax.stop_gradient(self._log_weights(log_prob, batch))
+        weight = self._limited(jnp.exp(held), batch)
+        return batch.mean(weight.reshape(-1) * self._advantage(held, batch) * log_prob)
+
+    def _log_weights(self, log_prob: Float[Array, " B"], batch: Batch) -> Float[Array, "T N"]:
+        valid, ended = _arrangement(batch)
+        behaviour = Mixture(batch.log_prob.reshape(1, *valid.shape), jnp.zeros(1, log_prob.dtype))
+        trajectory = batch.trajectory
+        if self._uses_mixture and trajectory is not None and trajectory.mixture is not None:
+            behaviour = trajectory.mixture
+        # Rows that don't count take no part in any product.
+        ours = jnp.where(valid, log_prob.reshape(valid.shape), 0)
+        theirs = Mixture(jnp.where(valid, behaviour.log_prob, 0), behaviour.log_share)
+        return log_weights(self.weighting, ours, theirs, ended)
+
+    def _limited(self, weight: Array, batch: Batch) -> Array:
+        if self.max_weight is not None:
+            weight = jnp.minimum(weight, self.max_weight)
+        if self.self_normalise:
+            mean = batch.mean(weight.reshape(-1))
+            weight = weight / jnp.where(mean > 0, mean, 1)
+        return weight
+
+    def _advantage(self, log_weight: Float[Array, "T N"], batch: Batch) -> Float[Array, " B"]:
+        residuals = None if batch.trajectory is None else batch.trajectory.residuals
+        if self.weighting != "per_decision" or residuals is None:
+            return batch.advantage
+        _, ended = _arrangement(batch)
+        advantage = per_decision_advantages(log_weight, residuals, ended, largest_ratio=self.max_weight)
+        return jnp.where(batch.weight > 0, (advantage * residuals.discount).reshape(-1), 0)
+
+    def _sample_size(self, distribution: Distribution, batch: Batch) -> tuple[Array, Array]:
+        """(effective sample size as a fraction, largest weight as a share of all of them)."""
+        log_weight = self._log_weights(distribution.log_prob(batch.action), batch)
+        valid, ended = _arrangement(batch)
+        count = jnp.where(valid, batch.weight.reshape(valid.shape), 0)
+        if self.weighting == "trajectory":
+            count = jnp.where(_last_rows(valid, ended), count, 0)
+        weight = jnp.where(count > 0, self._limited(jnp.exp(log_weight), batch), 0)
+        total = jnp.sum(count * weight)
+        return effective_sample_size(weight, count), jnp.max(count * weight) / jnp.where(total > 0, total, 1)
+
+
+def _arrangement(batch: Batch) -> tuple[Bool[Array, "T N"], Bool[Array, "T N"]]:
+    """(rows that count, rows that end a trajectory); without a trajectory every row is one of its own."""
+    if batch.trajectory is None:
+        return (batch.weight > 0)[None], jnp.ones((1, len(batch.weight)), bool)
+    rollout = batch.trajectory.rollout
+    return (batch.weight > 0).reshape(rollout.valid.shape), rollout.terminated | rollout.truncated
+
+
+def _last_rows(valid: Bool[Array, "T N"], ended: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
+    """The last row that counts of every trajectory: at its end, before rows that don't count, or in the last step."""
+    follows = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
+    return valid & (ended | ~follows)

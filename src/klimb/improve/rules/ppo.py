@@ -1,0 +1,175 @@
+"""PPO: several epochs of minibatch ascent on a surrogate that stops paying, or costs, once the policy has moved."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, Count, Fraction, NonNegative, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.divergences import kl_divergence
+from klimb.improve.dual import adapt
+from klimb.improve.minibatches import require_divisible
+from klimb.improve.objectives import has_signal, log_ratio, penalised_gain
+from klimb.improve.optimizer import Optimizer, annealed, fit_epochs
+from klimb.improve.rule import KLLimit, Traits
+from klimb.policies.distributions import Distribution
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, UpdateInfo
+
+DEFAULT_TARGET_KL = 0.01
+"""Nats that the adaptive KL penalty aims at unless `target_kl` says otherwise."""
+
+
+class PPOState(NamedTuple):
+    """What survives from one iteration to the next: λ of the KL penalty (unused with clipping), and Adam's moments."""
+
+    multiplier: Float[Array, ""]
+    moments: optax.OptState
+
+
+@dataclass(frozen=True, config=STRICT)
+class PPO:
+    """Proximal policy optimisation (Schulman et al. 2017), by clipping or by an adaptive KL penalty.
+
+    penalty = clip   maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy,   ρ = π_θ(a|s)/π_old(a|s)
+    penalty = kl     maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy; after each batch λ doubles
+                     when the KL is above 1.5 target_kl and halves when it is below target_kl / 1.5
+
+    Neither limits how far the policy moves: the KL reported is a result, not a guarantee.
+    """
+
+    learning_rate: Positive = 3e-4
+    """Adam's step size."""
+    penalty: Literal["clip", "kl"] = "clip"
+    """What keeps the policy near: the clipped ratio, or the adaptive KL penalty."""
+    clip_eps: Fraction = 0.2
+    """ε: the ratio's range that still pays."""
+    epochs: Count = 10
+    """Passes over the batch."""
+    num_minibatches: Count = 4
+    """Minibatches a pass; has to divide num_steps × num_envs."""
+    ent_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: Positive | None = 0.5
+    """Limit on the gradient's global norm; none for no limit."""
+    target_kl: Positive | None = None
+    """Aimed at: the mean KL(π_old‖π_new) that ends the epochs (clip; none: never) or steers λ (kl; none: 0.01)."""
+    kl_coef: Positive = 1.0
+    """λ of the KL penalty on the first batch."""
+    kl_coef_range: tuple[Positive, Positive] = (1e-3, 1e3)
+    """Smallest and largest λ."""
+    anneal_learning_rate: bool = False
+    """Lower the learning rate linearly to 0 over the run."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PPO:
+        smallest, largest = self.kl_coef_range
+        if smallest > largest:
+            raise ValueError(f"kl_coef_range = {smallest:g} {largest:g} is no range: give the smaller number first")
+        return self
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            title="PPO",
+            kl=KLLimit(self._target_kl),
+            num_minibatches=self.num_minibatches,
+            metrics={
+                "clip_fraction": Metric("Clip fraction", "share of the rows whose ratio ended outside the clip range"),
+                "epochs_done": Metric("Epochs", "passes over the batch, the one that passed target_kl included"),
+                "multiplier": Metric("Multiplier", "λ, the adapted penalty coefficient of the KL (penalty = kl)"),
+                "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+            },
+        )
+
+    @property
+    def _target_kl(self) -> float | None:
+        """The mean KL aimed at, in nats; None where the clipped surrogate runs all its epochs."""
+        return DEFAULT_TARGET_KL if self.target_kl is None and self.penalty == "kl" else self.target_kl
+
+    def init(self, policy: PyTree) -> PPOState:
+        """λ at its first value, and Adam's moments."""
+        theta = flatten(policy).theta
+        smallest, largest = self.kl_coef_range
+        first = min(max(self.kl_coef, smallest), largest)
+        return PPOState(jnp.asarray(first, theta.dtype), self._optimizer.init(theta))
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: PPOState, batch: Batch
+    ) -> tuple[PyTree, PPOState, UpdateInfo]:
+        """All epochs on one batch.
+
+        `info.extra`: clip_fraction, epochs_done, grad_norm of the last minibatch; with penalty = kl also
+        multiplier, the λ that was used.
+        """
+        require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
+        theta, rebuild = flatten(policy)
+        old = action_distribution(policy, batch.obs)
+        by_penalty = self.penalty == "kl"
+
+        def kl_from_old(vector: Array) -> Array:
+            return batch.mean(kl_divergence(old, action_distribution(rebuild(vector), batch.obs)))
+
+        def objective(vector: Array, minibatch: Batch) -> Array:
+            new = action_distribution(rebuild(vector), minibatch.obs)
+            if by_penalty:
+                before = action_distribution(policy, minibatch.obs)
+                gain = penalised_gain("kl_old_new", state.multiplier, before, new, minibatch)
+            else:
+                gain = self._clipped(new, minibatch)
+            return gain if self.ent_coef == 0 else gain + self.ent_coef * minibatch.mean(new.entropy())
+
+        limit = jnp.inf if self.target_kl is None else self.target_kl
+        stops_early = self.target_kl is not None and not by_penalty
+        fitted = fit_epochs(
+            self._optimizer,
+            objective,
+            key,
+            theta,
+            state.moments,
+            batch,
+            learning_rate=annealed(self.learning_rate, batch.fraction_done, self.anneal_learning_rate),
+            epochs=self.epochs,
+            num_minibatches=self.num_minibatches,
+            keep_going=(lambda vector: kl_from_old(vector) <= limit) if stops_early else None,
+        )
+        new_theta, multiplier = fitted.theta, state.multiplier
+        used: dict[str, Any] = {}
+        if by_penalty:
+            if self.ent_coef == 0:
+                new_theta = jnp.where(has_signal(batch), new_theta, theta)
+            used["multiplier"] = multiplier
+            assert self._target_kl is not None
+            multiplier = adapt(multiplier, kl_from_old(new_theta), self._target_kl, self.kl_coef_range)
+
+        def clip_fraction(new: Distribution) -> Array:
+            outside = jnp.abs(jnp.expm1(log_ratio(new, batch))) > self.clip_eps
+            return batch.mean(outside.astype(theta.dtype))
+
+        return accept_or_reject(
+            policy,
+            state,
+            rebuild(new_theta),
+            PPOState(multiplier, fitted.moments),
+            batch,
+            clip_fraction=clip_fraction,
+            epochs_done=fitted.epochs,
+            grad_norm=fitted.grad_norm,
+            **used,
+        )
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        return Optimizer.make("adam", self.max_grad_norm)
+
+    def _clipped(self, new: Distribution, batch: Batch) -> Float[Array, ""]:
+        ratio = jnp.exp(log_ratio(new, batch))
+        clipped = jnp.clip(ratio, 1 - self.clip_eps, 1 + self.clip_eps)
+        return batch.mean(jnp.minimum(ratio * batch.advantage, clipped * batch.advantage))

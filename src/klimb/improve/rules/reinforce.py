@@ -1,0 +1,72 @@
+"""REINFORCE: one gradient step on the log-likelihood of what was done, weighted by how well it went."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, NonNegative, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.objectives import log_likelihood
+from klimb.improve.optimizer import Optimizer, OptimizerKind, annealed
+from klimb.improve.rule import Traits
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, UpdateInfo
+
+
+@dataclass(frozen=True, config=STRICT)
+class Reinforce:
+    """The plain policy gradient (Williams 1992): θ ← θ + α mean ∇log π_θ(a|s) Â, one step a batch.
+
+    What Â is (total return, reward-to-go, with a baseline, GAE, n-step) is chosen where advantages are
+    estimated: `advantage` of `klimb.train`. The leading γᵗ of the exact gradient is dropped unless
+    `discount_states` of `klimb.train` asks for it.
+    """
+
+    learning_rate: Positive = 1e-2
+    """α."""
+    optimizer: OptimizerKind = "adam"
+    """adam, or sgd for the lectures' plain step."""
+    ent_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: Positive | None = None
+    """Limit on the gradient's global norm; none for no limit."""
+    anneal_learning_rate: bool = False
+    """Lower the learning rate linearly to 0 over the run."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            title="REINFORCE",
+            metrics={"grad_norm": Metric("Gradient norm", "norm of the gradient, before it is clipped")},
+        )
+
+    def init(self, policy: PyTree) -> optax.OptState:
+        """The optimiser's moments."""
+        return self._optimizer.init(flatten(policy).theta)
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
+    ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
+        """One gradient step. `info.extra`: grad_norm, before it is limited."""
+        theta, rebuild = flatten(policy)
+        gradient = jax.grad(lambda vector: self._objective(rebuild(vector), batch))(theta)
+        learning_rate = annealed(self.learning_rate, batch.fraction_done, self.anneal_learning_rate)
+        new_theta, new_state = self._optimizer.apply_gradient(theta, gradient, state, learning_rate)
+        return accept_or_reject(
+            policy, state, rebuild(new_theta), new_state, batch, grad_norm=jnp.linalg.norm(gradient)
+        )
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        return Optimizer.make(self.optimizer, self.max_grad_norm)
+
+    def _objective(self, policy: PyTree, batch: Batch) -> Float[Array, ""]:
+        objective = log_likelihood(policy, batch)
+        if self.ent_coef == 0:
+            return objective
+        return objective + self.ent_coef * batch.mean(action_distribution(policy, batch.obs).entropy())

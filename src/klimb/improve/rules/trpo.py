@@ -1,0 +1,143 @@
+"""TRPO: the natural direction, scaled to the trust region, kept only if it really improves inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, Count, Fraction, NonNegative, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.fisher import FisherKind, Linearised, linearise
+from klimb.improve.line_search import LineSearch, backtrack, grow
+from klimb.improve.natural_direction import Direction, conjugate_gradient
+from klimb.improve.objectives import directed_kl, surrogate_gain
+from klimb.improve.rule import KLDirection, KLLimit, Traits
+from klimb.policies.distributions import Distribution
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, Status, UpdateInfo
+
+
+@dataclass(frozen=True, config=STRICT)
+class TRPO:
+    """Trust region policy optimisation (Schulman et al. 2015).
+
+    maximise mean (π_θ'/π_θ) Â subject to mean KL ≤ max_kl, through
+    x ≈ (F + damping·I)⁻¹ g by conjugate gradient, the full step √(2 max_kl / xᵀF x) · x (undamped F: damping
+    regularises the solve, not the length), and a line search on the real surrogate and the real KL.
+    A rejected search returns the old policy bit for bit.
+    """
+
+    max_kl: Positive = 0.01
+    """Enforced limit on the mean KL between the old and the new policy, in nats."""
+    damping: NonNegative = 0.1
+    """η added to the diagonal of the Fisher matrix in the solve."""
+    cg_iterations: Count = 10
+    """Most Fisher-vector products in one solve."""
+    cg_tolerance: NonNegative = 1e-5
+    """Conjugate gradient stops when the residual falls below this fraction of the gradient's norm."""
+    fisher: FisherKind = "exact"
+    """exact: over all actions (Gauss-Newton); empirical: over the sampled ones, as the lectures write it."""
+    fisher_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the batch, drawn anew each step, that the Fisher matrix is made of; the line search uses all of it."""
+    line_search: LineSearch = "backtracking"
+    """backtracking: the first good step from the full one down; growing: the largest good step, longer ones too."""
+    backtrack_factor: Fraction = 0.8
+    """Smallest factor by which the step shrinks after a rejected try."""
+    max_backtracks: Annotated[int, Field(ge=0, le=2**20)] = 10
+    """Tries after the full step."""
+    kl_direction: KLDirection = "old_new"
+    """old_new: KL(π_old‖π_new), under the policy that collected the data; new_old: the lectures' direction."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            title="TRPO",
+            kl=KLLimit(self.max_kl, enforced=True, direction=self.kl_direction),
+            metrics={
+                "cg_iterations": Metric("Conjugate gradient steps", "Fisher-vector products in the solve"),
+                "cg_residual": Metric("Conjugate gradient residual", "residual of the solve, relative to the gradient"),
+                "step_size": Metric("Step size", "factor on the natural direction; 0 when the step is rejected"),
+                "backtracks": Metric("Backtracks", "tries of the line search after the full step"),
+            },
+        )
+
+    def init(self, policy: PyTree) -> tuple[()]:
+        """TRPO remembers nothing."""
+        return ()
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
+    ) -> tuple[PyTree, tuple[()], UpdateInfo]:
+        """One trust-region step. `info.extra`: cg_iterations, cg_residual (relative), backtracks, step_size."""
+        theta, rebuild = flatten(policy)
+
+        def distribution_at(vector: Array) -> Distribution:
+            return action_distribution(rebuild(vector), batch.obs)
+
+        old, product, pull_back = self._linearise(rebuild, theta, batch)
+        gradient = pull_back(jax.grad(surrogate_gain)(old, batch))
+        if self.fisher_fraction < 1:
+            product = self._linearise(rebuild, theta, self._subsample(key, batch)).product
+        solve = conjugate_gradient(
+            lambda v: product(v) + self.damping * v,
+            gradient,
+            iterations=self.cg_iterations,
+            tolerance=self.cg_tolerance,
+        )
+        direction = Direction.of(gradient, solve, product, damping=self.damping)
+        step_size = direction.step_size(self.max_kl)
+
+        # 0 on the old policy's own data. On older data the surrogate has gained something before the step.
+        before = surrogate_gain(old, batch)
+
+        def evaluate(vector: Array) -> tuple[Array, Array]:
+            new = distribution_at(vector)
+            return surrogate_gain(new, batch) - before, batch.mean(directed_kl(old, new, self.kl_direction))
+
+        search = backtrack if self.line_search == "backtracking" else grow
+        found = search(
+            evaluate,
+            theta,
+            step_size * direction.x,
+            max_kl=self.max_kl,
+            factor=self.backtrack_factor,
+            max_backtracks=self.max_backtracks,
+        )
+        status = jnp.where(direction.breakdown, Status.CG_BREAKDOWN, found.status)
+        status = jnp.where(jnp.all(jnp.isfinite(gradient)), status, Status.NONFINITE)
+        policy, state, info = accept_or_reject(
+            policy,
+            state,
+            # A candidate that was not accepted may hold anything.
+            rebuild(jnp.where(status == Status.ACCEPTED, found.theta, theta)),
+            state,
+            batch,
+            status=status,
+            kl_direction=self.kl_direction,
+            old=old,
+            cg_iterations=direction.iterations,
+            cg_residual=direction.residual,
+            backtracks=found.backtracks,
+        )
+        taken = jnp.where(info.status == Status.ACCEPTED, step_size * found.scale, 0)
+        return policy, state, info.with_metrics(step_size=taken)
+
+    def _linearise(self, rebuild: Callable[[Array], PyTree], theta: Array, batch: Batch) -> Linearised:
+        return linearise(
+            lambda vector: action_distribution(rebuild(vector), batch.obs),
+            theta,
+            batch.weight,
+            action=batch.action if self.fisher == "empirical" else None,
+        )
+
+    def _subsample(self, key: PRNGKeyArray, batch: Batch) -> Batch:
+        rows = batch.log_prob.shape[0]
+        count = max(1, round(self.fisher_fraction * rows))
+        return batch.take(jax.random.permutation(key, rows)[:count])

@@ -1,0 +1,71 @@
+"""Names of things in modules of the user's own, `module:name`, and when a file may have them imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from klimb.errors import ConfigError, UntrustedEnvironment, nearest, one_line
+
+
+def module_of(name: str) -> str | None:
+    """The module of `module:name`; None for a name without one."""
+    module, separator, _ = name.rpartition(":")
+    return module if separator else None
+
+
+def is_importable(module: str) -> bool:
+    """Whether there is a module of this name. Of a module in a package, finding it imports the package."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # its package is none; a module that was made by hand
+        return False
+
+
+def load(name: str, what: str) -> Any:
+    """What `module:name` names; the module is imported, which runs its code.
+
+    name: of a module, a colon, and an attribute of it (dots lead further inside). what: what it is used as, for
+    messages. Raises ConfigError when there is no such module or attribute.
+    """
+    module, _, attribute = name.rpartition(":")
+    if not is_importable(module):
+        raise ConfigError(f"{what} {one_line(name, 80)!r}: there is no module {one_line(module, 80)!r} to import")
+    value = importlib.import_module(module)
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            raise ConfigError(
+                f"{what} {one_line(name, 80)!r}: {module} has no {one_line(part, 80)!r}{nearest(part, vars(value))}"
+            )
+        value = getattr(value, part)
+    return value
+
+
+def name_of(value: Any) -> str | None:
+    """`module:name` of a class or function, by which another process finds the same one; None where none would."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "")
+    if module in (None, "__main__", "builtins") or "<" in name:
+        return None
+    found: Any = importlib.sys.modules.get(module)  # type: ignore[attr-defined]
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is value else None
+
+
+def require_trust(name: str, source: str | Path, what: str) -> None:
+    """UntrustedEnvironment when `name`, which stands in the file `source`, would import a module.
+
+    A file is data until it names a module: what that runs when it is imported is up to whoever wrote it.
+    what: what the name is used as.
+    """
+    module = module_of(name)
+    if module is not None:
+        raise UntrustedEnvironment(
+            f"{str(source)!r} names the {what} {one_line(name, 80)!r}, which imports the module "
+            f"{one_line(module, 80)!r} and so runs its code: if you trust it, give --trust-environment "
+            "(trust_environment=True in Python)"
+        )

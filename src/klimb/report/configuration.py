@@ -1,0 +1,95 @@
+"""The table of a run's configuration, and the command that repeats the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from html import escape
+from typing import Any
+
+from klimb.report.data import RunData, Spec
+from klimb.rules import RULES
+from klimb.runs.config import TrainOptions
+
+
+def configuration_html(run: RunData) -> str:
+    """The rule and how to repeat the run on the left, the training's options on the right."""
+    rule, options = run.config["rule"], run.config["options"]
+    settings = {key: value for key, value in rule.items() if key != "name"}
+    left = _settings_html(run.rule_title, settings, _defaults(rule["name"]))
+    right = _settings_html("Training", options, _defaults("options"))
+    repeat = f'<div class="panel"><h3>To repeat this run</h3>{_command_html(run)}</div>'
+    return f"<div>{left}{repeat}</div>\n<div>{right}</div>"
+
+
+def _settings_html(title: str, values: Spec, defaults: Spec) -> str:
+    rows = "".join(_setting_html(key, value, defaults.get(key, value)) for key, value in values.items())
+    return f'<div class="panel"><h3>{escape(title)}</h3><table><tbody>{rows}</tbody></table></div>'
+
+
+def _setting_html(name: str, value: Any, default: Any) -> str:
+    changed = _listed(value) != _listed(default)
+    note = f"<td>default {escape(_setting(default))}</td>" if changed else "<td></td>"
+    return (
+        f"<tr{' class=changed' if changed else ''}><th>{escape(name)}</th><td>{escape(_setting(value))}</td>{note}</tr>"
+    )
+
+
+def _setting(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return " × ".join(map(str, value)) or "none"
+        case int() if abs(value) >= 10_000:
+            return f"{value:,}"
+    return str(value)
+
+
+def _command_html(run: RunData) -> str:
+    if run.config["rule"]["name"] not in RULES:
+        return '<p class="quiet">The rule is not one of klimb’s own: repeat this run from Python.</p>'
+    words = " ".join(f"<span>{escape(group)}</span>" for group in command(run.config))
+    return f'<pre class="command"><code>{words}</code></pre>'
+
+
+def command(config: Spec) -> list[str]:
+    """The command line that repeats a run, quoted, word group by word group: what differs from its default.
+
+    The number of environment steps is always said.
+    """
+    rule = config["rule"]
+    groups = [["klimb", "train", rule["name"], config["env"]]]
+    for values, defaults in ((config["options"], _defaults("options")), (rule, _defaults(rule["name"]))):
+        for key, value in values.items():
+            changed = _listed(value) != _listed(defaults.get(key, value))
+            if key != "name" and (changed or key == "env_steps"):
+                groups.append(_flag(key, value))
+    return [shlex.join(group) for group in groups]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = name.replace("_", "-")
+    match value:
+        case bool():
+            return [f"--{flag}" if value else f"--no-{flag}"]
+        case list() | tuple():
+            return [f"--{flag}", *map(str, value)]
+        case None:
+            return [f"--{flag}", "none"]
+    return [f"--{flag}", str(value)]
+
+
+def _defaults(name: str) -> Spec:
+    """Default of every field of a rule (or of the options, under the name `options`)."""
+    cls = TrainOptions if name == "options" else RULES.get(name)
+    if cls is None:
+        return {}
+    fields = dataclasses.fields(cls)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,303 @@
+"""Reads a run's directory into columns: its configuration, its metrics, its final evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from klimb.errors import RunError, one_line, shown
+from klimb.improve.rule import Traits, traits_of
+from klimb.report.averages import Column, interquartile_mean
+from klimb.rules import UnknownRule
+from klimb.runs.config import RunConfig
+from klimb.runs.files import require_regular
+from klimb.runs.metrics import read_metrics
+from klimb.types import Status
+
+Spec = dict[str, Any]
+
+STANDARD_ERRORS = (
+    *("predicted_improvement_se", "realised_improvement_se"),
+    *("kl_old_new_se", "kl_new_old_se", "tv_se"),
+)
+"""Metrics that no line is drawn of: they say how exact others are."""
+
+MAX_POINTS = 600
+MAX_NUMBERS = 100_000  # in all series together: keeps the page under 1 MB
+MAX_METRICS = 1000
+MAX_REASONS = 32
+LARGEST = float(np.finfo(np.float32).max)
+"""Of the numbers that a run writes: what is larger is none of them, and its square is no number."""
+
+
+@dataclass(frozen=True)
+class SeedReturns:
+    """What the final evaluation says of one seed's policy: `[episodes]` finite returns, their mean and its error."""
+
+    seed: int
+    mean: float
+    standard_error: float
+    returns: Float[np.ndarray, " episodes"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The final evaluation: whole episodes of every seed's policy."""
+
+    episodes: int
+    deterministic: bool
+    seeds: list[SeedReturns]
+
+    @property
+    def mean(self) -> float:
+        """Mean return, over seeds too."""
+        return float(np.mean([seed.mean for seed in self.seeds]))
+
+    @property
+    def standard_error(self) -> float:
+        """Of `mean`: over episodes with one seed, over the seeds' means with several."""
+        if len(self.seeds) == 1:
+            return self.seeds[0].standard_error
+        return float(np.std([seed.mean for seed in self.seeds], ddof=1) / math.sqrt(len(self.seeds)))
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as columns: n iterations, one value a seed (or one for all). NaN where a number does not exist.
+
+    `edges` are the first rows of the buckets that lines are averaged over, and n at the end.
+    """
+
+    name: str
+    config: Spec
+    traits: Traits
+    iteration: Int[np.ndarray, " n"]
+    env_steps: Float[np.ndarray, " n"]
+    status: Shaped[np.ndarray, "n seeds"]
+    columns: dict[str, Column]
+    evaluation: Evaluation | None
+    edges: Int[np.ndarray, " edges"]
+
+    @property
+    def rule_title(self) -> str:
+        """How the rule is called in headings."""
+        return self.traits.title
+
+    @property
+    def num_seeds(self) -> int:
+        return self.status.shape[1]
+
+    @property
+    def seeds(self) -> list[int]:
+        first = self.config["options"]["seed"]
+        return [first + i for i in range(self.num_seeds)]
+
+    @property
+    def accepted(self) -> Bool[np.ndarray, "n seeds"]:
+        """Steps that were taken."""
+        return self.status == Status.ACCEPTED.name
+
+    @property
+    def rejected(self) -> Bool[np.ndarray, "n seeds"]:
+        """Steps that were tried and not taken."""
+        taken = [status.name for status in Status if not status.rejected]
+        return ~np.isin(self.status, taken)
+
+    @property
+    def offline(self) -> bool:
+        """Whether no environment was stepped: iterations are passes over demonstrations."""
+        return not self.env_steps.any()
+
+    def has(self, name: str) -> bool:
+        return name in self.columns
+
+    def of_accepted(self, name: str) -> Column:
+        """A metric without the steps not taken, which moved nothing; with them if there are no others."""
+        column = np.where(~self.accepted, np.nan, self.columns[name])
+        return column if np.isfinite(column).any() else self.columns[name]
+
+    def centre(self, name: str) -> Float[np.ndarray, " n"]:
+        """One number an iteration: the value, or the interquartile mean over seeds. Empty for no such metric."""
+        return interquartile_mean(self.columns[name]) if self.has(name) else np.empty(0)
+
+
+def read_run(run_dir: Path) -> RunData:
+    """Everything the report needs from a run's directory."""
+    run_config = RunConfig.read(run_dir / "config.toml")
+    config = _as_plain(run_config)
+    path = run_dir / "metrics.jsonl"
+    records = _read_records(path)
+    num_seeds = config["options"]["num_seeds"]
+    names = dict.fromkeys(name for record in records for name in record if name != "status")
+    _check_size(path, records, len(names), num_seeds)
+    columns = {name: _column([record.get(name) for record in records], num_seeds) for name in names}
+    columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
+    iteration = columns.pop("iteration")[:, 0].astype(np.int64)
+    env_steps = columns.pop("env_steps")[:, 0]
+    drawn = sum(name not in STANDARD_ERRORS for name in columns)
+    points = min(len(records), MAX_POINTS, max(50, MAX_NUMBERS // (drawn * 5 + num_seeds)))
+    return RunData(
+        name=one_line(run_dir.resolve().name),
+        config=config,
+        traits=traits_of(run_config.rule),
+        iteration=iteration,
+        env_steps=env_steps,
+        status=_statuses([record.get("status") for record in records], num_seeds),
+        columns=columns,
+        evaluation=_read_evaluation(run_dir / "evaluation.json"),
+        edges=np.linspace(0, len(records), points + 1).astype(np.int64),
+    )
+
+
+def _as_plain(config: RunConfig) -> Spec:
+    """The configuration, completed by its defaults. The settings of a rule that is not klimb's own are a stranger's."""
+    tree = config.to_dict()
+    if isinstance(config.rule, UnknownRule):
+        tree["rule"] = {one_line(key): _plain(value) for key, value in tree["rule"].items()}
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """A setting of a rule that klimb does not know, as a number, a line of text or a list of such."""
+    match value:
+        case "none":
+            return None
+        case bool() | float():
+            return value
+        case int() if abs(value) < 2**63:
+            return value
+        case str():
+            return one_line(value)
+        case list():
+            return [_plain(item) if isinstance(item, bool | int | float | str) else shown(item) for item in value]
+    return shown(value)
+
+
+def _read_records(path: Path) -> list[Spec]:
+    try:
+        records = read_metrics(path)
+    except OSError as error:
+        where, directory = one_line(path), one_line(path.parent)
+        raise RunError(f"cannot read {where}: {error.strerror}; is {directory} the directory of a run?") from None
+    # After a crash and a resume an iteration may stand there twice: the later record is the one that counts.
+    latest = {record["iteration"]: record for record in records if _is_record(record)}
+    if not latest:
+        raise RunError(f"{one_line(path)} holds no iteration yet: let the run finish at least one, then report again")
+    return [latest[iteration] for iteration in sorted(latest)]
+
+
+def _is_record(record: Any) -> bool:
+    # An integer that a float holds exactly: what is larger counts nothing.
+    counts = [record.get(name) for name in ("iteration", "env_steps")] if isinstance(record, dict) else [None]
+    return all(type(count) is int and 0 <= count <= 2**53 for count in counts)
+
+
+def _check_size(path: Path, records: list[Spec], num_names: int, num_seeds: int) -> None:
+    """RunError for metrics that take more memory as columns than they can have had as text."""
+    if num_names > MAX_METRICS:
+        raise RunError(f"{one_line(path)} has {num_names} different metrics; a report shows at most {MAX_METRICS}")
+    size, cells = path.stat().st_size, len(records) * max(num_names, num_seeds)
+    if cells > max(2**20, size):
+        raise RunError(
+            f"{one_line(path)} has {size} bytes, too few for {len(records)} iterations of {num_seeds} seeds with "
+            f"{num_names} metrics: its config.toml is another run's, or its records are no run's"
+        )
+
+
+def _read_evaluation(path: Path) -> Evaluation | None:
+    if not path.exists():
+        return None
+    try:
+        require_regular(path)
+        tree = json.loads(path.read_bytes())
+        seeds = [
+            SeedReturns(
+                int(seed["seed"]),
+                _number_or_nan(seed["mean"]),
+                _number_or_nan(seed["standard_error"]),
+                np.array([x for x in map(_number_or_nan, seed["returns"]) if math.isfinite(x)], float),
+            )
+            for seed in tree["seeds"]
+        ]
+        return Evaluation(int(tree["episodes"]), bool(tree["deterministic"]), seeds) if seeds else None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, OSError) as error:
+        raise RunError(
+            f"{one_line(path)} is not an evaluation ({one_line(repr(error), 200)}): evaluate the run again or remove "
+            "the file"
+        ) from None
+
+
+def _column(cells: list[Any], num_seeds: int) -> Column:
+    """`[n, seeds]`, or `[n, 1]` for a metric that all seeds share; NaN for everything that is not a finite number."""
+    try:
+        values = np.array(cells, dtype=float)
+    except (ValueError, TypeError, OverflowError):
+        shared = not any(isinstance(cell, list) for cell in cells)
+        width = 1 if shared else num_seeds
+        rows = [cell if isinstance(cell, list) and len(cell) == width else [cell] for cell in cells]
+        values = np.array(
+            [[_number_or_nan(x) for x in row] if len(row) == width else [math.nan] * width for row in rows]
+        )
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != 2 or values.shape[1] not in (1, num_seeds):
+        return np.full((len(cells), 1), np.nan)
+    return np.where(np.abs(values) <= LARGEST, values, np.nan)
+
+
+def _number_or_nan(cell: Any) -> float:
+    # Python compares a number of any size.
+    return float(cell) if isinstance(cell, int | float) and -LARGEST <= cell <= LARGEST else math.nan
+
+
+def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]:
+    """Status names; a record without one counts as accepted. Of names that are not klimb's only so many are told."""
+    known = set(Status.__members__)
+    status = np.full((len(cells), num_seeds), Status.ACCEPTED.name, dtype=object)
+    for row, cell in enumerate(cells):
+        for seed, name in enumerate((cell if isinstance(cell, list) else [cell] * num_seeds)[:num_seeds]):
+            if isinstance(name, str):
+                known |= {name} if len(known) < MAX_REASONS else set()
+                status[row, seed] = name if name in known else "OTHER"
+    return status
+
+
+def of_the_step(run: RunData, name: str) -> Column:
+    """A metric that judges an earlier record's step, moved to the record of that step; NaN for steps not taken.
+
+    It is the previous record's; with `overlap`, where data is one policy old, the one before that.
+    """
+    lag = 2 if run.config["options"].get("overlap") else 1
+    column = np.broadcast_to(run.columns.get(name, np.full((1, 1), np.nan)), run.status.shape)
+    moved = np.full(run.status.shape, np.nan)
+    follows = np.flatnonzero(run.iteration[lag:] - run.iteration[:-lag] == lag)
+    moved[follows] = np.where(run.accepted[follows], column[follows + lag], np.nan)
+    return moved
+
+
+def improvement_pairs(run: RunData) -> dict[str, np.ndarray]:
+    """What each accepted step promised beside what it brought, in reward a step, over all seeds."""
+    shape = run.status.shape
+    missing = np.full(shape, np.nan)
+    pairs = {
+        "predicted": np.broadcast_to(run.columns.get("predicted_improvement", missing), shape),
+        "predicted_se": np.broadcast_to(run.columns.get("predicted_improvement_se", missing), shape),
+        "realised": of_the_step(run, "realised_improvement"),
+        "realised_se": of_the_step(run, "realised_improvement_se"),
+        "iteration": np.broadcast_to(run.iteration[:, None], shape),
+        "seed": np.broadcast_to(np.array(run.seeds), shape),
+    }
+    kept = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"])
+    return {name: values[kept] for name, values in pairs.items()}
+
+
+def rejection_counts(run: RunData) -> list[tuple[str, int]]:
+    """(status, steps), the most frequent reason first."""
+    return Counter(run.status[run.rejected].tolist()).most_common()

@@ -1,0 +1,64 @@
+"""Specifications of line charts: numbers fit for JSON, lines, the bands around them, and the chart that holds them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from klimb.report.averages import Column, bucket_mean, bucket_range, interquartile_mean, quantile
+from klimb.report.data import RunData, Spec
+
+
+def line_chart(title: str, about: str, layers: list[Spec], **options: Any) -> Spec:
+    return {"kind": "lines", "title": title, "about": about, "layers": layers, **options}
+
+
+def metric_chart(run: RunData, name: str, title: str, about: str, **options: Any) -> list[Spec]:
+    """The chart of one metric; none when the run does not have it."""
+    if not run.has(name):
+        return []
+    return [line_chart(title, about, line_with_spread(run, run.columns[name], title.lower()), **options)]
+
+
+def line_with_spread(run: RunData, values: Column, label: str, color: int = 1, **style: Any) -> list[Spec]:
+    """A line and what it is the middle of: seeds, or else the iterations averaged into one point."""
+    line = mean_line(run, values, label, color, **style)
+    if values.shape[1] > 1:
+        means = bucket_mean(values, run.edges)
+        bounds = [quantile(means, q) for q in (0.0, 0.25, 0.75, 1.0)]
+        return [
+            _band("lowest to highest seed", color, bounds[0], bounds[3], 0.12),
+            _band("middle half of seeds", color, bounds[1], bounds[2], 0.24),
+            line,
+        ]
+    if len(run.edges) - 1 < len(run.iteration):
+        return [_band("range within a point", color, *bucket_range(values, run.edges), 0.18), line]
+    return [line]
+
+
+def mean_line(run: RunData, values: Column, label: str, color: int, **style: Any) -> Spec:
+    mean = interquartile_mean(bucket_mean(values, run.edges))
+    return {"type": "line", "label": label, "color": color, "values": json_numbers(mean), **style}
+
+
+def _band(label: str, color: int, low: np.ndarray, high: np.ndarray, strength: float) -> Spec:
+    return {
+        "type": "band",
+        "label": label,
+        "color": color,
+        "low": json_numbers(low),
+        "high": json_numbers(high),
+        "strength": strength,
+    }
+
+
+def json_numbers(values: np.ndarray) -> list[int | float | None]:
+    """For JSON: five significant digits, null where there is no number."""
+    return [json_number(value) if math.isfinite(value) else None for value in values.tolist()]
+
+
+def json_number(value: int | float) -> int | float:
+    rounded = float(f"{value:.5g}")
+    return int(rounded) if rounded.is_integer() and abs(rounded) < 1e9 else rounded

@@ -1,0 +1,250 @@
+"""The page as text, escaped: headings, numbers and tables; the charts go in as data for `assets/charts.js`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from klimb.errors import RunError, one_line
+from klimb.report.averages import bucket_mean
+from klimb.report.certificate_charts import certificate_charts
+from klimb.report.charts import evaluation_chart, health_charts, likelihood_chart, own_charts, return_chart
+from klimb.report.configuration import configuration_html
+from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
+from klimb.report.text import duration, format_number, message, reason, si, with_error
+from klimb.runs.files import write_text
+
+MAX_ROWS = 200
+
+
+def write_report(run_dir: Path, output: Path | None = None) -> Path:
+    """Write the report of a run and return where it is: `run_dir/report.html` unless `output` says otherwise.
+
+    Raises RunError when the run has no record of an iteration yet or a file can't be read or written,
+    ConfigError when its configuration is wrong.
+    """
+    run_dir = Path(run_dir)
+    output = run_dir / "report.html" if output is None else Path(output)
+    page = render(read_run(run_dir))
+    try:
+        write_text(output, page)
+    except OSError as error:
+        raise RunError(f"cannot write {one_line(output)}: {error.strerror}") from None
+    return output
+
+
+def render(run: RunData) -> str:
+    """The whole page as text."""
+    parts = _sections(run)
+    charts = [chart for part in parts for chart in part["charts"]]
+    data = {
+        "steps": _exact(
+            bucket_mean((run.iteration.astype(float) if run.offline else run.env_steps)[:, None], run.edges)[:, 0]
+        ),
+        "unit": ["passes over the demonstrations", "passes"] if run.offline else ["environment steps", "steps"],
+        "first": run.iteration[run.edges[:-1]].tolist(),
+        "last": run.iteration[run.edges[1:] - 1].tolist(),
+        "charts": [{key: value for key, value in chart.items() if key != "readout"} for chart in charts],
+    }
+    style, script = _resource("style.css"), _resource("charts.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    title = f"{run.rule_title} on {run.config['env']}"
+    return Template(_resource("page.html")).substitute(
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:",
+        title=escape(title),
+        rule=escape(run.rule_title),
+        env=escape(run.config["env"]),
+        name=escape(run.name),
+        style=style,
+        headline=_headline_html(run),
+        sections=_sections_html(parts),
+        rejected=_rejected_html(run),
+        configuration=configuration_html(run),
+        data=embed(data),
+        script=script,
+    )
+
+
+def embed(data: Any) -> str:
+    """JSON that may stand inside a script element: ASCII, and without `<`, `>` and `&`."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _exact(values: np.ndarray) -> list[int]:
+    return [round(value) for value in values.tolist()]
+
+
+def _resource(name: str) -> str:
+    return resources.files("klimb.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _sections(run: RunData) -> list[Spec]:
+    """The page's charts in order, under headings."""
+    return [
+        {
+            "title": "Learning",
+            "lead": _how_averaged(run),
+            "charts": [likelihood_chart(run) if run.offline else return_chart(run), *evaluation_chart(run)],
+        },
+        {
+            "title": "Step certificate",
+            "lead": "How far each step went, and whether it kept its promise.",
+            "charts": certificate_charts(run),
+        },
+        {"title": "Policy and critic", "lead": "", "charts": health_charts(run)},
+        {
+            "title": "More measurements",
+            "lead": "The rule’s own, and the episodes’.",
+            "small": True,
+            "charts": own_charts(run),
+        },
+    ]
+
+
+def _how_averaged(run: RunData) -> str:
+    """What lines and bands are, for all charts of the page."""
+    said = []
+    if run.num_seeds > 1:
+        said.append(
+            f"Lines are interquartile means of {run.num_seeds} seeds; "
+            "the stronger band holds the middle half of them, the fainter all."
+        )
+    per_point = len(run.iteration) / (len(run.edges) - 1)
+    if per_point > 1:
+        band = "" if run.num_seeds > 1 else "; the band spans them"
+        said.append(f"Each point is the mean of about {format_number(per_point, 2)} iterations{band}.")
+    return " ".join(said)
+
+
+def _sections_html(parts: list[Spec]) -> str:
+    """Headings and empty cards; `charts.js` fills the n-th card with the n-th chart."""
+    blocks = []
+    for part in parts:
+        if not part["charts"]:
+            continue
+        cards = "\n".join(_card_html(chart) for chart in part["charts"])
+        lead = f"<p>{escape(part['lead'].strip())}</p>" if part["lead"].strip() else ""
+        kind = "grid small" if part.get("small") else "grid"
+        blocks.append(
+            f'<section><header><h2>{part["title"]}</h2>{lead}</header>\n<div class="{kind}">\n{cards}\n</div></section>'
+        )
+    return "\n".join(blocks)
+
+
+def _card_html(chart: Spec) -> str:
+    readout = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in chart.get("readout", [])
+    )
+    return (
+        f'<figure class="card{" wide" if chart.get("wide") else ""}" data-chart>'
+        f"<figcaption><h3>{escape(chart['title'])}</h3><p>{escape(chart['about'])}</p></figcaption>"
+        + (f'<dl class="readout">{readout}</dl>' if readout else "")
+        + '<div class="legend"></div><div class="plot"></div></figure>'
+    )
+
+
+def _headline(run: RunData) -> list[tuple[str, str, str]]:
+    """(name, value, detail) of the numbers at the top."""
+    tiles = []
+    count = len(run.iteration)
+    if run.evaluation is not None:
+        value = with_error(run.evaluation.mean, run.evaluation.standard_error)
+        tiles.append(("Final evaluation", value, _evaluation_detail(run.evaluation)))
+    returns = run.centre("episode_return")
+    ended = np.flatnonzero(np.isfinite(returns))
+    if len(ended):
+        best = ended[np.argmax(returns[ended])]
+        over = "IQM of seeds, " if run.num_seeds > 1 else ""
+        tiles.append(("Best mean return", format_number(returns[best]), f"{over}at {si(run.env_steps[best])} steps"))
+        tiles.append(
+            ("Last mean return", format_number(returns[ended[-1]]), f"{over}iteration {run.iteration[ended[-1]]:,}")
+        )
+    each = "each seed, " if run.num_seeds > 1 else ""
+    passes = f"{each}{count:,} iteration{'' if count == 1 else 's'}"
+    if run.offline:
+        tiles.append(("Passes", f"{count:,}", f"{each}over the demonstrations"))
+    else:
+        tiles.append(("Environment steps", si(run.env_steps[-1]), passes))
+    if run.has("wall_time"):
+        tiles.append(("Wall time", duration(np.nanmax(run.columns["wall_time"])), "compilation included"))
+    if run.has("steps_per_second"):
+        speed = np.nanmedian(run.columns["steps_per_second"])
+        tiles.append(
+            (
+                "Rows per second" if run.offline else "Steps per second",
+                si(speed),
+                "median" + (", all seeds" if run.num_seeds > 1 else ""),
+            )
+        )
+    seeds = f"{run.seeds[0]} to {run.seeds[-1]}" if run.num_seeds > 1 else f"number {run.seeds[0]}"
+    tiles.append(("Seeds", str(run.num_seeds), seeds))
+    rejected, steps = int(run.rejected.sum()), run.status.size
+    share = f"{rejected / steps:.1%} of {steps:,}" if rejected else f"of {steps:,}"
+    tiles.append(("Rejected steps", f"{rejected:,}", share))
+    return tiles
+
+
+def _evaluation_detail(evaluation: Evaluation) -> str:
+    seeds = f" × {len(evaluation.seeds)} seeds" if len(evaluation.seeds) > 1 else ""
+    return f"± standard error, {evaluation.episodes} episodes{seeds}"
+
+
+def _headline_html(run: RunData) -> str:
+    tiles = []
+    for name, value, detail in _headline(run):
+        number, *error = value.split(" ± ")
+        error_html = f'<span class="error"> ± {escape(error[0])}</span>' if error else ""
+        tiles.append(
+            f"<div><dt>{escape(name)}</dt><dd><strong>{escape(number)}{error_html}</strong>"
+            f"<span>{escape(detail)}</span></dd></div>"
+        )
+    return "\n".join(tiles)
+
+
+def _faults_html(run: RunData) -> str:
+    if not run.has("env_faults"):
+        return ""
+    faults = np.nansum(run.columns["env_faults"], axis=1)
+    if not faults.any():
+        return ""
+    first = run.iteration[np.flatnonzero(faults)[0]]
+    return (
+        f"<p>Environments were started anew {int(faults.sum()):,} times after a fault, first in iteration {first:,}; "
+        "the rows in question were left out.</p>"
+    )
+
+
+def _rejected_html(run: RunData) -> str:
+    counts = rejection_counts(run)
+    faults = _faults_html(run)
+    if not counts:
+        return f'{faults}<p class="quiet">No step was rejected.</p>'
+    reasons = "".join(
+        f'<li class="bad{i % 4}"><b>{count:,}</b> {escape(reason(name))}<span>{escape(message(name))}</span></li>'
+        for i, (name, count) in enumerate(counts)
+    )
+    where = np.argwhere(run.rejected)
+    several = run.num_seeds > 1
+    rows = "".join(
+        f"<tr><td>{run.iteration[i]:,}</td>{f'<td>{run.seeds[s]}</td>' if several else ''}"
+        f"<td>{round(run.env_steps[i]):,}</td><td>{escape(reason(run.status[i, s]))}</td>"
+        f'<td title="{escape(message(run.status[i, s]))}">{escape(message(run.status[i, s]))}</td></tr>'
+        for i, s in where[:MAX_ROWS]
+    )
+    first = f'<p class="quiet">The first {MAX_ROWS} of {len(where):,}.</p>' if len(where) > MAX_ROWS else ""
+    head = (
+        f"<th>Iteration</th>{'<th>Seed</th>' if several else ''}<th>Steps</th><th>Reason</th><th>Cause and remedy</th>"
+    )
+    return (
+        f'{faults}<ul class="reasons">{reasons}</ul>{first}<div class="scroll" tabindex="0">'
+        f'<table class="rejected"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )

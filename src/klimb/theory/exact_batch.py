@@ -1,0 +1,52 @@
+"""The batch a rule would see with infinitely many samples: every (s, a), weighted by how often it happens."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from klimb.policies.distributions import Categorical
+from klimb.policies.policy import action_distribution
+from klimb.tabular.mdp import TabularMDP
+from klimb.types import Batch
+
+
+def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
+    """S·A rows with weight d^π(s) π(a|s), exact advantages A^π and targets V^π.
+
+    `policy` maps a one-hot row `[S]` to a Categorical over the A actions or, failing that, a state number.
+    Means over the batch are exact expectations, so that the step that trains a robot can be checked on a table.
+    """
+    num_states, num_actions = mdp.num_states, mdp.num_actions
+    state = jnp.repeat(jnp.arange(num_states), num_actions)
+    action = jnp.tile(jnp.arange(num_actions), num_states)
+    one_hot = jnp.eye(num_states, dtype=mdp.reward.dtype)
+    obs = one_hot[state] if reads_rows(policy, one_hot[0], num_actions) else state
+    distribution = action_distribution(policy, obs)
+    log_prob = distribution.log_prob(action)
+    pi = jnp.exp(log_prob).reshape(num_states, num_actions)
+
+    def rows(table: Array) -> Array:
+        return jnp.broadcast_to(table, pi.shape).reshape(-1)
+
+    return Batch(
+        obs=obs,
+        action=action,
+        log_prob=log_prob,
+        advantage=rows(mdp.advantages(pi)),
+        value_target=rows(mdp.state_values(pi)[:, None]),
+        weight=rows(mdp.state_distribution(pi)[:, None] * pi),
+    )
+
+
+def reads_rows(policy: PyTree, row: Array, num_actions: int) -> bool:
+    """Whether the policy answers a one-hot row with a distribution over the actions.
+
+    Asked this way round because a network, whose normaliser broadcasts, would answer a number as well.
+    """
+    try:
+        distribution = eqx.filter_eval_shape(policy, row)
+    except (TypeError, ValueError, IndexError):
+        return False
+    return isinstance(distribution, Categorical) and distribution.logits.shape == (num_actions,)

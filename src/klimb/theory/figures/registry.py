@@ -1,0 +1,34 @@
+"""Which figures there are."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import NamedTuple
+
+from klimb.errors import ConfigError, nearest
+
+
+class Entry(NamedTuple):
+    """Where a figure is made, and what it shows, in one line."""
+
+    module: str
+    title: str
+
+
+FIGURES = {
+    "fields": Entry("fields", "vanilla and natural gradient fields of the linear-quadratic example"),
+    "constraint-sets": Entry("constraint_sets", "the circle, the Fisher ellipse and the true KL contours at one θ"),
+    "kl-directions": Entry("kl_directions", "one Gaussian fitted to two modes: KL(p‖q) covers, KL(q‖p) seeks"),
+    "estimator-variance": Entry("estimator_variance", "the noise of the policy gradient, by estimator, measured"),
+    "bounds": Entry("bounds", "how far apart two policies' states drift, against 1 − (1 − ε)ᵗ and εt"),
+    "trust-region": Entry("trust_region", "surrogate, true improvement and guarantee along the natural direction"),
+}
+"""By the name that the command line knows it by."""
+
+
+def load(name: str) -> ModuleType:
+    """The figure's module, with `numbers`, `draw` and `summary`. ConfigError for a name that there is not."""
+    if name not in FIGURES:
+        raise ConfigError(f"there is no figure {name!r}{nearest(name, FIGURES)}; there are {', '.join(FIGURES)}")
+    return importlib.import_module(f"klimb.theory.figures.{FIGURES[name].module}")

@@ -1,0 +1,61 @@
+"""The copies of a training: every seed under every value of what is varied, laid over the devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key, PyTree
+
+from klimb.training.devices import Layout
+
+
+class Copies:
+    """K = V·S copies: copy v·S + s is seed s under the v-th values.
+
+    first_seed, num_seeds: the seeds. variations: V values of each varied field of the rule; none for one set of
+    values. devices: what the copies are laid over.
+    """
+
+    def __init__(
+        self,
+        first_seed: int,
+        num_seeds: int,
+        variations: Mapping[str, Sequence[float]] | None,
+        devices: Sequence[jax.Device],
+    ) -> None:
+        self._first_seed, self._num_seeds = first_seed, num_seeds
+        self.values = {
+            name: np.repeat(np.asarray(values, np.float32), num_seeds) for name, values in (variations or {}).items()
+        }
+        self.count = next((len(values) for values in self.values.values()), num_seeds)
+        self.layout = Layout(self.count, devices)
+
+    def keys(self) -> Key[Array, " K"]:
+        """The key of every copy: the same for the same seed."""
+        seeds = jnp.tile(jnp.arange(self._num_seeds, dtype=jnp.uint32), self.count // self._num_seeds)
+        return jax.vmap(jax.random.key)(self._first_seed + seeds)
+
+    def values_of(self, copy: int) -> dict[str, float]:
+        """The values of one copy, by field."""
+        return {name: values[copy] for name, values in self.values.items()}
+
+    def over_copies(self, one: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """The same for every copy of a device; all arguments have the leading axis of copies, the state is the first.
+
+        One after the other on a CPU: a copy keeps its own branches and loops, and stays in the cache; a core gains
+        nothing from several at once. An accelerator does: there they are vmapped.
+        """
+
+        def every(*arguments: PyTree) -> PyTree:
+            count = arguments[0].iteration.shape[0]
+            if count > 1 and jax.default_backend() != "cpu":
+                return jax.vmap(one)(*arguments)
+            if count > 1:
+                return jax.lax.map(lambda rows: one(*rows), arguments)
+            result = one(*jax.tree.map(lambda x: x[0], arguments))
+            return jax.tree.map(lambda x: x[None], result)
+
+        return every

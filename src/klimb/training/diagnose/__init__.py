@@ -1,0 +1,1 @@
+"""Where the first NaN of an iteration was made."""

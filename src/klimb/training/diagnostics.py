@@ -1,0 +1,87 @@
+"""What is recorded of an iteration: the step's own measurements, the certificate, the episodes, the critic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from klimb.collect.episodes import EpisodeSummary
+from klimb.estimate.certificate import certificate
+from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
+from klimb.estimate.values import explained_variance, values
+from klimb.improve.critic_fit import CriticInfo
+from klimb.policies.networks import Critic
+from klimb.types import Batch, Rollout, TrainState, UpdateInfo
+
+Metrics = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """The metrics of an iteration. certificate: whether the step certificate is among them. gamma: per step."""
+
+    certificate: bool
+    gamma: float
+
+    def init(self) -> MeanResidual:
+        """What is remembered before the first iteration: nothing known."""
+        # Not a weakly typed NaN: the second call would be traced anew.
+        unknown = jnp.zeros(()) * jnp.nan
+        return MeanResidual(unknown, unknown)
+
+    def measure(
+        self,
+        state: TrainState,
+        batch: Batch,
+        data: Batch,
+        value: Float[Array, "T N"],
+        next_value: Float[Array, "T N"],
+        info: UpdateInfo,
+        fit: CriticInfo,
+        episodes: EpisodeSummary,
+    ) -> Metrics:
+        """Scalars by name.
+
+        state: before the step. batch: the newest rows. data: what the rule learned from. value, next_value: of the
+        newest rollout's observations and successors, before the fit. info, fit: of the step and of the critic's fit.
+        episodes: those that ended in the rollout.
+        """
+        metrics = {
+            **episode_metrics(episodes),
+            **step_metrics(info),
+            "explained_variance": explained_variance(value.reshape(-1), batch.value_target, batch.weight),
+            "value_loss": fit.value_loss,
+        }
+        if self.certificate:
+            assert batch.trajectory is not None
+            now = mean_residual(batch.trajectory.rollout, value, next_value, gamma=self.gamma)
+            metrics |= {**certificate(info, data, self.gamma), **realised_improvement(now, state.previous)}
+        return metrics
+
+    def remember(self, state: TrainState, critic: Critic, rollout: Rollout) -> MeanResidual:
+        """What the next iteration's realised improvement is measured against.
+
+        state: before the step. critic: after its fit. rollout: the newest.
+        """
+        if not self.certificate:
+            return state.previous
+        return mean_residual(rollout, *values(critic, rollout), gamma=self.gamma)
+
+
+def episode_metrics(episodes: EpisodeSummary) -> Metrics:
+    """The episodes that ended in a rollout, by name."""
+    faults = {} if episodes.faults is None else {"env_faults": jnp.asarray(episodes.faults)}
+    return {
+        **faults,
+        "episode_return": jnp.asarray(episodes.mean_return),
+        "episode_length": jnp.asarray(episodes.mean_length),
+        "episodes": jnp.asarray(episodes.count),
+    }
+
+
+def step_metrics(info: UpdateInfo) -> Metrics:
+    """A step's `UpdateInfo` by name, with the rule's own metrics; its errors belong to the certificate."""
+    fields = {name: value for name, value in vars(info).items() if name not in ("errors", "extra")}
+    return {**fields, **info.extra}

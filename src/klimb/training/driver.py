@@ -1,0 +1,289 @@
+"""Driving a training: `train` and `resume`, with records, checkpoints and a clean stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import PyTree
+
+from klimb.collect.demonstrations import Demonstrations
+from klimb.collect.evaluation import require_fit
+from klimb.environments.registry import Environment, imported_module, make, require_trust
+from klimb.errors import EnvironmentFault, PolicyFileError, RunError, TrainingFailed
+from klimb.fields import build
+from klimb.improve.rule import Rule, is_offline
+from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.demonstration_file import load_demonstrations
+from klimb.runs.directory import RunDirectory
+from klimb.runs.metrics import Record, to_records
+from klimb.runs.policy_file import load_policy, policy_name
+from klimb.training.pace import CallSize, Clock
+from klimb.training.program import Program
+from klimb.training.rejections import Rejections
+from klimb.training.run_writer import Run, RunWriter
+from klimb.training.stop_signals import StopSignals
+from klimb.types import Status, TrainState
+
+OnRecords = Callable[[list[Record]], None]
+
+logger = logging.getLogger("klimb")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM during a training; the checkpoint has been saved. `signal` is the number received."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal = signal_number
+
+
+class NotSaved(RunError):
+    """A training that could not be written. `runs` has it: `klimb.save_policy(error.runs[0].policy, directory)`."""
+
+    def __init__(self, message: str, runs: list[Run]) -> None:
+        super().__init__(message)
+        self.runs = runs
+
+
+def train(
+    env: str | Any,
+    rule: Rule,
+    *,
+    policy: PyTree | None = None,
+    demonstrations: Demonstrations | str | Path | None = None,
+    run_dir: str | Path | None = None,
+    on_records: OnRecords | None = None,
+    **options: Any,
+) -> Run:
+    """Train a policy in an environment with an update rule.
+
+    env: a name (see `klimb.make`) or an environment object.
+    rule: e.g. `TRPO(max_kl=0.01)`.
+    policy: a callable pytree `policy(obs) -> Distribution` to start from; None for a fresh network, or for the
+        policy of `init_from`.
+    demonstrations: recorded episodes (`klimb.record`), or where they are, for the rules that learn from them.
+    run_dir: a directory to make and write the run into; None keeps the run in memory.
+    on_records: called with the new records (one an iteration) after every call to the device.
+    options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
+        gamma, gae_lambda, advantage, …
+
+    Raises ConfigError for an option that is unknown or out of range, EnvironmentNotFound or UnsupportedSpace
+    for an environment that klimb can't train in, PolicyFileError for an `init_from` and DemonstrationError for
+    demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and
+    SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`.
+    """
+    environment = make(env)
+    name = env if isinstance(env, str) else environment.id
+    if demonstrations is not None:
+        source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
+        options["demonstrations"] = source
+    config = RunConfig(name, rule, build(TrainOptions, options))
+    policy = policy_for(environment, config) if policy is None else policy
+    program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
+    state = program.initial_state()
+    output = RunWriter.create(config, run_dir, program, state)
+    (run,) = drive(program, state, [output], on_records, iteration=0, wall_time=0.0)
+    return run
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    env: Any | None = None,
+    rule: Rule | None = None,
+    policy: PyTree | None = None,
+    demonstrations: Demonstrations | None = None,
+    on_records: OnRecords | None = None,
+    trust_environment: bool = False,
+) -> Run:
+    """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
+
+    The result is the same, byte for byte, as that of a run never interrupted: on compiled environments, and on those
+    whose simulator's state can be saved (docs/reliability.md). On others running episodes start anew. `env`, `rule`,
+    `policy` and `demonstrations` are needed only for a run that was started from Python with objects that a
+    configuration file can't name.
+
+    trust_environment: import the module that the configuration names for its environment, if it names one.
+
+    Raises RunError when the directory is no run, has no usable checkpoint, or is being written by another process;
+    UntrustedEnvironment when a module would have to be imported.
+    """
+    directory = RunDirectory.open(run_dir)
+    config = directory.config
+    if rule is not None:
+        config = RunConfig(config.env, rule, config.options)
+    if env is None and not trust_environment:
+        require_trust(config.env, directory.path / "config.toml")
+    environment = make(config.env if env is None else env)
+    with contextlib.closing(directory):
+        directory.lock()
+        policy = _saved_policy(directory, environment) if policy is None else policy
+        program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
+        state, iteration, wall_time, host_states = directory.load(program.state_template())
+        directory.start_log(keep_until=iteration)
+        (run,) = drive(
+            program,
+            program.place(state),
+            [RunWriter(config, slice(None), directory)],
+            on_records,
+            iteration=iteration,
+            wall_time=wall_time,
+            host_states=host_states,
+        )
+    return run
+
+
+def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:
+    """The policy of the (first) seed, which says how policies of the run are built.
+
+    Where it can't be read, the one that the run started from, or None for a network of the configuration.
+    """
+    options = directory.config.options
+    first_seed = options.seed if options.num_seeds > 1 else None
+    if not (directory.path / f"{policy_name(first_seed)}.json").is_file():
+        return policy_for(environment, directory.config)
+    try:
+        return load_policy(directory.path, seed=first_seed)
+    except PolicyFileError as error:
+        logger.warning("%s; the checkpoint is used, and its policy written anew", error)
+        return policy_for(environment, directory.config)
+
+
+def policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
+    """The policy of another run that a run starts from, if it has any and it fits the environment."""
+    if config.options.init_from is None:
+        return None
+    policy = load_policy(config.options.init_from)
+    require_fit(policy, environment)
+    return policy
+
+
+def demonstrations_for(
+    environment: Environment, config: RunConfig, given: Demonstrations | str | Path | None
+) -> Demonstrations | None:
+    """The demonstrations of a run, if it has any and they fit the environment and the rule."""
+    config.check_demonstrations()
+    source = config.options.demonstrations
+    if source is None:
+        return None
+    demonstrations = given if isinstance(given, Demonstrations) else load_demonstrations(source)
+    demonstrations.check_fit(environment)
+    if not is_offline(config.rule):
+        demonstrations.check_log_probs()
+    return demonstrations
+
+
+def drive(
+    program: Program,
+    state: TrainState,
+    outputs: list[RunWriter],
+    on_records: OnRecords | None,
+    *,
+    iteration: int,
+    wall_time: float,
+    host_states: dict[str, Any] | None = None,
+) -> list[Run]:
+    """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
+    clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
+    try:
+        rejections.restore([record for output in outputs for record in output.load_history(iteration)])
+        program.start(iteration=iteration, host_states=host_states)
+        state, iteration = _advance(program, state, outputs, on_records, iteration, clock, rejections)
+        runs = [output.result(program, state) for output in outputs]
+        lacking = [words for output in outputs if (words := output.unwritten(iteration)) is not None]
+        if lacking:
+            raise NotSaved(f"the training is done, but {'; '.join(lacking)}: the disk can't be written", runs)
+        return runs
+    finally:
+        try:
+            program.close()
+        finally:
+            for output in outputs:
+                output.close()
+
+
+def _advance(
+    program: Program,
+    state: TrainState,
+    outputs: list[RunWriter],
+    on_records: OnRecords | None,
+    iteration: int,
+    clock: Clock,
+    rejections: Rejections,
+) -> tuple[TrainState, int]:
+    """The last state and its iteration. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
+    options, num_iterations = program.config.options, program.config.num_iterations
+    size = CallSize(1 if options.check_finite else program.max_iterations_per_call)
+    with StopSignals() as stop:
+        while iteration < num_iterations and not program.finished(state):
+            until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
+            count = min(size.iterations, num_iterations - iteration, until_checkpoint, rejections.remaining)
+            try:
+                state, metrics = program.advance(state, count)
+            except EnvironmentFault as fault:
+                # Nothing has been learned of the rollout: the state is still that of the last iteration.
+                _save(outputs, program, state, iteration, clock.now, due=False)
+                raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(outputs)}") from fault
+            times, seconds = clock.lap(count)
+            size.adapt(count, seconds)
+            iteration += count
+            speed = count * program.source.rows_per_iteration * program.num_copies / seconds
+            for output in outputs:
+                output.append(metrics, times, speed)
+            if on_records is not None:
+                on_records(to_records(metrics, wall_time=times, steps_per_second=speed))
+            rejections.count(metrics["status"])
+            finished = iteration == num_iterations or program.finished(state)
+            stops = not finished and (stop.received is not None or rejections.limit_reached)
+            due = finished or iteration % options.checkpoint_every == 0
+            if due or stops:
+                _save(outputs, program, state, iteration, clock.now, due=due)
+            if options.check_finite and (metrics["status"] == Status.NONFINITE).any():
+                _save(outputs, program, state, iteration, clock.now, due=due)
+                raise TrainingFailed(_first_nan(program, metrics, iteration) + _saved(outputs))
+            if stops and rejections.limit_reached:
+                raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(outputs)}")
+            if stops and stop.received is not None:
+                raise Interrupted(f"stopped after iteration {iteration}{_saved(outputs)}", stop.received)
+    return state, iteration
+
+
+def _save(
+    outputs: list[RunWriter], program: Program, state: TrainState, iteration: int, wall_time: float, *, due: bool
+) -> None:
+    """A checkpoint of every run. NotSaved when a run's directory is gone: nobody would ever find what follows."""
+    gone = []
+    host_states = program.host_states()
+    policies = program.policies(state)
+    for output in outputs:
+        if output.saved_at != iteration:
+            try:
+                output.save(program, state, policies, host_states, iteration=iteration, wall_time=wall_time, due=due)
+            except RunError as error:
+                gone.append(str(error))
+    if gone:
+        runs = [output.result(program, state) for output in outputs]
+        raise NotSaved(f"{'; '.join(gone)}; stopped after iteration {iteration}", runs)
+
+
+def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int) -> str:
+    """What made the first NaN of the first copy whose step was not finite."""
+    copy = int(np.flatnonzero((metrics["status"] == Status.NONFINITE).any(0))[0])
+    return f"iteration {iteration}: {program.source.first_nan(copy)}"
+
+
+def _saved(outputs: list[RunWriter]) -> str:
+    """How to go on, for a message."""
+    directories = [output for output in outputs if output.directory is not None]
+    if not directories:
+        return "; nothing was saved (no run directory)"
+    if any(output.saved_at is None for output in directories):
+        return "; the checkpoint could not be written"
+    flag = "" if imported_module(directories[0].config.env) is None else " --trust-environment"
+    ways = " and ".join(f"klimb resume {output.directory.path}{flag}" for output in directories if output.directory)
+    return f", checkpoint saved; go on with: {ways}"

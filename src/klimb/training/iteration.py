@@ -1,0 +1,135 @@
+"""One iteration: collect → estimate → improve → fit. Read this first.
+
+One iteration of one seed is a pure function from `TrainState` to `TrainState`. Where the environment is
+compiled, the whole iteration is one traced program, and many run in a single call; where it is not, rollouts
+come from outside and the rest of the iteration is the same program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from klimb.collect.compiled import CompiledCollector
+from klimb.collect.episodes import EpisodeSummary
+from klimb.estimate.estimator import Estimator
+from klimb.estimate.values import values
+from klimb.improve.critic_fit import CriticFit
+from klimb.improve.rule import Rule, traits_of
+from klimb.improve.warm_up import step_unless
+from klimb.policies.networks import Critic
+from klimb.training.devices import run_concurrently
+from klimb.training.diagnostics import Diagnostics, Metrics
+from klimb.training.normalizers import NormalizerUpdates
+from klimb.training.replay import Replay
+from klimb.types import Batch, Rollout, TrainState, UpdateInfo
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """collect → estimate → improve → fit, for one seed.
+
+    policy_static: the part of the policy that is no array. num_iterations: of the whole run, for what is annealed.
+    warmup: iterations in which only the critic learns. With a `role_axis` of two devices the rule's step is taken on
+    one of them while the critic is fitted on the other.
+    """
+
+    rule: Rule
+    policy_static: PyTree
+    collector: CompiledCollector | None
+    estimator: Estimator
+    replay: Replay
+    critic_fit: CriticFit
+    normalizers: NormalizerUpdates
+    diagnostics: Diagnostics
+    num_iterations: int
+    warmup: int = 0
+    role_axis: str | None = None
+
+    def __call__(self, state: TrainState, demonstrations: Rollout | None = None) -> tuple[TrainState, Metrics]:
+        """One whole iteration on a compiled environment: (state, metrics).
+
+        demonstrations: recorded rows, `[T, M]`, that the rule learns from besides.
+        """
+        assert self.collector is not None
+        key, key_collect = jax.random.split(state.key)
+        policy = eqx.combine(state.policy, self.policy_static)
+        collector_state, rollout, episodes = self.collector.collect(key_collect, policy, state.collector_state)
+        state = eqx.tree_at(lambda s: (s.key, s.collector_state), state, (key, collector_state))
+        return self.learn(state, rollout, episodes, demonstrations)
+
+    def learn(
+        self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary, demonstrations: Rollout | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """estimate → improve and fit → update the normalisers, from a rollout of the current policy.
+
+        rollout: `[T, N]`. episodes: those that ended in it. demonstrations: as in a call.
+        """
+        key, key_step, key_fit = jax.random.split(state.key, 3)
+        policy = eqx.combine(state.policy, self.policy_static)
+        value, next_value = values(state.critic, rollout)
+        fraction_done = state.iteration / self.num_iterations
+
+        batch = self.estimator.batch(rollout, value, next_value, fraction_done=fraction_done)
+        history, data = self.replay.training_batch(state, batch, demonstrations)
+        (improved, rule_state, info), (critic, critic_state, fit) = run_concurrently(
+            lambda: self.improve(key_step, policy, state, data),
+            lambda: self.critic_fit.fit(key_fit, state.critic, state.critic_state, batch),
+            self.role_axis,
+        )
+        new_policy = eqx.combine(improved, self.policy_static)
+        metrics = self.diagnostics.measure(state, batch, data, value, next_value, info, fit, episodes)
+        new_policy, critic = self.normalizers.update(new_policy, critic, batch)
+
+        state = TrainState(
+            policy=eqx.filter(new_policy, eqx.is_array),
+            critic=critic,
+            rule_state=rule_state,
+            critic_state=critic_state,
+            collector_state=state.collector_state,
+            history=history,
+            previous=self.diagnostics.remember(state, critic, rollout),
+            iteration=state.iteration + 1,
+            env_steps=state.env_steps
+            + traits_of(self.rule).env_steps_per_row * jnp.sum(rollout.valid, dtype=jnp.uint32),
+            key=key,
+        )
+        return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
+
+    def improve(
+        self, key: PRNGKeyArray, policy: PyTree, state: TrainState, batch: Batch
+    ) -> tuple[PyTree, PyTree, UpdateInfo]:
+        """The rule's step, of the policy its arrays; while the critic warms up, none.
+
+        key: for the rule. policy: the one that collected the batch. state: before the step.
+        """
+        waiting: Array | bool = False
+        if self.warmup > 0 and traits_of(self.rule).uses_critic:
+            waiting = state.iteration < self.warmup
+        policy, rule_state, info = step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
+        return eqx.filter(policy, eqx.is_array), rule_state, info
+
+    def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
+        """The state before the first iteration.
+
+        key: of the whole run. policy, critic: to start from. rollout: the shapes of one, for a rule that learns from
+        the last several.
+        """
+        key, key_collect = jax.random.split(key)
+        arrays = eqx.filter(policy, eqx.is_array)
+        return TrainState(
+            policy=arrays,
+            critic=critic,
+            rule_state=self.rule.init(policy),
+            critic_state=self.critic_fit.start(critic),
+            collector_state=() if self.collector is None else self.collector.init(key_collect),
+            history=() if rollout is None else self.replay.empty(rollout, arrays),
+            previous=self.diagnostics.init(),
+            iteration=jnp.int32(0),
+            env_steps=jnp.uint32(0),
+            key=key,
+        )

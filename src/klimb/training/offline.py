@@ -1,0 +1,50 @@
+"""One iteration of a rule that learns from demonstrations alone: no environment, no critic, one pass over them."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from klimb.estimate.certificate import worst_states_and_errors
+from klimb.improve.rule import OfflineRule
+from klimb.improve.warm_up import take_step
+from klimb.policies.policy import action_distribution
+from klimb.training.diagnostics import Metrics, step_metrics
+from klimb.types import Batch, Rollout, TrainState, Trajectory
+
+
+def offline_iteration(
+    state: TrainState, rule: OfflineRule, policy_static: PyTree, demonstrations: Rollout
+) -> tuple[TrainState, Metrics]:
+    """One pass over the demonstrations, for one seed: (state, metrics).
+
+    state: before the pass. policy_static: the part of the policy that is no array. demonstrations: rows `[T, N]`.
+    """
+    key, key_step = jax.random.split(state.key)
+    policy = eqx.combine(state.policy, policy_static)
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), demonstrations)
+    zeros = jnp.zeros_like(rows.reward)
+    batch = Batch(
+        obs=rows.obs,
+        action=rows.action,
+        # Measured against the policy as it is: who the demonstrator was may not be known.
+        log_prob=action_distribution(policy, rows.obs).log_prob(rows.action),
+        advantage=zeros,
+        value_target=zeros,
+        weight=rows.valid.astype(zeros.dtype),
+        trajectory=Trajectory(demonstrations),
+        fraction_done=state.iteration / rule.max_epochs,
+    )
+    policy, rule_state, info = take_step(rule, key_step, policy, state.rule_state, batch)
+    state = eqx.tree_at(
+        lambda s: (s.policy, s.rule_state, s.iteration, s.key),
+        state,
+        (eqx.filter(policy, eqx.is_array), rule_state, state.iteration + 1, key),
+    )
+    # Demonstrations have no returns of this policy, and predict no improvement.
+    unknown = jnp.full((), jnp.nan)
+    undefined = dict.fromkeys(("episode_return", "episode_length", "surrogate_gain"), unknown)
+    metrics = {**step_metrics(info), **worst_states_and_errors(info), **undefined}
+    return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}

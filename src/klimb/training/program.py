@@ -1,0 +1,248 @@
+"""A training as a program: every seed and every value of what is varied, on the devices, fed by a source."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from klimb.collect.compiled import CompiledCollector
+from klimb.collect.demonstrations import Demonstrations
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.host import HostEnvironment
+from klimb.environments.registry import Environment
+from klimb.errors import ConfigError
+from klimb.estimate.estimator import Estimator
+from klimb.improve.critic_fit import CriticFit
+from klimb.improve.rule import Rule, Setting, bind, is_offline, traits_of, with_values
+from klimb.policies.actions import action_spec
+from klimb.policies.networks import Critic, NetworkPolicy, flat_observation_size
+from klimb.policies.policy import action_distribution
+from klimb.runs.config import RunConfig
+from klimb.training.copies import Copies
+from klimb.training.devices import available, cores
+from klimb.training.diagnostics import Diagnostics
+from klimb.training.iteration import Iteration
+from klimb.training.normalizers import NormalizerUpdates
+from klimb.training.replay import Replay
+from klimb.training.sources import CompiledSource, DemonstrationSource, HostSource, Learner, Source
+from klimb.types import Rollout, TrainState
+
+
+class Program:
+    """The training of `config` on an environment: `initial_state`, then `advance` until done.
+
+    config: the rule and all options. environment: where it trains. policy: to start from; None for a fresh network.
+    demonstrations: recorded episodes, for the rules that learn from them.
+    variations: values of some of the rule's fields, `[V]` each: every seed is trained once with each of them, all in
+    one program. Copy v·S + s is seed s under the v-th values.
+
+    States and metrics have a leading axis of K seeds (V·S with variations). On a compiled environment a call runs
+    many iterations without coming back to the host; on a host environment, and on demonstrations alone, it runs one.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        environment: Environment,
+        policy: PyTree | None = None,
+        demonstrations: Demonstrations | None = None,
+        variations: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        options = config.options
+        if environment.one_hot:
+            options = dataclasses.replace(options, normalize_observations=False)
+        self.config, self._options, self._environment, self._policy = config, options, environment, policy
+        self._observation_size = flat_observation_size(environment.observation_space)
+        self._actions = action_spec(environment.action_space)
+        template = eqx.filter_eval_shape(self._first_policy, jax.random.key(0)) if policy is None else policy
+        is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
+        self.policy_static = eqx.partition(template, is_array)[1]
+        self._demonstrations = None if demonstrations is None else self._arrange(demonstrations, template)
+
+        devices = available()[: options.cores]
+        # A rule that learns from demonstrations alone fits no critic: there is one role only.
+        self._copies = Copies(
+            options.seed, options.num_seeds, variations, devices[:1] if is_offline(config.rule) else devices
+        )
+        self._bound = self._bind(config.rule)
+        self.iteration = self._make_iteration(self._compiled_collector())
+        self.source = self._make_source()
+        self._init = jax.jit(jax.vmap(self._initial_state))
+
+    @property
+    def num_copies(self) -> int:
+        """Copies that are trained together: seeds times values."""
+        return self._copies.count
+
+    def initial_state(self) -> TrainState:
+        """Fresh policies and critics; seed k of K is the run that `seed + k` alone would be."""
+        return self.place(self._init(self._copies.keys(), self._copies.values))
+
+    def place(self, state: TrainState) -> TrainState:
+        """A state, from wherever it comes, on the devices that go on with it."""
+        return self._copies.layout.place(state)
+
+    def state_template(self) -> TrainState:
+        """The shapes of a state, without computing one: what checkpoints are read into."""
+        return jax.eval_shape(self._init, self._copies.keys(), self._copies.values)
+
+    def start(self, *, iteration: int, host_states: dict[str, Any] | None = None) -> None:
+        """Put the host environments where they were, or start their episodes anew.
+
+        iteration: the one that the training goes on from; with the run's seed it is the seed of new episodes.
+        host_states: what `host_states()` said there, or None.
+        """
+        seed = np.random.SeedSequence([self.config.options.seed, iteration]).generate_state(1)[0]
+        self.source.start(iteration, int(seed), host_states)
+
+    def host_states(self) -> dict[str, Any] | None:
+        """Where the host environments stand after the last rollout, as plain data for `start`.
+
+        None where there are none, or where their simulator's state can't be saved.
+        """
+        return self.source.capture()
+
+    def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """Run `iterations` (at most `max_iterations_per_call`): the new state, and metrics `[iterations, K]`.
+
+        `state` is given up: its buffers are used again for the new one.
+        """
+        return self.source.advance(state, iterations)
+
+    @property
+    def max_iterations_per_call(self) -> int:
+        """The most that `advance` takes."""
+        return self.source.max_iterations_per_call
+
+    def finished(self, state: TrainState) -> bool:
+        """Whether the rule has ended the training of every seed before the last iteration."""
+        rule = self.config.rule
+        return is_offline(rule) and bool(jnp.all(rule.finished(state.rule_state)))
+
+    def policies(self, state: TrainState) -> list[Any]:
+        """The policy of every copy."""
+        # By way of the host: wherever the training was, these are on one device.
+        arrays = jax.tree.map(np.asarray, state.policy)
+        return [
+            eqx.combine(jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), arrays), self.policy_static)
+            for k in range(self.num_copies)
+        ]
+
+    def close(self) -> None:
+        """Release the host environments."""
+        self.source.close()
+
+    def _bind(self, rule: Rule) -> Rule:
+        """The rule at work in the environment."""
+        options, fresh = self._options, self._options.init_from is None
+        learns_scale = options.normalize_observations and fresh
+        return bind(rule, self._environment, Setting(options.num_envs, options.num_steps, learns_scale, fresh))
+
+    def _make_iteration(self, collector: CompiledCollector | None) -> Iteration:
+        options, traits = self._options, traits_of(self._bound)
+        estimator = options.part(Estimator)
+        return Iteration(
+            rule=self._bound,
+            policy_static=self.policy_static,
+            collector=collector,
+            estimator=estimator,
+            replay=Replay(traits.history, traits.keeps_policies, self.policy_static, estimator),
+            critic_fit=options.part(CriticFit),
+            normalizers=NormalizerUpdates(
+                # A policy that was trained before keeps its statistics: new ones would move it.
+                policy=options.normalize_observations and options.init_from is None and not traits.owns_normalizer,
+                critic=options.normalize_observations,
+            ),
+            diagnostics=Diagnostics(options.certificate, options.gamma),
+            num_iterations=self.config.num_iterations,
+            warmup=options.warmup,
+            role_axis=self._copies.layout.role_axis,
+        )
+
+    def _iteration_under(self, values: dict[str, Any]) -> Iteration:
+        """One copy's iteration, under its own values of what is varied."""
+        if not values:
+            return self.iteration
+        return dataclasses.replace(self.iteration, rule=self._bind(with_values(self.config.rule, values)))
+
+    def _make_source(self) -> Source:
+        rule, options = self.config.rule, self._options
+        learner = Learner(
+            self._copies, self._iteration_under, self.policy_static, self._demonstrations, options.check_finite
+        )
+        if is_offline(rule):
+            return DemonstrationSource(learner, rule)
+        rows = options.batch_size * traits_of(rule).env_steps_per_row
+        if self.iteration.collector is not None:
+            return CompiledSource(learner, self.iteration.collector, rows)
+        assert isinstance(self._environment, HostEnvironment)
+        return HostSource(learner, self._environment, options, cores(), rows)
+
+    def _compiled_collector(self) -> CompiledCollector | None:
+        """What collects inside the program; None where experience comes from outside."""
+        options, environment = self._options, self._environment
+        if is_offline(self.config.rule) or not isinstance(environment, CompiledEnvironment):
+            return None
+        if options.overlap:
+            raise ConfigError(
+                f"{environment.id} is compiled: collecting and learning are one program, and there is nothing to "
+                "overlap; leave --overlap off"
+            )
+        return CompiledCollector(
+            environment, options.num_envs, options.num_steps, traits_of(self._bound).records_env_state
+        )
+
+    def _first_policy(self, key: PRNGKeyArray) -> PyTree:
+        if self._policy is not None:
+            return self._policy
+        options = self.config.options
+        return NetworkPolicy(
+            self._observation_size,
+            self._actions,
+            hidden=options.hidden,
+            activation=options.activation,
+            initial_log_std=options.initial_log_std,
+            state_dependent_std=options.state_dependent_std,
+            tanh_squash=options.tanh_squash,
+            key=key,
+        )
+
+    def _initial_state(self, key: PRNGKeyArray, values: dict[str, Array]) -> TrainState:
+        options = self._options
+        key, key_policy, key_critic = jax.random.split(key, 3)
+        hidden = options.hidden if options.critic_hidden is None else options.critic_hidden
+        critic = Critic(self._observation_size, hidden=hidden, activation=options.activation, key=key_critic)
+        policy = self._first_policy(key_policy)
+        learns_scale = options.normalize_observations and options.init_from is None
+        if is_offline(self.config.rule) and learns_scale and isinstance(policy, NetworkPolicy):
+            assert self._demonstrations is not None
+            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._demonstrations)
+            normalizer = policy.normalizer.update(rows.obs, rows.valid.astype(rows.obs.dtype))
+            policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer)
+        rollout = None if traits_of(self._bound).history == 1 else self.source.rollout_shapes(policy)
+        return self._iteration_under(values).init(key, policy, critic, rollout)
+
+    def _arrange(self, demonstrations: Demonstrations, template: PyTree) -> Rollout:
+        """Demonstrations as the rule gets them: actions as the policy has them, columns as long as a rollout's."""
+        rollout = demonstrations.rollout()
+        # Only the kind of distribution matters here, not its numbers.
+        distribution = eqx.filter_eval_shape(partial(action_distribution, axes=0), template, rollout.obs[0, 0])
+        rollout = eqx.tree_at(lambda r: r.action, rollout, distribution.from_environment(rollout.action))
+        if is_offline(self.config.rule):
+            return rollout
+        num_steps = self.config.options.num_steps
+
+        def cut(x: Array) -> Array:
+            x = jnp.pad(x, [(0, -len(x) % num_steps)] + [(0, 0)] * (x.ndim - 1))
+            x = jnp.moveaxis(x.reshape(-1, num_steps, *x.shape[1:]), 0, 1)
+            return x.reshape(num_steps, -1, *x.shape[3:])
+
+        return jax.tree.map(cut, rollout)

@@ -1,0 +1,43 @@
+"""What the policies of a run have been worth lately, for the choice of the best checkpoint."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from klimb.runs.metrics import Record
+
+
+class RecentScore:
+    """The mean return of the episodes that ended since the last time it was asked for, over the seeds' means."""
+
+    def __init__(self) -> None:
+        self._sums: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+
+    def take_in(self, metrics: dict[str, np.ndarray]) -> None:
+        """The metrics of some iterations, `[iterations, seeds]`."""
+        if "episodes" in metrics:
+            counts = metrics["episodes"].astype(np.float64)
+            self._counts.extend(counts)
+            self._sums.extend(np.where(counts > 0, metrics["episode_return"] * counts, 0))
+
+    def restore(self, records: list[Record]) -> None:
+        """The same from the records of iterations of a run that is gone on with."""
+        for record in records:
+            counts, returns = (
+                np.atleast_1d(np.array(record.get(name), float)) for name in ("episodes", "episode_return")
+            )
+            if np.isfinite(counts).all():
+                self.take_in({"episodes": counts[None], "episode_return": returns[None]})
+
+    def draw(self) -> float | None:
+        """The score, which then starts anew. None where a seed has ended no episode, or its return is not finite."""
+        # Summed exactly: the same however the iterations were grouped.
+        sums = [math.fsum(seed) for seed in zip(*self._sums, strict=True)]
+        counts = [math.fsum(seed) for seed in zip(*self._counts, strict=True)]
+        self._sums, self._counts = [], []
+        if not counts or not all(counts) or not all(map(math.isfinite, sums)):
+            return None
+        return math.fsum(total / count for total, count in zip(sums, counts, strict=True)) / len(sums)

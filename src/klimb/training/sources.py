@@ -1,0 +1,282 @@
+"""Where the experience of a training comes from: a compiled environment, one that runs in Python, or demonstrations."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from klimb.collect.compiled import CompiledCollector
+from klimb.collect.episodes import EpisodeSummary
+from klimb.collect.host.collector import HostRollout, VectorCollector, complete
+from klimb.collect.host.pipeline import RolloutPipeline
+from klimb.collect.host.stepping import Columns
+from klimb.collect.options import Collection
+from klimb.environments.host import HostEnvironment
+from klimb.improve.rule import OfflineRule
+from klimb.training.copies import Copies
+from klimb.training.diagnose.first_nan import explain_first_nan
+from klimb.training.diagnostics import Metrics
+from klimb.training.iteration import Iteration
+from klimb.training.offline import offline_iteration
+from klimb.training.packed_metrics import PackedMetrics
+from klimb.types import Rollout, TrainState
+
+MAX_ITERATIONS_PER_CALL = 256
+
+Records = dict[str, np.ndarray]
+"""Metrics `[iterations, K]` by name."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What every source advances.
+
+    iteration: from one copy's values of what is varied to its iteration. demonstrations: recorded rows, `[T, M]`, or
+    None. keeps_inputs: whether what an iteration was computed from is kept, for `Source.first_nan`.
+    """
+
+    copies: Copies
+    iteration: Callable[[dict[str, Any]], Iteration]
+    policy_static: PyTree
+    demonstrations: Rollout | None
+    keeps_inputs: bool
+
+
+class Source(abc.ABC):
+    """Advances a training with experience of one kind. States and metrics have a leading axis of K copies."""
+
+    rows_per_iteration: int
+    """Environment steps of one copy in one iteration; of demonstrations their rows."""
+    max_iterations_per_call: int = 1
+
+    @abc.abstractmethod
+    def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, Records]:
+        """Run iterations, at most `max_iterations_per_call`. `state` is given up: its buffers are used again."""
+
+    @abc.abstractmethod
+    def trace(self, state: TrainState) -> None:
+        """Trace what `advance` runs, and compute nothing: whatever can't be compiled is raised here."""
+
+    @abc.abstractmethod
+    def first_nan(self, copy: int) -> str:
+        """What made the first NaN of a copy's last iteration, in one line."""
+
+    def rollout_shapes(self, policy: PyTree) -> Rollout:
+        """The shapes of one copy's rollout under a policy."""
+        raise NotImplementedError
+
+    def start(self, iteration: int, seed: int, host_states: dict[str, Any] | None) -> None:  # noqa: B027
+        """Put host environments where `capture` found them, or start their episodes anew from a seed."""
+
+    def capture(self) -> dict[str, Any] | None:
+        """Where host environments stand, as plain data; None where there are none, or that can't be saved."""
+        return None
+
+    def close(self) -> None:  # noqa: B027
+        """Release the host environments."""
+
+
+class CompiledSource(Source):
+    """A compiled environment: many iterations run in one call, without coming back to the host."""
+
+    max_iterations_per_call = MAX_ITERATIONS_PER_CALL
+
+    def __init__(self, learner: Learner, collector: CompiledCollector, rows_per_iteration: int) -> None:
+        self._learner, self._collector = learner, collector
+        self.rows_per_iteration = rows_per_iteration
+        self._run = learner.copies.layout.compile(self._many, by_seed=(True, True, False, False))
+        self._before: TrainState | None = None
+
+    def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, Records]:
+        learner = self._learner
+        if learner.keeps_inputs:
+            self._before = jax.tree.map(jnp.copy, state)
+        state, log = self._run(state, learner.copies.values, iterations, learner.demonstrations)
+        return state, {name: np.asarray(values)[:, :iterations].swapaxes(0, 1) for name, values in log.items()}
+
+    def trace(self, state: TrainState) -> None:
+        self.metric_shapes(state)
+
+    def metric_shapes(self, state: TrainState) -> Metrics:
+        """The shapes of an iteration's metrics, `[K, iterations]` each."""
+        return jax.eval_shape(self._run, state, self._learner.copies.values, 1, self._learner.demonstrations)[1]
+
+    def first_nan(self, copy: int) -> str:
+        learner = self._learner
+        iteration = replace(learner.iteration(learner.copies.values_of(copy)), role_axis=None)
+        state = jax.tree.map(lambda x: x[copy], self._before)
+        return explain_first_nan(lambda state: iteration(state, learner.demonstrations), state)
+
+    def rollout_shapes(self, policy: PyTree) -> Rollout:
+        collector = self._collector
+        return eqx.filter_eval_shape(
+            lambda key, policy: collector.collect(key, policy, collector.init(key))[1], jax.random.key(0), policy
+        )
+
+    def _many(
+        self, state: TrainState, values: dict[str, Array], iterations: Array, demonstrations: Rollout | None
+    ) -> tuple[TrainState, Metrics]:
+        # The number of iterations is data, not a constant: one program whatever the host asks for, so that
+        # results do not depend on how a run is cut into calls.
+        def one_copy(state: TrainState, values: dict[str, Array]) -> tuple[TrainState, Metrics]:
+            iteration = self._learner.iteration(values)
+            shapes = jax.eval_shape(iteration, state, demonstrations)[1]
+            log = jax.tree.map(lambda x: jnp.zeros((MAX_ITERATIONS_PER_CALL, *x.shape), x.dtype), shapes)
+
+            def body(i: Array, carry: tuple) -> tuple:
+                state, log = carry
+                state, metrics = iteration(state, demonstrations)
+                return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
+
+            return jax.lax.fori_loop(0, iterations, body, (state, log))
+
+        return self._learner.copies.over_copies(one_copy)(state, values)
+
+
+class HostSource(Source):
+    """An environment that runs in Python: one rollout and one update per call."""
+
+    def __init__(
+        self, learner: Learner, environment: HostEnvironment, options: Collection, cores: int, rows_per_iteration: int
+    ) -> None:
+        """cores: worker processes where the options leave their number open."""
+        self._learner = learner
+        self.rows_per_iteration = rows_per_iteration
+        copies = learner.copies
+        self._collector = VectorCollector(
+            environment,
+            learner.policy_static,
+            num_seeds=copies.count,
+            num_envs=options.num_envs,
+            num_steps=options.num_steps,
+            workers=cores if options.workers is None else options.workers,
+            restart=options.env_fault == "restart",
+            timeout=options.env_timeout,
+        )
+        keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(copies.keys(), number))
+        self._rollouts = RolloutPipeline(self._collector, keys, overlap=options.overlap)
+        self._run = copies.layout.compile(self._learn, by_seed=(True, True, True, True, True, False))
+        self._before: tuple[TrainState | None, HostRollout, PyTree | None, EpisodeSummary] | None = None
+
+    def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, Records]:
+        learner = self._learner
+        before = jax.tree.map(jnp.copy, state) if learner.keeps_inputs else None
+        rollout, behaviour, episodes = self._rollouts.next(state.policy)
+        self._before = None if before is None else (before, rollout, behaviour, episodes)
+        state, metrics = self._run(state, learner.copies.values, behaviour, rollout, episodes, learner.demonstrations)
+        # Overlaps with the update, which runs asynchronously.
+        self._rollouts.prepare()
+        return state, {name: values[None] for name, values in metrics.unpack().items()}
+
+    def trace(self, state: TrainState) -> None:
+        learner, count = self._learner, self._learner.copies.count
+        policy = eqx.combine(jax.tree.map(lambda x: np.asarray(x)[0], state.policy), learner.policy_static)
+        rows = jax.tree.map(lambda x: np.stack([x] * count), self.rollout_shapes(policy))
+        rollout = HostRollout(Columns(*(getattr(rows, name) for name in Columns._fields)), rows.time)
+        number = jnp.zeros(count)
+        episodes = EpisodeSummary(number.astype(jnp.int32), number, number, number.astype(jnp.int32))
+        jax.eval_shape(self._run, state, learner.copies.values, None, rollout, episodes, learner.demonstrations)
+
+    def first_nan(self, copy: int) -> str:
+        learner = self._learner
+        state, rollout, behaviour, episodes = jax.tree.map(lambda x: jnp.asarray(x)[copy], self._before)
+        cause = _nonfinite_input(rollout.columns)
+        if cause is not None:
+            return cause
+        iteration = replace(learner.iteration(learner.copies.values_of(copy)), role_axis=None)
+
+        def learn(state: TrainState) -> PyTree:
+            rows = complete(learner.policy_static, state.policy if behaviour is None else behaviour, rollout)
+            return iteration.learn(state, rows, episodes, learner.demonstrations)
+
+        return explain_first_nan(learn, state)
+
+    def rollout_shapes(self, policy: PyTree) -> Rollout:
+        return self._collector.rollout_shapes(policy)
+
+    def start(self, iteration: int, seed: int, host_states: dict[str, Any] | None) -> None:
+        self._rollouts.start(iteration, seed, host_states)
+
+    def capture(self) -> dict[str, Any] | None:
+        return self._rollouts.capture()
+
+    def close(self) -> None:
+        self._collector.close()
+
+    def _learn(
+        self,
+        state: TrainState,
+        values: dict[str, Array],
+        behaviour: PyTree | None,
+        rollout: HostRollout,
+        episodes: EpisodeSummary,
+        demonstrations: Rollout | None,
+    ) -> tuple[TrainState, PackedMetrics]:
+        def one_copy(
+            state: TrainState, values: Any, behaviour: PyTree | None, rollout: HostRollout, episodes: Any
+        ) -> tuple[TrainState, PackedMetrics]:
+            acted = state.policy if behaviour is None else behaviour
+            rows = complete(self._learner.policy_static, acted, rollout)
+            state, metrics = self._learner.iteration(values).learn(state, rows, episodes, demonstrations)
+            return state, PackedMetrics.of(metrics)
+
+        return self._learner.copies.over_copies(one_copy)(state, values, behaviour, rollout, episodes)
+
+
+class DemonstrationSource(Source):
+    """Demonstrations alone: one pass over them per call, and no environment."""
+
+    def __init__(self, learner: Learner, rule: OfflineRule) -> None:
+        assert learner.demonstrations is not None
+        self._learner, self._rule = learner, rule
+        self.rows_per_iteration = int(learner.demonstrations.valid.sum())
+        self._run = learner.copies.layout.compile(self._study, by_seed=(True, False))
+        self._before: TrainState | None = None
+
+    def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, Records]:
+        if self._learner.keeps_inputs:
+            self._before = jax.tree.map(jnp.copy, state)
+        state, metrics = self._run(state, self._learner.demonstrations)
+        return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
+
+    def trace(self, state: TrainState) -> None:
+        self.metric_shapes(state)
+
+    def metric_shapes(self, state: TrainState) -> Metrics:
+        """The shapes of an iteration's metrics, `[K]` each."""
+        return jax.eval_shape(self._run, state, self._learner.demonstrations)[1]
+
+    def first_nan(self, copy: int) -> str:
+        state = jax.tree.map(lambda x: x[copy], self._before)
+        assert self._learner.demonstrations is not None
+        return explain_first_nan(self._one_pass(self._learner.demonstrations), state)
+
+    def _study(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, Metrics]:
+        return self._learner.copies.over_copies(self._one_pass(demonstrations))(state)
+
+    def _one_pass(self, demonstrations: Rollout) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+        static = self._learner.policy_static
+        return partial(offline_iteration, rule=self._rule, policy_static=static, demonstrations=demonstrations)
+
+
+def _nonfinite_input(columns: Columns) -> str | None:
+    """The first number of a copy's rollout, `[T, N]`, that is not finite, in one line; None where there is none."""
+    if not columns.valid.any():
+        return "no row of the rollout is valid"
+    for name, column in columns._asdict().items():
+        if not jnp.issubdtype(column.dtype, jnp.inexact):
+            continue
+        bad = ~np.isfinite(column).all(axis=tuple(range(2, column.ndim))) & np.asarray(columns.valid)
+        if bad.any():
+            step, number = map(int, np.argwhere(bad)[0])
+            return f"environment {number} gave a non-finite {name} at step {step} of the rollout"
+    return None

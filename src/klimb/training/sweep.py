@@ -1,0 +1,94 @@
+"""A sweep: one training of several rules that differ in numbers, and a run for each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from klimb.environments.registry import make
+from klimb.errors import ConfigError, RunError, nearest
+from klimb.fields import build
+from klimb.improve.rule import Rule, is_offline
+from klimb.rules import rule_name
+from klimb.runs.config import RunConfig, TrainOptions
+from klimb.training.driver import OnRecords, demonstrations_for, drive, policy_for
+from klimb.training.program import Program
+from klimb.training.run_writer import Run, RunWriter
+
+
+def sweep(
+    env: str | Any,
+    rule: Rule,
+    over: Mapping[str, Sequence[float]],
+    *,
+    run_dir: str | Path | None = None,
+    on_records: OnRecords | None = None,
+    **options: Any,
+) -> list[Run]:
+    """Train with every combination of some values of the rule's fields, all seeds of all of them in one program.
+
+    over: the values of each field, e.g. `{"max_kl": [0.003, 0.01, 0.03]}`. The fields are numbers that the rule only
+    calculates with; those that decide what it does (counts, switches, choices) need runs of their own.
+    run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
+    options, on_records, errors: as for `train`; records hold a value for every seed of every combination, in order.
+
+    Gives one `Run` a combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
+    reported and compared by itself; its numbers are those of that run trained alone, up to rounding.
+
+    Raises ConfigError for a field that the rule does not have or that can't be varied, and for values that are out of
+    range or given twice; RunError when `run_dir` exists.
+    """
+    rules = _combinations(rule, over)
+    environment = make(env)
+    name = env if isinstance(env, str) else environment.id
+    trained = build(TrainOptions, options)
+    configs = [RunConfig(name, one, trained) for one in rules]
+    if is_offline(rule):
+        raise ConfigError(f"{rule_name(rule)} learns from demonstrations alone, a pass at a time, and can't be swept")
+    variations = {field: [getattr(one, field) for one in rules] for field in over}
+    if run_dir is not None and Path(run_dir).exists():
+        raise RunError(f"{run_dir} exists already; choose another directory for the sweep")
+    first = configs[0]
+    demonstrations = demonstrations_for(environment, first, None)
+    program = Program(first, environment, policy_for(environment, first), demonstrations, variations)
+    try:
+        state = program.initial_state()
+        program.source.trace(state)
+    except jax.errors.ConcretizationTypeError:
+        raise ConfigError(
+            f"{rule_name(rule)} decides by {', '.join(over)} what it does, so that the values can't share a program: "
+            "give each a run of its own"
+        ) from None
+    each = trained.num_seeds
+    outputs: list[RunWriter] = []
+    try:
+        for i, (one, config) in enumerate(zip(rules, configs, strict=True)):
+            name = ",".join(f"{field}={getattr(one, field)!r}" for field in over)
+            path = None if run_dir is None else Path(run_dir) / name
+            outputs.append(RunWriter.create(config, path, program, state, slice(i * each, (i + 1) * each)))
+    except RunError:
+        for output in outputs:
+            output.close()
+        raise
+    return drive(program, state, outputs, on_records, iteration=0, wall_time=0.0)
+
+
+def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:
+    """The rule under every combination of values, each of them checked."""
+    fields = dataclasses.asdict(rule)  # type: ignore[call-overload]
+    for field, values in over.items():
+        if field not in fields:
+            raise ConfigError(f"{rule_name(rule)} has no option {field!r}{nearest(field, fields)}")
+        if not isinstance(fields[field], float):
+            raise ConfigError(f"{field} of {rule_name(rule)} is no real number, and only those can be swept")
+        if not values:
+            raise ConfigError(f"there are no values of {field} to sweep over")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"the values of {field} to sweep over, {list(values)}, are not all different")
+    product = itertools.product(*over.values())
+    return [build(type(rule), fields | dict(zip(over, values, strict=True))) for values in product]

@@ -1,0 +1,361 @@
+"""The command line: what it prints, what it leaves, and one clear line with exit status 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, save_policy
+from klimb.cli.main import main
+from klimb.policies.actions import Discrete
+
+SMALL = shlex.split("--num-envs 4 --num-steps 32 --hidden 8 --critic-epochs 2 --critic-num-minibatches 2")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Runs go to runs/ in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KLIMB_COMPILATION_CACHE", "off")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    """A small finished run of two seeds."""
+    folder = tmp_path_factory.mktemp("cli")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("KLIMB_COMPILATION_CACHE", "off")
+        words = ["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "512", "--num-seeds", "2"]
+        assert main([*words, "--eval-episodes", "3", "--max-kl", "0.02"]) == 0
+    return folder / "runs" / "trpo-CartPole-v1"
+
+
+def test_training_leaves_a_run_with_evaluation_and_report(run_dir):
+    assert (run_dir / "report.html").stat().st_size > 10_000
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    assert [entry["seed"] for entry in evaluation["seeds"]] == [0, 1]
+    assert len(evaluation["seeds"][0]["returns"]) == 3
+    assert "max_kl = 0.02" in (run_dir / "config.toml").read_text()
+
+
+def test_training_says_what_it_does_and_where_everything_is(capsys):
+    assert main(["train", "ppo", "CartPole-v1", *SMALL, "--env-steps", "256", "--eval-episodes", "2"]) == 0
+    out = capsys.readouterr().out
+    for expected in (
+        "jax:CartPole-v1 (compiled)", "PPO(", "iteration 2/2", "env steps 256", "steps/s", "return", "KL",
+        "time left", "mean return", "runs/ppo-CartPole-v1/report.html", "klimb evaluate runs/ppo-CartPole-v1",
+    ):  # fmt: skip
+        assert expected in " ".join(out.split()), expected
+
+
+@pytest.mark.slow
+def test_a_second_run_gets_a_directory_of_its_own():
+    for _ in range(2):
+        assert main(["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "128", "--eval-episodes", "0"]) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["trpo-CartPole-v1", "trpo-CartPole-v1-2"]
+
+
+def test_a_sweep_leaves_runs_to_compare(capsys):
+    """Also with the flag's own spelling; the runs are those that `klimb compare` is told of."""
+    words = ["sweep", "trpo", "CartPole-v1", "--over", "max-kl", "0.003", "0.03", *SMALL]
+    assert main([*words, "--env-steps", "256", "--eval-episodes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"max_kl=0\.03 +mean return [\d.]+ over 2 episodes a seed", out)
+    parent = Path("runs/sweep-trpo-CartPole-v1")
+    assert f"klimb compare {parent}/*" in out
+    assert sorted(path.name for path in parent.iterdir()) == ["max_kl=0.003", "max_kl=0.03"]
+    assert all((path / "report.html").exists() for path in parent.iterdir())
+    assert main(["compare", *map(str, parent.iterdir())]) == 0
+    assert "TRPO max_kl=0.03" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trpo CartPole-v1", "needs what to sweep over"),
+        ("trpo CartPole-v1 --over max_kl", "takes a field and its values"),
+        ("trpo CartPole-v1 --over max_kl small", "'small'"),
+        ("trpo CartPole-v1 --over max_kl 0 1", "max_kl = 0.0"),
+        ("trpo CartPole-v1 --over max_kl 1 --overlap", "leave --overlap off"),
+    ],
+)
+def test_sweeps_that_cannot_be_get_one_line(words, said, capsys):
+    assert main(["sweep", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_evaluate_as_json(run_dir, capsys):
+    assert main(["evaluate", str(run_dir), "--episodes", "4", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["env"] == "jax:CartPole-v1"
+    assert [len(entry["returns"]) for entry in result["seeds"]] == [4, 4]
+    assert result["mean"] == pytest.approx(sum(entry["mean"] for entry in result["seeds"]) / 2)
+
+
+def test_evaluate_the_best(run_dir, capsys):
+    assert main(["evaluate", str(run_dir), "--episodes", "2", "--best"]) == 0
+    assert "over 2 episodes" in capsys.readouterr().out
+    assert (run_dir / "best" / "score.json").exists()
+
+
+def test_evaluate_elsewhere_and_for_people(run_dir, capsys):
+    assert main(["evaluate", str(run_dir), "--episodes", "2", "--env", "gymnasium:CartPole-v1", "--stochastic"]) == 0
+    assert re.search(r"seed 1: mean return \d+\.\d\d ± \d+\.\d\d over 2 episodes", capsys.readouterr().out)
+
+
+def test_evaluate_exactly(capsys):
+    """The return of a table's policy without an episode's noise, in words and as JSON."""
+    config = RunConfig("FrozenLake-v1", TRPO(), TrainOptions(hidden=()))
+    Path("lake").mkdir()
+    Path("lake", "config.toml").write_text(config.to_toml())
+    save_policy(NetworkPolicy(16, Discrete(4), hidden=(), key=jax.random.key(0)), "lake")
+    assert main(["evaluate", "lake", "--episodes", "2", "--exact", "--json"]) == 0
+    (exact,) = json.loads(capsys.readouterr().out.splitlines()[-1])["exact"]
+    assert exact["optimal"] == pytest.approx(0.5420259320)
+    assert 0 < exact["sampled"] < exact["optimal"]
+    assert main(["evaluate", "lake", "--episodes", "2", "--exact"]) == 0
+    assert f"discounted return {exact['sampled']:.4f} sampling" in capsys.readouterr().out
+
+
+def test_resume_of_a_finished_run_changes_nothing(run_dir, capsys):
+    before = (run_dir / "metrics.jsonl").read_text()
+    assert main(["resume", str(run_dir)]) == 0
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
+def test_a_configuration_file_repeats_a_run(run_dir):
+    words = ["train", "--config", str(run_dir / "config.toml"), "--run-dir", "again", "--eval-episodes", "0"]
+    assert main([*words, "--seed", "5"]) == 0
+    original, again = ((path / "config.toml").read_text() for path in (run_dir, Path("again")))
+    assert again == original.replace("seed = 0", "seed = 5")
+
+
+@pytest.mark.slow
+def test_no_limit_is_written_none():
+    words = ["train", "ppo", "CartPole-v1", *SMALL, "--env-steps", "128", "--eval-episodes", "0"]
+    assert main([*words, "--run-dir", "run", "--max-grad-norm", "none"]) == 0
+    assert 'max_grad_norm = "none"' in Path("run/config.toml").read_text()
+
+
+def test_report_goes_where_it_is_told(run_dir, capsys):
+    assert main(["report", str(run_dir), "-o", "page.html"]) == 0
+    assert Path("page.html").exists()
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "rules"], ["list", "environments"]])
+def test_list(words, capsys):
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert ("trpo" in out) == (words[-1] != "environments")
+    assert ("Acrobot-v1" in out) == (words[-1] != "rules")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["resume", "-h"]])
+def test_help(words, capsys):
+    assert main(words) == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_help_of_a_rule_lists_its_fields(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "trpo", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "--max-kl" in out
+    assert "--gae-lambda" in out
+    assert "--clip-eps" not in out
+
+
+MISTAKES = {
+    "train trppo CartPole-v1": "no rule 'trppo'; did you mean 'trpo'",
+    "train trpo CartPol-v1": "no environment 'CartPol-v1'; did you mean 'CartPole-v1'",
+    "train trpo jax:Pendulu-v1": "did you mean 'Pendulum-v1'",
+    "train trpo gymnasum:CartPole-v1": "did you mean 'gymnasium'",
+    "train trpo CartPole-v1 --max-kll 3": "no flag --max-kll; did you mean '--max-kl'",
+    "train trpo CartPole-v1 --max-kl -3": "max_kl = -3.0: input should be greater than 0",
+    "train trpo CartPole-v1 --max-kl abc": "--max-kl: could not convert string to float: 'abc'",
+    "train trpo CartPole-v1 --max-kl": "--max-kl needs a value",
+    "train trpo CartPole-v1 --gamma 1.5": "gamma = 1.5",
+    "train trpo CartPole-v1 --gae-lambda nan": "gae_lambda = nan",
+    "train trpo CartPole-v1 --env-steps 1.5": "--env-steps: invalid literal",
+    "train trpo CartPole-v1 --seed -1": "seed = -1",
+    "train trpo CartPole-v1 --advantage gaee": "did you mean 'gae'",
+    "train trpo CartPole-v1 --hidden 64 abc": "--hidden",
+    "train trpo CartPole-v1 --num-envs 1 --num-steps 129": "129 is not divisible by critic_num_minibatches = 8; "
+    "choose num_steps = 128",
+    "train ppo CartPole-v1 --num-minibatches 3": "2048 is not divisible by num_minibatches = 3; "
+    "choose num_steps = 129 (with num_envs = 16)",
+    "train trpo": "a rule and an environment",
+    "train trpo CartPole-v1 Acrobot-v1": "a rule and an environment",
+    "train trpo CartPole-v1 --config none.toml": "cannot read none.toml",
+    "train trpo CartPole-v1 --run-dir .": "exists already",
+    "trian trpo CartPole-v1": "no command 'trian'; did you mean 'train'",
+    "train dual-descent CartPole-v1 --epsilon 0": "epsilon = 0.0: input should be greater than 0",
+    "train natural-gradient CartPole-v1 --epsilon -1": "epsilon = -1.0: input should be greater than 0",
+    "train natural-gradient CartPole-v1 --solver dense --damping 0": "solver = dense needs damping > 0",
+    "train kl-penalty CartPole-v1 --kl-coef -1": "kl_coef = -1.0: input should be greater than or equal to 0",
+    "train ppo CartPole-v1 --penalty l2": "--penalty is one of clip, kl; not 'l2'",
+    "train off-policy-gradient CartPole-v1 --weighting per-step": "did you mean 'per_step'",
+    "train behaviour-cloning CartPole-v1": "there are none: record some with klimb record RUN",
+    "train behaviour-cloning CartPole-v1 --demonstrations nowhere": "no demonstrations at nowhere",
+    "train trpo CartPole-v1 --demonstrations nowhere": "trpo can't learn from demonstrations",
+    "train trpo CartPole-v1 --init-from nowhere": "there is no policy file nowhere/policy.safetensors",
+    "train trpo CartPole-v1 --tanh-squash": "tanh_squash is for continuous actions",
+    "record nowhere": "is not a run",
+    "record": "takes one run directory",
+    "record . --episodez 3": "did you mean '--episodes'",
+    "record . -o": "--output needs a value",
+    "resume nowhere": "nowhere is not a run: there is no such directory",
+    "resume .": "is not a run: it has no config.toml",
+    "resume": "takes one run directory",
+    "evaluate nowhere": "is not a run",
+    "evaluate . --episodez 3": "did you mean '--episodes'",
+    "report nowhere": "is not a run",
+    "report nowhere -o": "-o needs a file name",
+    "list rulez": "rules or environments, not 'rulez'; did you mean 'rules'",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=lambda words: words.replace(" ", "_"))
+def test_mistakes_get_one_line_and_status_2(words, capsys):
+    assert main(words.split()) == 2
+    captured = capsys.readouterr()
+    assert MISTAKES[words] in captured.err
+    assert captured.err.startswith("klimb: ")
+    assert captured.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "policy_seed1.safetensors").write_bytes(b"\x80\x04pickled"), "not a whole safetensors"),
+        (lambda path: (path / "policy_seed0.json").write_text('{"format": "other"}'), "not a klimb policy description"),
+        (lambda path: (path / "policy_seed0.safetensors").unlink(), "there is no policy file"),
+        (lambda path: (path / "config.toml").write_text("rule = 3"), "a run configuration has"),
+    ],
+    ids=["foreign arrays", "foreign description", "missing", "foreign configuration"],
+)
+def test_damaged_runs_get_one_line_and_status_2(damage, message, run_dir, capsys):
+    import shutil
+
+    shutil.copytree(run_dir, "copy")
+    damage(Path("copy"))
+    assert main(["evaluate", "copy", "--episodes", "1"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_policy_of_another_environment_is_refused(run_dir, capsys):
+    assert main(["evaluate", str(run_dir), "--env", "Pendulum-v1"]) == 2
+    assert "was trained on another environment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path):
+    words = ["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "100000000", "--run-dir", "long"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "klimb", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 100
+        metrics = tmp_path / "long" / "metrics.jsonl"
+        while not (metrics.exists() and metrics.stat().st_size > 0):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "training did not begin"
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert "checkpoint saved; go on with: klimb resume long" in err
+    assert list((tmp_path / "long" / "checkpoints").glob("*.safetensors"))
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = (
+        "import sys, klimb, klimb.cli.main; klimb.cli.main.main(['--help']); klimb.cli.main.main(['--version']);"
+        "heavy = {'jax', 'numpy', 'equinox', 'gymnasium', 'matplotlib', 'tyro', 'pydantic', 'rich'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow  # each step has a test of its own
+def test_from_a_run_to_demonstrations_to_a_clone_to_a_run_that_goes_on(run_dir, capsys):
+    """record, train behaviour-cloning, train --init-from: each prints the line that leads to the next."""
+    recorded = Path("recorded.safetensors")
+    assert main(["record", str(run_dir), "--episodes", "3", "-o", str(recorded)]) == 0
+    said = capsys.readouterr().out
+    assert "3 episodes" in said
+    assert "klimb train behaviour-cloning CartPole-v1 --demonstrations recorded.safetensors" in said.replace("jax:", "")
+    assert main(["record", str(run_dir), "-o", str(recorded)]) == 2
+    assert "give --overwrite" in capsys.readouterr().err
+    assert main(["record", str(run_dir), "--episodes", "2", "-o", str(recorded), "--overwrite", "--deterministic"]) == 0
+    assert "without log-probs" in capsys.readouterr().out
+    clone = ["train", "behaviour-cloning", "CartPole-v1", "--demonstrations", str(recorded), "--max-epochs", "2"]
+    assert main([*clone, "--run-dir", "clone", "--eval-episodes", "2", "--hidden", "8"]) == 0
+    assert "held-out log-likelihood" in capsys.readouterr().out
+    assert "passes over the demonstrations" in Path("clone/report.html").read_text()
+    tuned = ["train", "ppo", "CartPole-v1", "--init-from", "clone", "--critic-warmup", "1", *SMALL]
+    assert main([*tuned, "--run-dir", "tuned", "--eval-episodes", "2"]) == 0
+    statuses = [json.loads(line)["status"] for line in Path("tuned/metrics.jsonl").read_text().splitlines()]
+    assert statuses[0] == "CRITIC_WARMUP"
+    assert "CRITIC_WARMUP" not in statuses[1:]
+    off_policy = ["train", "off-policy-gradient", "CartPole-v1", "--demonstrations", str(recorded), "--run-dir", "off"]
+    assert main([*off_policy, *SMALL]) == 2
+    assert "log-probs are missing" in capsys.readouterr().err
+    assert not Path("off").exists()
+
+
+def test_record_goes_where_it_is_told(run_dir, capsys):
+    """By default into the run; a directory gets a file of the default name; another environment, another seed."""
+    assert main(["record", str(run_dir), "--episodes", "2", "--overwrite"]) == 0
+    assert (run_dir / "demonstrations.safetensors").exists()
+    assert f"--demonstrations {run_dir}\n" in capsys.readouterr().out
+    Path("folder").mkdir()
+    words = ["record", str(run_dir), "--episodes", "2", "-o", "folder", "--env", "gymnasium:CartPole-v1"]
+    assert main(words) == 0
+    assert "behaviour-cloning gymnasium:CartPole-v1 --demonstrations folder\n" in capsys.readouterr().out
+    file = Path("folder", "demonstrations.safetensors")
+    first = file.read_bytes()
+    assert main([*words, "--policy-seed", "0", "--overwrite"]) == 0
+    assert file.read_bytes() == first
+    assert main([*words, "--policy-seed", "1", "--overwrite"]) == 0
+    assert file.read_bytes() != first
+
+
+def test_a_recording_that_cannot_be_made_gets_one_line_and_status_2(run_dir, capsys):
+    Path("file").write_text("")
+    for words, line in {
+        "--episodes 0": "episodes = 0; demonstrations need at least 1",
+        "--env Pendulum-v1": "was trained on another environment",
+        "--env CartPol-v1": "did you mean 'CartPole-v1'",
+        "--policy-seed 7": "this run has the seeds [0, 1]",
+        "-o file": "file exists already; give --overwrite",
+        "-o file/under": "cannot write file/under",
+    }.items():
+        arguments = [*words.split()] if "--episodes" in words else ["--episodes", "1", *words.split()]
+        if "-o" not in words:
+            arguments += ["-o", "new"]
+        assert main(["record", str(run_dir), *arguments]) == 2, words
+        err = capsys.readouterr().err
+        assert line in err
+        assert err.count("\n") == 1

@@ -1,0 +1,158 @@
+"""The NumPy policy that collectors act by, against the JAX policy that learns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from klimb.collect.host.collector import _numbers, host_policy_spec
+from klimb.collect.host.numpy_policy import HostPolicy, HostPolicySpec
+from klimb.policies.actions import Box, Discrete
+from klimb.policies.networks import NetworkPolicy
+
+OBSERVATION, COPIES = 4, 40
+UNEVEN = Box((-0.5, -2.0, 1.0), (0.25, 0.1, 4.0))
+PARTLY = Box((-0.5, -np.inf, 0.0, -np.inf), (0.25, np.inf, np.inf, 3.0))
+KINDS = {
+    "categorical": (Discrete(5), {}),
+    "bounded": (UNEVEN, {}),
+    "partly unbounded": (PARTLY, {}),
+    "state-dependent std": (UNEVEN, {"state_dependent_std": True}),
+    "unbounded, state-dependent std": (PARTLY, {"state_dependent_std": True}),
+    "squashed": (UNEVEN, {"tanh_squash": True}),
+    "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
+}
+
+
+def observations(seeds, rows, rng):
+    """The third coordinate is constant, and the last is far from all others in one row of eight."""
+    obs = rng.normal([3.0, -1.0, 0.0, 0.0], [2.0, 0.1, 0.0, 1.0], (seeds, rows, OBSERVATION))
+    obs[..., 2] = 3.0
+    obs[:, ::8, 3] += 1000.0
+    return obs.astype(np.float32)
+
+
+def policies(actions, seeds, **options):
+    """Policies with a leading axis of seeds that differ in every number; and the part that is no array."""
+    make = eqx.filter_vmap(lambda key: NetworkPolicy(OBSERVATION, actions, hidden=(8, 6), key=key, **options))
+    policy = eqx.filter_jit(make)(jax.random.split(jax.random.key(seeds), seeds))
+    rng = np.random.default_rng(0)
+    like = lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)  # noqa: E731
+    weights, biases = policy.network.weights, policy.network.biases
+    policy = eqx.tree_at(
+        lambda p: (p.network.weights, p.network.biases),
+        policy,
+        ((*weights[:-1], 100 * weights[-1]), tuple(like(bias) for bias in biases)),
+    )
+    if policy.log_std is not None:
+        policy = eqx.tree_at(lambda p: p.log_std, policy, like(policy.log_std))
+    seen = observations(seeds, 64, rng)
+    seen[..., 3] = np.clip(seen[..., 3], -3, 3)
+    normalizer = jax.vmap(lambda n, rows: n.update(rows, jnp.ones(len(rows))))(policy.normalizer, seen)
+    return eqx.partition(eqx.tree_at(lambda p: p.normalizer, policy, normalizer), eqx.is_array)
+
+
+def in_jax(policy, static, obs, noise):
+    """Actions of every seed, and as the environment gets them, without the clipping at the box."""
+
+    def one_seed(arrays, obs, noise):
+        distribution = eqx.combine(arrays, static)(obs)
+        action = distribution.sample_from(noise)
+        return action, distribution.to_environment(action)
+
+    return [np.asarray(x) for x in jax.jit(jax.vmap(one_seed))(policy, obs, noise)]
+
+
+def require_agreement(actions, seeds, **options):
+    policy, static = policies(actions, seeds, **options)
+    spec = host_policy_spec(static)
+    rng = np.random.default_rng(1)
+    obs = observations(seeds, COPIES, rng)
+    normalised = jax.vmap(lambda n, rows: n(rows))(policy.normalizer, obs)
+    assert (np.abs(normalised) == static.normalizer.clip).any(), "some observations have to be clipped"
+    if isinstance(actions, Discrete):
+        noise = rng.random((seeds, COPIES), np.float32)
+    else:
+        noise = rng.standard_normal((seeds, COPIES, len(actions.low)), np.float32)
+    kept = obs.copy()
+    numbers = _numbers(jax.tree.map(np.array, policy), static)
+    assert numbers.shape == (seeds, spec.size)
+    action, taken = HostPolicy(spec, numbers)(obs, noise)
+    expected, expected_taken = in_jax(policy, static, obs, noise)
+    np.testing.assert_array_equal(obs, kept, err_msg="a rollout's observations are not the policy's to change")
+    assert action.dtype == expected.dtype
+    if isinstance(actions, Discrete):
+        np.testing.assert_array_equal(action, expected)
+        np.testing.assert_array_equal(taken, expected)
+        assert len(np.unique(action)) == actions.n
+    else:
+        assert taken.dtype == np.float32
+        np.testing.assert_allclose(action, expected, rtol=1e-5, atol=1e-5)
+        low, high = np.array(actions.low, np.float32), np.array(actions.high, np.float32)
+        np.testing.assert_allclose(taken, np.clip(expected_taken, low, high), rtol=1e-5, atol=1e-5)
+        assert ((taken >= low) & (taken <= high)).all()
+    if seeds > 1:
+        mixed, _ = in_jax(jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), policy), static, obs, noise)
+        assert (np.abs(action - mixed).reshape(seeds, -1).max(1) > 0.1).all(), "seeds that agree show nothing"
+
+
+@pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_actions_are_those_of_the_jax_policy(kind, seeds):
+    actions, options = KINDS[kind]
+    require_agreement(actions, seeds, **options)
+
+
+@pytest.mark.parametrize(
+    "activation", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("tanh", "relu")), "silu", "gelu"]
+)
+def test_every_activation_is_that_of_the_jax_policy(activation):
+    require_agreement(UNEVEN, 3, activation=activation)
+
+
+def test_no_action_without_probability_is_taken():
+    """At noise 0 and just below 1 the cumulative sum's ends decide: impossible first and last actions are passed by."""
+    policy, static = policies(Discrete(4), 1)
+    bias = jnp.asarray([[-1e4, 0.0, 0.0, -1e4]])
+    policy = eqx.tree_at(lambda p: p.network.biases, policy, (*policy.network.biases[:-1], bias))
+    obs = observations(1, 2, np.random.default_rng(0))
+    noise = np.array([[0.0, np.nextafter(np.float32(1), np.float32(0))]], np.float32)
+    action, _ = HostPolicy(host_policy_spec(static), _numbers(policy, static))(obs, noise)
+    np.testing.assert_array_equal(action, in_jax(policy, static, obs, noise)[0])
+    np.testing.assert_array_equal(action, [[1, 2]])
+
+
+def shapes_of(kind, actions, **options):
+    """A policy without its numbers."""
+    return eqx.filter_eval_shape(lambda key: kind(4, actions, hidden=(8,), key=key, **options), jax.random.key(0))
+
+
+def test_only_a_network_policy_itself_has_a_description():
+    class Bolder(NetworkPolicy):
+        """May be called otherwise than its base class."""
+
+    assert host_policy_spec(shapes_of(NetworkPolicy, Discrete(2))) is not None
+    assert host_policy_spec(shapes_of(Bolder, Discrete(2))) is None
+    assert host_policy_spec(lambda obs: obs) is None
+
+
+@pytest.mark.parametrize("kind", list(KINDS)[:3])
+def test_a_description_survives_json(kind):
+    actions, options = KINDS[kind]
+    spec = host_policy_spec(shapes_of(NetworkPolicy, actions, **options))
+    again = HostPolicySpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec
+    assert again.shapes == spec.shapes
+
+
+def test_worker_processes_start_without_jax():
+    """It takes longer to import than everything else that they need."""
+    code = 'import klimb.collect.host.worker, sys; assert "jax" not in sys.modules'
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

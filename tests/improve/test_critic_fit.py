@@ -1,0 +1,110 @@
+"""The critic's fit: what it learns, what it ignores, and what it throws away."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from klimb.estimate.values import explained_variance
+from klimb.improve.critic_fit import CriticFit
+from klimb.policies.networks import Critic
+from klimb.types import Batch
+
+ROWS, SIZE = 256, 3
+FIT = CriticFit(learning_rate=1e-2, epochs=10, num_minibatches=4)
+fit = jax.jit(FIT.step)
+
+
+@pytest.fixture(scope="module")
+def critic():
+    return Critic(SIZE, hidden=(16,), key=jax.random.key(0))
+
+
+def batch_of(obs, target, weight=None):
+    zeros = jnp.zeros(ROWS)
+    weight = jnp.ones(ROWS) if weight is None else jnp.asarray(weight, jnp.float32)
+    obs, target = jnp.asarray(obs, jnp.float32), jnp.asarray(target, jnp.float32)
+    return Batch(obs, jnp.zeros(ROWS, int), zeros, zeros, target, weight)
+
+
+def linear(offset=0.0, scale=1.0):
+    obs = np.random.default_rng(0).normal(size=(ROWS, SIZE))
+    return obs, offset + scale * obs @ np.array([1.0, -2.0, 0.5])
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1000, 30), (-5, 1e-3)], ids=["unit", "large", "small"])
+def test_it_learns_a_linear_function_at_any_scale_of_reward(critic, offset, scale):
+    """One learning rate for all of them, because the critic works in the units of its targets."""
+    obs, target = linear(offset, scale)
+    learned, state = critic, FIT.init(critic)
+    losses = []
+    for key in jax.random.split(jax.random.key(1), 20):
+        learned, state, info = fit(key, learned, state, batch_of(obs, target))
+        losses.append(float(info.value_loss))
+    error = np.mean((np.asarray(learned(jnp.asarray(obs, jnp.float32))) - target) ** 2) / np.var(target)
+    assert error < 0.01
+    assert losses[-1] < 0.02 < losses[0]
+    # The loss is in units of the targets' variance: what it says is what is measured.
+    assert losses[-1] == pytest.approx(error, abs=5e-3)
+
+
+def test_rows_without_weight_have_no_say(critic):
+    """Not even through the gradient, where a NaN times 0 would still be a NaN."""
+    obs, target = linear()
+    weight = np.ones(ROWS)
+    weight[::5] = 0
+    key, state = jax.random.key(2), FIT.init(critic)
+    expected, _, _ = fit(key, critic, state, batch_of(obs, target, weight))
+    moved = max(np.abs(a - b).max() for a, b in zip(critic.network.weights, expected.network.weights, strict=True))
+    assert moved > 1e-3
+    for rubbish in (1e6, np.nan, np.inf):
+        dirty_obs, dirty_target = obs.copy(), target.copy()
+        dirty_obs[::5], dirty_target[::5] = rubbish, rubbish
+        actual, _, info = fit(key, critic, state, batch_of(dirty_obs, dirty_target, weight))
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+        assert np.isfinite(info.value_loss)
+
+
+# An infinite observation is no such case: the normaliser clips it.
+@pytest.mark.parametrize(("where", "bad"), [("target", np.nan), ("target", np.inf), ("obs", np.nan)])
+def test_a_fit_that_is_not_finite_is_thrown_away_whole(critic, where, bad):
+    obs, target = linear()
+    (target if where == "target" else obs)[7] = bad
+    state = FIT.init(critic)
+    after, moments, _ = fit(jax.random.key(3), critic, state, batch_of(obs, target))
+    jax.tree.map(np.testing.assert_array_equal, after, critic)
+    jax.tree.map(np.testing.assert_array_equal, moments, state)
+
+
+def test_batches_that_do_not_divide_are_refused(critic):
+    obs, target = linear()
+    with pytest.raises(ValueError, match="256 is not divisible by critic_num_minibatches = 5; choose num_steps = 255"):
+        CriticFit(1e-2, 1, 5).step(jax.random.key(0), critic, FIT.init(critic), batch_of(obs, target))
+
+
+def test_explained_variance_equals_numpy():
+    rng = np.random.default_rng(1)
+    target, noise = rng.normal(3, 2, (2, 50)).astype(np.float32)
+    weight = np.ones(50, np.float32)
+    value = target + 0.5 * noise
+    expected = 1 - np.var(target - value) / np.var(target)
+    np.testing.assert_allclose(explained_variance(*map(jnp.asarray, (value, target, weight))), expected, rtol=1e-4)
+
+    weight[::3], dirty = 0, value.copy()
+    dirty[::3] = 1e6
+    kept = weight > 0
+    expected = 1 - np.var((target - value)[kept]) / np.var(target[kept])
+    np.testing.assert_allclose(explained_variance(*map(jnp.asarray, (dirty, target, weight))), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("make", "expected"), [("perfect", 1), ("constant", 0), ("opposite", -3), ("offset", 1)])
+def test_explained_variance_of_known_critics(make, expected):
+    target = jnp.arange(10.0)
+    value = {"perfect": target, "constant": 0 * target + 7, "opposite": -target, "offset": target + 5}[make]
+    np.testing.assert_allclose(explained_variance(value, target, jnp.ones(10)), expected, atol=1e-5)
+
+
+def test_explained_variance_of_constant_targets_is_undefined():
+    assert np.isnan(explained_variance(jnp.arange(4.0), jnp.ones(4), jnp.ones(4)))

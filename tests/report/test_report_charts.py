@@ -1,0 +1,103 @@
+"""The report's charts: what each line, band, level and mark shows, and how few points are enough for that."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from made_up_runs import curve, layers, ppo_run, read, trpo_run, write_run
+
+from klimb.improve.rules.reinforce import Reinforce
+from klimb.improve.rules.trpo import TRPO
+from klimb.report.certificate_charts import MAX_DOTS, tv_bound
+from klimb.report.data import read_run
+from klimb.report.page import write_report
+from klimb.runs.config import RunConfig, TrainOptions
+from klimb.types import Status
+
+
+def test_lines_over_seeds_are_interquartile_means(tmp_path: Path) -> None:
+    run_dir = ppo_run(tmp_path / "run", 40)
+    rows = [json.loads(line)["episode_return"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    present = [[x for x in row if x is not None] for row in rows]
+    chart = read(write_report(run_dir)).chart("Episode return")
+    outer, inner = layers(chart, "band")
+    *each, line = layers(chart, "line")
+    np.testing.assert_allclose(line["values"], [scipy.stats.trim_mean(x, 0.25) for x in present], rtol=6e-5)
+    np.testing.assert_allclose(inner["low"], [np.quantile(x, 0.25) for x in present], rtol=6e-5)
+    np.testing.assert_allclose(inner["high"], [np.quantile(x, 0.75) for x in present], rtol=6e-5)
+    np.testing.assert_allclose(outer["low"], [min(x) for x in present], rtol=6e-5)
+    np.testing.assert_allclose(outer["high"], [max(x) for x in present], rtol=6e-5)
+    assert [layer["name"] for layer in each] == [f"seed {seed}" for seed in range(3, 8)]
+    for seed, layer in enumerate(each):
+        assert [x is None for x in layer["values"]] == [row[seed] is None for row in rows]
+
+
+def test_kl_follows_the_direction_that_is_constrained(tmp_path: Path) -> None:
+    metrics = curve(20, 1, np.random.default_rng(3))
+    for direction, name in (("old_new", "KL(old‖new)"), ("new_old", "KL(new‖old)")):
+        config = RunConfig("CartPole-v1", TRPO(kl_direction=direction), TrainOptions())  # type: ignore[arg-type]
+        chart = read(write_report(write_run(tmp_path / direction, config, metrics))).chart("KL divergence")
+        main = next(layer for layer in layers(chart, "line") if layer["color"] == 1)
+        assert main["label"] == name
+        np.testing.assert_allclose(main["values"], metrics[f"kl_{direction}"][:, 0], rtol=1e-4)
+        assert chart["levels"] == [{"value": 0.01, "label": "limit, enforced: 0.01"}]
+
+
+def test_kl_has_a_target_or_no_level(tmp_path: Path) -> None:
+    chart = read(write_report(ppo_run(tmp_path / "target", 10, 2))).chart("KL divergence")
+    assert chart["levels"] == [{"value": 0.015, "label": "target: 0.015"}]
+    run = write_run(
+        tmp_path / "none", RunConfig("CartPole-v1", Reinforce(), TrainOptions()), curve(10, 1, np.random.default_rng(0))
+    )
+    assert read(write_report(run)).chart("KL divergence")["levels"] == []
+
+
+def test_total_variation_lies_under_its_bound(tmp_path: Path) -> None:
+    run = read_run(trpo_run(tmp_path / "run", 50))
+    kl = np.fmin(run.columns["kl_old_new"], run.columns["kl_new_old"])
+    bound = np.where(run.rejected, np.nan, np.minimum(np.sqrt(kl / 2), np.sqrt(1 - np.exp(-kl))))
+    np.testing.assert_allclose(tv_bound(run, "kl_old_new", "kl_new_old"), bound, rtol=1e-4)
+
+
+def test_long_run_is_small_quick_and_keeps_every_rejected_step(tmp_path: Path) -> None:
+    run_dir = trpo_run(tmp_path / "run", 20_000)
+    start = time.perf_counter()
+    path = write_report(run_dir)
+    assert time.perf_counter() - start < 5
+    assert path.stat().st_size < 1_000_000
+    page = read(path)
+    assert len(page.data["steps"]) == 600
+    run = read_run(run_dir)
+    for mark in layers(page.chart("KL divergence"), "marks"):
+        iterations = run.iteration[(run.status == mark["status"])[:, 0]]
+        first, last = np.array(page.data["first"]), np.array(page.data["last"])
+        expected = {i: int(((iterations >= first[i]) & (iterations <= last[i])).sum()) for i in range(600)}
+        assert dict(mark["points"]) == {i: count for i, count in expected.items() if count}
+        assert sum(count for _, count in mark["points"]) == len(iterations) > 300
+    entropy = layers(page.chart("Entropy"), "line")[0]["values"]
+    chunk = run.columns["entropy"][page.data["first"][7] - 1 : page.data["last"][7], 0]
+    assert entropy[7] == pytest.approx(chunk.mean(), rel=1e-4)
+    assert len(page.chart("Promised and kept")["points"]["predicted"]) == MAX_DOTS
+    assert "The first 200 of" in page.text
+    assert sum(tag == "tr" for tag, _ in page.elements) < 200 + 60
+
+
+@pytest.mark.slow
+def test_many_seeds_and_many_rejections_stay_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    n, seeds = 700, 30
+    metrics = {**curve(n, seeds, rng), **{f"extra_{i}": rng.standard_normal((n, seeds)) for i in range(30)}}
+    status = rng.choice([s.name for s in Status], (n, seeds)).astype(object)
+    config = RunConfig("CartPole-v1", TRPO(), TrainOptions(num_seeds=seeds))
+    path = write_report(write_run(tmp_path / "run", config, metrics, status, [rng.standard_normal(200)] * seeds))
+    assert path.stat().st_size < 1_000_000
+    marks = layers(read(path).chart("KL divergence"), "marks")
+    assert (
+        sum(count for mark in marks for _, count in mark["points"])
+        == (~np.isin(status, ("ACCEPTED", "CRITIC_WARMUP"))).sum()
+    )

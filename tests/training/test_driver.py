@@ -1,0 +1,206 @@
+"""Training runs: what they leave, that they resume bit for bit, and how they stop."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import klimb
+from klimb import PPO, TRPO, Categorical, ConfigError, Reinforce, RunConfig, RunError, TrainOptions
+from klimb.training.program import Program
+
+SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
+TIMING = {"wall_time", "steps_per_second"}
+
+
+def without_timing(history: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if name not in TIMING} for record in history]
+
+
+def same_state(a, b) -> bool:
+    plain = lambda tree: jax.tree.map(  # noqa: E731
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
+    )
+    return bool(eqx.tree_equal(plain(a), plain(b)))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run of 12 iterations, two seeds, with checkpoints at 5, 10 and 12."""
+    path = tmp_path_factory.mktemp("runs") / "whole"
+    options = {**SMALL, "env_steps": 12 * 128, "num_seeds": 2, "checkpoint_every": 5}
+    return klimb.train("CartPole-v1", PPO(epochs=2, num_minibatches=2), run_dir=path, **options)
+
+
+def test_a_run_leaves_everything(whole_run):
+    path = whole_run.directory
+    names = {item.name for item in path.iterdir() if not item.name.startswith("events")}
+    seeds = {f"policy_seed{seed}.{kind}" for seed in (0, 1) for kind in ("json", "safetensors")}
+    assert names == {"config.toml", "metrics.jsonl", "checkpoints", "best", ".lock"} | seeds
+    assert [item.stem for item in sorted((path / "checkpoints").iterdir())] == ["000000005", "000000010", "000000012"]
+    assert [record["iteration"] for record in whole_run.history] == list(range(1, 13))
+    assert whole_run.history[-1]["env_steps"] == 12 * 128
+    for seed, policy in enumerate(whole_run.policies):
+        assert eqx.tree_equal(klimb.load_policy(path, seed=seed), policy)
+    assert not eqx.tree_equal(*whole_run.policies)
+
+
+def test_resume_gives_the_same_bytes(whole_run, tmp_path):
+    """Stopped after 7 of 12 iterations, by a signal in the middle of a call, and resumed."""
+    stopper = Stopper(after=7)
+    with pytest.raises(klimb.Interrupted, match="klimb resume"):
+        klimb.train(
+            "CartPole-v1",
+            whole_run.config.rule,
+            run_dir=tmp_path / "run",
+            on_records=stopper,
+            **{**SMALL, "env_steps": 12 * 128, "num_seeds": 2, "checkpoint_every": 5},
+        )
+    resumed = klimb.resume(tmp_path / "run")
+    assert without_timing(resumed.history) == without_timing(whole_run.history)
+    assert same_state(resumed.state, whole_run.state)
+    best = ("best/policy_seed0.safetensors", "best/score.json")
+    for name in ("policy_seed0.safetensors", "policy_seed1.safetensors", *best):
+        assert (tmp_path / "run" / name).read_bytes() == (whole_run.directory / name).read_bytes()
+
+
+class Stopper:
+    """Sends this process SIGTERM once `after` iterations have been recorded."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.sent = after, False
+
+    def __call__(self, records: list[dict]) -> None:
+        if records[-1]["iteration"] >= self.after and not self.sent:
+            import os
+            import signal
+
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_results_do_not_depend_on_how_a_run_is_cut_into_calls(whole_run):
+    program = Program(whole_run.config, klimb.make("CartPole-v1"))
+    state = program.initial_state()
+    for count in (1, 4, 2, 5):
+        state, metrics = program.advance(state, count)
+        assert metrics["iteration"].shape == (count, 2)
+    assert same_state(state, whole_run.state)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_time_since_the_one_before(whole_run, tmp_path):
+    import shutil
+
+    path = shutil.copytree(whole_run.directory, tmp_path / "copy")
+    newest = path / "checkpoints" / "000000012.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    resumed = klimb.resume(path)
+    assert without_timing(resumed.history) == without_timing(whole_run.history)
+    assert same_state(resumed.state, whole_run.state)
+
+
+def test_seeds_of_one_program_are_the_runs_they_would_be_alone(whole_run):
+    alone = klimb.train("CartPole-v1", whole_run.config.rule, **SMALL, env_steps=128, seed=1)
+    together = [record["episode_return"][1] for record in whole_run.history[:1]]
+    assert [record["episode_return"] for record in alone.history] == pytest.approx(together)
+    np.testing.assert_allclose(alone.history[0]["kl_old_new"], whole_run.history[0]["kl_old_new"][1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        "total_return",
+        pytest.param("reward_to_go", marks=pytest.mark.slow),
+        pytest.param("reward_to_go_average", marks=pytest.mark.slow),
+        "n_step",
+    ],
+)
+def test_every_advantage_choice_trains(advantage):
+    run = klimb.train("CartPole-v1", Reinforce(), **SMALL, env_steps=256, advantage=advantage, discount_states=True)
+    assert run.history[-1]["status"] == "ACCEPTED"
+    assert np.isfinite(run.history[-1]["kl_old_new"])
+
+
+@pytest.mark.slow
+def test_host_environments_train_resume_and_take_several_seeds(tmp_path):
+    options = {**SMALL, "env_steps": 4 * 128, "num_seeds": 2, "checkpoint_every": 2}
+    run = klimb.train("gymnasium:Pendulum-v1", TRPO(), run_dir=tmp_path / "run", **options)
+    last = run.history[-1]
+    assert last["iteration"] == 4
+    assert all(kl <= 0.01 for kl in last["kl_old_new"])
+    (tmp_path / "run" / "checkpoints" / "000000004.safetensors").unlink()
+    resumed = klimb.resume(tmp_path / "run")
+    assert [record["iteration"] for record in resumed.history] == [1, 2, 3, 4]
+    assert without_timing(resumed.history[:2]) == without_timing(run.history[:2])
+
+
+def test_a_policy_of_ones_own_trains():
+    class Linear(eqx.Module):
+        """No klimb class, one function among its leaves, one observation at a time."""
+
+        weight: jax.Array
+        squash: object = jnp.tanh
+
+        def __call__(self, obs):
+            return Categorical(logits=self.weight @ self.squash(obs))
+
+    run = klimb.train("CartPole-v1", TRPO(), policy=Linear(jnp.zeros((2, 4))), **SMALL, env_steps=256)
+    assert run.policy.squash is jnp.tanh
+    assert float(jnp.abs(run.policy.weight).max()) > 0
+
+
+def test_a_rule_of_ones_own_trains():
+    class DoNothing:
+        """The least a rule has to be."""
+
+        def init(self, policy):
+            return ()
+
+        def step(self, key, policy, state, batch):
+            from klimb.improve.acceptance import update_info
+            from klimb.improve.objectives import action_distribution
+
+            old = action_distribution(policy, batch.obs)
+            return policy, state, update_info(old, old, batch, klimb.Status.ACCEPTED)
+
+    run = klimb.train("CartPole-v1", DoNothing(), **SMALL, env_steps=256)
+    assert run.history[-1]["kl_old_new"] == 0
+
+
+def test_bad_input_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError, match="no option 'env_step'; did you mean 'env_steps'"):
+        klimb.train("CartPole-v1", TRPO(), env_step=100)
+    with pytest.raises(klimb.EnvironmentNotFound, match="did you mean 'CartPole-v1'"):
+        klimb.train("CartPol-v1", TRPO())
+    with pytest.raises(RunError, match="exists already"):
+        klimb.train("CartPole-v1", TRPO(), run_dir=tmp_path, **SMALL)
+    with pytest.raises(RunError, match="is not a run: there is no such directory"):
+        klimb.resume(tmp_path / "nowhere")
+    with pytest.raises(RunError, match=r"is not a run: it has no config\.toml"):
+        klimb.resume(tmp_path)
+
+
+class PairOfDiscretes(gym.Env):
+    """An action space that klimb has no distribution for."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.MultiDiscrete([2, 3])
+
+
+def test_unsupported_action_spaces_are_named():
+    environment = klimb.GymnasiumEnvironment.from_maker("pair", PairOfDiscretes)
+    with pytest.raises(klimb.UnsupportedSpace, match=r"MultiDiscrete.*is not supported"):
+        klimb.train(environment, TRPO(), **SMALL)
+
+
+def test_program_has_one_trace_for_any_number_of_iterations():
+    config = RunConfig("CartPole-v1", TRPO(), TrainOptions(**SMALL, env_steps=128 * 20))
+    program = Program(config, klimb.make("CartPole-v1"))
+    state = program.initial_state()
+    for count in (1, 2, 3):
+        state, _ = program.advance(state, count)
+    assert program._many._cache_size() == 1
