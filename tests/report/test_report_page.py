@@ -13,7 +13,7 @@ from klimb.errors import RunError
 from klimb.improve.rules.ppo import PPO
 from klimb.report.configuration import command
 from klimb.report.page import embed, write_report
-from klimb.report.text import figure
+from klimb.report.text import format_number
 from klimb.runs.config import RunConfig, TrainOptions
 
 
@@ -106,4 +106,4 @@ def test_command_repeats_the_run() -> None:
     [(0.0, "0"), (1234.5, "1,234"), (488.13, "488.1"), (-0.5, "−0.5"), (0.00973, "0.00973"), (2.5e-7, "2.50e−7")],
 )
 def test_figures_for_people(value: float, text: str) -> None:
-    assert figure(value) == text
+    assert format_number(value) == text
