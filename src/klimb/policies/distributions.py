@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -66,7 +66,7 @@ class Distribution(eqx.Module):
         return action
 
     @abc.abstractmethod
-    def kl_to(self, other: Self) -> Array:
+    def kl_to(self, other: Any) -> Array:
         """KL(self‖other) in nats, `[...]`, for another distribution of the same kind."""
 
     @property
@@ -74,11 +74,11 @@ class Distribution(eqx.Module):
         """Whether `tv_to` is exact for this kind and number of dimensions, whatever the parameters."""
         return False
 
-    def tv_to(self, other: Self) -> Array:
+    def tv_to(self, other: Any) -> Array:
         """Total variation in [0, 1], `[...]`, in closed form. ValueError where there is none."""
         raise ValueError(f"no closed form of the total variation is known for {type(self).__name__}: give key=")
 
-    def require_comparable(self, other: Self) -> None:
+    def require_comparable(self, other: Any) -> None:
         """ValueError where two distributions of this kind have no divergence."""
 
     @abc.abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from typing import Self
 
 import equinox as eqx
 from jaxtyping import Array, Float
@@ -36,7 +35,7 @@ class Encoder(eqx.Module):
     def __call__(self, obs: Float[Array, "*batch"]) -> Float[Array, "*batch F"]:
         return self.features(self.inputs(obs))
 
-    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Self:
+    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Encoder:
         """The same encoder with a batch of observations taken into its running statistics, where it has any.
 
         obs: rows. weight: rows of weight 0 are left out.

@@ -34,6 +34,7 @@ class Networks:
         self._make_policy = None if options.policy is None else modules.load(options.policy, "policy")
         self._make_critic = None if options.critic is None else modules.load(options.critic, "critic")
         self.template = eqx.filter_eval_shape(self.policy, jax.random.key(0)) if policy is None else policy
+        self.critic_template = eqx.filter_eval_shape(self.critic, jax.random.key(0))
         self._require_policy()
 
     def policy(self, key: PRNGKeyArray) -> PyTree:

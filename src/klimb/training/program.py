@@ -149,6 +149,7 @@ class Program:
         return Iteration(
             rule=self._bound,
             policy_static=self.policy_static,
+            critic_static=eqx.partition(self._networks.critic_template, _is_array)[1],
             collector=collector,
             estimator=estimator,
             replay=Replay(traits.history, traits.keeps_policies, self.policy_static, estimator),
