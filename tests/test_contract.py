@@ -132,7 +132,7 @@ def make_case(name: str, seed: int = 0) -> Case:
     policy = NetworkPolicy(3, actions, hidden=(8,), key=jax.random.key(seed))
     theta, rebuild = flatten(policy)
     policy = rebuild(theta + jnp.asarray(0.3 * rng.normal(size=theta.shape), theta.dtype))
-    policy = eqx.tree_at(lambda p: p.normalizer.mean, policy, jnp.array([0.5, -0.2, 0.0]))
+    policy = eqx.tree_at(lambda p: p.encoder.normalizer.mean, policy, jnp.array([0.5, -0.2, 0.0]))
     obs = jnp.asarray(rng.normal(size=(ROWS, 3)), theta.dtype)
     distribution = jax.vmap(policy)(obs)
     action = distribution.sample(jax.random.key(seed + 1))
@@ -295,7 +295,7 @@ def test_keeps_the_precision_it_is_given(rule, name, precision):
     """Types, shapes and weak types of policy and state come out as they went in: no retrace, no promotion."""
     with jax.enable_x64(precision != "float32"):
         dtype = jnp.float32 if precision.startswith("float32") else jnp.float64
-        convert = lambda x: jnp.asarray(x, dtype if eqx.is_inexact_array(x) else int)  # noqa: E731
+        convert = lambda x: jnp.asarray(x, dtype if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else int)  # noqa: E731
         policy, batch = jax.tree.map(convert, make_case(name))
         state = rule.init(policy)
         arrays = lambda tree: eqx.filter(tree, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))  # noqa: E731
@@ -395,7 +395,7 @@ def test_padding_has_no_say(rule, case, junk):
 @over(lambda rule: not draws(rule))
 def test_padding_might_as_well_be_left_out(rule, table):
     padded = change(table.batch, slice(-PADDING, None), weight=0.0)
-    kept = jax.tree.map(lambda x: x[:-PADDING] if x.ndim else x, table.batch)
+    kept = jax.tree.map(lambda x: x[:-PADDING] if jnp.ndim(x) else x, table.batch)
     assert len(kept.weight) == len(padded.weight) - PADDING
     without, among = (take(rule, Case(table.policy, batch)) for batch in (kept, padded))
     assert_close(without, among, rtol=1e-8, atol=1e-10)
@@ -474,12 +474,12 @@ def test_ratios_are_one_on_what_was_just_collected(env):
     theta, rebuild = flatten(policy)
     policy = rebuild(theta + 0.3 * jax.random.normal(jax.random.key(1), theta.shape))
     seen = jax.random.normal(jax.random.key(2), (50, size)) * 3 + 1
-    policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.update(seen, jnp.ones(50)))
+    policy = eqx.tree_at(lambda p: p.encoder.normalizer, policy, policy.encoder.normalizer.update(seen, jnp.ones(50)))
     collector = CompiledCollector(env, num_envs=4, num_steps=32)
     _, rollout, _ = eqx.filter_jit(lambda key: collector.collect(key, policy, collector.init(key)))(jax.random.key(3))
     distribution = policy(rollout.obs)
     np.testing.assert_allclose(np.exp(distribution.log_prob(rollout.action) - rollout.log_prob), 1, rtol=0, atol=2e-6)
-    forgetful = eqx.tree_at(lambda p: p.normalizer, policy, Normalizer.identity((size,)))
+    forgetful = eqx.tree_at(lambda p: p.encoder.normalizer, policy, Normalizer.identity((size,)))
     wrong = np.exp(forgetful(rollout.obs).log_prob(rollout.action) - rollout.log_prob)
     assert np.abs(wrong - 1).max() > 1e-2
 

@@ -120,7 +120,7 @@ def test_batches_are_on_policy_all_along(task):
     off = np.ravel([record["off_policy"] for record in task.run.history])
     assert len(off) == -(-task.env_steps // (16 * task.num_steps))
     assert off.max() < 1e-4
-    assert task.run.policy.normalizer.count > 0
+    assert task.run.policy.encoder.normalizer.count > 0
 
 
 @each_task

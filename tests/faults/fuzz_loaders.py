@@ -70,7 +70,7 @@ def resumed(run: Path) -> object:
 
 def trainable(run: Path) -> object:
     """A configuration, with a rule that can be trained with, as `klimb resume` needs it."""
-    return RunConfig.read(run / "config.toml").require_rule(run / "config.toml", trust=False)
+    return RunConfig.read(run / "config.toml").require_modules(run / "config.toml", trust=False)
 
 
 def compare(run: Path) -> object:

@@ -177,16 +177,16 @@ def test_imitation_makes_the_guides_actions_likelier(course: Course) -> None:
 
 def test_the_normaliser_has_seen_what_imitation_did(course: Course) -> None:
     for k in range(ITERATIONS):
-        before, after = (course.policy(course.states[i].policy).normalizer for i in (k, k + 1))
+        before, after = (course.policy(course.states[i].policy).encoder.normalizer for i in (k, k + 1))
         if k >= SUPERVISED:
             # Not one bit while Φ is fitted: it is a matter of the policy as it is.
-            assert_same_bits(before.mean, course.policy(course.states[SUPERVISED].policy).normalizer.mean)
+            assert_same_bits(before.mean, course.policy(course.states[SUPERVISED].policy).encoder.normalizer.mean)
             continue
         assert after.count - before.count == ENVS * STEPS * (2 + GUIDES)
     seen = np.concatenate(
         [np.asarray(course.newest(0).obs).reshape(-1, 3), np.asarray(course.newest(1).obs).reshape(-1, 3)]
     )
-    normalizer = course.policy(course.states[SUPERVISED].policy).normalizer
+    normalizer = course.policy(course.states[SUPERVISED].policy).encoder.normalizer
     np.testing.assert_allclose(normalizer.mean, seen.mean(axis=0), rtol=1e-3, atol=1e-4)
 
 

@@ -84,7 +84,7 @@ def test_a_rule_of_ones_own(tmp_path: Path) -> None:
     (run_dir / "config.toml").write_text(text)
     page = read(write_report(run_dir))
     assert "MyRule on CartPole-v1" in page.text
-    assert page.chart("KL divergence")["levels"][0]["value"] == 0.02
+    assert page.chart("KL divergence")["levels"] == []  # what its max_kl means, it alone could say
     assert page.chart("My measure")["layers"][0]["values"][0] == 0.5
     assert "repeat this run from Python" in page.text
 
