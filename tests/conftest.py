@@ -24,15 +24,14 @@ import klimb.training.devices
 # Before JAX starts; `one_device` leaves the second one to the tests that ask for it.
 jax.config.update("jax_num_cpu_devices", 2)
 
-# Compiled programs are kept between test runs.
+# Compiled programs are kept for other test processes and later runs: also the thousands of single operations.
 CACHE = Path(os.environ.get("KLIMB_TEST_CACHE", Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-
-# Linux refuses a process more than 65530 memory maps, and every compiled program has some of its own.
-MAX_MAPS = 30_000
+# Every compiled program has some memory maps of its own, of which Linux allows a process 65530, and some memory.
+MAX_MAPS = 15_000
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -67,24 +67,14 @@ def optimum(mdp: TabularMDP) -> float:
 batch_on_table = eqx.filter_jit(exact_batch)
 
 
-CONSTANTS = {"ent_coef", "fisher_fraction", "holdout", "damping", "cg_tolerance"}
-"""Real numbers of rules that have to be known when a step is traced."""
-
-
 def take(rule: Any, policy: PyTree, batch: Batch, state: PyTree = None, key: int = 0, **fields: float):
-    """One step: (policy, state, info).
-
-    The rule's other real numbers are data, and so are `fields` of it that are given by name: one compilation serves all
-    their values.
-    """
-    values = {name: x for name, x in vars(rule).items() if type(x) is float and name not in CONSTANTS} | fields
-    nameless = with_values(rule, dict.fromkeys(values))
-    return _take(nameless, jax.tree.map(jnp.asarray, values), policy, batch, state, jnp.uint32(key))
+    """One step: (policy, state, info). `fields` of the rule are data: one compilation serves all their values."""
+    return _take(rule, jax.tree.map(jnp.asarray, fields), policy, batch, state, jnp.uint32(key))
 
 
 @eqx.filter_jit
-def _take(rule: Any, values: dict[str, Array], policy: PyTree, batch: Batch, state: PyTree, key: Array):
-    rule = with_values(rule, values)
+def _take(rule: Any, fields: dict[str, Array], policy: PyTree, batch: Batch, state: PyTree, key: Array):
+    rule = with_values(rule, fields)
     return take_step(rule, jax.random.key(key), policy, rule.init(policy) if state is None else state, batch)
 
 

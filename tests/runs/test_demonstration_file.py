@@ -76,17 +76,17 @@ WRONG = [
     (lambda a, p: write(p, a, klimb="{"), "can't be used"),
     (lambda a, p: write(p, a, klimb=json.dumps({"environment": "x"})), "has no environment or no action space"),
     *[
-        (lambda a, p, klimb=klimb: write(p, a, klimb=klimb), "has no environment or no action space")
-        for klimb in (
-            "null",
-            '{"environment": "x", "actions": null}',
-            '{"environment": "x", "actions": {"n": Infinity}}',
-            '{"environment": "x", "actions": {"n": 0}}',
-            '{"environment": "x", "actions": {"low": [0], "high": [1, 2]}}',
-            '{"environment": "x", "actions": {"low": [2], "high": [1]}}',
-            '{"environment": "x", "actions": {"low": [NaN], "high": [1]}}',
-            r'{"environment": "two\nlines", "actions": {"n": 2}}',
-        )
+        (lambda a, p, klimb=klimb: write(p, a, klimb=klimb), line)
+        for klimb, line in {
+            "null": "has no environment or no action space",
+            '{"environment": "x", "actions": null}': "has no environment or no action space",
+            '{"environment": "x", "actions": {"n": Infinity}}': "discrete actions have a number n from 1 to",
+            '{"environment": "x", "actions": {"n": 0}}': "discrete actions have a number n from 1 to",
+            '{"environment": "x", "actions": {"low": [0], "high": [1, 2]}}': "1 lower and 2 upper action bounds",
+            '{"environment": "x", "actions": {"low": [2], "high": [1]}}': r"action dimension 0 is from 2\.0 to 1\.0",
+            '{"environment": "x", "actions": {"low": [NaN], "high": [1]}}': "has lists low and high of numbers",
+            r'{"environment": "two\nlines", "actions": {"n": 2}}': "has no environment or no action space",
+        }.items()
     ],
     (lambda a, p: write(p, a, klimb="[" * 100_000), "recursion depth"),
     (

@@ -38,11 +38,11 @@ each_solver = pytest.mark.parametrize("solver", SOLVERS)
 def test_is_the_advantage_up_to_a_constant_in_every_state(world, solver, fisher):
     """F⁻¹∇J of a softmax table is A^π(s, ·) + c(s): no trace of how often states occur (Kakade 2001)."""
     mdp, policy, batch = world
-    new, _, info = take(NaturalGradient(epsilon=1e-6, fisher=fisher, **SOLVERS[solver]), policy, batch)
+    new, _, info = take(NaturalGradient(fisher=fisher, **SOLVERS[solver]), policy, batch, epsilon=1e-6)
     assert info.status == Status.ACCEPTED
     advantage = mdp.advantages(probabilities(policy))
     np.testing.assert_allclose(centred(new.logits - policy.logits), centred(advantage), rtol=0, atol=1e-5)
-    plain, _, _ = take(NaturalGradient(normalised=True, epsilon=1e-6), policy, batch)
+    plain, _, _ = take(NaturalGradient(normalised=True), policy, batch, epsilon=1e-6)
     assert np.abs(centred(plain.logits - policy.logits) - centred(advantage)).max() > 0.1
 
 
@@ -71,8 +71,8 @@ def test_kl_reached_tends_to_the_one_aimed_at(world, solver, damping):
     d = mdp.state_distribution(probabilities(policy))
     reached, epsilons = [], (1e-3, 1e-5, 1e-7, 1e-9)
     for epsilon in epsilons:
-        rule = NaturalGradient(epsilon=epsilon, **SOLVERS[solver] | {"damping": damping})
-        new, _, info = take(rule, policy, batch)
+        rule = NaturalGradient(**SOLVERS[solver] | {"damping": damping})
+        new, _, info = take(rule, policy, batch, epsilon=epsilon)
         reached.append(mean_kl(probabilities(policy), probabilities(new), d))
         assert float(info.kl_old_new) == pytest.approx(reached[-1], rel=1e-5)
     errors = np.abs(np.array(reached) / epsilons - 1)
@@ -97,7 +97,7 @@ def test_a_fixed_step_is_that_many_times_the_direction(world):
 def test_normalised_is_the_plain_gradient_on_the_ball(world, epsilon):
     """‖θ' − θ‖² = ε exactly, along ∇J by autodiff of the exact J."""
     mdp, policy, batch = world
-    new, _, info = take(NaturalGradient(normalised=True, epsilon=epsilon), policy, batch)
+    new, _, info = take(NaturalGradient(normalised=True), policy, batch, epsilon=epsilon)
     step = np.asarray(new.logits - policy.logits)
     assert np.square(step).sum() == pytest.approx(epsilon, rel=1e-10)
     gradient = np.asarray(jax.grad(lambda logits: mdp.objective(jax.nn.softmax(logits)))(policy.logits))
@@ -108,8 +108,8 @@ def test_normalised_is_the_plain_gradient_on_the_ball(world, epsilon):
 def test_the_natural_step_gains_more_for_the_same_kl(world):
     """At equal KL the natural direction's surrogate gain is the larger one: it is the best to first order."""
     _, policy, batch = world
-    _, _, info = take(NaturalGradient(epsilon=1e-6, **SOLVERS["cg"]), policy, batch)
-    _, _, plain = take(NaturalGradient(normalised=True, epsilon=1e-4), policy, batch)
+    _, _, info = take(NaturalGradient(**SOLVERS["cg"]), policy, batch, epsilon=1e-6)
+    _, _, plain = take(NaturalGradient(normalised=True), policy, batch, epsilon=1e-4)
     gain_for_root_kl = lambda x: float(x.surrogate_gain / jnp.sqrt(x.kl_old_new))  # noqa: E731
     assert gain_for_root_kl(info) > 1.02 * gain_for_root_kl(plain)
 

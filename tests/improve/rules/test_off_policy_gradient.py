@@ -219,9 +219,9 @@ def off(world) -> Batch:
     return enumerated(world, world.behaviours[0], chance(world.mdp, world.behaviours[0]))
 
 
-def info_of(world, batch, **options):
-    rule = OffPolicyGradient(**options)
-    return take(rule, world.target, batch)[2]
+def info_of(world, batch, weighting, **numbers):
+    rule = OffPolicyGradient(weighting=weighting, max_grad_norm=None)
+    return take(rule, world.target, batch, **numbers)[2]
 
 
 def test_self_normalised_weights_do_not_care_for_their_scale(world, off):
@@ -244,7 +244,7 @@ def test_truncation_limits_every_weight(world, off):
 
 
 def test_sample_size_and_largest_weight_are_those_of_the_trajectories(world, off):
-    info = info_of(world, off, weighting="trajectory", learning_rate=1e-12)
+    info = info_of(world, off, "trajectory", learning_rate=1e-12)
     chances = chance(world.mdp, world.behaviours[0])
     weight = np.exp((log_probs(world.target) - log_probs(world.behaviours[0])).sum(0))
     assert float(info.extra["weight_ess"]) == pytest.approx((chances @ weight) ** 2 / (chances @ weight**2), rel=1e-9)
@@ -253,12 +253,12 @@ def test_sample_size_and_largest_weight_are_those_of_the_trajectories(world, off
 
 def test_steps_end_when_the_weights_are_worth_too_few_samples(world):
     batch = enumerated(world, world.target, chance(world.mdp, world.target))
-    options = {"learning_rate": 0.3, "gradient_steps": 200, "max_grad_norm": None}
+    numbers = {"learning_rate": 0.3, "gradient_steps": 200}
     for weighting in ("trajectory", "per_decision", "per_step"):
-        stopped = info_of(world, batch, weighting=weighting, min_ess=0.6, **options)
+        stopped = info_of(world, batch, weighting, min_ess=0.6, **numbers)
         assert 1 < float(stopped.extra["gradient_steps"]) < 200
         assert float(stopped.extra["weight_ess"]) < 0.6
-        patient = info_of(world, batch, weighting=weighting, min_ess=0.0, **options)
+        patient = info_of(world, batch, weighting, min_ess=0.0, **numbers)
         assert float(patient.extra["gradient_steps"]) == 200
 
 

@@ -45,8 +45,8 @@ def best_penalised(pi: np.ndarray, advantage: np.ndarray, penalty: float, direct
 @pytest.mark.parametrize("penalty", [0.5, 3.0])
 def test_fixed_penalty_converges_to_the_closed_form(problem, direction, penalty):
     policy, batch, pi, advantage, _ = problem
-    rule = KLPenalty(kl_coef=penalty, kl_direction=direction, learning_rate=0.02, epochs=3000, **FULL)
-    new, _, info = take(rule, policy, batch)
+    rule = KLPenalty(kl_direction=direction, learning_rate=0.02, epochs=3000, **FULL)
+    new, _, info = take(rule, policy, batch, kl_coef=penalty)
     expected = best_penalised(pi, advantage, penalty, direction)
     np.testing.assert_allclose(probabilities(new), expected, rtol=0, atol=2e-4)
     assert np.abs(expected - pi).max() > 0.05
@@ -58,7 +58,8 @@ def test_fixed_penalty_converges_to_the_closed_form(problem, direction, penalty)
 @pytest.mark.slow
 def test_a_higher_price_buys_a_smaller_move(problem):
     policy, batch, *_ = problem
-    kl = [float(take(KLPenalty(kl_coef=c, epochs=200, **FULL), policy, batch)[2].kl_old_new) for c in (0, 1, 10, 1000)]
+    rule = KLPenalty(epochs=200, **FULL)
+    kl = [float(take(rule, policy, batch, kl_coef=c)[2].kl_old_new) for c in (0.0, 1.0, 10.0, 1000.0)]
     assert kl == sorted(kl, reverse=True)
     assert kl[-1] < 1e-3 * kl[0]
 
