@@ -223,7 +223,7 @@ def test_a_lost_worker_costs_its_rows_of_one_rollout(faulty, what, caplog):
 def test_an_environment_that_always_fails_is_given_up(faulty):
     with (
         Collecting(faulty("always raises"), 0) as collecting,
-        pytest.raises(EnvironmentFault, match="fails right after it was started anew: ValueError: the motor is on"),
+        pytest.raises(EnvironmentFault, match="fails right after it was restarted: ValueError: the motor is on"),
     ):
         collecting.rollout()
 
