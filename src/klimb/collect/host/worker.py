@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 
 from klimb.collect.host.numpy_policy import HostPolicy, HostPolicySpec
-from klimb.collect.host.stepping import Columns, Stepper, bytes_of
+from klimb.collect.host.stepping import Columns, ColumnsLayout, Stepper, bytes_of
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.errors import EnvironmentFault
 from klimb.policies.actions import Discrete
@@ -31,7 +31,7 @@ class SharedRollout:
     Both sides make it from the same sizes. noise: `[T, K, N, *act]`. numbers: `[K, spec.size]`.
     """
 
-    def __init__(self, memory: Any, spec: HostPolicySpec, shape: tuple[int, int, int], layout: Columns) -> None:
+    def __init__(self, memory: Any, spec: HostPolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout) -> None:
         view = memoryview(memory)
         start = bytes_of(layout)
         self.columns = Columns.within(layout, view)
@@ -42,7 +42,7 @@ class SharedRollout:
         self.numbers = np.frombuffer(view, np.float32, shape[1] * spec.size, start).reshape(shape[1], spec.size)
 
     @staticmethod
-    def size(spec: HostPolicySpec, shape: tuple[int, int, int], layout: Columns) -> int:
+    def size(spec: HostPolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout) -> int:
         """Bytes in all."""
         return bytes_of(layout) + 4 * (int(np.prod(layout.action[0])) + shape[1] * spec.size)
 
