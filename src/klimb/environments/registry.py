@@ -163,7 +163,7 @@ def _gymnasium(name: str) -> HostEnvironment:
         )
     try:
         return GymnasiumEnvironment.from_registry(f"gymnasium:{name}", identifier, module if separator else None)
-    # Gymnasium's own error for most packages; a plain ImportError for those that it imports unguarded.
+    # Gymnasium raises an error of its own for most missing packages, and a plain ImportError for a few.
     except (gym.error.DependencyNotInstalled, ImportError) as missing:
         raise MissingExtra(
             f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "

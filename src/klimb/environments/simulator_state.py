@@ -153,7 +153,7 @@ def _changes(env: gym.Env, state: State) -> Iterator[Callable[[], None]]:
     for layer, entry in zip(wrappers, saved, strict=True):
         record = _record(entry, ("kind", "values"), "a wrapper")
         if record["kind"] != _kind(layer):
-            raise ValueError(f"it was saved under other wrappers; here is {type(layer).__name__}")
+            raise ValueError(f"it was saved under another wrapper than {type(layer).__name__}")
         yield from _set_values(layer, _WRAPPERS[_kind(layer)], record["values"])
     yield _set_random_numbers(inner, top["random"])
     if _is_mujoco(inner):

@@ -183,7 +183,7 @@ def time_to_threshold(
 
 
 def median_time(times: Float[np.ndarray, " seeds"]) -> float:
-    """Median over seeds of a time; a seed that never reached the threshold (NaN) counts as +∞. NaN if that is it."""
+    """Median over seeds of a time. NaN, a threshold never reached, counts as +∞; NaN if the median is +∞."""
     median = float(np.median(np.where(np.isnan(times), np.inf, times)))
     return median if math.isfinite(median) else math.nan
 

@@ -48,7 +48,7 @@ METRICS: dict[str, Metric] = {
     ),
     "predicted_improvement": Metric("Predicted improvement", "the surrogate gain in reward per step"),
     "predicted_improvement_se": Metric(
-        "Predicted improvement, error", "standard error of the predicted improvement over the rows of the batch"
+        "Predicted improvement, error", "standard error of the predicted improvement, in reward per step"
     ),
     "realised_improvement": Metric(
         "Realised improvement",
@@ -56,15 +56,15 @@ METRICS: dict[str, Metric] = {
         "minus that on the previous batch, under the same critic; with --overlap, of the step one iteration earlier",
     ),
     "realised_improvement_se": Metric(
-        "Realised improvement, error", "standard error of the realised improvement over the rows of both batches"
+        "Realised improvement, error", "standard error of the realised improvement, in reward per step"
     ),
     "kl_old_new": Metric("KL(old‖new)", "mean over states of KL(π_old‖π_new), in nats"),
     "kl_new_old": Metric("KL(new‖old)", "mean over states of KL(π_new‖π_old), in nats"),
     "kl_old_new_se": Metric(
-        "KL(old‖new), error", "standard error of the mean over states, over the environments of the rollout, in nats"
+        "KL(old‖new), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
     ),
     "kl_new_old_se": Metric(
-        "KL(new‖old), error", "standard error of the mean over states, over the environments of the rollout, in nats"
+        "KL(new‖old), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
     ),
     "kl_max": Metric("Largest KL", "largest KL over states, in the direction that the rule constrains, in nats"),
     "kl_old_new_max": Metric("Largest KL(old‖new)", "largest KL(π_old‖π_new) over states, in nats"),
@@ -79,7 +79,7 @@ METRICS: dict[str, Metric] = {
         "largest total variation over states, 0 to 1; an upper bound for Gaussians of several dimensions",
     ),
     "tv_se": Metric(
-        "Total variation, error", "standard error of the mean over states, over the environments of the rollout"
+        "Total variation, error", "standard error of the mean, with each environment of the rollout as one sample"
     ),
     "tv_bound": Metric(
         "Bound on the total variation",
@@ -121,7 +121,7 @@ METRICS: dict[str, Metric] = {
         "Value loss", "mean squared error of the critic in the last epoch of its fit, in variances of the targets"
     ),
 }
-"""What every rule's runs record. A rule's own metrics stand in its traits."""
+"""The metrics common to all rules. A rule's own metrics are in its `Traits`."""
 
 
 def to_records(metrics: dict[str, np.ndarray], *, wall_time: list[float], steps_per_second: float) -> list[Record]:
