@@ -223,7 +223,7 @@ def test_a_lost_worker_costs_its_rows_of_one_rollout(faulty, what, caplog):
 def test_an_environment_that_always_fails_is_given_up(faulty):
     with (
         Collecting(faulty("always raises"), 0) as collecting,
-        pytest.raises(EnvironmentFault, match="fails right after it was started anew: ValueError: the motor is on"),
+        pytest.raises(EnvironmentFault, match="fails right after it was restarted: ValueError: the motor is on"),
     ):
         collecting.rollout()
 
@@ -240,7 +240,7 @@ def test_a_worker_that_is_always_lost_is_given_up(faulty):
 
 @fault("an environment prints megabytes, from Python and from C", "what it says is kept from the answers, and let go")
 def test_what_environments_print_does_no_harm(faulty, monkeypatch):
-    monkeypatch.setattr("klimb.collect.host.worker_process.MOST_SAID", 10_000)
+    monkeypatch.setattr("klimb.collect.host.worker_process.MAX_STDERR", 10_000)
     with Collecting(faulty("prints"), 2) as collecting:
         for number in range(3):
             rollout, _ = collecting.rollout(number)

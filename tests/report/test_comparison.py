@@ -14,6 +14,8 @@ from klimb.cli.compare import compare
 from klimb.errors import ConfigError, KlimbError, RunError
 from klimb.report.comparison import default_threshold, read_comparison
 from klimb.report.comparison_figure import draw, learning_curve, spread
+from klimb.report.data import read_run
+from klimb.report.lines import mean_line
 from klimb.report.statistics import Resampling, interquartile_mean
 
 BATCH, ITERATIONS = 2048, 40
@@ -78,6 +80,23 @@ def test_seeds_of_one_algorithm_are_pooled(runs, capsys):
     assert 480 <= trpo["iqm"]["low"] < trpo["iqm"]["value"] < trpo["iqm"]["high"] <= 484
     assert (trpo["mean"], trpo["median"], trpo["best"]) == (482.0, 482.0, 484.0)
     assert tree["score"] == "final evaluation"
+
+
+@pytest.mark.parametrize("without", [0, 3])
+def test_the_report_draws_the_mean_that_is_compared(tmp_path, capsys, without):
+    """Ten seeds with the returns 0, 0, 0, 10, …, 10: the middle half is half a 0 and four and a half 10s."""
+    path = make_run(tmp_path / "a", TRPO(), num_seeds=10 + without, evaluate=False)
+    returns = [None] * without + [0.0] * 3 + [10.0] * 7
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**record, "episode_return": returns}) for record in records]
+    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(path)
+    assert set(run.centre("episode_return").tolist()) == {9.0}
+    assert set(mean_line(run, run.columns["episode_return"], "", 1)["values"]) == {9}
+    if without == 0:  # a seed without a score can't be compared
+        (algorithm,) = in_json(capsys, path)["environments"][0]["algorithms"]
+        assert algorithm["iqm"]["value"] == 9.0
+    assert float(interquartile_mean(np.array(returns, float))) == 9.0
 
 
 def test_time_to_the_registered_threshold(runs, capsys):

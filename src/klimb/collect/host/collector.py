@@ -88,8 +88,6 @@ class VectorCollector:
         self._act = jax.jit(partial(_act, policy_static, self._actions))
         self._complete = jax.jit(jax.vmap(partial(complete, policy_static)))
         self._tally = EpisodeTally(num_seeds, num_envs)
-        discrete = bool(np.issubdtype(self._actions.dtype, np.integer))
-        self._layout = Columns.layout(self.shape, self._observations.shape, self._actions.shape, discrete)
         self._numpy_spec = numpy_policy_spec(policy_static)
         self._stepping: Stepping | None = None
         self._open: Callable[[], Stepping]
@@ -98,13 +96,22 @@ class VectorCollector:
             spec: PolicySpec = self._numpy_spec or self._export(policy_shapes, workers)
             pack = self._parameters if isinstance(spec, NumpyPolicySpec) else partial(_pack, spec)
             self._open = lambda: Workers(
-                env_spec, spec, self.shape, self._layout, workers, pack, restart=restart, timeout=timeout
+                env_spec,
+                spec,
+                self.shape,
+                self._observations,
+                self._actions,
+                workers,
+                pack,
+                restart=restart,
+                timeout=timeout,
             )
         else:
+            layout = Columns.layout(self.shape, self._observations, self._actions)
             self._open = lambda: InProcess(
                 environment.vector(num_seeds * num_envs, restart=restart),
                 num_seeds,
-                lambda: Columns.empty(self._layout),
+                lambda: Columns.empty(layout),
                 self._decider,
             )
         self._under_way = False
