@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klimb.cli import compilation_cache
-from klimb.cli.arguments import one_path, split
-from klimb.cli.flags import parse
+from klimb.cli.parser import Command, RunWord
 from klimb.collect.evaluation import evaluate as evaluate_policy
 from klimb.environments.registry import Environment, make, make_named_in
 from klimb.errors import ConfigError
@@ -19,11 +18,13 @@ from klimb.runs.policy_file import load_policy
 
 
 @dataclass(frozen=True)
-class EvaluateFlags:
-    """How a run's policy is evaluated."""
+class EvaluateArguments:
+    """What is typed after `klimb evaluate`."""
 
+    run: RunWord
+    """Run directory."""
     episodes: int = 100
-    """Whole episodes, each seed's policy."""
+    """Whole episodes of each seed's policy."""
     seed: int = 0
     """Seed of the evaluation's episodes."""
     stochastic: bool = False
@@ -40,12 +41,12 @@ class EvaluateFlags:
     """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
 
 
-def evaluate(arguments: list[str]) -> None:
-    """klimb evaluate RUN [--flags]"""
-    words, rest = split(arguments)
-    program = "klimb evaluate" + (f" {words[0]}" if words else " RUN")
-    flags = parse(EvaluateFlags, rest, default=EvaluateFlags(), program=program)
-    run_dir = one_path("evaluate", words)
+def evaluate(arguments: EvaluateArguments) -> None:
+    """Run whole episodes under a run's policies, and print their returns.
+
+    arguments: which run, and how.
+    """
+    run_dir, flags = arguments.run, arguments
     config = RunDirectory.open(run_dir).config
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
@@ -125,3 +126,6 @@ def evaluation_lines(result: dict[str, Any]) -> list[str]:
     if len(result["seeds"]) > 1:
         lines.append(f"             mean over {len(result['seeds'])} seeds {result['mean']:.2f}")
     return lines
+
+
+COMMAND = Command("evaluate", EvaluateArguments, evaluate)

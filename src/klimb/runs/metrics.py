@@ -18,12 +18,63 @@ import numpy as np
 
 from klimb.errors import one_line
 from klimb.runs.files import require_regular
-from klimb.types import Status
+from klimb.types import Metric, Status
 
 Record = dict[str, Any]
 FILE_NAME = "metrics.jsonl"
 
 logger = logging.getLogger("klimb")
+
+METRICS: dict[str, Metric] = {
+    "iteration": Metric("Iterations", "iterations done"),
+    "env_steps": Metric("Environment steps", "environment steps taken, each seed"),
+    "wall_time": Metric("Time", "seconds since the start, compilation included, over all parts of a resumed run"),
+    "steps_per_second": Metric(
+        "Speed", "environment steps per second of all seeds together, in the call that the iteration was part of"
+    ),
+    "episode_return": Metric("Return", "mean undiscounted return of the episodes that ended"),
+    "episode_length": Metric("Episode length", "mean length of the episodes that ended, in steps"),
+    "episodes": Metric("Episodes", "how many episodes ended"),
+    "env_faults": Metric(
+        "Environment faults", "how often a host environment was restarted because it raised, hung or ended its process"
+    ),
+    "surrogate_gain": Metric("Surrogate gain", "mean (π_new/π_old − 1) Â, in the units the rule saw"),
+    "predicted_improvement": Metric("Predicted improvement", "the surrogate gain in reward per step"),
+    "predicted_improvement_se": Metric("Standard error", "of the predicted improvement"),
+    "realised_improvement": Metric(
+        "Realised improvement", "what the step of the previous iteration brought, in reward per step"
+    ),
+    "realised_improvement_se": Metric("Standard error", "of the realised improvement"),
+    "kl_old_new": Metric("KL(π_old‖π_new)", "mean over states, in nats"),
+    "kl_new_old": Metric("KL(π_new‖π_old)", "mean over states, in nats"),
+    "kl_max": Metric("Maximum KL", "over states, in the direction that the rule constrains"),
+    "kl_old_new_max": Metric("Maximum KL(π_old‖π_new)", "over states, in nats"),
+    "kl_new_old_max": Metric("Maximum KL(π_new‖π_old)", "over states, in nats"),
+    "tv": Metric("Total variation", "mean over states, 0 to 1; sampled for Gaussians of several dimensions"),
+    "tv_max": Metric(
+        "Maximum total variation", "over states, 0 to 1; an upper bound for Gaussians of several dimensions"
+    ),
+    "kl_old_new_se": Metric("Standard error", "of kl_old_new, over the environments of the rollout"),
+    "kl_new_old_se": Metric("Standard error", "of kl_new_old, over the environments of the rollout"),
+    "tv_se": Metric("Standard error", "of tv, over the environments of the rollout"),
+    "tv_bound": Metric("Bound on total variation", "on its mean, from the KLs (Pinsker, Bretagnolle–Huber)"),
+    "tv_max_bound": Metric("Bound on maximum total variation", "from the KLs of the worst state"),
+    "state_mismatch_bound": Metric(
+        "Bound on the state mismatch", "on the total variation of discounted state distributions before and after"
+    ),
+    "guaranteed_improvement": Metric("Guaranteed improvement", "lower bound on the improvement, in reward per step"),
+    "step_excess": Metric("Step excess", "length of the step, in lengths of the longest step with a guarantee"),
+    "entropy": Metric("Entropy", "mean entropy of the new policy, in nats"),
+    "ess": Metric(
+        "Effective sample size", "of the ratios of π_new to the policy that collected the batch, as a fraction"
+    ),
+    "status": Metric("Status", "ACCEPTED, CRITIC_WARMUP, or why the step was rejected"),
+    "explained_variance": Metric(
+        "Explained variance", "of the value targets, by the critic before it was fitted to them"
+    ),
+    "value_loss": Metric("Critic loss", "squared error in the last epoch of the fit, in variances of the targets"),
+}
+"""The metrics of every run, with their titles and meanings. A rule has more: `klimb.Traits.metrics`."""
 
 
 def to_records(metrics: dict[str, np.ndarray], *, wall_time: list[float], steps_per_second: float) -> list[Record]:
