@@ -87,7 +87,11 @@ def compare(arguments: CompareArguments) -> None:
 
 
 def summary(comparison: Comparison, threshold: float | None, resampling: Resampling) -> Spec:
-    """Everything there is to say, as plain values; NaN where a number does not exist."""
+    """All results, as plain values; NaN where a number does not exist.
+
+    comparison: of the runs. threshold: return whose time of arrival is measured; None for the environment's own.
+    resampling: of the bootstrap.
+    """
     return {
         "score": "final evaluation" if comparison.evaluated else "training returns",
         **asdict(resampling),

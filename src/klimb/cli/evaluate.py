@@ -67,7 +67,7 @@ def evaluate(arguments: EvaluateArguments) -> None:
 
 
 def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dict[str, Any]]:
-    """One entry a seed; in double precision, with the run's own discount."""
+    """One entry per seed, in double precision, with the run's own discount."""
     import jax
 
     from klimb.tabular.mdp import TabularMDP
@@ -81,11 +81,19 @@ def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dic
 
 
 def environment_of(run_dir: Path, config: RunConfig, other: str | None, *, trust: bool) -> Environment:
-    """The environment of a run, or the other one that the user names."""
+    """The environment of a run, or another one.
+
+    run_dir, config: of the run. other: the name of another environment. trust: whether the configuration may have a
+    module imported.
+    """
     return make(other) if other else make_named_in(run_dir / "config.toml", config.env, trust=trust)
 
 
 def load_policies(run_dir: Path, config: RunConfig) -> list[Any]:
+    """The policies of all seeds.
+
+    run_dir: of the run, or its `best` directory. config: of the run.
+    """
     options = config.options
     if options.num_seeds == 1:
         return [load_policy(run_dir)]
@@ -95,7 +103,11 @@ def load_policies(run_dir: Path, config: RunConfig) -> list[Any]:
 def evaluate_seeds(
     policies: list[Any], config: RunConfig, environment: Any, episodes: int, seed: int, deterministic: bool
 ) -> dict[str, Any]:
-    """One entry a seed, and the mean over seeds, as plain values."""
+    """One entry per seed, and the mean over seeds, as plain values.
+
+    policies: one per seed. config: of the run. environment: to evaluate in. episodes: of each policy, at least 1.
+    seed: of the episodes. deterministic: whether the mode is taken instead of a sample.
+    """
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}; an evaluation needs at least 1")
     seeds = []
@@ -115,6 +127,10 @@ def evaluate_seeds(
 
 
 def evaluation_lines(result: dict[str, Any]) -> list[str]:
+    """A result of `evaluate_seeds` for people.
+
+    result: one entry per seed, and their mean.
+    """
     lines = []
     for entry in result["seeds"]:
         error = "" if entry["standard_error"] is None else f" ± {entry['standard_error']:.2f}"

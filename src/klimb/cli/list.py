@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -86,7 +86,7 @@ def _metric_lines() -> list[str]:
     return lines
 
 
-def _metric_table(metrics: typing.Mapping[str, Metric]) -> list[str]:
+def _metric_table(metrics: Mapping[str, Metric]) -> list[str]:
     return _table({name: f"{metric.title}: {metric.meaning}" for name, metric in metrics.items()}, 24)
 
 
