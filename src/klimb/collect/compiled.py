@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, summarise
-from klimb.environments.base import CompiledEnvironment, clip_action
+from klimb.environments.base import CompiledEnvironment
 from klimb.policies.policy import action_distribution
 from klimb.types import Rollout
 
@@ -48,6 +48,7 @@ class CompiledCollector:
         key: for all draws of the rollout. policy: a callable pytree. state: where the episodes stand.
         """
         environment, shape = self.environment, (self.num_steps, self.num_envs)
+        actions = environment.actions
         key_act, key_step, key_reset = jax.random.split(key, 3)
         noise = action_distribution(policy, state.obs).noise(key_act, (self.num_steps,))
         step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
@@ -58,7 +59,7 @@ class CompiledCollector:
             noise, key_step, fresh = drawn
             distribution = action_distribution(policy, carry.obs)
             action = distribution.sample_from(noise)
-            taken = clip_action(environment.action_space, distribution.to_environment(action))
+            taken = actions.clip(distribution.to_environment(action))
             after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated

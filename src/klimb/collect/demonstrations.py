@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from klimb.environments.base import CompiledEnvironment
-from klimb.environments.host import HostEnvironment
+from klimb.environments.registry import Environment
 from klimb.errors import DemonstrationError
-from klimb.policies.actions import Box, Discrete, action_spec
+from klimb.policies.action_spec import ActionSpec
 from klimb.types import Rollout
 
 
@@ -35,7 +34,7 @@ class Demonstrations:
     terminated: Bool[np.ndarray, "..."]
     truncated: Bool[np.ndarray, "..."]
     next_obs: Float[np.ndarray, "..."]
-    actions: Discrete | Box
+    actions: ActionSpec
     environment: str
     source: str = "the demonstrations"
 
@@ -64,7 +63,7 @@ class Demonstrations:
         """Undiscounted return of each episode."""
         return np.add.reduceat(self.reward.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
 
-    def check_fit(self, environment: CompiledEnvironment | HostEnvironment) -> None:
+    def check_fit(self, environment: Environment) -> None:
         """DemonstrationError when observations or actions are not the environment's."""
         shape = environment.observation_space.shape
         if self.obs.shape[1:] != shape:
@@ -72,11 +71,10 @@ class Demonstrations:
                 f"{self.source} was recorded on {self.environment} and has observations of shape "
                 f"{self.obs.shape[1:]}; {environment.id} gives {shape}"
             )
-        theirs = action_spec(environment.action_space)
-        if self.actions != theirs:
+        if self.actions != environment.actions:
             raise DemonstrationError(
                 f"{self.source} was recorded on {self.environment} and has the actions {self.actions}; "
-                f"{environment.id} takes {theirs}"
+                f"{environment.id} takes {environment.actions}"
             )
 
     def check_log_probs(self) -> None:
@@ -165,15 +163,6 @@ class Demonstrations:
             )
 
     def _check_actions(self) -> None:
-        discrete = isinstance(self.actions, Discrete)
-        if not np.issubdtype(self.action.dtype, np.integer if discrete else np.floating):
-            kind = "discrete ones are integers" if discrete else "those of a box are floating-point numbers"
-            raise DemonstrationError(f"{self.source}: its actions are {self.action.dtype}, and {kind}")
-        if isinstance(self.actions, Discrete):
-            if self.action.ndim != 1 or self.action.min() < 0 or self.action.max() >= self.actions.n:
-                raise DemonstrationError(f"{self.source}: its actions are not all in 0 … {self.actions.n - 1}")
-        elif self.action.shape[1:] != (len(self.actions.low),):
-            raise DemonstrationError(
-                f"{self.source}: its actions have the shape {self.action.shape[1:]}, its action space has "
-                f"{len(self.actions.low)} dimensions"
-            )
+        problem = self.actions.problem(self.action)
+        if problem is not None:
+            raise DemonstrationError(f"{self.source}: {problem}")

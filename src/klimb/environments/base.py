@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium.spaces
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from klimb.policies.action_spec import ActionSpec
+from klimb.policies.actions import action_spec
+from klimb.policies.observations import ObservationSpec, observation_spec
 
 
 class Transition(NamedTuple):
@@ -48,6 +51,16 @@ class CompiledEnvironment(abc.ABC):
     @property
     @abc.abstractmethod
     def action_space(self) -> gymnasium.spaces.Space: ...
+
+    @property
+    def observations(self) -> ObservationSpec:
+        """What the observation space means to klimb. UnsupportedSpace when that is nothing."""
+        return observation_spec(self.observation_space, one_hot=self.one_hot)
+
+    @property
+    def actions(self) -> ActionSpec:
+        """What the action space means to klimb. UnsupportedSpace when that is nothing."""
+        return action_spec(self.action_space)
 
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Array]:
@@ -122,15 +135,3 @@ class ClassicControl(CompiledEnvironment):
             terminated=self.terminal(successor),
             truncated=time >= self.max_episode_steps,
         )
-
-
-def clip_action(space: Any, action: jax.Array) -> jax.Array:
-    """The action an environment is given: a Box's bounds applied, discrete actions as they are.
-
-    Policies sample from an unbounded Gaussian and are trained on what they sampled; only the environment
-    sees the clipped value.
-    """
-    if isinstance(space, gymnasium.spaces.Box):
-        low, high = jnp.asarray(space.low, action.dtype), jnp.asarray(space.high, action.dtype)
-        return jnp.clip(action, low, high)
-    return action

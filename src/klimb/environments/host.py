@@ -9,6 +9,10 @@ import gymnasium.spaces
 import numpy as np
 from jaxtyping import Bool, Float
 
+from klimb.policies.action_spec import ActionSpec
+from klimb.policies.actions import action_spec
+from klimb.policies.observations import ObservationSpec, observation_spec
+
 
 class HostStep(NamedTuple):
     """One step of M environment copies.
@@ -71,6 +75,16 @@ class HostEnvironment(abc.ABC):
 
     one_hot: bool = False
     """Whether observations are one-hot rows, which no policy scales."""
+
+    @property
+    def observations(self) -> ObservationSpec:
+        """What the observation space means to klimb. UnsupportedSpace when that is nothing."""
+        return observation_spec(self.observation_space, one_hot=self.one_hot)
+
+    @property
+    def actions(self) -> ActionSpec:
+        """What the action space means to klimb. UnsupportedSpace when that is nothing."""
+        return action_spec(self.action_space)
 
     @abc.abstractmethod
     def vector(self, copies: int, *, restart: bool = False) -> HostVector:

@@ -46,6 +46,9 @@ def recorded_name(environment: str | Any) -> str:
         return environment.id
     if isinstance(environment, HostEnvironment) and environment.env_spec is not None:
         return environment.id
+    own = _own_name(environment)
+    if own is not None:
+        return own
     settings = ", ".join(
         f"{field.name}={getattr(environment, field.name)!r}"
         for field in (dataclasses.fields(environment) if dataclasses.is_dataclass(environment) else ())
@@ -65,6 +68,17 @@ def _makes(name: str, environment: CompiledEnvironment) -> bool:
     return type(made) is type(environment) and (made == environment or identifier in TOY_TEXT)
 
 
+def _own_name(environment: Environment) -> str | None:
+    """`module:Class` of an environment of the user's own that is what its class makes without arguments."""
+    name = modules.name_of(type(environment))
+    if name is None or name.startswith("klimb."):
+        return None
+    try:
+        return name if type(environment)() == environment else None
+    except TypeError:
+        return None
+
+
 def make(environment: str | Any) -> Environment:
     """The environment of a name, or the object itself when it is one already.
 
@@ -74,7 +88,8 @@ def make(environment: str | Any) -> Environment:
     gymnax:ID       compiled, from gymnax (extra `gymnax`)
     gymnasium:ID    any Gymnasium id, stepped in Python
     envpool:ID      stepped in EnvPool's threads (extra `envpool`)
-    module:ID       imports `module`, which registers ID with Gymnasium (Gymnasium's own syntax)
+    module:NAME     a class or function of `module` that makes a klimb environment; else an id that `module` registers
+                    with Gymnasium when it is imported (Gymnasium's own syntax)
     ID              the built-in one where id and version are the same, else Gymnasium's
 
     Raises EnvironmentNotFound, with the nearest name, when there is none, and MissingExtra, with the extra to
@@ -136,7 +151,18 @@ def _built_in(name: str) -> CompiledEnvironment:
     return maker(name) if name in TOY_TEXT else maker()
 
 
-def _gymnasium(name: str) -> HostEnvironment:
+def _made_by(maker: Any, name: str) -> Environment:
+    """The environment that a class or function of the user's makes, without arguments; or the object itself."""
+    made = maker() if callable(maker) else maker
+    if not isinstance(made, CompiledEnvironment | HostEnvironment):
+        raise EnvironmentNotFound(
+            f"{name[:80]!r} makes {type(made).__name__}, which is no klimb environment: see docs/own-environment.md; a "
+            "Gymnasium environment is registered with Gymnasium, and named by its id"
+        )
+    return made
+
+
+def _gymnasium(name: str) -> Environment:
     import gymnasium as gym
 
     from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
@@ -149,7 +175,9 @@ def _gymnasium(name: str) -> HostEnvironment:
             f"{nearest(module[:80], PREFIXES)}"
         )
     if separator:
-        importlib.import_module(module)
+        own = getattr(importlib.import_module(module), identifier, None)
+        if own is not None:
+            return _made_by(own, name)
     if identifier not in gym.registry:
         raise EnvironmentNotFound(
             f"there is no environment {identifier[:80]!r}{nearest(identifier[:80], [*gym.registry, *BUILT_IN])}"

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from klimb.policies.networks import Critic
+from klimb.policies.networks import Critic, state_values
 from klimb.types import Rollout, weighted_mean
 
 
@@ -16,11 +16,11 @@ def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float
     The successor is the next row's observation unless the episode ended there, so the critic is asked again
     only where there are truncations.
     """
-    value = critic(rollout.obs)
-    following = jnp.concatenate([value[1:], critic(rollout.next_obs[-1:])])
+    value = state_values(critic, rollout.obs)
+    following = jnp.concatenate([value[1:], state_values(critic, rollout.next_obs[-1:])])
 
     def ask_again() -> Array:
-        return jnp.where(rollout.truncated, critic(rollout.next_obs), following)
+        return jnp.where(rollout.truncated, state_values(critic, rollout.next_obs), following)
 
     return value, jax.lax.cond(jnp.any(rollout.truncated), ask_again, lambda: following)
 

@@ -20,9 +20,8 @@ from klimb.improve.acceptance import accept_or_reject, choose
 from klimb.improve.divergences import kl_divergence
 from klimb.improve.optimizer import Optimizer
 from klimb.improve.rule import Traits
-from klimb.policies.normalizer import observe
 from klimb.policies.parameters import flatten
-from klimb.policies.policy import action_distribution
+from klimb.policies.policy import action_distribution, observe
 from klimb.types import Batch, Metric, Rollout, Status, UpdateInfo
 
 LEAST, MOST, FACTOR = 1e-6, 1e2, 10.0  # of the regularisation w_r, and by what it changes (Levine and Koltun 2013)

@@ -16,7 +16,7 @@ from klimb.guided.guides import Guides
 from klimb.guided.importance_sampled import SAMPLED_TRAITS, ImportanceSampled
 from klimb.guided.mirror_descent import MIRROR_TRAITS, MirrorDescent
 from klimb.improve.rule import Rule, Setting, Traits
-from klimb.policies.actions import Box, action_spec
+from klimb.policies.actions import Box
 from klimb.types import Batch, UpdateInfo
 
 
@@ -78,7 +78,7 @@ class GuidedPolicySearch:
 
     def bind(self, environment: Any, setting: Setting) -> Rule:
         """The method, at work in an environment. ConfigError where it can't be."""
-        if not isinstance(action_spec(environment.action_space), Box):
+        if not isinstance(environment.actions, Box):
             raise ConfigError(
                 f"guided policy search is for continuous actions, and those of {environment.id} are discrete: "
                 "use trpo or ppo"
@@ -112,7 +112,7 @@ class GuidedPolicySearch:
                 f"{environment.id} does not tell its dynamics and cost, and --method importance_sampling plans with "
                 "them: use --method mirror_descent, which fits them to episodes"
             )
-        actions = action_spec(environment.action_space)
+        actions = environment.actions
         assert isinstance(actions, Box)
         guides = Guides(environment, actions, setting.num_steps, self.restarts, self.temperature)
         guides.check()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from klimb.estimate.importance import effective_sample_size
-from klimb.improve.divergences import has_closed_form_tv, kl_divergence, total_variation, total_variation_bound
+from klimb.improve.divergences import kl_divergence, total_variation, total_variation_bound
 from klimb.improve.objectives import log_ratio
 from klimb.improve.rule import KLDirection
 from klimb.policies.distributions import Distribution
@@ -114,7 +114,7 @@ def update_info(
     log_ratio_old, ratio = log_ratio(old, batch), jnp.exp(log_ratio(new, batch))
     change = jnp.exp(log_ratio_old) * jnp.expm1(log_ratio(new, batch) - log_ratio_old)
     tv_bound = total_variation_bound(jnp.minimum(kl_old_new, kl_new_old))
-    if has_closed_form_tv(old):
+    if old.has_closed_form_tv:
         tv = total_variation(old, new)
         assert not isinstance(tv, tuple)
     else:
@@ -133,7 +133,7 @@ def update_info(
         kl_new_old=batch.mean(kl_new_old),
         kl_max=worst(constrained),
         tv=batch.mean(tv),
-        tv_max=worst(tv if has_closed_form_tv(old) else tv_bound),
+        tv_max=worst(tv if old.has_closed_form_tv else tv_bound),
         entropy=batch.mean(new.entropy()),
         ess=effective_sample_size(ratio, batch.weight),
         status=jnp.asarray(status, jnp.int32),

@@ -55,13 +55,14 @@ class CriticFit:
         target = (batch.value_target - rescaled.target.mean) / rescaled.target.scale
         # Rows without weight are emptied: a NaN in one would reach the gradient as 0·NaN.
         counted = batch.weight > 0
-        # The normaliser does not change during the fit, so its work is done once.
-        obs = jnp.where(counted[:, None], rescaled.normalizer(batch.obs), 0)
-        rows = (obs, jnp.where(counted, target, 0), batch.weight)
+        # What no gradient moves is computed once.
+        inputs = jax.vmap(rescaled.encoder.inputs)(batch.obs)
+        inputs = jnp.where(jnp.reshape(counted, counted.shape + (1,) * (inputs.ndim - 1)), inputs, 0)
+        rows = (inputs, jnp.where(counted, target, 0), batch.weight)
 
         def loss(vector: Array, minibatch: tuple[Array, Array, Array]) -> Array:
             x, y, weight = minibatch
-            return weighted_mean(jnp.square(rebuild(vector).network(x)[..., 0] - y), weight)
+            return weighted_mean(jnp.square(jax.vmap(rebuild(vector).scaled)(x) - y), weight)
 
         def descend(carry: tuple, order: Array) -> tuple[tuple, Array]:
             vector, moments = carry

@@ -7,7 +7,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from klimb.improve.divergences import has_closed_form_tv, kl_divergence, total_variation
+from klimb.improve.divergences import kl_divergence, total_variation
 from klimb.improve.rule import KLDirection
 from klimb.policies.distributions import Distribution
 from klimb.policies.policy import action_distribution
@@ -56,7 +56,7 @@ def divergence(kind: Divergence, old: Distribution, new: Distribution, batch: Ba
         return kl_divergence(old, new)
     if kind == "kl_new_old":
         return kl_divergence(new, old)
-    if not has_closed_form_tv(old):
+    if not old.has_closed_form_tv:
         return 0.5 * jnp.abs(jnp.expm1(log_ratio(new, batch)))
     rows = total_variation(old, new)
     assert not isinstance(rows, tuple)

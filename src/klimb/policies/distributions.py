@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import abc
 import math
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import erf
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from klimb.policies.closed_forms import expm1_minus, gaussian_total_variation
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # Gauss-Hermite quadrature for expectations under N(0, 1): E f(z) ≈ Σ wᵢ f(zᵢ).
@@ -20,7 +24,11 @@ NEAR_THE_EDGE = 1 - 1e-6
 
 
 class Distribution(eqx.Module):
-    """A distribution over one action. Divergences between two of a kind are in `klimb.improve.divergences`."""
+    """A distribution over one action, with any leading axes `[...]`.
+
+    A new kind of distribution is a class with these methods. `klimb.kl_divergence` and `klimb.total_variation` check
+    that both of their arguments are of one kind before they ask for a divergence here.
+    """
 
     @abc.abstractmethod
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Array:
@@ -56,6 +64,22 @@ class Distribution(eqx.Module):
     def from_environment(self, action: Array) -> Array:
         """The inverse of `to_environment`, for actions that somebody else has taken."""
         return action
+
+    @abc.abstractmethod
+    def kl_to(self, other: Any) -> Array:
+        """KL(self‖other) in nats, `[...]`, for another distribution of the same kind."""
+
+    @property
+    def has_closed_form_tv(self) -> bool:
+        """Whether `tv_to` is exact for this kind and number of dimensions, whatever the parameters."""
+        return False
+
+    def tv_to(self, other: Any) -> Array:
+        """Total variation in [0, 1], `[...]`, in closed form. ValueError where there is none."""
+        raise ValueError(f"no closed form of the total variation is known for {type(self).__name__}: give key=")
+
+    def require_comparable(self, other: Any) -> None:
+        """ValueError where two distributions of this kind have no divergence."""
 
     @abc.abstractmethod
     def fisher_metric(self, tangent: PyTree) -> PyTree:
@@ -104,6 +128,21 @@ class Categorical(Distribution):
     def mode(self) -> Int[Array, " *batch"]:
         return jnp.argmax(self.logits, axis=-1)
 
+    def kl_to(self, other: Categorical) -> Float[Array, " *batch"]:
+        log_p, log_q = self.log_probs, other.log_probs
+        probs = jnp.exp(log_p)
+        # Σ p (log p − log q) cancels to rounding noise for near-equal p, q, with either sign. Adding
+        # Σ (q − p) = 0 turns every term into p·(eᵈ − 1 − d) ≥ 0 with d = log q − log p.
+        difference = jnp.where(probs > 0, log_q - log_p, 0)
+        return jnp.sum(jnp.where(probs > 0, probs * expm1_minus(difference), jnp.exp(log_q)), axis=-1)
+
+    @property
+    def has_closed_form_tv(self) -> bool:
+        return True
+
+    def tv_to(self, other: Categorical) -> Float[Array, " *batch"]:
+        return 0.5 * jnp.sum(jnp.abs(self.probs - other.probs), axis=-1)
+
     def fisher_metric(self, tangent: PyTree) -> PyTree:
         """(diag(p) − p pᵀ) v."""
         probs = self.probs
@@ -138,6 +177,33 @@ class DiagGaussian(Distribution):
 
     def mode(self) -> Float[Array, "*batch D"]:
         return self.mean
+
+    def kl_to(self, other: DiagGaussian) -> Float[Array, " *batch"]:
+        # Per dimension ½ (e^{2d} − 1 − 2d) + ½ (μ_p − μ_q)²/σ_q² with d = log σ_p − log σ_q.
+        spread = expm1_minus(2 * (self.log_std - other.log_std))
+        shift = jnp.square((self.mean - other.mean) * jnp.exp(-other.log_std))
+        return 0.5 * jnp.sum(spread + shift, axis=-1)
+
+    @property
+    def has_closed_form_tv(self) -> bool:
+        return self.mean.shape[-1] == 1
+
+    def tv_to(self, other: DiagGaussian) -> Float[Array, " *batch"]:
+        dimensions = jnp.broadcast_shapes(self.mean.shape, other.mean.shape)[-1]
+        if dimensions == 1:
+            return gaussian_total_variation(
+                self.mean[..., 0], self.log_std[..., 0], other.mean[..., 0], other.log_std[..., 0]
+            )
+        concrete = not any(isinstance(scale, jax.core.Tracer) for scale in (self.log_std, other.log_std))
+        if concrete and bool(jnp.all(self.log_std == other.log_std)):
+            # Equal scales: the half-space between the means decides, TV = erf(Mahalanobis distance / 2√2).
+            squared = jnp.sum(jnp.square((self.mean - other.mean) * jnp.exp(-self.log_std)), axis=-1)
+            # The root of 0 has no derivative, and the one at equality is to be 0.
+            return jnp.where(squared > 0, erf(jnp.sqrt(jnp.where(squared > 0, squared, 1)) / 8**0.5), 0)
+        raise ValueError(
+            f"the total variation of Gaussians with {dimensions} dimensions and unequal scales has no closed form: "
+            "give key= for a Monte Carlo value with its standard error, or use total_variation_bound(kl)"
+        )
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
         """diag(1/σ²) on the mean, diag(2) on log σ."""
@@ -203,6 +269,24 @@ class TanhGaussian(Distribution):
         """tanh⁻¹((a − center) / half_width); an a at an edge is taken a millionth of the half-width inside it."""
         center, half_width = self._box(action)
         return jnp.arctanh(jnp.clip((action - center) / half_width, -NEAR_THE_EDGE, NEAR_THE_EDGE))
+
+    def kl_to(self, other: TanhGaussian) -> Float[Array, " *batch"]:
+        # Squashing both by the same one-to-one map changes no divergence.
+        return self.base.kl_to(other.base)
+
+    @property
+    def has_closed_form_tv(self) -> bool:
+        return self.base.has_closed_form_tv
+
+    def tv_to(self, other: TanhGaussian) -> Float[Array, " *batch"]:
+        return self.base.tv_to(other.base)
+
+    def require_comparable(self, other: TanhGaussian) -> None:
+        if (self.low, self.high) != (other.low, other.high):
+            raise ValueError(
+                f"both squashed Gaussians must be in one box, not in {self.low} to {self.high} and {other.low} to "
+                f"{other.high}: give them the same low and high"
+            )
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
         """The base's: a is a function of u and u of a, so that both have the same scores."""

@@ -1,24 +1,23 @@
-"""Policy and critic networks: separate multilayer perceptrons, so that the Fisher matrix is the policy's alone."""
+"""Policy and critic networks: an encoder and a perceptron each, separate, so that the Fisher matrix is the policy's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 import equinox as eqx
-import gymnasium.spaces
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from klimb.errors import UnsupportedSpace
-from klimb.fields import STRICT, Width
-from klimb.policies.actions import Box, Discrete
-from klimb.policies.distributions import Categorical, DiagGaussian, Distribution, TanhGaussian
+from klimb.fields import STRICT, Name, Width
+from klimb.policies.action_spec import ActionSpec, GaussianStyle
+from klimb.policies.distributions import Distribution
+from klimb.policies.encoders import Encoder, FlatEncoder
 from klimb.policies.normalizer import Normalizer
+from klimb.policies.observations import BoxObservations, ObservationSpec
 
 Activation = Literal["tanh", "relu", "silu", "gelu"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
@@ -42,6 +41,10 @@ class NetworkOptions:
     """Let the network say the standard deviation in each state; continuous actions only."""
     tanh_squash: bool = False
     """Squash the Gaussian by tanh into the action box instead of clipping what is outside; bounded boxes only."""
+    policy: Name | None = None
+    """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
+    critic: Name | None = None
+    """A function of your own, module:name, that makes the critic: (observations, key) -> critic."""
 
 
 class MLP(eqx.Module):
@@ -98,116 +101,137 @@ def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fa
 
 
 class NetworkPolicy(eqx.Module):
-    """observation → normaliser → MLP → distribution: categorical for discrete actions, diagonal Gaussian for a box.
+    """observation → encoder → perceptron → distribution: categorical for discrete actions, diagonal Gaussian for a box.
 
     The Gaussian is in the environment's own units: the network's output 0 is the middle of the box and 1 its
     edge, and the standard deviation starts at `exp(log_std)` half-widths whatever the units are.
     With `tanh_squash` that Gaussian, in units of the half-width from the middle, goes through a tanh into the box.
     With `state_dependent_std` the network has a second half of outputs, which is added to `log_std`.
     Call it with one observation or with any leading axes.
-
-    Raises UnsupportedSpace for `tanh_squash` in a box without bounds, and for either with discrete actions.
     """
 
+    encoder: Encoder
     network: MLP
     log_std: Float[Array, " D"] | None
-    normalizer: Normalizer
-    actions: Discrete | Box = eqx.field(static=True)
-    state_dependent_std: bool = eqx.field(static=True)
-    tanh_squash: bool = eqx.field(static=True)
+    observations: ObservationSpec = eqx.field(static=True)
+    actions: ActionSpec = eqx.field(static=True)
+    style: GaussianStyle = eqx.field(static=True)
 
     def __init__(
         self,
-        observation_size: int,
-        actions: Discrete | Box,
+        observations: int | ObservationSpec,
+        actions: ActionSpec,
         *,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
         initial_log_std: float = 0.0,
         state_dependent_std: bool = False,
         tanh_squash: bool = False,
+        encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
-        _require_continuous(actions, state_dependent_std=state_dependent_std, tanh_squash=tanh_squash)
-        if tanh_squash and isinstance(actions, Box):
-            _require_bounds(actions)
-        parameters = actions.n if isinstance(actions, Discrete) else len(actions.low)
-        outputs = 2 * parameters if state_dependent_std else parameters
+        """A fresh policy.
+
+        observations: what it reads; a number stands for so many real inputs. actions: what it decides.
+        hidden: sizes of the hidden layers between features and outputs. activation: of these.
+        initial_log_std: log standard deviation of the first Gaussian, in half-widths of the box.
+        state_dependent_std, tanh_squash: for continuous actions only.
+        encoder: one of your own; None for the one of flat observations. key: for the weights.
+
+        Raises UnsupportedSpace for observations that are not flat without an encoder, for `tanh_squash` in a box
+        without bounds, and for either option with discrete actions.
+        """
+        self.style = GaussianStyle(state_dependent_std, tanh_squash)
+        outputs = actions.num_outputs(self.style)
+        self.observations = _spec(observations)
+        self.encoder = FlatEncoder.of(self.observations) if encoder is None else encoder
+        sizes = [self.encoder.num_features, *hidden, outputs]
         # ×0.01 at the head: the first policy is close to uniform, so no action is preferred by accident.
-        self.network = MLP([observation_size, *hidden, outputs], activation=activation, output_gain=0.01, key=key)
-        self.log_std = None if isinstance(actions, Discrete) else jnp.full(parameters, initial_log_std, float)
-        self.normalizer = Normalizer.identity((observation_size,))
+        self.network = MLP(sizes, activation=activation, output_gain=0.01, key=key)
+        free = actions.num_log_std
+        self.log_std = jnp.full(free, initial_log_std, float) if free else None
         self.actions = actions
-        self.state_dependent_std = state_dependent_std
-        self.tanh_squash = tanh_squash
 
-    def __call__(self, obs: Float[Array, "*batch obs_size"]) -> Distribution:
-        output = self.network(self.normalizer(obs))
-        if isinstance(self.actions, Discrete):
-            return Categorical(logits=output)
-        assert self.log_std is not None
-        log_std = self.log_std
-        if self.state_dependent_std:
-            output, offset = jnp.split(output, 2, axis=-1)
-            log_std = log_std + offset
-        if self.tanh_squash:
-            log_std = jnp.broadcast_to(log_std, output.shape)
-            return TanhGaussian(mean=output, log_std=log_std, low=self.actions.low, high=self.actions.high)
-        half_width = jnp.asarray(self.actions.half_width, output.dtype)
-        mean = jnp.asarray(self.actions.center, output.dtype) + half_width * output
-        return DiagGaussian(mean=mean, log_std=jnp.broadcast_to(log_std + jnp.log(half_width), mean.shape))
+    def __call__(self, obs: Float[Array, "*batch"]) -> Distribution:
+        return self.actions.distribution(self.network(self.encoder(obs)), self.log_std, self.style)
 
-
-def _require_continuous(actions: Discrete | Box, **options: bool) -> None:
-    for name, wanted in options.items():
-        if wanted and isinstance(actions, Discrete):
-            raise UnsupportedSpace(
-                f"{name} is for continuous actions, and these are {actions.n} discrete ones: leave it off"
-            )
-
-
-def _require_bounds(actions: Box) -> None:
-    for i, (low, high) in enumerate(zip(actions.low, actions.high, strict=True)):
-        if not (np.isfinite(low) and np.isfinite(high) and low < high):
-            raise UnsupportedSpace(
-                f"tanh_squash needs a bounded interval in every dimension of the actions, and dimension {i} is from "
-                f"{low} to {high}: leave it off, or bound the actions with a Gymnasium wrapper"
-            )
+    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> NetworkPolicy:
+        """The same policy with a batch of observations taken into its statistics; rows of weight 0 are left out."""
+        return eqx.tree_at(lambda policy: policy.encoder, self, self.encoder.observe(obs, weight))
 
 
 class Critic(eqx.Module):
     """State value V(s) of the policy being improved.
 
-    The network works in units of the value targets' running mean and deviation, so that one learning rate
+    The network works in units of the value targets' running mean and standard deviation, so that one learning rate
     fits rewards of any scale; rescaling leaves the function as it was (PopArt, van Hasselt et al. 2016).
     """
 
+    encoder: Encoder
     network: MLP
-    normalizer: Normalizer
     target: Normalizer
 
     def __init__(
         self,
-        observation_size: int,
+        observations: int | ObservationSpec,
         *,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
+        encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
-        self.network = MLP([observation_size, *hidden, 1], activation=activation, output_gain=1.0, key=key)
-        self.normalizer = Normalizer.identity((observation_size,))
+        """A fresh critic.
+
+        observations: what it reads; a number stands for so many real inputs. hidden, activation: of the layers
+        between features and value. encoder: one of your own; None for the one of flat observations. key: for the
+        weights. Raises UnsupportedSpace for observations that are not flat without an encoder.
+        """
+        self.encoder = FlatEncoder.of(_spec(observations)) if encoder is None else encoder
+        sizes = [self.encoder.num_features, *hidden, 1]
+        self.network = MLP(sizes, activation=activation, output_gain=1.0, key=key)
         self.target = Normalizer.identity(())
 
-    def __call__(self, obs: Float[Array, "*batch obs_size"]) -> Float[Array, " *batch"]:
-        return self.network(self.normalizer(obs))[..., 0] * self.target.scale + self.target.mean
+    def __call__(self, obs: Float[Array, "*batch"]) -> Float[Array, "*values"]:
+        return self.scaled(self.encoder.inputs(obs)) * self.target.scale + self.target.mean
+
+    def scaled(self, inputs: Float[Array, "*batch"]) -> Float[Array, "*values"]:
+        """The value in units of the targets, from what `encoder.inputs` has made of observations."""
+        return self.network(self.encoder.features(inputs))[..., 0]
+
+    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Critic:
+        """The same critic with a batch of observations taken into its statistics; rows of weight 0 are left out."""
+        return eqx.tree_at(lambda critic: critic.encoder, self, self.encoder.observe(obs, weight))
 
 
-def flat_observation_size(space: gymnasium.spaces.Space) -> int:
-    """Number of inputs a network needs for this observation space. UnsupportedSpace when it is of another kind."""
-    match space:
-        case gymnasium.spaces.Box(shape=(size,)) if size:
-            return int(size)
-    raise UnsupportedSpace(
-        f"the observation space {space} is not supported; klimb has one-dimensional Box observations "
-        "(wrap the environment with gymnasium.wrappers.FlattenObservation)"
-    )
+class FunctionEncoder(Encoder):
+    """A critic of one's own, a pytree that maps one observation to a number, as an encoder with a single feature."""
+
+    function: Callable[[Array], Array]
+
+    @property
+    def num_features(self) -> int:
+        return 1
+
+    def features(self, inputs: Float[Array, "..."]) -> Float[Array, " 1"]:
+        return jnp.reshape(self.function(inputs), (1,))
+
+
+def as_critic(critic: Any) -> Critic:
+    """A critic, or any pytree that maps one observation to a number made one.
+
+    Its value is scaled and shifted by two numbers of klimb's, which follow the targets' running mean and standard
+    deviation and are trained with it.
+    """
+    if isinstance(critic, Critic):
+        return critic
+    wrapped = Critic(1, hidden=(), encoder=FunctionEncoder(critic), key=jax.random.key(0))
+    return eqx.tree_at(lambda c: c.network.weights, wrapped, (jnp.ones((1, 1)),))
+
+
+def state_values(critic: Critic, obs: Float[Array, "T N *obs"]) -> Float[Array, "T N"]:
+    """V of a rollout's observations. The critic is called with one observation at a time, under vmap."""
+    return jax.vmap(jax.vmap(critic))(obs)
+
+
+def _spec(observations: int | ObservationSpec) -> ObservationSpec:
+    return BoxObservations((observations,)) if isinstance(observations, int) else observations

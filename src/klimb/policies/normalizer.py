@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+VARIANCE_FLOOR = 1e-8
+"""Keeps a constant coordinate from becoming rounding noise."""
 
 
 class Normalizer(eqx.Module):
@@ -32,12 +33,12 @@ class Normalizer(eqx.Module):
     @property
     def scale(self) -> Float[Array, " *obs"]:
         """The standard deviation, with a floor that keeps a constant coordinate from becoming rounding noise."""
-        return jnp.sqrt(jnp.maximum(self.variance, 1e-8))
+        return jnp.sqrt(jnp.maximum(self.variance, VARIANCE_FLOOR))
 
     def update(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Normalizer:
         """Merge a batch (Chan et al. 1979, parallel variance). Rows of weight 0 and non-finite rows are left out.
 
-        A batch whose variance overflows is left out whole.
+        obs: rows. weight: whether they count. A batch whose variance overflows is left out whole.
         """
         rows = (weight > 0) & jnp.all(jnp.isfinite(obs), axis=tuple(range(1, obs.ndim)))
         row = jnp.reshape(rows, rows.shape + (1,) * (obs.ndim - 1))
@@ -57,11 +58,3 @@ class Normalizer(eqx.Module):
             count=jnp.where(usable, total, self.count),
             clip=self.clip,
         )
-
-
-def observe(owner: Any, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Any:
-    """The same policy or critic with a batch of observations taken into its normaliser, where it has one."""
-    normalizer = getattr(owner, "normalizer", None)
-    if not isinstance(normalizer, Normalizer):
-        return owner
-    return eqx.tree_at(lambda tree: tree.normalizer, owner, normalizer.update(obs, weight))

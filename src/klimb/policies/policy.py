@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array
@@ -21,6 +21,23 @@ class Policy(Protocol):
     def __call__(self, obs: Array) -> Distribution:
         """π(·|s) for one observation `[*obs]`."""
         ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A policy or critic that keeps statistics of what it observes."""
+
+    def observe(self, obs: Array, weight: Array) -> Any:
+        """The same with a batch of observations `[B, *obs]` taken in; rows of weight 0 are left out."""
+        ...
+
+
+def observe(network: Any, obs: Array, weight: Array) -> Any:
+    """The same policy or critic with a batch of observations taken into its statistics, where it keeps any.
+
+    network: a policy or critic. obs: `[B, *obs]`. weight: `[B]`; rows of weight 0 are left out.
+    """
+    return network.observe(obs, weight) if isinstance(network, Observing) else network
 
 
 def action_distribution(policy: Policy, obs: Array, *, axes: int = 1) -> Distribution:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,29 +41,42 @@ def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
+def current_name(name: str) -> str:
+    """What an array of a file of klimb 0.1.0 is called since: the normaliser became a part of the encoder."""
+    return re.sub(r"(?<!encoder\.)\bnormalizer\.", "encoder.normalizer.", name)
+
+
 def load_arrays(
-    path: Path, template: PyTree, *, require_checksum: bool = False, max_header: int = MAX_HEADER
+    path: Path,
+    template: PyTree,
+    *,
+    require_checksum: bool = False,
+    max_header: int = MAX_HEADER,
+    renamed: Callable[[str], str] = str,
 ) -> tuple[PyTree, dict[str, str]]:
     """A tree like `template` (arrays or `jax.ShapeDtypeStruct`s) with the file's values, and the file's metadata.
 
-    A file without a checksum, as other tools write it, is read unless `require_checksum`. Raises ValueError, naming
-    the array, when the file is damaged, does not hold exactly these arrays, or is larger than they are with
-    `max_header` bytes for names and metadata.
+    path: the file. template: shapes and types of its arrays. require_checksum: refuse a file without one, as other
+    tools write it. max_header: bytes that names and metadata may take. renamed: from the name of an array in the file
+    to that in the template.
+
+    Raises ValueError, naming the array, when the file is damaged, does not hold exactly these arrays, or is larger than
+    they are with `max_header` bytes for names and metadata.
     """
     expected = dict(_named(template))
     try:
         _check_size(path, sum(map(_num_bytes, expected.values())) + max_header)
         with safe_open(path, framework="numpy") as file:
-            present = set(file.keys())
-            for name in sorted(present ^ set(expected)):
+            stored = {renamed(name): name for name in file.keys()}  # noqa: SIM118 (the file is no dict)
+            for name in sorted(set(stored) ^ set(expected)):
                 raise ValueError(f"array {_word(name)} is {'missing' if name in expected else 'not expected'}")
             for name, leaf in expected.items():
-                _check(name, file.get_slice(name), leaf)
-            values = {name: file.get_tensor(name) for name in expected}
+                _check(name, file.get_slice(stored[name]), leaf)
+            values = {name: file.get_tensor(stored[name]) for name in expected}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"not a whole safetensors file ({one_line(error)})") from None
-    metadata = check_checksum(metadata, values, required=require_checksum)
+    metadata = check_checksum(metadata, {stored[name]: x for name, x in values.items()}, required=require_checksum)
     leaves = [_restore(values[name], leaf) for name, leaf in _named(template)]
     return jax.tree.unflatten(jax.tree.structure(template), leaves), metadata
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxtyping import PyTree
 
 from klimb.errors import RunError
-from klimb.runs.arrays import load_arrays, save_arrays
+from klimb.runs.arrays import current_name, load_arrays, save_arrays
 
 FORMAT = "klimb-checkpoint-2"
 
@@ -82,7 +82,7 @@ def load_checkpoint(directory: Path, template: PyTree, *, otherwise: Path | None
 
 def _read(path: Path, template: PyTree) -> Checkpoint:
     """One file's. ValueError when it is damaged, or of another format or run."""
-    state, metadata = load_arrays(path, template, require_checksum=True)
+    state, metadata = load_arrays(path, template, require_checksum=True, renamed=current_name)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"its format is {str(metadata.get('format'))[:40]!r}; this klimb reads {FORMAT!r}")
     try:

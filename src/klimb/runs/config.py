@@ -20,7 +20,7 @@ from klimb.fields import MAX_NAME, STRICT, Count, Iterations, Name, build
 from klimb.improve.critic_fit import CriticFit
 from klimb.improve.minibatches import require_divisible
 from klimb.improve.rule import Rule, is_offline, traits_of
-from klimb.modules import module_of, require_trust
+from klimb.modules import require_trust
 from klimb.policies.networks import NetworkOptions
 from klimb.rules import RULES, UnknownRule, rule_class, rule_name
 from klimb.runs.files import require_regular
@@ -198,17 +198,21 @@ class RunConfig:
         rule = build(RULES[name], fields) if name in RULES else UnknownRule(name, fields)
         return cls(tree["env"], rule, build(TrainOptions, options))
 
-    def require_rule(self, source: str | Path, *, trust: bool) -> RunConfig:
-        """The same with a rule that can be trained with, which may have to be imported.
+    def require_modules(self, source: str | Path, *, trust: bool) -> RunConfig:
+        """The same, ready to be trained with: with its rule, which may have to be imported.
 
-        source: the file that names it. trust: whether it may be imported. Raises ConfigError when there is no such
-        rule, UntrustedEnvironment when its module may not be imported.
+        source: the file that the configuration stands in. trust: whether modules that it names may be imported.
+        Raises ConfigError when there is no such rule, UntrustedEnvironment when a module may not be imported.
         """
         rule = self.rule
+        named = {"policy": self.options.policy, "critic": self.options.critic}
+        if isinstance(rule, UnknownRule):
+            named["rule"] = rule.name
+        for what, name in named.items():
+            if name is not None and not trust:
+                require_trust(name, source, what)
         if not isinstance(rule, UnknownRule):
             return self
-        if module_of(rule.name) is not None and not trust:
-            require_trust(rule.name, source, "rule")
         return dataclasses.replace(self, rule=build(rule_class(rule.name), dict(rule.settings)))
 
     def to_toml(self) -> str:
@@ -243,10 +247,13 @@ def check_sizes(options: TrainOptions) -> None:
             f"num_seeds × num_envs × num_steps = {options.num_seeds} × {options.num_envs} × {options.num_steps} are "
             f"{rows} rows in one iteration; there can be less than {MAX_ROWS}: choose fewer of one of them"
         )
-    weights = options.num_seeds * num_weights(options.hidden)
-    if weights > MAX_WEIGHTS:
+    for name in ("hidden", "critic_hidden"):
+        sizes = getattr(options, name) or ()
+        weights = options.num_seeds * num_weights(sizes)
+        if weights <= MAX_WEIGHTS:
+            continue
         raise ConfigError(
-            f"hidden = {list(options.hidden)} with num_seeds = {options.num_seeds} makes {weights} weights between "
+            f"{name} = {list(sizes)} with num_seeds = {options.num_seeds} makes {weights} weights between "
             f"hidden layers; there can be at most {MAX_WEIGHTS}: choose smaller layers"
         )
 

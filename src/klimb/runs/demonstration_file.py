@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from klimb.collect.demonstrations import Demonstrations
 from klimb.errors import DemonstrationError, MissingExtra, UnsupportedSpace, nearest, one_line, shown
 from klimb.fields import MAX_NAME
-from klimb.policies.actions import Box, Discrete, action_spec
+from klimb.policies.action_spec import ActionSpec
+from klimb.policies.actions import action_spec, actions_from_json
 from klimb.runs.arrays import as_file, check_checksum
 from klimb.runs.files import write_atomically
 
@@ -29,13 +30,8 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
     """Write one file, whole or not at all; returns its path."""
     path = Path(path)
     actions = demonstrations.actions
-    if isinstance(actions, Discrete):
-        told: dict[str, Any] = {"n": actions.n}
-    else:
-        # JSON has no infinity: null stands for an action without a bound.
-        bounds = {"low": actions.low, "high": actions.high}
-        told = {name: [x if abs(x) < np.inf else None for x in bound] for name, bound in bounds.items()}
-    meta = {"format": FORMAT, "klimb": json.dumps({"environment": demonstrations.environment, "actions": told})}
+    described = {"environment": demonstrations.environment, "actions": actions.to_json()}
+    meta = {"format": FORMAT, "klimb": json.dumps(described)}
     arrays = {name: np.ascontiguousarray(getattr(demonstrations, name), _dtype(name, actions)) for name in COLUMNS}
     content = as_file(arrays, meta)
     try:
@@ -83,9 +79,8 @@ def _read(path: Path) -> dict[str, Any]:
         if len(shapes["reward"]) != 1:
             raise ValueError(f"array reward has the shape {shapes['reward']}; it is one number a row")
         (rows,) = shapes["reward"]
-        dimensions = () if isinstance(actions, Discrete) else (len(actions.low),)
         observed = (rows, *shapes["obs"][1:])
-        expected = {"obs": observed, "next_obs": observed, "action": (rows, *dimensions)}
+        expected = {"obs": observed, "next_obs": observed, "action": (rows, *actions.shape)}
         for name, part in slices.items():
             shape, dtype = expected.get(name, (rows,)), _TYPES[_dtype(name, actions)]
             if (shapes[name], part.get_dtype()) != (shape, dtype):
@@ -108,27 +103,18 @@ def _wrong_format(found: str | None) -> str:
     return f"it holds no demonstrations (its format is {shown(found)})"
 
 
-def _dtype(name: str, actions: Discrete | Box) -> str:
+def _dtype(name: str, actions: ActionSpec) -> str:
     if name in ("terminated", "truncated"):
         return "bool"
-    return "int32" if name == "action" and isinstance(actions, Discrete) else "float32"
+    return np.dtype(actions.dtype).name if name == "action" else "float32"
 
 
-def _described(text: str) -> tuple[str, Discrete | Box]:
+def _described(text: str) -> tuple[str, ActionSpec]:
     """Environment and action space, from the JSON that goes with the arrays."""
     match json.loads(text):
         # Printable, because it goes into messages of one line.
-        case {"environment": str(environment), "actions": {"n": int(n)}} if _is_name(environment) and 0 < n < 2**31:
-            return environment, Discrete(n)
-        case {"environment": str(environment), "actions": {"low": [*low], "high": [*high]}} if (
-            _is_name(environment) and len(low) == len(high) > 0
-        ):
-            box = Box(
-                tuple(-np.inf if x is None else float(x) for x in low),
-                tuple(np.inf if x is None else float(x) for x in high),
-            )
-            if all(low <= high for low, high in zip(box.low, box.high, strict=True)):
-                return environment, box
+        case {"environment": str(environment), "actions": dict(actions)} if _is_name(environment):
+            return environment, actions_from_json(actions)
     raise ValueError("its description has no environment or no action space")
 
 

@@ -18,75 +18,51 @@ from pydantic.dataclasses import dataclass
 from klimb._version import __version__
 from klimb.errors import PolicyFileError, one_line, shown
 from klimb.fields import STRICT, Width, explain
-from klimb.policies.actions import Box, Discrete
+from klimb.policies.action_spec import GaussianStyle
+from klimb.policies.actions import actions_from_json
+from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import Activation, NetworkPolicy
-from klimb.runs.arrays import load_arrays, save_arrays
+from klimb.policies.observations import BoxObservations, ObservationSpec, observations_from_json
+from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
 from klimb.runs.files import write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Size = Annotated[int, Field(ge=1, le=2**20)]
 MAX_FILE = 2**22
 MAX_HEADER = 2**20
 
 
 @dataclass(frozen=True, config=STRICT)
-class DiscreteActions:
-    """Actions 0 … n−1."""
-
-    kind: Literal["discrete"]
-    n: Size
-
-    def spec(self) -> Discrete:
-        """The action space."""
-        return Discrete(self.n)
-
-
-@dataclass(frozen=True, config=STRICT)
-class BoxActions:
-    """Bounds a dimension; null where unbounded (JSON has no infinity)."""
-
-    kind: Literal["box"]
-    low: Annotated[list[float | None], Field(min_length=1, max_length=2**16)]
-    high: Annotated[list[float | None], Field(min_length=1, max_length=2**16)]
-
-    def spec(self) -> Box:
-        """The action space. ValueError when the bounds are none."""
-        if len(self.low) != len(self.high):
-            raise ValueError(f"{len(self.low)} lower and {len(self.high)} upper action bounds")
-        low = tuple(-float("inf") if x is None else x for x in self.low)
-        high = tuple(float("inf") if x is None else x for x in self.high)
-        for dimension, (below, above) in enumerate(zip(low, high, strict=True)):
-            if below > above:
-                raise ValueError(f"action dimension {dimension} is from {below} to {above}")
-        return Box(low, high)
-
-
-@dataclass(frozen=True, config=STRICT)
 class PolicyDescription:
-    """What `policy.json` holds: all that has to be known to build the network before its numbers are read."""
+    """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
+
+    Version 1, of klimb 0.1.0, has `observation_size` in place of `observations`, and other names for some arrays.
+    """
 
     format: Literal["klimb-policy"]
-    version: Literal[1]
+    version: Literal[1, 2]
     klimb: str
-    observation_size: Size
-    actions: Annotated[DiscreteActions | BoxActions, Field(discriminator="kind")]
+    actions: dict[str, Any]
     hidden: Annotated[list[Width], Field(max_length=16)]
     activation: Activation
+    observations: dict[str, Any] | None = None
+    observation_size: Size | None = None
     state_dependent_std: bool = False
     tanh_squash: bool = False
 
     def template(self) -> PyTree:
-        """The policy's structure with shapes in place of arrays; nothing is allocated."""
-        spec = self.actions.spec()
-        outputs = (2 if self.state_dependent_std else 1) * (spec.n if isinstance(spec, Discrete) else len(spec.low))
-        weights = num_weights([self.observation_size, *self.hidden, outputs])
+        """The policy's structure with shapes in place of arrays; nothing is allocated. ValueError when it is none."""
+        actions = actions_from_json(self.actions)
+        observations = self._observations()
+        outputs = actions.num_outputs(GaussianStyle(self.state_dependent_std, self.tanh_squash))
+        weights = num_weights([observations.size, *self.hidden, outputs])
         if weights > MAX_WEIGHTS:
             raise ValueError(f"its network has {weights} weights; klimb reads at most {MAX_WEIGHTS}")
         return eqx.filter_eval_shape(
             lambda: NetworkPolicy(
-                self.observation_size,
-                spec,
+                observations,
+                actions,
                 hidden=self.hidden,
                 activation=self.activation,
                 state_dependent_std=self.state_dependent_std,
@@ -95,41 +71,36 @@ class PolicyDescription:
             )
         )
 
+    def _observations(self) -> ObservationSpec:
+        if self.version == 1 and self.observation_size is not None:
+            return BoxObservations((self.observation_size,))
+        return observations_from_json(self.observations)
+
 
 def describe(policy: NetworkPolicy) -> dict[str, Any]:
     """The content of `policy.json` for a policy, as plain values."""
-    actions = policy.actions
-    if isinstance(actions, Discrete):
-        spec: dict[str, Any] = {"kind": "discrete", "n": actions.n}
-    else:
-        bounds = {"low": actions.low, "high": actions.high}
-        spec = {
-            "kind": "box",
-            **{name: [x if abs(x) < float("inf") else None for x in bound] for name, bound in bounds.items()},
-        }
     weights = policy.network.weights
     return {
         "format": "klimb-policy",
         "version": FORMAT_VERSION,
         "klimb": __version__,
-        "observation_size": weights[0].shape[-2],
-        "actions": spec,
+        "observations": policy.observations.to_json(),
+        "actions": policy.actions.to_json(),
         "hidden": [weight.shape[-1] for weight in weights[:-1]],
         "activation": policy.network.activation,
-        "state_dependent_std": policy.state_dependent_std,
-        "tanh_squash": policy.tanh_squash,
+        **policy.style._asdict(),
     }
 
 
 def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy") -> Path:
     """Write `<name>.safetensors` and `<name>.json` into a directory; returns the directory.
 
-    A policy that is not klimb's own network is saved by its arrays alone and is read back with
-    `load_policy(directory, like=policy)`.
+    policy: of klimb's own network, or any pytree; that one is saved by its arrays alone, and is read back with
+    `load_policy(directory, like=policy)`. directory: made where it does not exist. name: of both files.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    if isinstance(policy, NetworkPolicy):
+    if _is_described(policy):
         description = describe(policy)
     else:
         description = {"format": "klimb-policy-arrays", "version": FORMAT_VERSION, "class": type(policy).__name__}
@@ -153,12 +124,17 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | Non
                 raise PolicyFileError(f"there is no policy file {one_line(file)}{_seeds_hint(directory)}")
         template = like if like is not None else _read_description(description).template()
         dynamic, static = eqx.partition(template, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
-        loaded, _ = load_arrays(arrays, dynamic, max_header=MAX_HEADER)
+        loaded, _ = load_arrays(arrays, dynamic, max_header=MAX_HEADER, renamed=current_name)
     except OSError as error:
         raise PolicyFileError(f"cannot read {one_line(arrays)}: {error.strerror}") from None
     except ValueError as error:
         raise PolicyFileError(f"{one_line(arrays)} can't be used: {one_line(error)}") from None
     return eqx.combine(loaded, static)
+
+
+def _is_described(policy: PyTree) -> bool:
+    """Whether `policy.json` says all that has to be known: klimb's own network with klimb's own encoder."""
+    return type(policy) is NetworkPolicy and type(policy.encoder) is FlatEncoder
 
 
 def _seeds_hint(directory: Path) -> str:
@@ -192,6 +168,12 @@ def _read_description(path: Path) -> PolicyDescription:
                 raise PolicyFileError(
                     f"{where} was written by a newer klimb: its version is {shown(version)}, this one reads "
                     f"{FORMAT_VERSION}; install a newer klimb"
+                )
+            case {"format": "klimb-policy-arrays", "class": str(name)}:
+                raise PolicyFileError(
+                    f"{where} describes a policy of the class {shown(name)}, which is not klimb's own: load it with "
+                    "load_policy(…, like=policy), or name the function that makes it with --policy module:name when it "
+                    "is trained"
                 )
         return TypeAdapter(PolicyDescription).validate_python(tree)
     except ValidationError as error:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
-from klimb.collect.evaluation import require_fit
-from klimb.environments.registry import Environment, imported_module, make, require_trust
+from klimb.collect.whole_episodes import require_fit
+from klimb.environments.registry import Environment, imported_module, make, recorded_name, require_trust
 from klimb.errors import EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
@@ -54,7 +54,8 @@ def train(
     env: str | Any,
     rule: Rule,
     *,
-    policy: PyTree | None = None,
+    policy: PyTree | str | None = None,
+    critic: Any = None,
     demonstrations: Demonstrations | str | Path | None = None,
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
@@ -64,8 +65,10 @@ def train(
 
     env: a name (see `klimb.make`) or an environment object.
     rule: e.g. `TRPO(max_kl=0.01)`.
-    policy: a callable pytree `policy(obs) -> Distribution` to start from; None for a fresh network, or for the
-        policy of `init_from`.
+    policy: a callable pytree `policy(obs) -> Distribution` to start from, or `module:name` of a function that makes
+        one: (observations, actions, key) -> policy. None for a fresh network, or for the policy of `init_from`.
+    critic: a `klimb.Critic`, or a pytree that maps one observation to a number, to start from; or `module:name` of a
+        function that makes one: (observations, key) -> critic. None for a fresh network.
     demonstrations: recorded episodes (`klimb.record`), or where they are, for the rules that learn from them.
     run_dir: a directory to make and write the run into; None keeps the run in memory.
     on_records: called with the new records (one an iteration) after every call to the device.
@@ -78,13 +81,20 @@ def train(
     SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`.
     """
     environment = make(env)
-    name = env if isinstance(env, str) else environment.id
+    for field, given in (("policy", policy), ("critic", critic)):
+        if isinstance(given, str):
+            options[field] = given
     if demonstrations is not None:
         source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
         options["demonstrations"] = source
-    config = RunConfig(name, rule, build(TrainOptions, options))
-    policy = policy_for(environment, config) if policy is None else policy
-    program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
+    config = RunConfig(recorded_name(env), rule, build(TrainOptions, options))
+    program = Program(
+        config,
+        environment,
+        policy_for(environment, config) if policy is None or isinstance(policy, str) else policy,
+        demonstrations_for(environment, config, demonstrations),
+        critic=None if isinstance(critic, str) else critic,
+    )
     state = program.initial_state()
     output = RunWriter.create(config, run_dir, program, state)
     (run,) = drive(program, state, [output], on_records, iteration=0, wall_time=0.0)
@@ -97,6 +107,7 @@ def resume(
     env: Any | None = None,
     rule: Rule | None = None,
     policy: PyTree | None = None,
+    critic: Any = None,
     demonstrations: Demonstrations | None = None,
     on_records: OnRecords | None = None,
     trust_environment: bool = False,
@@ -104,26 +115,30 @@ def resume(
     """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
 
     The result is the same, byte for byte, as that of a run never interrupted: on compiled environments, and on those
-    whose simulator's state can be saved (docs/reliability.md). On others running episodes start anew. `env`, `rule`,
-    `policy` and `demonstrations` are needed only for a run that was started from Python with objects that a
-    configuration file can't name.
+    whose simulator's state can be saved (docs/reliability.md). On others running episodes start anew.
 
-    trust_environment: import the module that the configuration names for its environment, if it names one.
+    run_dir: the run.
+    env, rule, policy, critic, demonstrations: needed only for a run that was started from Python with objects that a
+        configuration file can't name.
+    on_records: called with the new records (one an iteration) after every call to the device.
+    trust_environment: import the modules that the configuration names for its environment, rule, policy or critic.
 
     Raises RunError when the directory is no run, has no usable checkpoint, or is being written by another process;
-    UntrustedEnvironment when a module would have to be imported.
+    UntrustedEnvironment when a module would have to be imported; ConfigError when the rule is not at hand.
     """
     directory = RunDirectory.open(run_dir)
-    config = directory.config
+    config, source = directory.config, directory.path / "config.toml"
     if rule is not None:
         config = RunConfig(config.env, rule, config.options)
+    config = config.require_modules(source, trust=trust_environment)
     if env is None and not trust_environment:
-        require_trust(config.env, directory.path / "config.toml")
+        require_trust(config.env, source)
     environment = make(config.env if env is None else env)
     with contextlib.closing(directory):
         directory.lock()
         policy = _saved_policy(directory, environment) if policy is None else policy
-        program = Program(config, environment, policy, demonstrations_for(environment, config, demonstrations))
+        found = demonstrations_for(environment, config, demonstrations)
+        program = Program(config, environment, policy, found, critic=critic)
         state, iteration, wall_time, host_states = directory.load(program.state_template())
         directory.start_log(keep_until=iteration)
         (run,) = drive(
@@ -141,9 +156,11 @@ def resume(
 def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:
     """The policy of the (first) seed, which says how policies of the run are built.
 
-    Where it can't be read, the one that the run started from, or None for a network of the configuration.
+    Where it can't be read, the one that the run started from. None where the configuration says how it is made.
     """
     options = directory.config.options
+    if options.policy is not None:
+        return None
     first_seed = options.seed if options.num_seeds > 1 else None
     if not (directory.path / f"{policy_name(first_seed)}.json").is_file():
         return policy_for(environment, directory.config)

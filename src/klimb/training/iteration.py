@@ -18,7 +18,7 @@ from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
 from klimb.estimate.estimator import Estimator
 from klimb.estimate.values import values
-from klimb.improve.critic_fit import CriticFit
+from klimb.improve.critic_fit import CriticFit, CriticInfo
 from klimb.improve.rule import Rule, traits_of
 from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
@@ -33,13 +33,15 @@ from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 class Iteration:
     """collect → estimate → improve → fit, for one seed.
 
-    policy_static: the part of the policy that is no array. num_iterations: of the whole run, for what is annealed.
+    policy_static, critic_static: the parts of policy and critic that are no arrays. num_iterations: of the whole run,
+    for what is annealed.
     warmup: iterations in which only the critic learns. With a `role_axis` of two devices the rule's step is taken on
     one of them while the critic is fitted on the other.
     """
 
     rule: Rule
     policy_static: PyTree
+    critic_static: PyTree
     collector: CompiledCollector | None
     estimator: Estimator
     replay: Replay
@@ -71,28 +73,30 @@ class Iteration:
         """
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
-        value, next_value = values(state.critic, rollout)
+        critic = eqx.combine(state.critic, self.critic_static)
+        value, next_value = values(critic, rollout)
         fraction_done = state.iteration / self.num_iterations
 
         batch = self.estimator.batch(rollout, value, next_value, fraction_done=fraction_done)
-        history, data = self.replay.training_batch(state, batch, demonstrations)
-        (improved, rule_state, info), (critic, critic_state, fit) = run_concurrently(
+        history, data = self.replay.training_batch(state, critic, batch, demonstrations)
+        (improved, rule_state, info), (fitted, critic_state, fit) = run_concurrently(
             lambda: self.improve(key_step, policy, state, data),
-            lambda: self.critic_fit.fit(key_fit, state.critic, state.critic_state, batch),
+            lambda: self.fit(key_fit, critic, state, batch),
             self.role_axis,
         )
         new_policy = eqx.combine(improved, self.policy_static)
+        new_critic = eqx.combine(fitted, self.critic_static)
         metrics = self.diagnostics.measure(state, batch, data, value, next_value, info, fit, episodes)
-        new_policy, critic = self.normalizers.update(new_policy, critic, batch)
+        new_policy, new_critic = self.normalizers.update(new_policy, new_critic, batch)
 
         state = TrainState(
             policy=eqx.filter(new_policy, eqx.is_array),
-            critic=critic,
+            critic=eqx.filter(new_critic, eqx.is_array),
             rule_state=rule_state,
             critic_state=critic_state,
             collector_state=state.collector_state,
             history=history,
-            previous=self.diagnostics.remember(state, critic, rollout),
+            previous=self.diagnostics.remember(state, new_critic, rollout),
             iteration=state.iteration + 1,
             env_steps=state.env_steps
             + traits_of(self.rule).env_steps_per_row * jnp.sum(rollout.valid, dtype=jnp.uint32),
@@ -113,6 +117,16 @@ class Iteration:
         policy, rule_state, info = step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
         return eqx.filter(policy, eqx.is_array), rule_state, info
 
+    def fit(
+        self, key: PRNGKeyArray, critic: Critic, state: TrainState, batch: Batch
+    ) -> tuple[PyTree, PyTree, CriticInfo]:
+        """The critic's fit on the value targets, of the critic its arrays.
+
+        key: for the order of the rows. critic: before the fit. state: before the step. batch: the newest rows.
+        """
+        critic, critic_state, info = self.critic_fit.fit(key, critic, state.critic_state, batch)
+        return eqx.filter(critic, eqx.is_array), critic_state, info
+
     def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
         """The state before the first iteration.
 
@@ -123,7 +137,7 @@ class Iteration:
         arrays = eqx.filter(policy, eqx.is_array)
         return TrainState(
             policy=arrays,
-            critic=critic,
+            critic=eqx.filter(critic, eqx.is_array),
             rule_state=self.rule.init(policy),
             critic_state=self.critic_fit.start(critic),
             collector_state=() if self.collector is None else self.collector.init(key_collect),

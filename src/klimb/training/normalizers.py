@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import PyTree
 
 from klimb.policies.networks import Critic
-from klimb.policies.normalizer import observe
+from klimb.policies.policy import observe
 from klimb.types import Batch
 
 

@@ -22,14 +22,13 @@ from klimb.errors import ConfigError
 from klimb.estimate.estimator import Estimator
 from klimb.improve.critic_fit import CriticFit
 from klimb.improve.rule import Rule, Setting, bind, is_offline, traits_of, with_values
-from klimb.policies.actions import action_spec
-from klimb.policies.networks import Critic, NetworkPolicy, flat_observation_size
-from klimb.policies.policy import action_distribution
+from klimb.policies.policy import action_distribution, observe
 from klimb.runs.config import RunConfig
 from klimb.training.copies import Copies
 from klimb.training.devices import available, cores
 from klimb.training.diagnostics import Diagnostics
 from klimb.training.iteration import Iteration
+from klimb.training.networks import Networks
 from klimb.training.normalizers import NormalizerUpdates
 from klimb.training.replay import Replay
 from klimb.training.sources import CompiledSource, DemonstrationSource, HostSource, Learner, Source
@@ -40,7 +39,7 @@ class Program:
     """The training of `config` on an environment: `initial_state`, then `advance` until done.
 
     config: the rule and all options. environment: where it trains. policy: to start from; None for a fresh network.
-    demonstrations: recorded episodes, for the rules that learn from them.
+    demonstrations: recorded episodes, for the rules that learn from them. critic: to start from; None for a fresh one.
     variations: values of some of the rule's fields, `[V]` each: every seed is trained once with each of them, all in
     one program. Copy v·S + s is seed s under the v-th values.
 
@@ -55,17 +54,15 @@ class Program:
         policy: PyTree | None = None,
         demonstrations: Demonstrations | None = None,
         variations: Mapping[str, Sequence[float]] | None = None,
+        critic: Any = None,
     ) -> None:
         options = config.options
-        if environment.one_hot:
+        if not environment.observations.is_scaled:
             options = dataclasses.replace(options, normalize_observations=False)
-        self.config, self._options, self._environment, self._policy = config, options, environment, policy
-        self._observation_size = flat_observation_size(environment.observation_space)
-        self._actions = action_spec(environment.action_space)
-        template = eqx.filter_eval_shape(self._first_policy, jax.random.key(0)) if policy is None else policy
-        is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
-        self.policy_static = eqx.partition(template, is_array)[1]
-        self._demonstrations = None if demonstrations is None else self._arrange(demonstrations, template)
+        self.config, self._options, self._environment = config, options, environment
+        self._networks = Networks(environment, options, policy, critic)
+        self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, _is_array)
+        self._demonstrations = None if demonstrations is None else self._arrange(demonstrations)
 
         devices = available()[: options.cores]
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
@@ -152,6 +149,7 @@ class Program:
         return Iteration(
             rule=self._bound,
             policy_static=self.policy_static,
+            critic_static=eqx.partition(self._networks.critic_template, _is_array)[1],
             collector=collector,
             estimator=estimator,
             replay=Replay(traits.history, traits.keeps_policies, self.policy_static, estimator),
@@ -176,7 +174,12 @@ class Program:
     def _make_source(self) -> Source:
         rule, options = self.config.rule, self._options
         learner = Learner(
-            self._copies, self._iteration_under, self.policy_static, self._demonstrations, options.check_finite
+            self._copies,
+            self._iteration_under,
+            self.policy_static,
+            self._policy_shapes,
+            self._demonstrations,
+            options.check_finite,
         )
         if is_offline(rule):
             return DemonstrationSource(learner, rule)
@@ -200,41 +203,25 @@ class Program:
             environment, options.num_envs, options.num_steps, traits_of(self._bound).records_env_state
         )
 
-    def _first_policy(self, key: PRNGKeyArray) -> PyTree:
-        if self._policy is not None:
-            return self._policy
-        options = self.config.options
-        return NetworkPolicy(
-            self._observation_size,
-            self._actions,
-            hidden=options.hidden,
-            activation=options.activation,
-            initial_log_std=options.initial_log_std,
-            state_dependent_std=options.state_dependent_std,
-            tanh_squash=options.tanh_squash,
-            key=key,
-        )
-
     def _initial_state(self, key: PRNGKeyArray, values: dict[str, Array]) -> TrainState:
         options = self._options
         key, key_policy, key_critic = jax.random.split(key, 3)
-        hidden = options.hidden if options.critic_hidden is None else options.critic_hidden
-        critic = Critic(self._observation_size, hidden=hidden, activation=options.activation, key=key_critic)
-        policy = self._first_policy(key_policy)
+        critic, policy = self._networks.critic(key_critic), self._networks.policy(key_policy)
         learns_scale = options.normalize_observations and options.init_from is None
-        if is_offline(self.config.rule) and learns_scale and isinstance(policy, NetworkPolicy):
+        if is_offline(self.config.rule) and learns_scale:
             assert self._demonstrations is not None
             rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._demonstrations)
-            normalizer = policy.normalizer.update(rows.obs, rows.valid.astype(rows.obs.dtype))
-            policy = eqx.tree_at(lambda p: p.normalizer, policy, normalizer)
+            policy = observe(policy, rows.obs, rows.valid.astype(rows.reward.dtype))
         rollout = None if traits_of(self._bound).history == 1 else self.source.rollout_shapes(policy)
         return self._iteration_under(values).init(key, policy, critic, rollout)
 
-    def _arrange(self, demonstrations: Demonstrations, template: PyTree) -> Rollout:
+    def _arrange(self, demonstrations: Demonstrations) -> Rollout:
         """Demonstrations as the rule gets them: actions as the policy has them, columns as long as a rollout's."""
         rollout = demonstrations.rollout()
         # Only the kind of distribution matters here, not its numbers.
-        distribution = eqx.filter_eval_shape(partial(action_distribution, axes=0), template, rollout.obs[0, 0])
+        distribution = eqx.filter_eval_shape(
+            partial(action_distribution, axes=0), self._networks.template, rollout.obs[0, 0]
+        )
         rollout = eqx.tree_at(lambda r: r.action, rollout, distribution.from_environment(rollout.action))
         if is_offline(self.config.rule):
             return rollout
@@ -246,3 +233,8 @@ class Program:
             return x.reshape(num_steps, -1, *x.shape[3:])
 
         return jax.tree.map(cut, rollout)
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether a leaf of a policy, or of its shapes, is an array."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)

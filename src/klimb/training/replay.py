@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from klimb.collect.history import History
 from klimb.estimate.estimator import Estimator
 from klimb.estimate.values import values
+from klimb.policies.networks import Critic
 from klimb.types import Batch, Rollout, TrainState
 
 
@@ -33,11 +34,12 @@ class Replay:
         return History.empty(self.length, rollout, policy, keeps_policies=self.keeps_policies)
 
     def training_batch(
-        self, state: TrainState, batch: Batch, demonstrations: Rollout | None
+        self, state: TrainState, critic: Critic, batch: Batch, demonstrations: Rollout | None
     ) -> tuple[History | tuple[()], Batch]:
         """(history, what the rule learns from). Values and advantages of old rollouts are the present critic's.
 
-        state: before the step. batch: the newest rows. demonstrations: rows to add, `[T, M]`, or None.
+        state: before the step. critic: the one that it holds. batch: the newest rows.
+        demonstrations: rows to add, `[T, M]`, or None.
         """
         assert batch.trajectory is not None
         rollout = batch.trajectory.rollout
@@ -50,6 +52,6 @@ class Replay:
         if self.length == 1 and demonstrations is None:
             return history, batch
         joint = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *rollouts)
-        data = self.estimator.batch(joint, *values(state.critic, joint), fraction_done=batch.fraction_done)
+        data = self.estimator.batch(joint, *values(critic, joint), fraction_done=batch.fraction_done)
         assert data.trajectory is not None
         return history, dataclasses.replace(data, trajectory=dataclasses.replace(data.trajectory, mixture=mixture))

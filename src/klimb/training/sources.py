@@ -40,6 +40,7 @@ Records = dict[str, np.ndarray]
 class Learner:
     """What every source advances.
 
+    policy_static, policy_shapes: the part of the policy that is no array, and the shapes of its arrays, of one copy.
     iteration: from one copy's values of what is varied to its iteration. demonstrations: recorded rows, `[T, M]`, or
     None. keeps_inputs: whether what an iteration was computed from is kept, for `Source.first_nan`.
     """
@@ -47,6 +48,7 @@ class Learner:
     copies: Copies
     iteration: Callable[[dict[str, Any]], Iteration]
     policy_static: PyTree
+    policy_shapes: PyTree
     demonstrations: Rollout | None
     keeps_inputs: bool
 
@@ -155,6 +157,7 @@ class HostSource(Source):
         self._collector = VectorCollector(
             environment,
             learner.policy_static,
+            learner.policy_shapes,
             num_seeds=copies.count,
             num_envs=options.num_envs,
             num_steps=options.num_steps,

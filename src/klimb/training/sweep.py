@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from klimb.environments.registry import make
+from klimb.environments.registry import make, recorded_name
 from klimb.errors import ConfigError, RunError, nearest
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
@@ -44,8 +44,7 @@ def sweep(
     range or given twice; RunError when `run_dir` exists.
     """
     rules = _combinations(rule, over)
-    environment = make(env)
-    name = env if isinstance(env, str) else environment.id
+    environment, name = make(env), recorded_name(env)
     trained = build(TrainOptions, options)
     configs = [RunConfig(name, one, trained) for one in rules]
     if is_offline(rule):

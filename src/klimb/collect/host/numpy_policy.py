@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from klimb.policies.actions import Box, Discrete
+from klimb.policies.action_spec import ActionSpec, GaussianStyle
+from klimb.policies.actions import actions_from_json
 
 Array = np.ndarray
 
@@ -37,68 +38,81 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclass(frozen=True)
-class HostPolicySpec:
-    """All of a `NetworkPolicy` but its numbers, as plain data. sizes: of the layers, from observations to outputs."""
+class NumpyPolicySpec:
+    """A `NetworkPolicy` without its parameters, as plain data. sizes: of the layers, from observations to outputs."""
 
     sizes: tuple[int, ...]
     activation: str
     clip: float
-    actions: Discrete | Box
-    state_dependent_std: bool
-    tanh_squash: bool
+    actions: ActionSpec
+    style: GaussianStyle
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the numbers of one seed's policy, in order: normaliser, weights and biases by layer, log σ."""
+        """Of one seed's parameters, in order: mean and scale of the normaliser, weights and biases by layer, log σ."""
         inputs = (self.sizes[0],)
         layers = [shape for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True) for shape in ((i, o), (o,))]
-        return [inputs, inputs, *layers, *([(len(self.actions.low),)] if isinstance(self.actions, Box) else [])]
+        free = self.actions.num_log_std
+        return [inputs, inputs, *layers, *([(free,)] if free else [])]
 
     @property
     def size(self) -> int:
-        """How many numbers one seed's policy has."""
+        """Parameters of one seed's policy, in numbers of four bytes."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {
+            "sizes": self.sizes,
+            "activation": self.activation,
+            "clip": self.clip,
+            "actions": self.actions.to_json(),
+            "style": self.style,
+        }
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> HostPolicySpec:
+    def from_dict(cls, fields: dict[str, Any]) -> NumpyPolicySpec:
         """The inverse of `to_dict`."""
-        actions = fields["actions"]
-        spec = Discrete(actions["n"]) if "n" in actions else Box(tuple(actions["low"]), tuple(actions["high"]))
-        return cls(**{**fields, "sizes": tuple(fields["sizes"]), "actions": spec})
+        return cls(
+            tuple(fields["sizes"]),
+            fields["activation"],
+            fields["clip"],
+            actions_from_json(fields["actions"]),
+            GaussianStyle(*fields["style"]),
+        )
+
+    def decider(self, parameters: Array) -> NumpyPolicy:
+        """The decisions of K seeds' policies. parameters: `[K, size]` float32."""
+        return NumpyPolicy(self, parameters)
 
 
-class HostPolicy:
-    """Actions of K seeds' policies. `numbers` is `[K, spec.size]`."""
+class NumpyPolicy:
+    """Actions of K seeds' policies."""
 
-    def __init__(self, spec: HostPolicySpec, numbers: Array) -> None:
-        self._spec, self._single = spec, len(numbers) == 1
+    def __init__(self, spec: NumpyPolicySpec, parameters: Array) -> None:
+        """parameters: `[K, spec.size]` float32, in the order of `spec.shapes`."""
+        self._clip, self._single = spec.clip, len(parameters) == 1
         self._activate = ACTIVATIONS[spec.activation]
         parts, start = [], 0
         for shape in spec.shapes:
-            part = numbers[:, start : start + math.prod(shape)].reshape(-1, *shape)
+            part = parameters[:, start : start + math.prod(shape)].reshape(-1, *shape)
             start += math.prod(shape)
             # A single seed needs no axis of seeds; several broadcast a vector over their environments.
             parts.append(part[0] if self._single else part if len(shape) == 2 else part[:, None])
         self._mean, scale, *layers = parts
         self._inverse_scale = 1 / scale
-        box = spec.actions
-        if isinstance(box, Box):
-            self._low, self._high, self._center, self._half_width = (
-                np.asarray(x, np.float32) for x in (box.low, box.high, box.center, box.half_width)
-            )
-            self._std = np.exp(layers.pop()) * (1 if spec.tanh_squash else self._half_width)
+        log_std = layers.pop() if spec.actions.num_log_std else None
+        self._sample = spec.actions.numpy_sampler(log_std, spec.style)
         self._layers = list(zip(layers[::2], layers[1::2], strict=True))
 
     def __call__(self, obs: Array, noise: Array) -> tuple[Array, Array]:
-        """obs `[K, n, O]` and noise `[K, n, *act]` ↦ the actions `[K, n, *act]`, and as the environment gets them."""
-        spec = self._spec
+        """The actions `[K, n, *act]`, and as the environment gets them.
+
+        obs: `[K, n, O]`. noise: `[K, n, *act]`, as `Distribution.noise` draws it.
+        """
         x = (obs[0] if self._single else obs) - self._mean
         x *= self._inverse_scale
-        np.minimum(np.maximum(x, -spec.clip, out=x), spec.clip, out=x)
+        np.minimum(np.maximum(x, -self._clip, out=x), self._clip, out=x)
         for weight, bias in self._layers[:-1]:
             x = x @ weight
             x += bias
@@ -106,26 +120,4 @@ class HostPolicy:
         weight, bias = self._layers[-1]
         output = x @ weight
         output += bias
-        if self._single:
-            output = output[None]
-        return self._continuous(output, noise) if isinstance(spec.actions, Box) else self._discrete(output, noise)
-
-    def _discrete(self, logits: Array, noise: Array) -> tuple[Array, Array]:
-        """As `Categorical.sample_from`: the cumulative sum, inverted."""
-        probs = np.exp(logits - logits.max(-1, keepdims=True))
-        cumulative = np.cumsum(probs, axis=-1)
-        action = (cumulative <= noise[..., None] * cumulative[..., -1:]).sum(-1, dtype=np.int32)
-        return action, action
-
-    def _continuous(self, output: Array, noise: Array) -> tuple[Array, Array]:
-        """As `NetworkPolicy` makes its Gaussian of the network's output, and `sample_from` an action of that."""
-        spec, std = self._spec, self._std
-        if spec.state_dependent_std:
-            output, offset = np.split(output, 2, axis=-1)
-            std = std * np.exp(offset)
-        if spec.tanh_squash:
-            action = output + std * noise
-            taken = self._center + self._half_width * np.tanh(action)
-        else:
-            action = taken = self._center + self._half_width * output + std * noise
-        return action, np.minimum(np.maximum(taken, self._low), self._high)
+        return self._sample(output[None] if self._single else output, noise)

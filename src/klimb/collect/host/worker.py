@@ -1,9 +1,9 @@
-"""A process that steps environments of its own and decides for them: `python -m klimb.collect.host.worker`.
+"""A worker process, which steps environments and decides for them: `python -m klimb.collect.host.worker`.
 
-It is told once what to make (one line of JSON on standard input), shares one block of memory with the process that
-started it, and from then on answers a line for a line: `reset` with one seed a copy, `roll` for a whole rollout with
-the policy and the noise that lie in the memory, `capture` and `restore` for where its environments stand. It ends when
-its input does. Imports no JAX.
+The first line of its standard input is a task in JSON: what to make, and the block of memory that it shares with the
+process that started it. Every further line is an order, and is answered by a line: `reset` with a seed per copy, `roll`
+for a whole rollout with the policy and the noise that are in the memory, `capture` and `restore` for the states of its
+environments. It ends when its input ends. It imports JAX only for a policy in a user's own class.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from klimb.collect.host.numpy_policy import HostPolicy, HostPolicySpec
+from klimb.collect.host import decisions
+from klimb.collect.host.decisions import PolicySpec
 from klimb.collect.host.stepping import Columns, Stepper, bytes_of
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.errors import EnvironmentFault
-from klimb.policies.actions import Discrete
 
 
 class SharedRollout:
     """One block of memory: the rollout's columns, the noise of all its steps, and every seed's policy.
 
-    Both sides make it from the same sizes. noise: `[T, K, N, *act]`. numbers: `[K, spec.size]`.
+    Both sides make it from the same sizes. noise: `[T, K, N, *act]`. parameters: `[K, spec.size]`.
     """
 
-    def __init__(self, memory: Any, spec: HostPolicySpec, shape: tuple[int, int, int], layout: Columns) -> None:
+    def __init__(self, memory: Any, spec: PolicySpec, shape: tuple[int, int, int], layout: Columns) -> None:
         view = memoryview(memory)
         start = bytes_of(layout)
         self.columns = Columns.within(layout, view)
@@ -39,33 +39,31 @@ class SharedRollout:
         count = int(np.prod(noise_shape))
         self.noise = np.frombuffer(view, np.float32, count, start).reshape(noise_shape)
         start += 4 * count
-        self.numbers = np.frombuffer(view, np.float32, shape[1] * spec.size, start).reshape(shape[1], spec.size)
+        self.parameters = np.frombuffer(view, np.float32, shape[1] * spec.size, start).reshape(shape[1], spec.size)
 
     @staticmethod
-    def size(spec: HostPolicySpec, shape: tuple[int, int, int], layout: Columns) -> int:
+    def size(spec: PolicySpec, shape: tuple[int, int, int], layout: Columns) -> int:
         """Bytes in all."""
         return bytes_of(layout) + 4 * (int(np.prod(layout.action[0])) + shape[1] * spec.size)
 
 
 def serve() -> None:
     """Answer until the input ends."""
-    # Both reach the whole process group; when to stop is the other side's decision.
+    # Both signals reach the whole process group; when to stop is the starting process's decision.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     task = json.loads(sys.stdin.readline())
     shape: tuple[int, int, int] = tuple(task["shape"])
-    spec = HostPolicySpec.from_dict(task["policy"])
-    layout = Columns.layout(
-        shape, tuple(task["observation"]), tuple(task["action"]), isinstance(spec.actions, Discrete)
-    )
+    spec = decisions.from_dict(task["policy"])
+    layout = Columns.layout(shape, tuple(task["observation"]), tuple(task["action"]), task["discrete"])
     memory = mmap.mmap(task["memory"], SharedRollout.size(spec, shape, layout))
     _serve(task, SharedRollout(memory, spec, shape, layout), spec)
 
 
-def _serve(task: dict[str, Any], shared: SharedRollout, spec: HostPolicySpec) -> None:
+def _serve(task: dict[str, Any], shared: SharedRollout, spec: PolicySpec) -> None:
     part = slice(*task["part"])
     seeds = shared.columns.reward.shape[1]
-    # Environments may print, and what they are made of too: the answers go out by another way.
+    # Environment code may print: keep a private copy of stdout for the protocol.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -92,15 +90,15 @@ def _obey(
     vector: GymnasiumVector,
     stepper: Stepper,
     shared: SharedRollout,
-    spec: HostPolicySpec,
+    spec: PolicySpec,
     part: slice,
 ) -> dict[str, Any]:
-    """What there is to say of an order that has been carried out."""
+    """Carry out an order; returns what the answer says besides."""
     match order["do"]:
         case "reset":
             stepper.start_from(vector.reset_each(order["seeds"]))
         case "roll":
-            policy, noise = HostPolicy(spec, shared.numbers), shared.noise[:, :, part]
+            policy, noise = spec.decider(shared.parameters), shared.noise[:, :, part]
             stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)
             return {"faults": vector.take_faults()}
         case "capture":

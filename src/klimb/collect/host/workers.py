@@ -6,11 +6,14 @@ import mmap
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
+from jaxtyping import PyTree
 
-from klimb.collect.host.numpy_policy import HostPolicySpec
+from klimb.collect.host import decisions
+from klimb.collect.host.decisions import PolicySpec
 from klimb.collect.host.stepping import Columns, parts
 from klimb.collect.host.worker import SharedRollout
 from klimb.collect.host.worker_process import WorkerLost, WorkerProcess
@@ -34,22 +37,24 @@ class Workers:
     def __init__(
         self,
         env_spec: dict[str, Any],
-        spec: HostPolicySpec,
+        spec: PolicySpec,
         shape: tuple[int, int, int],
         layout: Columns,
         count: int,
+        pack: Callable[[PyTree], np.ndarray],
         *,
         restart: bool = False,
         timeout: float = 300.0,
     ) -> None:
         self._parts = parts(shape[2], count)
-        self._restart, self._timeout = restart, timeout
+        self._restart, self._timeout, self._pack = restart, timeout, pack
         self._file = _memory_file(SharedRollout.size(spec, shape, layout))
         self._memory = mmap.mmap(self._file.fileno(), 0)
         self.shared = SharedRollout(self._memory, spec, shape, layout)
         self._task = {
             "shape": shape,
-            "policy": spec.to_dict(),
+            "policy": decisions.to_dict(spec),
+            "discrete": bool(np.issubdtype(layout.action[1], np.integer)),
             "observation": layout.obs[0][3:],
             "action": layout.action[0][3:],
             "memory": self._file.fileno(),
@@ -69,15 +74,19 @@ class Workers:
                 f"worker processes can't be started ({error.strerror}): use fewer --workers"
             ) from None
 
-    def reset(self, seeds: np.ndarray) -> None:
-        """Start all episodes anew; `seeds` is `[K, N]`. Does not wait for it."""
+    def reset(self, seed: int) -> None:
+        """Start all episodes again, with seeds derived from `seed`. Does not wait for it."""
+        seeds = copy_seeds(seed, self._seeds * self._copies).reshape(self._seeds, self._copies)
         self._seed = int(seeds[0, 0])
         for worker, part in zip(self._workers, self._parts, strict=True):
             worker.ask("reset", seeds=[int(seed) for seed in seeds[:, part].reshape(-1)])
 
-    def begin(self, numbers: np.ndarray, noise: np.ndarray) -> None:
-        """Let every worker begin a rollout with these policies `[K, spec.size]` and this noise `[T, K, N, *act]`."""
-        self.shared.numbers[:] = numbers
+    def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool = False) -> None:
+        """Let every worker begin a rollout.
+
+        policy: arrays `[K, …]`. noise: `[T, K, N, *act]`. at_once: makes no difference here.
+        """
+        self.shared.parameters[:] = self._pack(policy)
         self.shared.noise[:] = noise
         for worker in self._workers:
             worker.ask("roll")

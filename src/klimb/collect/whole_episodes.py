@@ -1,0 +1,193 @@
+"""Whole episodes under a policy: the loop that evaluation and recording share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.host import HostEnvironment, HostVector
+from klimb.environments.registry import Environment
+from klimb.errors import EnvironmentFault, PolicyFileError
+from klimb.policies.networks import NetworkPolicy
+from klimb.policies.policy import action_distribution
+
+MAX_HOST_COPIES = 16
+STEPS_PER_CALL = 64
+MAX_STEPS = 100_000
+"""Steps after which an episode is taken for one that never ends."""
+
+
+class EpisodeStep(NamedTuple):
+    """One step of E episodes side by side. action: in the environment's units, before its bounds."""
+
+    obs: Float[Array | np.ndarray, " E *obs"]
+    action: Any
+    log_prob: Float[Array | np.ndarray, " E"]
+    reward: Float[Array | np.ndarray, " E"]
+    terminated: Bool[Array | np.ndarray, " E"]
+    truncated: Bool[Array | np.ndarray, " E"]
+    next_obs: Float[Array | np.ndarray, " E *obs"]
+
+
+Keep = Callable[[EpisodeStep], tuple]
+"""Which columns of a step are kept."""
+
+
+def whole_episodes(
+    policy: PyTree,
+    environment: Environment,
+    keep: Keep,
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool,
+    max_steps: int = MAX_STEPS,
+) -> tuple[np.ndarray, ...]:
+    """The rows of `episodes` whole episodes, one episode after the other: the columns that are kept, `[R, ...]` each.
+
+    policy: a callable pytree that fits the environment. keep: from a step to the columns wanted of it.
+    seed: of the environments and of the policy's draws. deterministic: the mode at every step, instead of samples.
+    max_steps: steps after which an episode is taken for one that never ends.
+
+    Raises EnvironmentFault when an episode never ends, or the environment fails.
+    """
+    require_fit(policy, environment)
+    if isinstance(environment, CompiledEnvironment):
+        return _compiled(policy, environment, keep, episodes, seed, deterministic, max_steps)
+    share = _shares(episodes, min(episodes, MAX_HOST_COPIES))
+    vector = environment.vector(len(share))
+    try:
+        return _host(policy, vector, environment, keep, share, seed, deterministic, max_steps)
+    finally:
+        vector.close()
+
+
+def require_fit(policy: PyTree, environment: Environment) -> None:
+    """PolicyFileError when a policy was made for other observations or actions than the environment's.
+
+    policy: only of klimb's own networks it is known what they were made for.
+    """
+    if not isinstance(policy, NetworkPolicy):
+        return
+    expected, shape = policy.observations.shape, environment.observations.shape
+    if expected != shape:
+        raise PolicyFileError(
+            f"the policy reads observations of shape {expected}, {environment.id} gives {shape}: "
+            "it was trained on another environment"
+        )
+    if policy.actions != environment.actions:
+        raise PolicyFileError(
+            f"the policy has the actions {policy.actions}, {environment.id} takes {environment.actions}: "
+            "it was trained on another environment"
+        )
+
+
+def _act(key: PRNGKeyArray, policy: PyTree, obs: Array, deterministic: bool) -> tuple[Array, Array]:
+    """Actions in the environment's units, and their log-probs; a policy that takes its mode has no density: NaN."""
+    distribution = action_distribution(policy, obs)
+    action = distribution.mode() if deterministic else distribution.sample(key)
+    log_prob = jnp.where(deterministic, jnp.nan, distribution.log_prob(action))
+    return distribution.to_environment(action), log_prob
+
+
+def _compiled(
+    policy: PyTree,
+    environment: CompiledEnvironment,
+    keep: Keep,
+    episodes: int,
+    seed: int,
+    deterministic: bool,
+    max_steps: int,
+) -> tuple[np.ndarray, ...]:
+    """All episodes side by side, each in a copy of its own, until the last of them has ended."""
+    actions = environment.actions
+
+    @eqx.filter_jit
+    def advance(policy: PyTree, carry: tuple) -> tuple[tuple, tuple]:
+        def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
+            key, state, obs, alive = carry
+            key, key_act, key_step = jax.random.split(key, 3)
+            action, log_prob = _act(key_act, policy, obs, deterministic)
+            after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, actions.clip(action))
+            row = EpisodeStep(obs, action, log_prob, after.reward, after.terminated, after.truncated, after.obs)
+            goes_on = alive & ~(after.terminated | after.truncated)
+            return (key, after.state, after.obs, goes_on), (*keep(row), alive)
+
+        return jax.lax.scan(step, carry, None, STEPS_PER_CALL)
+
+    @jax.jit
+    def start() -> tuple:
+        key, key_reset = jax.random.split(jax.random.key(seed))
+        state, obs = jax.vmap(environment.reset)(jax.random.split(key_reset, episodes))
+        return key, state, obs, jnp.ones(episodes, bool)
+
+    carry, chunks = start(), []
+    while bool(carry[-1].any()):
+        carry, rows = advance(policy, carry)
+        chunks.append([np.asarray(column) for column in rows])
+        if len(chunks) * STEPS_PER_CALL > max_steps and sum(chunk[-1].sum(0) for chunk in chunks).max() > max_steps:
+            raise endless(environment.id, max_steps)
+    *columns, alive = (np.concatenate(column) for column in zip(*chunks, strict=True))
+    if alive.sum(0).max() > max_steps:
+        raise endless(environment.id, max_steps)
+    # One episode after the other.
+    order = np.argwhere(alive.T)
+    return tuple(column[order[:, 1], order[:, 0]] for column in columns)
+
+
+def _host(
+    policy: PyTree,
+    vector: HostVector,
+    environment: HostEnvironment,
+    keep: Keep,
+    share: np.ndarray,
+    seed: int,
+    deterministic: bool,
+    max_steps: int,
+) -> tuple[np.ndarray, ...]:
+    """Each copy runs its own share of the episodes, so that short ones are not counted more often."""
+    act = eqx.filter_jit(lambda key, policy, obs: _act(key, policy, obs, deterministic))
+    running: list[list[tuple]] = [[] for _ in share]
+    finished: list[tuple] = []
+    key, obs = jax.random.key(seed), vector.reset(seed)
+    while share.any():
+        key, key_act = jax.random.split(key)
+        action, log_prob = (np.asarray(x) for x in act(key_act, policy, obs))
+        step = vector.step(environment.actions.clip(action))
+        row = EpisodeStep(obs, action, log_prob, step.reward, step.terminated, step.truncated, step.next_obs)
+        columns = keep(row)
+        for copy in np.flatnonzero(step.valid):
+            # Copied: the environment may write its next observations into the same memory.
+            running[copy].append(tuple(np.array(column[copy]) for column in columns))
+        for copy in np.flatnonzero(step.terminated | step.truncated):
+            if share[copy] > 0:
+                finished += running[copy]
+                share[copy] -= 1
+            running[copy] = []
+        # Copies that have run their share go on, and count no more.
+        if any(len(rows) > max_steps for rows, remaining in zip(running, share, strict=True) if remaining > 0):
+            raise endless(environment.id, max_steps)
+        obs = step.obs
+    return tuple(np.stack(column) for column in zip(*finished, strict=True))
+
+
+def endless(name: str, steps: int) -> EnvironmentFault:
+    """The error for an episode that never ends. name: the environment's. steps: after which it had not ended."""
+    return EnvironmentFault(
+        f"an episode of {name} has not ended after {steps} steps: give it an end (in Gymnasium, max_episode_steps when "
+        "it is registered)"
+    )
+
+
+def _shares(episodes: int, copies: int) -> np.ndarray:
+    """How many of the episodes each copy runs."""
+    share = np.full(copies, episodes // copies)
+    share[: episodes % copies] += 1
+    return share

@@ -1,0 +1,156 @@
+"""Continuous actions in a box. Imports no JAX before a distribution is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium.spaces
+import numpy as np
+
+from klimb.errors import UnsupportedSpace
+from klimb.policies.action_spec import ActionSpec, AnyArray, GaussianStyle, Sampler
+
+if TYPE_CHECKING:
+    from klimb.policies.distributions import DiagGaussian, TanhGaussian
+
+MAX_DIMENSIONS = 2**16
+
+
+@dataclass(frozen=True)
+class Box(ActionSpec):
+    """Continuous actions between `low` and `high` (±inf where unbounded), one number per dimension.
+
+    The network's output 0 is the middle of the box and 1 its edge; standard deviations start in half-widths.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    kind = "box"
+
+    @classmethod
+    def from_space(cls, space: gymnasium.spaces.Space) -> Box | None:
+        flat = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.shape[0] > 0
+        if not flat or not np.issubdtype(space.dtype, np.floating):
+            return None
+        assert isinstance(space, gymnasium.spaces.Box)
+        low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
+        return cls(low, high)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Box:
+        bounds = [fields.get(name) for name in ("low", "high")]
+        if not all(map(_is_bound, bounds)) or set(fields) - {"kind", "low", "high"}:
+            raise ValueError("a box of actions has lists low and high of numbers, with null where there is no bound")
+        below, above = bounds
+        assert isinstance(below, list)
+        assert isinstance(above, list)
+        if len(below) != len(above):
+            raise ValueError(f"{len(below)} lower and {len(above)} upper action bounds")
+        low = tuple(-np.inf if x is None else float(x) for x in below)
+        high = tuple(np.inf if x is None else float(x) for x in above)
+        for dimension, (smallest, largest) in enumerate(zip(low, high, strict=True)):
+            if not smallest <= largest:
+                raise ValueError(f"action dimension {dimension} is from {smallest} to {largest}")
+        return cls(low, high)
+
+    def to_json(self) -> dict[str, Any]:
+        # JSON has no infinity: null stands for a missing bound.
+        bounds = {"low": self.low, "high": self.high}
+        return {"kind": self.kind} | {k: [x if np.isfinite(x) else None for x in bound] for k, bound in bounds.items()}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.low),)
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        return np.float32
+
+    @property
+    def center(self) -> np.ndarray:
+        """Middle of each bounded dimension, 0 where unbounded."""
+        low, high = (np.where(self.bounded, bound, 0.0) for bound in (self.low, self.high))
+        return (low + high) / 2
+
+    @property
+    def half_width(self) -> np.ndarray:
+        """Half the range of each bounded dimension, 1 where unbounded."""
+        return np.where(self.bounded, (np.array(self.high) - np.array(self.low)) / 2, 1.0)
+
+    @property
+    def bounded(self) -> np.ndarray:
+        """Dimensions with both bounds."""
+        return np.isfinite(self.low) & np.isfinite(self.high)
+
+    def num_outputs(self, style: GaussianStyle) -> int:
+        if style.tanh_squash:
+            self._require_bounds()
+        return (2 if style.state_dependent_std else 1) * len(self.low)
+
+    @property
+    def num_log_std(self) -> int:
+        return len(self.low)
+
+    def distribution(self, output: Any, log_std: Any, style: GaussianStyle) -> DiagGaussian | TanhGaussian:
+        import jax.numpy as jnp
+
+        from klimb.policies.distributions import DiagGaussian, TanhGaussian
+
+        if style.state_dependent_std:
+            output, offset = jnp.split(output, 2, axis=-1)
+            log_std = log_std + offset
+        if style.tanh_squash:
+            log_std = jnp.broadcast_to(log_std, output.shape)
+            return TanhGaussian(mean=output, log_std=log_std, low=self.low, high=self.high)
+        half_width = jnp.asarray(self.half_width, output.dtype)
+        mean = jnp.asarray(self.center, output.dtype) + half_width * output
+        return DiagGaussian(mean=mean, log_std=jnp.broadcast_to(log_std + jnp.log(half_width), mean.shape))
+
+    def numpy_sampler(self, log_std: np.ndarray | None, style: GaussianStyle) -> Sampler:
+        assert log_std is not None
+        low, high, center, half_width = (
+            np.asarray(x, np.float32) for x in (self.low, self.high, self.center, self.half_width)
+        )
+        free_std = np.exp(log_std) * (1 if style.tanh_squash else half_width)
+
+        def sample(output: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            std = free_std
+            if style.state_dependent_std:
+                output, offset = np.split(output, 2, axis=-1)
+                std = std * np.exp(offset)
+            if style.tanh_squash:
+                action = output + std * noise
+                taken = center + half_width * np.tanh(action)
+            else:
+                action = taken = center + half_width * output + std * noise
+            return action, np.minimum(np.maximum(taken, low), high)
+
+        return sample
+
+    def clip(self, action: AnyArray) -> AnyArray:
+        array: Any = action
+        low, high = (np.asarray(bound, array.dtype) for bound in (self.low, self.high))
+        return array.clip(low, high)
+
+    def problem(self, action: np.ndarray) -> str | None:
+        if not np.issubdtype(action.dtype, np.floating):
+            return f"its actions are {action.dtype}, and those of a box are floating-point numbers"
+        if action.shape[1:] != self.shape:
+            return f"its actions have the shape {action.shape[1:]}, its action space has {len(self.low)} dimensions"
+        return None
+
+    def _require_bounds(self) -> None:
+        for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            if not (np.isfinite(low) and np.isfinite(high) and low < high):
+                raise UnsupportedSpace(
+                    f"tanh_squash needs a bounded interval in every dimension of the actions, and dimension {i} is "
+                    f"from {low} to {high}: leave it off, or bound the actions with a Gymnasium wrapper"
+                )
+
+
+def _is_bound(values: Any) -> bool:
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_DIMENSIONS:
+        return False
+    return all(x is None or (type(x) in (int, float) and abs(x) <= np.finfo(np.float64).max) for x in values)

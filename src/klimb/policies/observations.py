@@ -1,0 +1,121 @@
+"""What an observation space means to klimb. Imports no JAX: worker processes start with it."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import gymnasium.spaces
+import numpy as np
+
+from klimb.errors import UnsupportedSpace
+
+MAX_SIZE = 2**20
+
+
+class ObservationSpec(abc.ABC):
+    """One kind of observation space. Rows of rollouts hold observations as arrays of one shape and dtype."""
+
+    kind: ClassVar[str]
+    """Its name in files."""
+    dtype: ClassVar[type[np.generic]] = np.float32
+    """Of observations in arrays."""
+    is_scaled: ClassVar[bool] = True
+    """Whether networks scale observations by their running mean and standard deviation."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one observation in arrays."""
+
+    @abc.abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the key `kind`."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_json(cls, fields: dict[str, Any]) -> ObservationSpec:
+        """The inverse of `to_json`. ValueError, which says what is wrong, for anything else."""
+
+    @property
+    def size(self) -> int:
+        """Numbers in one observation."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class BoxObservations(ObservationSpec):
+    """Arrays of real numbers of one shape."""
+
+    dimensions: tuple[int, ...]
+
+    kind = "box"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dimensions
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "shape": list(self.dimensions)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> BoxObservations:
+        shape = fields.get("shape")
+        whole = isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(x) is int and x >= 1 for x in shape)
+        if not whole or set(fields) - {"kind", "shape"}:
+            raise ValueError("a box of observations has a shape, a list of positive integers")
+        spec = cls(tuple(shape))  # type: ignore[arg-type]
+        if spec.size > MAX_SIZE:
+            raise ValueError(f"its observations hold {spec.size} numbers; klimb reads at most {MAX_SIZE}")
+        return spec
+
+
+@dataclass(frozen=True)
+class OneHotObservations(ObservationSpec):
+    """Numbers 0 … n−1 as rows of n zeros with a single one: scaling would only blur them."""
+
+    n: int
+
+    kind = "one_hot"
+    is_scaled = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.n,)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "n": self.n}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> OneHotObservations:
+        n = fields.get("n")
+        if type(n) is not int or not 1 <= n <= MAX_SIZE or set(fields) - {"kind", "n"}:
+            raise ValueError(f"one-hot observations have a number n from 1 to {MAX_SIZE}")
+        return cls(n)
+
+
+KINDS: tuple[type[ObservationSpec], ...] = (BoxObservations, OneHotObservations)
+
+
+def observation_spec(space: gymnasium.spaces.Space, *, one_hot: bool = False) -> ObservationSpec:
+    """What a Gymnasium observation space means to klimb.
+
+    space: of the rows that collectors see. one_hot: whether a box holds one-hot rows of a discrete observation.
+    Raises UnsupportedSpace when it is of no kind that klimb has.
+    """
+    if isinstance(space, gymnasium.spaces.Box) and space.shape and 0 not in space.shape:
+        return OneHotObservations(space.shape[0]) if one_hot else BoxObservations(space.shape)
+    raise UnsupportedSpace(
+        f"the observation space {space} is not supported; klimb has Box observations "
+        "(wrap the environment with gymnasium.wrappers.FlattenObservation)"
+    )
+
+
+def observations_from_json(fields: Any) -> ObservationSpec:
+    """The inverse of `ObservationSpec.to_json`. ValueError, which says what is wrong, for anything else."""
+    if isinstance(fields, dict):
+        for kind in KINDS:
+            if kind.kind == fields.get("kind"):
+                return kind.from_json(fields)
+    raise ValueError(f"it has no kind of observations that klimb knows ({', '.join(kind.kind for kind in KINDS)})")

@@ -1,0 +1,101 @@
+"""The networks that a training starts from: klimb's own, given objects, or made by a function of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from klimb import modules
+from klimb.environments.registry import Environment
+from klimb.errors import ConfigError
+from klimb.policies.distributions import Distribution
+from klimb.policies.networks import Critic, NetworkOptions, NetworkPolicy, as_critic
+from klimb.policies.policy import action_distribution
+from klimb.runs.config import RunConfig
+from klimb.runs.policy_file import load_policy
+
+
+class Networks:
+    """Makes the policy and the critic of a seed.
+
+    environment: what they are for. options: of klimb's own networks, and the names of the user's functions.
+    policy, critic: objects to start from, the same for every seed; None for fresh ones.
+    """
+
+    def __init__(
+        self, environment: Environment, options: NetworkOptions, policy: PyTree | None = None, critic: Any = None
+    ) -> None:
+        self._environment, self._options = environment, options
+        self._given_policy, self._given_critic = policy, None if critic is None else as_critic(critic)
+        self._make_policy = None if options.policy is None else modules.load(options.policy, "policy")
+        self._make_critic = None if options.critic is None else modules.load(options.critic, "critic")
+        self.template = eqx.filter_eval_shape(self.policy, jax.random.key(0)) if policy is None else policy
+        self.critic_template = eqx.filter_eval_shape(self.critic, jax.random.key(0))
+        self._require_policy()
+
+    def policy(self, key: PRNGKeyArray) -> PyTree:
+        """The policy that a seed starts from. key: for its weights."""
+        environment, options = self._environment, self._options
+        if self._given_policy is not None:
+            return self._given_policy
+        if self._make_policy is not None:
+            return self._make_policy(environment.observations, environment.actions, key)
+        return NetworkPolicy(
+            environment.observations,
+            environment.actions,
+            hidden=options.hidden,
+            activation=options.activation,
+            initial_log_std=options.initial_log_std,
+            state_dependent_std=options.state_dependent_std,
+            tanh_squash=options.tanh_squash,
+            key=key,
+        )
+
+    def critic(self, key: PRNGKeyArray) -> Critic:
+        """The critic that a seed starts from. key: for its weights."""
+        options = self._options
+        if self._given_critic is not None:
+            return self._given_critic
+        if self._make_critic is not None:
+            return as_critic(self._make_critic(self._environment.observations, key))
+        hidden = options.hidden if options.critic_hidden is None else options.critic_hidden
+        return Critic(self._environment.observations, hidden=hidden, activation=options.activation, key=key)
+
+    def _require_policy(self) -> None:
+        """ConfigError unless the policy answers an observation with a distribution."""
+        observations = self._environment.observations
+        obs = jax.ShapeDtypeStruct(observations.shape, observations.dtype)
+        name = self._options.policy or type(self.template).__name__
+        if not callable(self.template):
+            raise ConfigError(f"the policy {name} can't be called: a policy is a pytree policy(obs) -> distribution")
+        try:
+            answer = eqx.filter_eval_shape(
+                lambda policy, obs: action_distribution(policy, obs, axes=0), self.template, obs
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the policy {name} fails for an observation of shape {list(observations.shape)} of "
+                f"{self._environment.id}: {str(error).splitlines()[0]}"
+            ) from error
+        if not isinstance(answer, Distribution):
+            raise ConfigError(
+                f"the policy {name} answers an observation with {type(answer).__name__}, and has to with a "
+                "klimb.Distribution, such as klimb.Categorical or klimb.DiagGaussian"
+            )
+
+
+def load_policies(directory: Path, config: RunConfig, environment: Environment) -> list[PyTree]:
+    """The policies of all seeds of a run.
+
+    directory: the run's, or a folder of it with policies. config: the run's; where it names a function of the user's
+    for the policy, its module is imported. environment: what they are for.
+    """
+    options = config.options
+    like = None if options.policy is None else Networks(environment, options).template
+    if options.num_seeds == 1:
+        return [load_policy(directory, like=like)]
+    return [load_policy(directory, seed=options.seed + k, like=like) for k in range(options.num_seeds)]
