@@ -16,7 +16,7 @@ from klimb.theory.figures.registry import FIGURES
 
 SCRIPTS = {"bash": bash, "zsh": zsh, "fish": fish}
 HARNESS = """
-source script
+source ./script
 for line in "$@"; do
     COMP_WORDS=(); rest=$line
     while [[ $rest == *" "* ]]; do COMP_WORDS+=("${rest%% *}"); rest=${rest#* }; done
@@ -119,6 +119,6 @@ def test_fish_completes(tmp_path):
         "klimb train trpo Acrobot-v1 --advantage ga": "gae",
         "klimb sweep trpo Acrobot-v1 --over max": "max_kl",
     }.items():
-        command = ["fish", "--no-config", "-c", f"source script; complete -C '{line}'"]
+        command = ["fish", "--no-config", "-c", f"source ./script; complete -C '{line}'"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
         assert [offer.split("\t")[0] for offer in done.stdout.splitlines()] == [answer]

@@ -128,7 +128,7 @@ def bash(pages: list[Page]) -> str:
     del actions[""]
     cases = [f"{'|'.join(patterns)}) {action} ;;" for action, patterns in actions.items()]
     cases += [f'sweep:{rule}:--over) offered="{" ".join(_swept(rule))}" ;;' for rule in RULES]
-    cases += [f"{'|'.join(switches)}) word=1 ;;", "*:-*) ;;", "*) word=1 ;;"]
+    cases += [f"{'|'.join(switches)}) word=1 ;;", "*:*:-*) ;;", "*) word=1 ;;"]
     words = []
     for page in pages:
         for number, flag in enumerate(page.words, 2):
@@ -200,7 +200,7 @@ def zsh(pages: list[Page]) -> str:
     del actions[""]
     cases = [f"({'|'.join(patterns)}) {action} ;;" for action, patterns in actions.items()]
     cases += [f"(sweep:{rule}:--over) compadd -- {' '.join(_swept(rule))} ;;" for rule in RULES]
-    cases += [f"({'|'.join(switches)}) word=1 ;;", "(*:-*) ;;", "(*) word=1 ;;"]
+    cases += [f"({'|'.join(switches)}) word=1 ;;", "(*:*:-*) ;;", "(*) word=1 ;;"]
     words = []
     for page in pages:
         for number, flag in enumerate(page.words, 3):

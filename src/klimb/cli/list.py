@@ -27,7 +27,7 @@ OTHER_ENVIRONMENTS = {
     "gymnasium:ID": "any environment registered with Gymnasium, stepped in Python",
     "gymnax:ID": "compiled, from gymnax (pip install 'klimb[gymnax]')",
     "envpool:ID": "stepped in EnvPool's threads (pip install 'klimb[envpool]')",
-    "MODULE:ID": "imports MODULE, which registers ID with Gymnasium",
+    "MODULE:NAME": "your own: what makes a klimb environment, or an id that MODULE registers with Gymnasium",
 }
 
 

@@ -11,15 +11,15 @@ from klimb.errors import CheckFailed, KlimbError, TrainingFailed
 NOTES = """\
 `klimb COMMAND --help` says what each takes, `klimb train RULE --help` the flags of a rule too.
 
-A run of somebody else's is data, and reading it runs no code. Only a rule or an environment named MODULE:NAME in its
-config.toml is code: evaluate, record, resume, train --config and sweep --config import MODULE when they are given
---trust-environment.
+A run of somebody else's is data, and reading it runs no code. Only a rule, an environment or a network named
+MODULE:NAME in its config.toml is code: evaluate, record, resume, train --config and sweep --config import MODULE when
+they are given --trust-environment.
 
 examples:
   klimb train trpo CartPole-v1
   klimb train ppo gymnasium:HalfCheetah-v5 --env-steps 1000000 --num-envs 8
   klimb train trpo CartPole-v1 --num-seeds 10 --max-kl 0.02
-  klimb train my_package:MyRule my_package:MyEnvironment-v0
+  klimb train my_package:MyRule my_package:MyEnvironment --policy my_package:my_network
   klimb sweep trpo CartPole-v1 --over max_kl 0.003 0.01 0.03 --num-seeds 5
   klimb train behaviour-cloning CartPole-v1 --demonstrations runs/trpo-CartPole-v1
   klimb train ppo CartPole-v1 --init-from runs/behaviour-cloning-CartPole-v1

@@ -107,7 +107,7 @@ def parse(arguments: type[T], words: Sequence[str], command: str, description: s
     """
 
     def report(event: events.ParseErrorEvent) -> NoReturn:
-        raise ConfigError(_message(event, arguments, command))
+        raise ConfigError(_message(event, words, arguments, command))
 
     with events.on_parse_error(report):
         return tyro.cli(
@@ -119,7 +119,7 @@ def parse_known(arguments: type[T], words: Sequence[str], command: str) -> tuple
     """The same, of some flags only, and the words that belong to others."""
 
     def report(event: events.ParseErrorEvent) -> NoReturn:
-        raise ConfigError(_message(event, arguments, command))
+        raise ConfigError(_message(event, words, arguments, command))
 
     with events.on_parse_error(report):
         return tyro.cli(arguments, args=list(words), return_unknown_args=True, add_help=False, registry=_registry())
@@ -167,21 +167,17 @@ def _names_module(value: str) -> bool:
     return module is not None and module not in NO_MODULE and all(part.isidentifier() for part in module.split("."))
 
 
-def _message(event: events.ParseErrorEvent, arguments: type, command: str) -> str:
+def _message(event: events.ParseErrorEvent, words: Sequence[str], arguments: type, command: str) -> str:
     match event:
         case events.UnrecognizedArgs(tokens=tokens):
             return _unknown(tokens[0], arguments, command)
-        case events.MissingArgs(missing_arguments=missing, unrecognized_tokens=tokens):
-            flag = next((token for token in tokens if token.startswith("-")), None)
-            if flag is not None:
-                return _unknown(flag, arguments, command)
-            names = [_shown(one.arg) for one in missing]
-            are = "is" if len(names) == 1 else "are"
-            return f"{' and '.join(names)} {are} missing: {usage(command)} (see klimb {command} --help)"
+        case events.MissingArgs(missing_arguments=missing):
+            return _missing([_shown(one.arg) for one in missing], words, arguments, command)
+        case events.BadValue(argument=argument) if argument.is_positional():
+            return _missing([_shown(argument)], words, arguments, command)
         case events.InvalidChoice(argument=argument, value=value, choices=choices):
-            known = [choice for choice in choices if choice != "None"]
-            if argument.is_positional():
-                known = [choice for choice in known if choice != "none"]
+            field = argument.field.intern_name
+            known = next((flag.values for flag in flags_of(arguments) if flag.field == field), None) or choices
             return f"{_shown(argument)} is one of {', '.join(known)}; not {value!r}{nearest(value, known)}"
         case events.BadValue(argument=argument):
             return f"{_shown(argument)} needs a value"
@@ -200,10 +196,21 @@ def _message(event: events.ParseErrorEvent, arguments: type, command: str) -> st
     return f"the arguments can't be understood (see klimb {command} --help)"
 
 
+def _missing(names: list[str], words: Sequence[str], arguments: type, command: str) -> str:
+    """A message for words or flags that are missing, or for a misspelt flag, whose value was taken for a word."""
+    known = [name for flag in flags_of(arguments) for name in flag.names]
+    flags = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    for flag in flags:
+        if flag not in known:
+            return _unknown(flag, arguments, command)
+    are = "is" if len(names) == 1 else "are"
+    return f"{' and '.join(names)} {are} missing: {usage(command)} (see klimb {command} --help)"
+
+
 def _unknown(token: str, arguments: type, command: str) -> str:
     """A message for a word or a flag that there is not."""
     if token.startswith("-"):
-        flag = token.split("=")[0]
+        flag = token.partition("=")[0]
         known = [name for one in flags_of(arguments) for name in one.names]
         return f"there is no flag {flag}{nearest(flag.replace('_', '-'), known)} (see klimb {command} --help)"
     return f"{token!r} is one word too many: {usage(command)} (see klimb {command} --help)"

@@ -19,7 +19,7 @@ class ResumeArguments:
     run: RunWord
     """Run directory."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment or a rule whose module is imported, which runs its code."""
+    """Let the run's configuration name a rule, an environment or a network: its module is imported and runs."""
 
 
 def resume(arguments: ResumeArguments) -> None:
@@ -29,12 +29,14 @@ def resume(arguments: ResumeArguments) -> None:
     """
     run_dir, trust = arguments.run, arguments.trust_environment
     config_file = run_dir / "config.toml"
-    config = RunDirectory.open(run_dir).config.require_rule(config_file, trust=trust)
+    config = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
     devices.use_all_cores()
     console, environment = announce(config, config_file, trust=trust)
     compilation_cache.enable()
     with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.resume(run_dir, env=environment, rule=config.rule, on_records=progress.update)
+        run = driver.resume(
+            run_dir, env=environment, rule=config.rule, on_records=progress.update, trust_environment=trust
+        )
     finish(run_dir, run.policies, config, environment, FINAL_EPISODES, console)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -38,7 +38,7 @@ class RunFlags:
     config: Path | None = None
     """A config.toml to start from; words and flags go on top of it."""
     trust_environment: bool = False
-    """Let that file name an environment or a rule whose module is imported, which runs the module's code."""
+    """Let that file name a rule, an environment or a network whose module is imported, which runs its code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ class TrainArguments:
     """What is typed after `klimb train`. `rule` has the settings of the rule, when it is known which one."""
 
     rule_name: Annotated[str, Positional, arg(metavar="RULE")]
-    """The update rule: one of `klimb list rules`, or MODULE:CLASS for one of your own."""
+    """The update rule: one of `klimb list rules`, or MODULE:NAME for one of your own."""
     env: Annotated[str, Positional, arg(metavar="ENV")]
-    """The environment: one of `klimb list environments`, any Gymnasium id, or MODULE:ID."""
+    """The environment: one of `klimb list environments`, any Gymnasium id, or MODULE:NAME for one of your own."""
     rule: Suppress[Any] = None
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
     """Everything about the training but the rule and the environment."""
@@ -111,14 +111,23 @@ def with_rule_of(words: Sequence[str], arguments: type[T], command: str) -> type
     if len(named) > 1 and named[0] not in RULES and (named[1] in RULES or named[0] in BUILT_IN):
         raise ConfigError(f"the rule comes before the environment: klimb {command} {named[1]} {named[0]}")
     cls = rule_class(named[0]) if named else None
-    base = None if flags.config is None else RunConfig.read(flags.config)
-    if base is not None and flags.config is not None:
-        if cls is None:
-            base = base.require_rule(flags.config, trust=flags.trust_environment)
-        if cls is None or type(base.rule) is cls:
-            return _with_rule(arguments, base.rule, type(base.rule), base)
+    base = None if flags.config is None else _read(flags.config, cls, trust=flags.trust_environment)
+    if base is not None and cls in (None, type(base.rule)):
+        return _with_rule(arguments, base.rule, type(base.rule), base)
     assert cls is not None
     return _with_rule(arguments, None if _has_required_fields(cls) else cls(), cls, base)
+
+
+def _read(file: Path, cls: type | None, *, trust: bool) -> RunConfig:
+    """The configuration in a file, with the modules that it names, if they may be imported.
+
+    cls: the rule that is used instead of the file's; None for the file's.
+    """
+    config = RunConfig.read(file)
+    if cls not in (None, type(config.rule)):
+        # The file's rule need not be there.
+        config = replace(config, rule=RULES["reinforce"]())
+    return config.require_modules(file, trust=trust)
 
 
 def _with_rule(arguments: type[T], rule: Any, cls: type, base: RunConfig | None) -> type[T]:
