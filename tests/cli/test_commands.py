@@ -15,7 +15,7 @@ import pytest
 from klimb import NetworkPolicy, RunConfig, TrainOptions, save_policy
 from klimb.cli.commands import COMMANDS, load, usage
 from klimb.cli.flags import flags_of
-from klimb.cli.main import main
+from klimb.cli.main import main, overview
 from klimb.environments.registry import BUILT_IN
 from klimb.improve.rule import traits_of
 from klimb.policies.actions import Discrete
@@ -53,6 +53,19 @@ def test_the_overview_has_every_command_with_its_usage(words, capsys):
     for name, entry in COMMANDS.items():
         assert f"  {usage(name)}  " in out
         assert entry.summary in out
+
+
+def test_the_examples_of_the_overview_are_understood(tmp_path):
+    """Parsed whole; nothing is run."""
+    (tmp_path / "my_package.py").write_text(OWN.format(base="Reinforce") + "MyRule = Mine")
+    saved = tmp_path / "runs/trpo-CartPole-v1/config.toml"
+    saved.parent.mkdir(parents=True)
+    saved.write_text(RunConfig("CartPole-v1", RULES["trpo"](), TrainOptions()).to_toml())
+    examples = [line.split()[1:] for line in overview().split("examples:")[1].splitlines() if line]
+    assert len(examples) >= 8
+    for name, *words in examples:
+        assert load(name).parse(words) is not None
+    sys.modules.pop("my_package", None)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
