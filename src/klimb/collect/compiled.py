@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
@@ -23,6 +22,21 @@ class CollectorState(NamedTuple):
     obs: Float[Array, " N *obs"]
     time: Int[Array, " N"]
     episode_return: Float[Array, " N"]
+
+
+class _Step(NamedTuple):
+    """One step of N environments: a row of the scan."""
+
+    obs: Array
+    action: Array
+    log_prob: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    next_obs: Array
+    time: Array
+    env_state: Array | None
+    episode_return: Array
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,7 @@ class CompiledCollector:
         reset = jax.vmap(environment.reset)
         fresh = jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys
 
-        def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, tuple]:
+        def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
             noise, key_step, fresh = drawn
             distribution = action_distribution(policy, carry.obs)
             action = distribution.sample_from(noise)
@@ -64,7 +78,7 @@ class CompiledCollector:
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
             episode_return = carry.episode_return + reward
-            row = Rollout(
+            row = _Step(
                 obs=carry.obs,
                 action=action,
                 log_prob=distribution.log_prob(action),
@@ -73,9 +87,9 @@ class CompiledCollector:
                 # An episode that terminates on the clock's last tick has terminated: its value is zero.
                 truncated=after.truncated & ~after.terminated,
                 next_obs=after.obs,
-                valid=jnp.bool_(True),
                 time=carry.time,
                 env_state=carry.env_state.physics if self.records_env_state else None,
+                episode_return=episode_return,
             )
             fresh_state, fresh_obs = fresh if environment.prefetch_resets else reset(fresh)
 
@@ -88,11 +102,11 @@ class CompiledCollector:
                 time=jnp.where(ended, 0, carry.time + 1),
                 episode_return=jnp.where(ended, 0, episode_return),
             )
-            return carry, (row, episode_return)
+            return carry, row
 
         # Twice a turn: 4 % of an iteration less, and more than that brings nothing.
-        state, (rollout, episode_return) = jax.lax.scan(step, state, (noise, step_keys, fresh), unroll=2)
-        # A constant, not a column of the scan: XLA then knows that every weight is 1.
-        rollout = eqx.tree_at(lambda r: r.valid, rollout, jnp.ones(shape, bool))
-        assert rollout.time is not None
-        return state, rollout, summarise(rollout.terminated | rollout.truncated, episode_return, rollout.time + 1)
+        state, rows = jax.lax.scan(step, state, (noise, step_keys, fresh), unroll=2)
+        # `valid` is a constant, not a column of the scan: XLA then knows that every weight is 1.
+        columns = {name: column for name, column in rows._asdict().items() if name != "episode_return"}
+        rollout = Rollout(**columns, valid=jnp.ones(shape, bool))
+        return state, rollout, summarise(rows.terminated | rows.truncated, rows.episode_return, rows.time + 1)

@@ -24,15 +24,15 @@ class Encoder(eqx.Module):
     def num_features(self) -> int:
         """F, the length of a feature vector."""
 
-    def inputs(self, obs: Float[Array, "*obs"]) -> Float[Array, "..."]:
+    def inputs(self, obs: Float[Array, "..."]) -> Float[Array, "..."]:
         """The part of the encoding that no gradient moves: the critic's fit computes it once for all its epochs."""
         return obs
 
     @abc.abstractmethod
-    def features(self, inputs: Float[Array, "..."]) -> Float[Array, "*batch F"]:
+    def features(self, inputs: Float[Array, "..."]) -> Float[Array, "... F"]:
         """The feature vector of what `inputs` has made of an observation."""
 
-    def __call__(self, obs: Float[Array, "*batch"]) -> Float[Array, "*batch F"]:
+    def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "... F"]:
         return self.features(self.inputs(obs))
 
     def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Encoder:

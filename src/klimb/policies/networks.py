@@ -152,7 +152,7 @@ class NetworkPolicy(eqx.Module):
         self.log_std = jnp.full(free, initial_log_std, float) if free else None
         self.actions = actions
 
-    def __call__(self, obs: Float[Array, "*batch"]) -> Distribution:
+    def __call__(self, obs: Float[Array, "..."]) -> Distribution:
         return self.actions.distribution(self.network(self.encoder(obs)), self.log_std, self.style)
 
     def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> NetworkPolicy:
@@ -191,10 +191,10 @@ class Critic(eqx.Module):
         self.network = MLP(sizes, activation=activation, output_gain=1.0, key=key)
         self.target = Normalizer.identity(())
 
-    def __call__(self, obs: Float[Array, "*batch"]) -> Float[Array, "*values"]:
+    def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.scaled(self.encoder.inputs(obs)) * self.target.scale + self.target.mean
 
-    def scaled(self, inputs: Float[Array, "*batch"]) -> Float[Array, "*values"]:
+    def scaled(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
         """The value in units of the targets, from what `encoder.inputs` has made of observations."""
         return self.network(self.encoder.features(inputs))[..., 0]
 

@@ -14,7 +14,6 @@ from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.policies.distributions import Distribution
 from klimb.policies.networks import Critic, NetworkOptions, NetworkPolicy, as_critic
-from klimb.policies.policy import action_distribution
 from klimb.runs.config import RunConfig
 from klimb.runs.policy_file import load_policy
 
@@ -73,9 +72,7 @@ class Networks:
         if not callable(self.template):
             raise ConfigError(f"the policy {name} can't be called: a policy is a pytree policy(obs) -> distribution")
         try:
-            answer = eqx.filter_eval_shape(
-                lambda policy, obs: action_distribution(policy, obs, axes=0), self.template, obs
-            )
+            answer = eqx.filter_eval_shape(lambda policy, obs: policy(obs), self.template, obs)
         except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"the policy {name} fails for an observation of shape {list(observations.shape)} of "
