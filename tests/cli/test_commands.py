@@ -191,7 +191,7 @@ def own_rule(tmp_path):
     sys.modules.pop(name, None)
 
 
-def test_a_rule_of_ones_own_is_trained_resumed_evaluated_and_reported(own_rule, tmp_path, capsys, monkeypatch):
+def test_a_rule_of_ones_own_is_trained_resumed_and_swept(own_rule):
     words = ["train", own_rule, "CartPole-v1", *SMALL, "--env-steps", "64", "--extra", "0.5", "--eval-episodes", "1"]
     assert main(words) == 0
     run = Path("runs/own_rule_of_the_tests-Mine-CartPole-v1")
@@ -203,6 +203,34 @@ def test_a_rule_of_ones_own_is_trained_resumed_evaluated_and_reported(own_rule, 
     swept = ["sweep", own_rule, "CartPole-v1", "--over", "learning_rate", "0.001", "0.002", *SMALL]
     assert main([*swept, "--env-steps", "64", "--eval-episodes", "0", "--run-dir", "swept"]) == 0
     assert len(list(Path("swept").iterdir())) == 2
+
+
+@pytest.fixture
+def own_package(tmp_path):
+    """A rule, an environment and networks of the user's own, in a module of the current directory."""
+    source = (Path(__file__).parent.parent / "own_code.py").read_text()
+    (tmp_path / "my_package.py").write_text(source.replace("own_code:", "my_package:"))
+    yield "my_package"
+    sys.modules.pop("my_package", None)
+
+
+def test_everything_of_ones_own_has_a_name(own_package, capsys):
+    """And what a file names is imported only under the gate."""
+    words = ["my_package:GradientStep", "my_package:Spot", "--policy", "my_package:picture_network"]
+    words += ["--critic=my_package:picture_critic", *SMALL, "--env-steps", "64", "--run-dir", "run"]
+    assert main(["train", *words, "--eval-episodes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "environment  my_package:Spot (compiled)" in out
+    assert "klimb evaluate run --trust-environment" in out
+    for command in (["resume", "run"], ["evaluate", "run", "--episodes", "1"], ["record", "run", "--episodes", "1"]):
+        assert main(command) == 2
+        assert "give --trust-environment" in capsys.readouterr().err
+        assert main([*command, "--trust-environment"]) == 0
+    gated = ["evaluate", "run", "--episodes", "1", "--env", "my_package:Spot"]
+    assert main(gated) == 2
+    assert "names the policy 'my_package:picture_network'" in capsys.readouterr().err
+    assert main(["report", "run"]) == 0
+    assert main(["compare", "run"]) == 0
 
 
 def test_help_shows_the_options_of_a_rule_of_ones_own(own_rule, capsys):

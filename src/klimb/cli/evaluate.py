@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from klimb.cli import compilation_cache
 from klimb.cli.parser import Command, RunWord
 from klimb.collect.evaluation import evaluate as evaluate_policy
 from klimb.environments.registry import Environment, make, make_named_in
 from klimb.errors import ConfigError
+from klimb.modules import require_trust
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
-from klimb.runs.policy_file import load_policy
+from klimb.tabular.mdp import TabularMDP
+from klimb.theory.exact_evaluation import exact_return
+from klimb.training.networks import load_policies
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class EvaluateArguments:
     json: bool = False
     """Print one JSON object, for programs."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+    """Let the run's configuration name an environment or a network whose module is imported, which runs its code."""
 
 
 def evaluate(arguments: EvaluateArguments) -> None:
@@ -50,7 +55,8 @@ def evaluate(arguments: EvaluateArguments) -> None:
     config = RunDirectory.open(run_dir).config
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
-    policies = load_policies(run_dir / BEST if flags.best else run_dir, config)
+    require_policy_trust(run_dir, config, trust=flags.trust_environment)
+    policies = load_policies(run_dir / BEST if flags.best else run_dir, config, environment)
     result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, not flags.stochastic)
     if flags.exact:
         result["exact"] = _exact_returns(policies, environment.id, config)
@@ -68,11 +74,6 @@ def evaluate(arguments: EvaluateArguments) -> None:
 
 def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dict[str, Any]]:
     """One entry per seed, in double precision, with the run's own discount."""
-    import jax
-
-    from klimb.tabular.mdp import TabularMDP
-    from klimb.theory.exact_evaluation import exact_return
-
     options = config.options
     with jax.enable_x64(True):
         mdp = TabularMDP.from_gymnasium(env.partition(":")[2], options.gamma)
@@ -89,15 +90,13 @@ def environment_of(run_dir: Path, config: RunConfig, other: str | None, *, trust
     return make(other) if other else make_named_in(run_dir / "config.toml", config.env, trust=trust)
 
 
-def load_policies(run_dir: Path, config: RunConfig) -> list[Any]:
-    """The policies of all seeds.
+def require_policy_trust(run_dir: Path, config: RunConfig, *, trust: bool) -> None:
+    """UntrustedEnvironment when a function of a module makes the run's policies, and may not be imported.
 
-    run_dir: of the run, or its `best` directory. config: of the run.
+    run_dir, config: of the run. trust: whether the configuration may have a module imported.
     """
-    options = config.options
-    if options.num_seeds == 1:
-        return [load_policy(run_dir)]
-    return [load_policy(run_dir, seed=options.seed + k) for k in range(options.num_seeds)]
+    if config.options.policy is not None and not trust:
+        require_trust(config.options.policy, run_dir / "config.toml", "policy")
 
 
 def evaluate_seeds(

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
@@ -105,24 +105,30 @@ def parse(arguments: type[T], words: Sequence[str], command: str, description: s
 
     Raises ConfigError, in one line, when a word or a flag is wrong; SystemExit after help.
     """
-
-    def report(event: events.ParseErrorEvent) -> NoReturn:
-        raise ConfigError(_message(event, words, arguments, command))
-
-    with events.on_parse_error(report):
+    with _one_line_errors(words, arguments, command):
         return tyro.cli(
             arguments, args=list(words), prog=f"klimb {command}", description=description, registry=_registry()
         )
 
 
 def parse_known(arguments: type[T], words: Sequence[str], command: str) -> tuple[T, list[str]]:
-    """The same, of some flags only, and the words that belong to others."""
+    """The same, of some flags only, and the words that belong to others.
+
+    arguments, words, command: as for `parse`.
+    """
+    with _one_line_errors(words, arguments, command):
+        return tyro.cli(arguments, args=list(words), return_unknown_args=True, add_help=False, registry=_registry())
+
+
+@contextlib.contextmanager
+def _one_line_errors(words: Sequence[str], arguments: type, command: str) -> Iterator[None]:
+    """Errors of tyro become a ConfigError."""
 
     def report(event: events.ParseErrorEvent) -> NoReturn:
         raise ConfigError(_message(event, words, arguments, command))
 
     with events.on_parse_error(report):
-        return tyro.cli(arguments, args=list(words), return_unknown_args=True, add_help=False, registry=_registry())
+        yield
 
 
 def _registry() -> ConstructorRegistry:
@@ -146,7 +152,10 @@ def _registry() -> ConstructorRegistry:
 
 
 def leading(words: Sequence[str]) -> list[str]:
-    """The words before the first flag."""
+    """The words before the first flag.
+
+    words: words and flags.
+    """
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     return list(words[:at])
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from klimb.cli import compilation_cache
-from klimb.cli.evaluate import environment_of
+from klimb.cli.evaluate import environment_of, require_policy_trust
 from klimb.cli.parser import Command, OutputFlag, RunWord
 from klimb.collect.recording import record as record_episodes
 from klimb.errors import ConfigError, RunError
 from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import load_policy
+from klimb.training.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class RecordArguments:
     overwrite: bool = False
     """Write over a file that exists."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+    """Let the run's configuration name an environment or a network whose module is imported, which runs its code."""
 
 
 def record(arguments: RecordArguments) -> None:
@@ -53,10 +54,12 @@ def record(arguments: RecordArguments) -> None:
         raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
+    require_policy_trust(run_dir, config, trust=flags.trust_environment)
+    like = None if config.options.policy is None else Networks(environment, config.options).template
     several = config.options.num_seeds > 1
     seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
     demonstrations = record_episodes(
-        load_policy(run_dir, seed=seed),
+        load_policy(run_dir, seed=seed, like=like),
         environment,
         episodes=flags.episodes,
         seed=flags.seed,

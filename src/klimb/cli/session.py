@@ -78,7 +78,8 @@ def finish(
         ("metrics", run_dir / "metrics.jsonl"),
     ):
         console.print(f"{name:<12} {path}", highlight=False, markup=False, soft_wrap=True)
-    flag = "" if imported_module(config.env) is None else " --trust-environment"
+    imports = imported_module(config.env) is not None or config.options.policy is not None
+    flag = " --trust-environment" if imports else ""
     console.print(f"again        klimb evaluate {run_dir}{flag}", highlight=False, markup=False, soft_wrap=True)
 
 
