@@ -33,6 +33,10 @@ MAX_FILE = 2**22
 MAX_HEADER = 2**20
 
 
+class ForeignPolicy(PolicyFileError):
+    """A policy file that holds the arrays of a class of the user's own, and not how it is built."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class PolicyDescription:
     """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
@@ -170,10 +174,10 @@ def _read_description(path: Path) -> PolicyDescription:
                     f"{FORMAT_VERSION}; install a newer klimb"
                 )
             case {"format": "klimb-policy-arrays", "class": str(name)}:
-                raise PolicyFileError(
-                    f"{where} describes a policy of the class {shown(name)}, which is not klimb's own: load it with "
-                    "load_policy(…, like=policy), or name the function that makes it with --policy module:name when it "
-                    "is trained"
+                raise ForeignPolicy(
+                    f"{where} is of a policy of the class {shown(name)}, which is not klimb's own: load it with "
+                    "klimb.load_policy(directory, like=policy), or train with --policy module:name, which names the "
+                    "function that makes it"
                 )
         return TypeAdapter(PolicyDescription).validate_python(tree)
     except ValidationError as error:

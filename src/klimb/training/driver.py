@@ -1,4 +1,4 @@
-"""Driving a training: `train` and `resume`, with records, checkpoints and a clean stop."""
+"""Driving a training: `train` and `resume`, with records, checkpoints and a clean stop on signals."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jaxtyping import PyTree
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment, imported_module, make, recorded_name, require_trust
-from klimb.errors import EnvironmentFault, PolicyFileError, RunError, TrainingFailed
+from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.metrics import Record, to_records
-from klimb.runs.policy_file import load_policy, policy_name
+from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
 from klimb.training.pace import CallSize, Clock
 from klimb.training.program import Program
 from klimb.training.rejections import Rejections
@@ -80,24 +80,49 @@ def train(
     demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and
     SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`.
     """
-    environment = make(env)
     for field, given in (("policy", policy), ("critic", critic)):
         if isinstance(given, str):
             options[field] = given
     if demonstrations is not None:
         source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
         options["demonstrations"] = source
-    config = RunConfig(recorded_name(env), rule, build(TrainOptions, options))
+    environment = make(env)
+    return start(
+        RunConfig(recorded_name(env), rule, build(TrainOptions, options)),
+        environment,
+        policy=None if isinstance(policy, str) else policy,
+        critic=None if isinstance(critic, str) else critic,
+        demonstrations=demonstrations if isinstance(demonstrations, Demonstrations) else None,
+        run_dir=run_dir,
+        on_records=on_records,
+    )
+
+
+def start(
+    config: RunConfig,
+    environment: Environment,
+    *,
+    policy: PyTree | None = None,
+    critic: Any = None,
+    demonstrations: Demonstrations | None = None,
+    run_dir: str | Path | None = None,
+    on_records: OnRecords | None = None,
+) -> Run:
+    """A training from its first iteration to its last, by a configuration and the environment that it names.
+
+    policy, critic, demonstrations: objects that the configuration can't name, as `train` takes them.
+    run_dir, on_records, errors: as for `train`.
+    """
     program = Program(
         config,
         environment,
-        policy_for(environment, config) if policy is None or isinstance(policy, str) else policy,
+        policy_for(environment, config) if policy is None else policy,
         demonstrations_for(environment, config, demonstrations),
-        critic=None if isinstance(critic, str) else critic,
+        critic=critic,
     )
     state = program.initial_state()
-    output = RunWriter.create(config, run_dir, program, state)
-    (run,) = drive(program, state, [output], on_records, iteration=0, wall_time=0.0)
+    writer = RunWriter.create(config, run_dir, program, state)
+    (run,) = drive(program, state, [writer], on_records, iteration=0, wall_time=0.0)
     return run
 
 
@@ -166,13 +191,18 @@ def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree |
         return policy_for(environment, directory.config)
     try:
         return load_policy(directory.path, seed=first_seed)
+    except ForeignPolicy as error:
+        raise ConfigError(f"{error}; in Python: klimb.resume(run, policy=...)") from None
     except PolicyFileError as error:
         logger.warning("%s; the checkpoint is used, and its policy written anew", error)
         return policy_for(environment, directory.config)
 
 
 def policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
-    """The policy of another run that a run starts from, if it has any and it fits the environment."""
+    """The policy of another run that a run starts from, if it has any and it fits the environment.
+
+    environment, config: of the run that starts.
+    """
     if config.options.init_from is None:
         return None
     policy = load_policy(config.options.init_from)
@@ -181,14 +211,17 @@ def policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
 
 
 def demonstrations_for(
-    environment: Environment, config: RunConfig, given: Demonstrations | str | Path | None
+    environment: Environment, config: RunConfig, given: Demonstrations | None
 ) -> Demonstrations | None:
-    """The demonstrations of a run, if it has any and they fit the environment and the rule."""
+    """The demonstrations of a run, if it has any and they fit the environment and the rule.
+
+    environment, config: of the run. given: the demonstrations themselves; None to load what the configuration names.
+    """
     config.check_demonstrations()
     source = config.options.demonstrations
     if source is None:
         return None
-    demonstrations = given if isinstance(given, Demonstrations) else load_demonstrations(source)
+    demonstrations = load_demonstrations(source) if given is None else given
     demonstrations.check_fit(environment)
     if not is_offline(config.rule):
         demonstrations.check_log_probs()
@@ -198,21 +231,26 @@ def demonstrations_for(
 def drive(
     program: Program,
     state: TrainState,
-    outputs: list[RunWriter],
+    writers: list[RunWriter],
     on_records: OnRecords | None,
     *,
     iteration: int,
     wall_time: float,
     host_states: dict[str, Any] | None = None,
 ) -> list[Run]:
-    """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end."""
+    """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end.
+
+    program, state: what is advanced, and from where. writers: where records and checkpoints go. on_records: called
+    with new records. iteration, wall_time: that the state is after. host_states: where host environments stood, or
+    None. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as `train` raises them.
+    """
     clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
     try:
-        rejections.restore([record for output in outputs for record in output.load_history(iteration)])
+        rejections.restore([record for writer in writers for record in writer.load_history(iteration)])
         program.start(iteration=iteration, host_states=host_states)
-        state, iteration = _advance(program, state, outputs, on_records, iteration, clock, rejections)
-        runs = [output.result(program, state) for output in outputs]
-        lacking = [words for output in outputs if (words := output.unwritten(iteration)) is not None]
+        state, iteration = _advance(program, state, writers, on_records, iteration, clock, rejections)
+        runs = [writer.result(program, state) for writer in writers]
+        lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
         if lacking:
             raise NotSaved(f"the training is done, but {'; '.join(lacking)}: the disk can't be written", runs)
         return runs
@@ -220,14 +258,14 @@ def drive(
         try:
             program.close()
         finally:
-            for output in outputs:
-                output.close()
+            for writer in writers:
+                writer.close()
 
 
 def _advance(
     program: Program,
     state: TrainState,
-    outputs: list[RunWriter],
+    writers: list[RunWriter],
     on_records: OnRecords | None,
     iteration: int,
     clock: Clock,
@@ -244,47 +282,49 @@ def _advance(
                 state, metrics = program.advance(state, count)
             except EnvironmentFault as fault:
                 # Nothing has been learned of the rollout: the state is still that of the last iteration.
-                _save(outputs, program, state, iteration, clock.now, due=False)
-                raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(outputs)}") from fault
+                _save(writers, program, state, iteration, clock.now, due=False)
+                raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(writers)}") from fault
             times, seconds = clock.lap(count)
             size.adapt(count, seconds)
             iteration += count
             speed = count * program.source.rows_per_iteration * program.num_copies / seconds
-            for output in outputs:
-                output.append(metrics, times, speed)
+            records = [writer.append(metrics, times, speed) for writer in writers]
             if on_records is not None:
-                on_records(to_records(metrics, wall_time=times, steps_per_second=speed))
+                together = (
+                    to_records(metrics, wall_time=times, steps_per_second=speed) if len(writers) > 1 else records[0]
+                )
+                on_records(together)
             rejections.count(metrics["status"])
             finished = iteration == num_iterations or program.finished(state)
             stops = not finished and (stop.received is not None or rejections.limit_reached)
             due = finished or iteration % options.checkpoint_every == 0
             if due or stops:
-                _save(outputs, program, state, iteration, clock.now, due=due)
+                _save(writers, program, state, iteration, clock.now, due=due)
             if options.check_finite and (metrics["status"] == Status.NONFINITE).any():
-                _save(outputs, program, state, iteration, clock.now, due=due)
-                raise TrainingFailed(_first_nan(program, metrics, iteration) + _saved(outputs))
+                _save(writers, program, state, iteration, clock.now, due=due)
+                raise TrainingFailed(_first_nan(program, metrics, iteration) + _saved(writers))
             if stops and rejections.limit_reached:
-                raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(outputs)}")
+                raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(writers)}")
             if stops and stop.received is not None:
-                raise Interrupted(f"stopped after iteration {iteration}{_saved(outputs)}", stop.received)
+                raise Interrupted(f"stopped after iteration {iteration}{_saved(writers)}", stop.received)
     return state, iteration
 
 
 def _save(
-    outputs: list[RunWriter], program: Program, state: TrainState, iteration: int, wall_time: float, *, due: bool
+    writers: list[RunWriter], program: Program, state: TrainState, iteration: int, wall_time: float, *, due: bool
 ) -> None:
     """A checkpoint of every run. NotSaved when a run's directory is gone: nobody would ever find what follows."""
     gone = []
     host_states = program.host_states()
     policies = program.policies(state)
-    for output in outputs:
-        if output.saved_at != iteration:
+    for writer in writers:
+        if writer.saved_at != iteration:
             try:
-                output.save(program, state, policies, host_states, iteration=iteration, wall_time=wall_time, due=due)
+                writer.save(program, state, policies, host_states, iteration=iteration, wall_time=wall_time, due=due)
             except RunError as error:
                 gone.append(str(error))
     if gone:
-        runs = [output.result(program, state) for output in outputs]
+        runs = [writer.result(program, state) for writer in writers]
         raise NotSaved(f"{'; '.join(gone)}; stopped after iteration {iteration}", runs)
 
 
@@ -294,13 +334,13 @@ def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int)
     return f"iteration {iteration}: {program.source.first_nan(copy)}"
 
 
-def _saved(outputs: list[RunWriter]) -> str:
+def _saved(writers: list[RunWriter]) -> str:
     """How to go on, for a message."""
-    directories = [output for output in outputs if output.directory is not None]
+    directories = [writer.directory for writer in writers if writer.directory is not None]
     if not directories:
         return "; nothing was saved (no run directory)"
-    if any(output.saved_at is None for output in directories):
+    if any(writer.directory is not None and writer.saved_at is None for writer in writers):
         return "; the checkpoint could not be written"
     flag = "" if imported_module(directories[0].config.env) is None else " --trust-environment"
-    ways = " and ".join(f"klimb resume {output.directory.path}{flag}" for output in directories if output.directory)
+    ways = " and ".join(f"klimb resume {directory.path}{flag}" for directory in directories)
     return f", checkpoint saved; go on with: {ways}"

@@ -75,7 +75,7 @@ class RunWriter:
             output.saved_at = 0
         return output
 
-    def append(self, metrics: dict[str, np.ndarray], times: list[float], speed: float) -> None:
+    def append(self, metrics: dict[str, np.ndarray], times: list[float], speed: float) -> list[Record]:
         """The metrics of a call, `[iterations, copies]`."""
         own = {name: values[:, self._part] for name, values in metrics.items()}
         records = to_records(own, wall_time=times, steps_per_second=speed)
@@ -84,6 +84,7 @@ class RunWriter:
             self._kept.extend(records)
         else:
             self.directory.append(records)
+        return records
 
     def load_history(self, iteration: int) -> list[Record]:
         """The records of a run that is gone on with from the checkpoint of an iteration, whether or not it was due."""
