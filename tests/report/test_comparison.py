@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from klimb import PPO, TRPO, RunConfig, TrainOptions
-from klimb.cli.compare import compare
+from klimb.cli.main import execute
 from klimb.errors import ConfigError, KlimbError, RunError
 from klimb.report.comparison import default_threshold, read_comparison
 from klimb.report.comparison_figure import draw, learning_curve, spread
@@ -48,7 +48,7 @@ def make_run(
 
 
 def said(capsys, *words: Any) -> str:
-    compare([str(word) for word in words])
+    execute(["compare", *map(str, words)])
     return capsys.readouterr().out
 
 
@@ -235,7 +235,7 @@ def test_labels_are_spread(places):
 
 def test_a_seed_counts_once(runs):
     with pytest.raises(ConfigError, match=r"seed 0 of TRPO on CartPole-v1 is there twice, in a and in a"):
-        compare([str(runs[0]), str(runs[0])])
+        execute(["compare", str(runs[0]), str(runs[0])])
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KlimbError) as error:
-        compare(words)
+        execute(["compare", *words])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -269,10 +269,10 @@ def test_runs_without_a_finished_episode_or_an_iteration(tmp_path):
     lines = [json.dumps({**record, "episode_return": None}) + "\n" for record in records]
     (path / "metrics.jsonl").write_text("".join(lines))
     with pytest.raises(ConfigError, match="a: seed 0 finished no episode in the last 4 of its 40 iterations"):
-        compare([str(path)])
+        execute(["compare", str(path)])
     (path / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="no iteration yet"):
-        compare([str(path)])
+        execute(["compare", str(path)])
 
 
 def test_runs_without_returns_but_with_an_evaluation(tmp_path, capsys):

@@ -33,9 +33,10 @@ class Workers:
 
     env_spec: how to make an environment (`HostEnvironment.env_spec`). spec: of the policy. shape: (T, K, N).
     observations, actions: of the environment. count: number of processes, at most N. pack: from the policies' arrays
-    `[K, …]` to their parameters `[K, spec.size]`. timeout: seconds that a worker may take to answer. restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then
-    not valid in that rollout. EnvironmentFault without `restart`, and when a worker is lost in `MAX_LOSSES` rollouts
-    in a row.
+    `[K, …]` to their parameters `[K, spec.size]`. timeout: seconds that a worker may take to answer.
+    restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then not
+    valid in that rollout. EnvironmentFault without `restart`, and when a worker is lost in `MAX_LOSSES` rollouts in a
+    row.
     """
 
     def __init__(
