@@ -1,1 +1,1 @@
-"""The statements of the theory, one file per section: each a function that computes both sides."""
+"""The statements of the theory, one file per section: each a function of a problem `p` that computes both sides."""

@@ -63,9 +63,7 @@ def value_baseline_unbiased(p: Problem) -> Sides:
     return _gradient_with(p, "value_baseline"), gradient_of_short_objective(p)
 
 
-@OBJECTIVE.at_most(
-    "best constant baseline", "subtracting it does not raise the variance of ∇log p(τ) (R(τ) − b)"
-)
+@OBJECTIVE.at_most("best constant baseline", "subtracting it does not raise the variance of ∇log p(τ) (R(τ) − b)")
 def best_baseline_reduces_variance(p: Problem) -> Sides:
     probability = p.trajectories.probability(p.pi)
     returns = jnp.sum(_discount(p)[:, None] * p.rollout.reward, axis=0)
