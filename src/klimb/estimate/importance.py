@@ -1,4 +1,4 @@
-"""Importance weights of whole trajectories and of single decisions, and how many samples they are worth."""
+"""Importance weights of whole trajectories and of single decisions, and their effective sample size."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class TabularMDP(eqx.Module):
     transition: p(s'|s, a), rows sum to one: a table, or a `SparseTransition` where S² numbers are too many.
     reward: r(s, a). initial: ρ(s). absorbing: states that are never left and have reward 0, where an episode is
     over. gamma: γ, discount per step, in [0, 1]; 1 only where every state can reach an absorbing one.
-    A policy π is its table of probabilities π(a|s), `[S, A]`: the argument `pi` of the methods.
+    A policy is its table of probabilities π(a|s), `[S, A]`.
     """
 
     transition: Float[Array, "S A S"] | SparseTransition
@@ -101,35 +101,35 @@ class TabularMDP(eqx.Module):
         return self.reward.shape[1]
 
     def state_transition(self, pi: Float[Array, "S A"]) -> Float[Array, "S S"]:
-        """p(s'|s) under π."""
+        """p(s'|s) under π. pi: π(a|s)."""
         return step_of(self.transition, pi)
 
     def state_values(self, pi: Float[Array, "S A"]) -> Float[Array, " S"]:
-        """V^π: the solution of V = r_π + γ P_π V. For γ = 1 ValueError, unless π reaches an absorbing state."""
+        """V^π: the solution of V = r_π + γ P_π V. pi: π(a|s). For γ = 1 ValueError when π does not end."""
         return solve(self.transition, self._continuation(pi), jnp.einsum("sa,sa->s", pi, self.reward))
 
     def action_values(self, pi: Float[Array, "S A"]) -> Float[Array, "S A"]:
-        """Q^π(s, a) = r(s, a) + γ Σ p(s'|s, a) V^π(s')."""
+        """Q^π(s, a) = r(s, a) + γ Σ p(s'|s, a) V^π(s'). pi: π(a|s)."""
         return self.reward + self.gamma * following(self.transition, self.state_values(pi))
 
     def advantages(self, pi: Float[Array, "S A"]) -> Float[Array, "S A"]:
-        """A^π = Q^π − V^π; Σ_a π A = 0 in every state."""
+        """A^π = Q^π − V^π; Σ_a π A = 0 in every state. pi: π(a|s)."""
         value = self.state_values(pi)
         # The mean value cancels. Subtracting it first also removes its rounding error, the largest one for γ → 1.
         relative = self.reward + self.gamma * following(self.transition, value - jnp.mean(value))
         return relative - jnp.sum(pi * relative, axis=1, keepdims=True)
 
     def objective(self, pi: Float[Array, "S A"]) -> Float[Array, ""]:
-        """J(π) = E[Σ γᵗ r_t] from the initial distribution."""
+        """J(π) = E[Σ γᵗ r_t] from the initial distribution. pi: π(a|s)."""
         return self.initial @ self.state_values(pi)
 
     def occupancy(self, pi: Float[Array, "S A"]) -> Float[Array, " S"]:
-        """Σ_t γᵗ p(s_t = s): discounted, summing to 1/(1 − γ). For γ = 1 the visits before the end."""
+        """Σ_t γᵗ p(s_t = s): discounted, summing to 1/(1 − γ). For γ = 1 the visits before the end. pi: π(a|s)."""
         flow = solve_flow(self.transition, self._continuation(pi), self.initial)
         return jnp.where((self.gamma == 1) & self.absorbing, 0, flow)
 
     def state_distribution(self, pi: Float[Array, "S A"]) -> Float[Array, " S"]:
-        """d^π(s) = (1 − γ) Σ_t γᵗ p(s_t = s): the occupancy, normalised."""
+        """d^π(s) = (1 − γ) Σ_t γᵗ p(s_t = s): the occupancy, normalised. pi: π(a|s)."""
         occupancy = self.occupancy(pi)
         return occupancy / jnp.sum(occupancy)
 
