@@ -159,7 +159,7 @@ def _draw_gains(axes: Axes, data: TrustRegion) -> None:
         arrowprops={"arrowstyle": "-", "color": style.INK, "linewidth": 0.8, "shrinkB": 5},
     )
     style.label(axes, "KL limit", data.limit + 0.03, top, style.QUIET, fontsize=12, va="center")
-    axes.set_title("A step along the natural gradient: promised, real, and guaranteed")
+    axes.set_title("A step along the natural gradient: predicted, true and guaranteed gain")
 
 
 def _draw_near_zero(axes: Axes, data: TrustRegion) -> None:
