@@ -62,12 +62,12 @@ def _draw(name: str, paths: list[Path]) -> None:
     module = load(name)
     for path in paths:
         style.check_suffix(path)
-    numbers = module.numbers()
-    drawing = module.draw(numbers)
+    data = module.compute()
+    drawing = module.draw(data)
     for path in paths:
         style.save(drawing, path)
         print(path)
-    for line in module.summary(numbers):
+    for line in module.summary(data):
         print(f"  {line}")
 
 

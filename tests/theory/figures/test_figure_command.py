@@ -16,11 +16,11 @@ SMALLER = {"estimator-variance": {"batches": 100}, "bounds": {"problems": 2}}
 @pytest.mark.parametrize("name", FIGURES)
 def test_drawing_is_complete_and_reproducible(name: str, tmp_path: Path) -> None:
     module = load(name)
-    numbers = module.numbers(**SMALLER.get(name, {}))
+    data = module.compute(**SMALLER.get(name, {}))
     before = [mpl.rcParams[key] for key in style.SETTINGS]
     for k in range(2):
-        style.save(module.draw(numbers), tmp_path / f"{k}.svg")
-    style.save(module.draw(numbers), tmp_path / "drawing.png")
+        style.save(module.draw(data), tmp_path / f"{k}.svg")
+    style.save(module.draw(data), tmp_path / "drawing.png")
     assert [mpl.rcParams[key] for key in style.SETTINGS] == before
     first, second = ((tmp_path / f"{k}.svg").read_bytes() for k in range(2))
     assert first == second
@@ -28,7 +28,7 @@ def test_drawing_is_complete_and_reproducible(name: str, tmp_path: Path) -> None
     picture = (tmp_path / "drawing.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
-    assert 2 <= len(module.summary(numbers)) <= 5
+    assert 2 <= len(module.summary(data)) <= 5
 
 
 def test_both_kinds_are_written_where_one_is(
