@@ -1,42 +1,51 @@
-"""What tests of update rules share: softmax tables on small MDPs, where every expectation is exact."""
+"""What tests share: softmax tables on small MDPs, where every expectation is exact, and what runs are compared by."""
 
 from __future__ import annotations
+
+import os
+import signal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, PyTree
 
-from klimb import Categorical, TabularMDP, exact_batch
+from klimb import Batch, TabularMDP, exact_batch
+from klimb.improve.rule import with_values
+from klimb.improve.warm_up import take_step
+from klimb.tabular.table import SoftmaxTable
 
 S, A, GAMMA = 5, 3, 0.9
+TIMING = {"wall_time", "steps_per_second"}
+"""What two records of the same iteration may differ in."""
 
 
-class Table(eqx.Module):
-    """A softmax table that reads state numbers. Adding a constant to a row changes nothing: its F is singular."""
-
-    logits: Float[Array, "S A"]
-
-    def __call__(self, state: Array) -> Categorical:
-        return Categorical(logits=self.logits[state])
-
-
-def make_mdp(seed: int) -> TabularMDP:
+def make_mdp(
+    seed: int | np.random.Generator = 0,
+    states: int = S,
+    actions: int = A,
+    *,
+    gamma: float = GAMMA,
+    concentration: float = 0.5,
+) -> TabularMDP:
+    """Random rewards and transitions. concentration: of the successors' Dirichlet; 1 is uniform over the simplex."""
     rng = np.random.default_rng(seed)
     return TabularMDP(
-        jnp.asarray(rng.dirichlet(np.full(S, 0.5), size=(S, A))),
-        jnp.asarray(rng.normal(size=(S, A))),
-        jnp.asarray(rng.dirichlet(np.ones(S))),
-        GAMMA,
+        jnp.asarray(rng.dirichlet(np.full(states, concentration), size=(states, actions))),
+        jnp.asarray(rng.normal(size=(states, actions))),
+        jnp.asarray(rng.dirichlet(np.ones(states))),
+        gamma,
     )
 
 
-def make_table(seed: int) -> Table:
-    return Table(jax.random.normal(jax.random.key(seed), (S, A)))
+def make_table(seed: int, states: int = S, actions: int = A) -> SoftmaxTable:
+    """Random logits. Adding a constant to a row changes nothing: the Fisher matrix of a table is singular."""
+    return SoftmaxTable(jax.random.normal(jax.random.key(seed), (states, actions)))
 
 
-def probabilities(policy: Table) -> Array:
+def probabilities(policy: SoftmaxTable) -> Array:
     return jax.nn.softmax(policy.logits)
 
 
@@ -49,16 +58,69 @@ def mean_kl(p: Array, q: Array, d: Array) -> float:
 def optimum(mdp: TabularMDP) -> float:
     """The best J, by value iteration."""
     transition, reward = np.asarray(mdp.transition), np.asarray(mdp.reward)
-    value = np.zeros(S)
+    value = np.zeros(len(reward))
     for _ in range(500):
-        value = (reward + GAMMA * transition @ value).max(axis=1)
+        value = (reward + mdp.gamma * transition @ value).max(axis=1)
     return float(mdp.initial @ value)
 
 
 batch_on_table = eqx.filter_jit(exact_batch)
 
 
+DECISIVE = {"ent_coef", "fisher_fraction", "holdout"}
+"""Real numbers by which a rule decides what it does, beside those that it only calculates with."""
+
+
+def take(rule: Any, policy: PyTree, batch: Batch, state: PyTree = None, key: int = 0, **fields: float):
+    """One step: (policy, state, info).
+
+    What the rule only calculates with is data, and so are other `fields` of it that are given by name: one compilation
+    serves all their values.
+    """
+    values = {name: x for name, x in vars(rule).items() if type(x) is float and name not in DECISIVE} | fields
+    nameless = with_values(rule, dict.fromkeys(values))
+    return _take(nameless, jax.tree.map(jnp.asarray, values), policy, batch, state, jnp.uint32(key))
+
+
 @eqx.filter_jit
-def take(rule, policy, batch, state=None, key=0):
-    """One step: (policy, state, info)."""
-    return rule.step(jax.random.key(key), policy, rule.init(policy) if state is None else state, batch)
+def _take(rule: Any, values: dict[str, Array], policy: PyTree, batch: Batch, state: PyTree, key: Array):
+    rule = with_values(rule, values)
+    return take_step(rule, jax.random.key(key), policy, rule.init(policy) if state is None else state, batch)
+
+
+def arrays_of(tree: PyTree) -> PyTree:
+    """The arrays of a tree, in NumPy; of keys, their data."""
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    arrays = eqx.filter(tree, lambda x: eqx.is_array(x) or isinstance(x, np.ndarray | np.generic))
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), arrays)
+
+
+def assert_same_bits(a: PyTree, b: PyTree) -> None:
+    """The same tree, and equal to the bit: a not-a-number with the same payload, a zero with the same sign."""
+    a, b = arrays_of(a), arrays_of(b)
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        assert x.tobytes() == y.tobytes()
+
+
+def same_bits(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees of the same structure are equal to the bit."""
+    pairs = zip(jax.tree.leaves(arrays_of(a)), jax.tree.leaves(arrays_of(b)), strict=True)
+    return all((x.dtype, x.tobytes()) == (y.dtype, y.tobytes()) for x, y in pairs)
+
+
+def without_timing(history: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if name not in TIMING} for record in history]
+
+
+class Stopper:
+    """Sends this process SIGTERM once `after` iterations have been recorded."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.sent = after, False
+
+    def __call__(self, records: list[dict]) -> None:
+        if records[-1]["iteration"] >= self.after and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)

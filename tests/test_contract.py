@@ -18,7 +18,7 @@ import pydantic
 import pytest
 import scipy.special
 import scipy.stats
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 import klimb
 from klimb import (
@@ -35,7 +35,6 @@ from klimb import (
     Reinforce,
     RunConfig,
     Status,
-    TabularMDP,
     TrainOptions,
 )
 from klimb.collect.compiled import CompiledCollector
@@ -47,12 +46,15 @@ from klimb.fields import build
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.objectives import log_ratio
 from klimb.improve.rule import Rule
+from klimb.improve.warm_up import take_step
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.normalizer import Normalizer
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
 from klimb.rules import RULES as REGISTRY
+from klimb.tabular.table import SoftmaxTable
 from klimb.types import UpdateInfo
+from problems import assert_same_bits, make_mdp
 
 RULES = [
     Reinforce(),
@@ -112,28 +114,9 @@ def draws(rule: Rule) -> bool:
 STATES, ACTIONS, ROWS, PADDING = 6, 4, 64, 4
 
 
-class Table(eqx.Module):
-    """A softmax table that reads state numbers."""
-
-    logits: Float[Array, "S A"]
-
-    def __call__(self, state: Array) -> Categorical:
-        return Categorical(logits=self.logits[state])
-
-
 class Case(NamedTuple):
     policy: PyTree
     batch: Batch
-
-
-def make_mdp(seed: int = 0) -> TabularMDP:
-    rng = np.random.default_rng(seed)
-    return TabularMDP(
-        jnp.asarray(rng.dirichlet(np.full(STATES, 0.5), size=(STATES, ACTIONS))),
-        jnp.asarray(rng.normal(size=(STATES, ACTIONS))),
-        jnp.asarray(rng.dirichlet(np.ones(STATES))),
-        0.9,
-    )
 
 
 @functools.cache
@@ -142,14 +125,14 @@ def make_case(name: str, seed: int = 0) -> Case:
     rng = np.random.default_rng(seed)
     if name == "table":
         with jax.enable_x64(True):  # whoever asks first
-            policy = Table(jnp.asarray(rng.normal(size=(STATES, ACTIONS))))
-            batch = eqx.filter_jit(klimb.exact_batch)(make_mdp(seed), policy)
-            return Case(policy, eqx.tree_at(lambda b: b.progress, batch, jnp.zeros(())))
+            policy = SoftmaxTable(jnp.asarray(rng.normal(size=(STATES, ACTIONS))))
+            batch = eqx.filter_jit(klimb.exact_batch)(make_mdp(seed, STATES, ACTIONS), policy)
+            return Case(policy, eqx.tree_at(lambda b: b.fraction_done, batch, jnp.zeros(())))
     actions = Discrete(ACTIONS) if name == "categorical" else Box((-2.0, -1.0), (2.0, 1.0))
     policy = NetworkPolicy(3, actions, hidden=(8,), key=jax.random.key(seed))
     theta, rebuild = flatten(policy)
     policy = rebuild(theta + jnp.asarray(0.3 * rng.normal(size=theta.shape), theta.dtype))
-    policy = eqx.tree_at(lambda p: p.normalizer.mean, policy, jnp.array([0.5, -0.2, 0.0]))
+    policy = eqx.tree_at(lambda p: p.encoder.normalizer.mean, policy, jnp.array([0.5, -0.2, 0.0]))
     obs = jnp.asarray(rng.normal(size=(ROWS, 3)), theta.dtype)
     distribution = jax.vmap(policy)(obs)
     action = distribution.sample(jax.random.key(seed + 1))
@@ -192,11 +175,11 @@ TRACES: Counter = Counter()
 
 @functools.cache
 def compiled(rule: Rule):
-    """`rule.step` under jit, with its traces counted."""
+    """A step under jit, through the door that the training loop uses, with its traces counted."""
 
     def step(key, policy, state, batch):
         TRACES[rule] += 1
-        return rule.step(key, policy, state, batch)
+        return take_step(rule, key, policy, state, batch)
 
     return eqx.filter_jit(step)
 
@@ -226,14 +209,6 @@ def change(batch: Batch, rows, **columns) -> Batch:
     for name, value in columns.items():
         batch = eqx.tree_at(lambda b, name=name: getattr(b, name), batch, getattr(batch, name).at[rows].set(value))
     return batch
-
-
-def assert_same_bits(a: PyTree, b: PyTree) -> None:
-    a, b = eqx.filter(a, eqx.is_array), eqx.filter(b, eqx.is_array)
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 def assert_close(a: PyTree, b: PyTree, *, rtol: float, atol: float) -> None:
@@ -292,7 +267,7 @@ def by_definition(old: PyTree, new: PyTree, batch: Batch, direction: str) -> dic
 def test_reports_what_the_returned_policy_is(rule, name, case):
     new, _, info = take(rule, case)
     expected = by_definition(case.policy, new, given(rule, case.batch), direction(rule))
-    assert {f.name for f in dataclasses.fields(UpdateInfo)} == {*expected, "status", "extra"}
+    assert {f.name for f in dataclasses.fields(UpdateInfo)} == {*expected, "status", "errors", "extra"}
     tolerance = {"rtol": 1e-8, "atol": 1e-11} if name == "table" else {"rtol": 1e-3, "atol": 2e-6}
     for field, value in expected.items():
         np.testing.assert_allclose(getattr(info, field), value, **tolerance, err_msg=field)
@@ -311,7 +286,7 @@ def test_gain_has_the_standard_error_of_its_mean(rule, gaussian):
     ratio = np.exp(np.asarray(log_ratio(action_distribution(new, batch.obs), batch), float))
     gains = ((ratio - 1) * np.asarray(batch.advantage))[counted]
     error = gains.std() / math.sqrt(len(gains))
-    assert float(info.extra["surrogate_gain_se"]) == pytest.approx(error, rel=1e-3)
+    assert float(info.errors.surrogate_gain_se) == pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "float32 under x64"])
@@ -320,7 +295,7 @@ def test_keeps_the_precision_it_is_given(rule, name, precision):
     """Types, shapes and weak types of policy and state come out as they went in: no retrace, no promotion."""
     with jax.enable_x64(precision != "float32"):
         dtype = jnp.float32 if precision.startswith("float32") else jnp.float64
-        convert = lambda x: jnp.asarray(x, dtype if eqx.is_inexact_array(x) else int)  # noqa: E731
+        convert = lambda x: jnp.asarray(x, dtype if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else int)  # noqa: E731
         policy, batch = jax.tree.map(convert, make_case(name))
         state = rule.init(policy)
         arrays = lambda tree: eqx.filter(tree, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))  # noqa: E731
@@ -328,9 +303,9 @@ def test_keeps_the_precision_it_is_given(rule, name, precision):
         new, new_state, info = eqx.filter_eval_shape(rule.step, jax.random.key(0), policy, state, batch)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), arrays((new, new_state))) == before
         assert not any(x.weak_type for x in jax.tree.leaves(arrays((new, new_state))))
-        reported = {field: getattr(info, field).dtype for field in UpdateInfo.__dataclass_fields__ if field != "extra"}
-        assert reported.pop("status") == jnp.int32
-        assert set(reported.values()) | {x.dtype for x in info.extra.values()} == {jnp.dtype(dtype)}
+        assert info.status.dtype == jnp.int32
+        reported = jax.tree.leaves(eqx.tree_at(lambda i: i.status, info, None))
+        assert {x.dtype for x in reported} == {jnp.dtype(dtype)}
 
 
 @each_rule
@@ -338,7 +313,7 @@ def test_is_traced_once_in_ten_steps(rule, gaussian):
     """Ten steps as in training: a new batch of the same shape each time, `fraction_done` going on."""
     policy, state, before = gaussian.policy, rule.init(gaussian.policy), TRACES[rule]
     for k in range(10):
-        batch = eqx.tree_at(lambda b: b.progress, make_case("gaussian", k).batch, jnp.float32(k / 10))
+        batch = eqx.tree_at(lambda b: b.fraction_done, make_case("gaussian", k).batch, jnp.float32(k / 10))
         policy, state, _ = compiled(rule)(jax.random.key(k), policy, state, given(rule, batch))
     # Not even once when another test has already compiled it.
     assert TRACES[rule] - before <= 1
@@ -420,7 +395,7 @@ def test_padding_has_no_say(rule, case, junk):
 @over(lambda rule: not draws(rule))
 def test_padding_might_as_well_be_left_out(rule, table):
     padded = change(table.batch, slice(-PADDING, None), weight=0.0)
-    kept = jax.tree.map(lambda x: x[:-PADDING] if x.ndim else x, table.batch)
+    kept = jax.tree.map(lambda x: x[:-PADDING] if jnp.ndim(x) else x, table.batch)
     assert len(kept.weight) == len(padded.weight) - PADDING
     without, among = (take(rule, Case(table.policy, batch)) for batch in (kept, padded))
     assert_close(without, among, rtol=1e-8, atol=1e-10)
@@ -454,7 +429,8 @@ def test_a_policy_that_overflows_is_not_returned(rule_class, gaussian):
     assert Status(int(info.status)) is Status.NONFINITE
     assert_same_bits((new, state), (gaussian.policy, rule.init(gaussian.policy)))
     assert_stood_still(info)
-    assert all(np.isfinite(value) for name, value in vars(info).items() if name != "extra")
+    assert all(np.isfinite(value) for name, value in vars(info).items() if name not in ("errors", "extra"))
+    assert all(np.isfinite(value) for value in vars(info.errors).values())
 
 
 @over(lambda rule: hasattr(rule, "max_kl"))
@@ -477,7 +453,7 @@ def test_max_kl_is_enforced(rule, name):
 @each_rule
 def test_the_first_step_goes_uphill_on_the_exact_objective(rule, name, seed):
     """⟨θ' − θ, ∇J⟩ > 0 with ∇J by autodiff through the policy's table, and J itself rises."""
-    mdp, case = make_mdp(seed), make_case("table", seed)
+    mdp, case = make_mdp(seed, STATES, ACTIONS), make_case("table", seed)
     objective = lambda policy: mdp.objective(jax.nn.softmax(policy.logits))  # noqa: E731
     gradient = jax.grad(objective)(case.policy).logits
     new, _, _ = take(rule, case)
@@ -498,12 +474,12 @@ def test_ratios_are_one_on_what_was_just_collected(env):
     theta, rebuild = flatten(policy)
     policy = rebuild(theta + 0.3 * jax.random.normal(jax.random.key(1), theta.shape))
     seen = jax.random.normal(jax.random.key(2), (50, size)) * 3 + 1
-    policy = eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.update(seen, jnp.ones(50)))
+    policy = eqx.tree_at(lambda p: p.encoder.normalizer, policy, policy.encoder.normalizer.update(seen, jnp.ones(50)))
     collector = CompiledCollector(env, num_envs=4, num_steps=32)
     _, rollout, _ = eqx.filter_jit(lambda key: collector.collect(key, policy, collector.init(key)))(jax.random.key(3))
     distribution = policy(rollout.obs)
     np.testing.assert_allclose(np.exp(distribution.log_prob(rollout.action) - rollout.log_prob), 1, rtol=0, atol=2e-6)
-    forgetful = eqx.tree_at(lambda p: p.normalizer, policy, Normalizer.identity((size,)))
+    forgetful = eqx.tree_at(lambda p: p.encoder.normalizer, policy, Normalizer.identity((size,)))
     wrong = np.exp(forgetful(rollout.obs).log_prob(rollout.action) - rollout.log_prob)
     assert np.abs(wrong - 1).max() > 1e-2
 

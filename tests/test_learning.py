@@ -28,7 +28,6 @@ from klimb.improve.rule import Rule
 from klimb.policies.actions import action_spec
 from klimb.policies.policy import action_distribution
 from klimb.theory.exact_evaluation import exact_return
-from klimb.types import UpdateInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +42,7 @@ class Watched:
     def step(self, key, policy, state, batch):
         off = jnp.max(jnp.abs(jnp.expm1(log_ratio(action_distribution(policy, batch.obs), batch))))
         new, state, info = self.rule.step(key, policy, state, batch)
-        fields = {name: getattr(info, name) for name in UpdateInfo.__dataclass_fields__}
-        return new, state, UpdateInfo(**{**fields, "extra": {**info.extra, "off_policy": off}})
+        return new, state, info.with_metrics(off_policy=off)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,7 @@ def test_batches_are_on_policy_all_along(task):
     off = np.ravel([record["off_policy"] for record in task.run.history])
     assert len(off) == -(-task.env_steps // (16 * task.num_steps))
     assert off.max() < 1e-4
-    assert task.run.policy.normalizer.count > 0
+    assert task.run.policy.encoder.normalizer.count > 0
 
 
 @each_task

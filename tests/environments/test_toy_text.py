@@ -12,6 +12,7 @@ import klimb
 from klimb import TRPO, RunConfig, TabularMDP, TrainOptions
 from klimb.environments.registry import TOY_TEXT
 from klimb.environments.toy_text import Place, TabularEnvironment
+from klimb.training.normalizers import NormalizerUpdates
 from klimb.training.program import Program
 
 DRAWS = 4000
@@ -74,11 +75,13 @@ def test_one_hot_rows_are_not_scaled(name):
     options = TrainOptions(env_steps=32, num_envs=2, num_steps=8, hidden=(4,), critic_num_minibatches=1)
     environment = klimb.make(name)
     program = Program(RunConfig(name, TRPO(), options), environment)
-    assert environment.one_hot
+    assert not environment.observations.is_scaled
     assert options.normalize_observations
-    assert not program.iteration.options.normalize_observations
+    assert program.iteration.normalizers == NormalizerUpdates(policy=False, critic=False)
 
 
 def test_other_observations_still_are():
-    assert not klimb.make("CartPole-v1").one_hot
-    assert not klimb.make("gymnasium:CartPole-v1").one_hot
+    options = TrainOptions(env_steps=32, num_envs=2, num_steps=8, hidden=(4,), critic_num_minibatches=1)
+    for name in ("CartPole-v1", "gymnasium:CartPole-v1"):
+        program = Program(RunConfig(name, TRPO(), options), klimb.make(name))
+        assert program.iteration.normalizers == NormalizerUpdates(policy=True, critic=True)

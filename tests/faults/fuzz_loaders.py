@@ -68,12 +68,17 @@ def resumed(run: Path) -> object:
     return load_checkpoint(run / "checkpoints", TEMPLATE)
 
 
+def trainable(run: Path) -> object:
+    """A configuration, with a rule that can be trained with, as `klimb resume` needs it."""
+    return RunConfig.read(run / "config.toml").require_modules(run / "config.toml", trust=False)
+
+
 def compare(run: Path) -> object:
     return summary(read_comparison([run, run.parent / "other"]), None, Resampling(10, 0, 0.9))
 
 
 LOADERS = {
-    "config": Loader("config.toml", lambda run: RunConfig.read(run / "config.toml")),
+    "config": Loader("config.toml", trainable),
     "policy description": Loader("policy.json", load_policy),
     "policy arrays": Loader("policy.safetensors", load_policy),
     "demonstrations": Loader("demonstrations.safetensors", load_demonstrations),

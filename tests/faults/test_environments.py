@@ -247,7 +247,7 @@ def test_what_environments_print_does_no_harm(faulty, monkeypatch):
             assert rollout.valid.all()
         import os
 
-        for worker in collecting.collector._workers._workers:
+        for worker in collecting.collector._stepping._workers:
             assert os.fstat(worker._errors.fileno()).st_size < 10_000
 
 
@@ -304,7 +304,7 @@ def test_a_worker_that_does_not_start(faulty, monkeypatch):
     with pytest.raises(EnvironmentFault, match="No module named"):
         collecting.rollout()
     collecting.collector.close()
-    assert all(worker.process.poll() is not None for worker in collecting.collector._workers._workers)
+    assert all(worker.process.poll() is not None for worker in collecting.collector._stepping._workers)
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ def test_environments_that_cannot_be_closed(caplog):
 def test_workers_outlive_sigterm(faulty):
     with Collecting(faulty("nothing"), 2) as collecting:
         collecting.rollout()
-        for worker in collecting.collector._workers._workers:
+        for worker in collecting.collector._stepping._workers:
             worker.process.send_signal(signal.SIGTERM)
         rollout, episodes = collecting.rollout(1)
         assert rollout.valid.all()

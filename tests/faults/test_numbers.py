@@ -12,6 +12,7 @@ import klimb
 from klimb import PPO, TRPO, Batch, KLPenalty, NaturalGradient, NetworkPolicy, Reinforce, Status, TrainingFailed
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.control.cartpole import CartPole
+from klimb.improve.warm_up import take_step
 from klimb.policies.actions import Box, Discrete
 
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
@@ -206,7 +207,8 @@ def batch(policy, advantage, obs=None):
 
 
 def stepped(rule, policy, spoiled):
-    policy_after, state, info = jax.jit(lambda b: rule.step(jax.random.key(0), policy, rule.init(policy), b))(spoiled)
+    step = jax.jit(lambda b: take_step(rule, jax.random.key(0), policy, rule.init(policy), b))
+    policy_after, state, info = step(spoiled)
     return policy_after, state, Status(int(info.status)), info
 
 

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file
 import klimb
 from klimb import PPO, TRPO
 from klimb.runs.metrics import read_metrics
+from problems import without_timing
 
-TIMING = {"wall_time", "steps_per_second"}
 fault = pytest.mark.fault
 
 CHILD = """
@@ -39,15 +39,12 @@ else:
 """
 
 
-def without_timing(path) -> list[dict]:
-    return [
-        {name: value for name, value in record.items() if name not in TIMING}
-        for record in read_metrics(path / "metrics.jsonl")
-    ]
+def records_of(path) -> list[dict]:
+    return without_timing(read_metrics(path / "metrics.jsonl"))
 
 
 def require_same_run(one, other) -> None:
-    assert without_timing(one) == without_timing(other)
+    assert records_of(one) == records_of(other)
     for name in ("policy.safetensors", "policy.json", "config.toml", "best/policy.safetensors", "best/score.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     newest = [sorted((path / "checkpoints").glob("*.safetensors"))[-1] for path in (one, other)]
@@ -88,7 +85,7 @@ def kill_and_resume(path, kills: int, seed: int) -> int:
             hit += child.poll() is None
             child.kill()
         if path.exists():
-            records = without_timing(path)
+            records = records_of(path)
             assert [record["iteration"] for record in records] == list(range(1, len(records) + 1))
     with start(path) as child:
         child.communicate()
@@ -147,7 +144,7 @@ def test_host_environments_go_on_exactly(name, workers, tmp_path):
     options |= {"num_seeds": 2} if name == "CartPole-v1" else {}
     whole = klimb.train(f"gymnasium:{name}", TRPO(), run_dir=tmp_path / "whole", **options)
     resumed = resumed_after(tmp_path / "run", whole, 2)
-    assert without_timing(tmp_path / "run") == without_timing(tmp_path / "whole")
+    assert records_of(tmp_path / "run") == records_of(tmp_path / "whole")
     for policy in tmp_path.glob("whole/policy*.safetensors"):
         assert (tmp_path / "run" / policy.name).read_bytes() == policy.read_bytes()
     assert resumed.history[-1]["iteration"] == 6
@@ -183,7 +180,7 @@ def test_other_environments_restart(tmp_path):
     assert [record["episodes"] for record in whole.history] == [0, 0, 3, 0, 3, 0]
     assert [record["episodes"] for record in resumed.history] == [0, 0, 0, 0, 3, 0]
     assert resumed.history[4]["episode_length"] == 40
-    assert without_timing(path)[:2] == without_timing(whole.directory)[:2]
+    assert records_of(path)[:2] == records_of(whole.directory)[:2]
 
 
 @fault("a checkpoint says of the environments what no environment is", "refused in one line, whatever it is")
@@ -243,8 +240,7 @@ def test_how_a_run_is_watched_changes_nothing(options, tmp_path):
     rule = PPO(epochs=1, num_minibatches=2)
     plain = klimb.train("CartPole-v1", rule, **small)
     watched = klimb.train("CartPole-v1", rule, run_dir=tmp_path / "run", **small, **options)
-    strip = lambda records: [{k: v for k, v in r.items() if k not in TIMING} for r in records]  # noqa: E731
-    assert strip(plain.history) == strip(watched.history)
+    assert without_timing(plain.history) == without_timing(watched.history)
     for a, b in zip(jax.tree.leaves(plain.policy), jax.tree.leaves(watched.policy), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -256,5 +252,5 @@ def test_a_run_of_a_sweep_goes_on_exactly(tmp_path):
     runs = klimb.sweep("gymnasium:Pendulum-v1", TRPO(), {"max_kl": [0.01, 0.02]}, run_dir=tmp_path / "sweep", **options)
     resumed_after(tmp_path / "run", runs[1], 2)
     # Of a program of its own, the rows are others and the last digits may be too.
-    for one, other in zip(without_timing(tmp_path / "run"), without_timing(runs[1].directory), strict=True):
+    for one, other in zip(records_of(tmp_path / "run"), records_of(runs[1].directory), strict=True):
         assert one["kl_old_new"] == pytest.approx(other["kl_old_new"], rel=0.05)

@@ -30,9 +30,11 @@ from klimb.guided.planning.trajectory import Plan
 from klimb.guided.samples import GuidedSamples
 from klimb.guided.samples import own_runs as runs_of
 from klimb.guided.search import GuidedPolicySearch
+from klimb.improve.rule import traits_of
 from klimb.policies.actions import action_spec
 from klimb.training.program import Program
 from klimb.types import Rollout, Status, TrainState
+from problems import assert_same_bits, same_bits
 
 ENVS, STEPS, GUIDES, SUPERVISED, ITERATIONS = 3, 24, 2, 2, 9
 RULE = GuidedPolicySearch(
@@ -113,24 +115,14 @@ def log_prob(policy: Any, samples: GuidedSamples) -> np.ndarray:
     return scipy.stats.norm.logpdf(np.asarray(samples.action, float), mean, std).sum(axis=-1)
 
 
-def same_bits(a: PyTree, b: PyTree) -> bool:
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all((x.dtype, np.asarray(x).tobytes()) == (y.dtype, np.asarray(y).tobytes()) for x, y in pairs)
-
-
-def assert_same_bits(a: PyTree, b: PyTree) -> None:
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert (x.dtype, np.asarray(x).tobytes()) == (y.dtype, np.asarray(y).tobytes())
-
-
 # A training ---------------------------------------------------------------------------------------------------
 
 
 def test_every_step_in_the_environment_is_counted(course: Course) -> None:
     """One run of the policy, one of the best policy, and those of the guides."""
     each = (2 + GUIDES) * ENVS * STEPS
-    assert course.rule.env_steps_per_row == RULE.env_steps_per_row == 2 + GUIDES
-    assert course.program.rows_per_iteration == each
+    assert traits_of(course.program.config.rule).env_steps_per_row == 2 + GUIDES
+    assert course.program.source.rows_per_iteration == each
     assert course.program.config.num_iterations == course.program.iteration.num_iterations == ITERATIONS
     assert [metrics["env_steps"] for metrics in course.metrics] == [each * (k + 1) for k in range(ITERATIONS)]
     samples = course.states[-1].rule_state.samples
@@ -185,16 +177,16 @@ def test_imitation_makes_the_guides_actions_likelier(course: Course) -> None:
 
 def test_the_normaliser_has_seen_what_imitation_did(course: Course) -> None:
     for k in range(ITERATIONS):
-        before, after = (course.policy(course.states[i].policy).normalizer for i in (k, k + 1))
+        before, after = (course.policy(course.states[i].policy).encoder.normalizer for i in (k, k + 1))
         if k >= SUPERVISED:
             # Not one bit while Φ is fitted: it is a matter of the policy as it is.
-            assert_same_bits(before.mean, course.policy(course.states[SUPERVISED].policy).normalizer.mean)
+            assert_same_bits(before.mean, course.policy(course.states[SUPERVISED].policy).encoder.normalizer.mean)
             continue
         assert after.count - before.count == ENVS * STEPS * (2 + GUIDES)
     seen = np.concatenate(
         [np.asarray(course.newest(0).obs).reshape(-1, 3), np.asarray(course.newest(1).obs).reshape(-1, 3)]
     )
-    normalizer = course.policy(course.states[SUPERVISED].policy).normalizer
+    normalizer = course.policy(course.states[SUPERVISED].policy).encoder.normalizer
     np.testing.assert_allclose(normalizer.mean, seen.mean(axis=0), rtol=1e-3, atol=1e-4)
 
 

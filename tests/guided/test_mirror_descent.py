@@ -16,10 +16,11 @@ from klimb.environments.control.linear_quadratic import LinearQuadratic
 from klimb.errors import ConfigError
 from klimb.guided.kl_constrained_lqr import DualStatus
 from klimb.guided.mirror_descent import EPSILON_RANGE, MirrorDescent, MirrorState
+from klimb.improve.warm_up import take_step
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.parameters import flatten
-from klimb.types import Batch, Rollout, Status, UpdateInfo
+from klimb.types import Batch, Rollout, Status, Trajectory, UpdateInfo
 
 STEPS, ENVS = 20, 24
 RULE = MirrorDescent(initial_epsilon=0.1, epochs=10, minibatch_size=120, learning_rate=3e-3)
@@ -40,7 +41,7 @@ def batch_of(rollout: Rollout) -> Batch:
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
     zeros = jnp.zeros_like(rows.reward)
     weight = rows.valid.astype(zeros.dtype)
-    return Batch(rows.obs, rows.action, rows.log_prob, zeros, zeros, weight, rollout=rollout)
+    return Batch(rows.obs, rows.action, rows.log_prob, zeros, zeros, weight, Trajectory(rollout))
 
 
 @eqx.filter_jit
@@ -52,7 +53,7 @@ def collect(key: jax.Array, policy: NetworkPolicy) -> Rollout:
 
 @eqx.filter_jit
 def step(rule: Any, policy: NetworkPolicy, state: MirrorState, batch: Batch) -> tuple[Any, MirrorState, UpdateInfo]:
-    return rule.step(jax.random.key(1), policy, state, batch)
+    return take_step(rule, jax.random.key(1), policy, state, batch)
 
 
 def returns(policy: NetworkPolicy, key: int) -> float:
@@ -103,7 +104,7 @@ def test_promises_are_kept(first: tuple) -> None:
 
 def test_padding_plays_no_part(first: tuple) -> None:
     policy, batch, *_ = first
-    rollout = batch.rollout
+    rollout = batch.trajectory.rollout
     hole = jnp.zeros((STEPS, ENVS), bool).at[3, 1].set(True).at[:, 5].set(True)
 
     def with_holes(value: float) -> Batch:
@@ -122,8 +123,8 @@ def test_padding_plays_no_part(first: tuple) -> None:
 
 def test_a_batch_that_is_not_finite_is_rejected(first: tuple) -> None:
     policy, batch, *_ = first
-    assert batch.rollout is not None
-    broken = eqx.tree_at(lambda r: r.reward, batch.rollout, batch.rollout.reward.at[2, 2].set(jnp.nan))
+    rollout = batch.trajectory.rollout
+    broken = eqx.tree_at(lambda r: r.reward, rollout, rollout.reward.at[2, 2].set(jnp.nan))
     before = RULE.init(policy)
     same, state, info = step(RULE, policy, before, batch_of(broken))
     assert info.status == Status.NONFINITE
@@ -198,7 +199,7 @@ def test_what_it_refuses(first: tuple) -> None:
     policy, batch, *_ = first
     state = RULE.init(policy)
     with pytest.raises(ConfigError, match="this batch has none"):
-        RULE.step(jax.random.key(0), policy, state, dataclasses.replace(batch, rollout=None))
+        RULE.step(jax.random.key(0), policy, state, dataclasses.replace(batch, trajectory=None))
     discrete = NetworkPolicy(2, Discrete(2), hidden=(16,), key=jax.random.key(0))
     with pytest.raises(ConfigError, match=r"is for continuous actions .* is a Categorical"):
         RULE.step(jax.random.key(0), discrete, state, batch)

@@ -10,7 +10,7 @@ import pytest
 from klimb import Batch, OffPolicyGradient, Rollout
 from klimb.guided.objective import phi
 from klimb.policies.distributions import DiagGaussian
-from klimb.types import Mixture, Residuals
+from klimb.types import Mixture, Residuals, Trajectory
 
 T, N, D = 5, 7, 2
 
@@ -80,8 +80,7 @@ def test_on_the_policys_own_samples_it_is_the_per_decision_off_policy_gradient(s
         *flat,
         value_target=flat[3],
         weight=jnp.ones(T * N),
-        rollout=rollout,
-        residuals=Residuals(centred, jnp.ones((T, N)), jnp.ones((T, N))),
+        trajectory=Trajectory(rollout, Residuals(centred, jnp.ones((T, N)), jnp.ones((T, N)))),
     )
     rule = OffPolicyGradient(weighting="per_decision", self_normalise=False, max_weight=None)
     off_policy = jax.grad(lambda v: T * rule._objective(gaussian(v, batch.obs), batch))(theta)

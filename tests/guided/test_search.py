@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +18,13 @@ from klimb.fields import build
 from klimb.guided.importance_sampled import ImportanceSampled
 from klimb.guided.mirror_descent import MirrorDescent, MirrorState
 from klimb.guided.search import GuidedPolicySearch
-from klimb.improve.rule import Rule, bind, env_steps_per_row
+from klimb.improve.rule import Rule, Setting, bind, traits_of
 from klimb.policies.actions import Box
 from klimb.policies.networks import NetworkPolicy
 from klimb.rules import RULES, rule_name
 from klimb.training.program import Program
 from klimb.types import Status
+from problems import Stopper, same_bits, without_timing
 
 SAMPLED = GuidedPolicySearch(
     guiding_samples=1,
@@ -87,9 +85,9 @@ def test_zero_is_no_adaptation_and_no_imitation() -> None:
 
 def test_steps_in_the_environment_for_each_row() -> None:
     rule = GuidedPolicySearch(guiding_samples=7)
-    assert env_steps_per_row(rule) == 9
-    assert env_steps_per_row(MIRROR) == 1
-    assert env_steps_per_row(klimb.TRPO()) == 1
+    assert traits_of(rule).env_steps_per_row == 9
+    assert traits_of(MIRROR).env_steps_per_row == 1
+    assert traits_of(klimb.TRPO()).env_steps_per_row == 1
     options = TrainOptions(env_steps=10_000, num_envs=5, num_steps=20, critic_num_minibatches=1)
     assert RunConfig("Pendulum-v1", rule, options).num_iterations == 12  # of 900 steps
     assert RunConfig("Pendulum-v1", MIRROR, options).num_iterations == 100
@@ -99,9 +97,9 @@ def test_steps_in_the_environment_for_each_row() -> None:
 
 
 def test_a_method_gets_its_fields() -> None:
-    options = TrainOptions(num_envs=3, num_steps=16)
+    setting = Setting(num_envs=3, num_steps=16, learns_scale=True, fresh=True)
     pendulum = klimb.make("Pendulum-v1")
-    placed = bind(SAMPLED, pendulum, options)
+    placed = bind(SAMPLED, pendulum, setting)
     assert isinstance(placed, ImportanceSampled)
     for field in dataclasses.fields(placed):
         if hasattr(SAMPLED, field.name):
@@ -111,10 +109,12 @@ def test_a_method_gets_its_fields() -> None:
     assert placed.guides.temperature == SAMPLED.temperature
     assert placed.learns_scale
     for changed in ({"normalize_observations": False}, {"init_from": "somewhere"}):
-        assert not bind(SAMPLED, pendulum, dataclasses.replace(options, **changed)).learns_scale
-    mirror = bind(MIRROR, pendulum, options)
+        config = RunConfig("Pendulum-v1", SAMPLED, TrainOptions(**SMALL, **changed))
+        assert not Program(config, pendulum).iteration.rule.learns_scale
+    assert Program(RunConfig("Pendulum-v1", SAMPLED, TrainOptions(**SMALL)), pendulum).iteration.rule == placed
+    mirror = bind(MIRROR, pendulum, setting)
     assert mirror == MirrorDescent(initial_epsilon=0.1, epochs=2, minibatch_size=32, learning_rate=1e-3)
-    assert bind(klimb.TRPO(), pendulum, options) == klimb.TRPO()
+    assert bind(klimb.TRPO(), pendulum, setting) == klimb.TRPO()
 
 
 @pytest.mark.parametrize("rule", [SAMPLED, MIRROR], ids=["sampled", "mirror"])
@@ -149,30 +149,14 @@ def test_without_an_environment_there_is_mirror_descent_only() -> None:
 # Runs ---------------------------------------------------------------------------------------------------------
 
 
-def without_timing(history: list[dict]) -> list[dict]:
-    return [{k: v for k, v in record.items() if k not in ("wall_time", "steps_per_second")} for record in history]
-
-
-def same_bits(a, b) -> bool:
-    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x  # noqa: E731
-    return bool(eqx.tree_equal(jax.tree.map(plain, a), jax.tree.map(plain, b)))
-
-
-class Stopper:
-    """Sends this process SIGTERM once `after` iterations have been recorded."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.sent = after, False
-
-    def __call__(self, records: list[dict]) -> None:
-        if records[-1]["iteration"] >= self.after and not self.sent:
-            self.sent = True
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> None:
     """Stopped by a signal in the middle, and resumed: the same records, state and policy as without."""
-    options = {**SMALL, "env_steps": iterations * 48 * env_steps_per_row(rule), "checkpoint_every": 1, "workers": 0}
+    options = {
+        **SMALL,
+        "env_steps": iterations * 48 * traits_of(rule).env_steps_per_row,
+        "checkpoint_every": 1,
+        "workers": 0,
+    }
     whole = klimb.train(name, rule, run_dir=folder / "whole", **options)
     with pytest.raises(klimb.Interrupted, match="klimb resume"):
         klimb.train(name, rule, run_dir=folder / "run", on_records=Stopper(iterations // 2), **options)
@@ -206,8 +190,8 @@ def test_mirror_descent_trains_on_a_compiled_environment() -> None:
     program = Program(
         RunConfig("Pendulum-v1", MIRROR, TrainOptions(**SMALL, env_steps=2 * 48)), klimb.make("Pendulum-v1")
     )
-    assert program.rows_per_iteration == 48
-    assert program.iteration.rule == bind(MIRROR, klimb.make("Pendulum-v1"), program.config.options)
+    assert program.source.rows_per_iteration == 48
+    assert program.iteration.rule == MirrorDescent(initial_epsilon=0.1, epochs=2, minibatch_size=32, learning_rate=1e-3)
     state = program.initial_state()
     first = program.policies(state)[0]
     state, metrics = program.advance(state, 2)
@@ -235,7 +219,7 @@ def test_mirror_descent_trains_on_a_host_environment() -> None:
 def test_temperatures_are_swept_in_one_program() -> None:
     """Of rules that plan: guides of a high temperature scatter more, and get less."""
     temperatures = [0.001, 0.01, 1.0]
-    options = {**SMALL, "env_steps": 3 * 48 * SAMPLED.env_steps_per_row}
+    options = {**SMALL, "env_steps": 3 * 48 * traits_of(SAMPLED).env_steps_per_row}
     runs = klimb.sweep("Pendulum-v1", SAMPLED, {"temperature": temperatures}, **options)
     assert [run.config.rule.temperature for run in runs] == temperatures
     assert all(len(run.history) == 3 for run in runs)
@@ -260,7 +244,9 @@ def test_a_sweep_of_mirror_descent(tmp_path) -> None:
 
 def test_what_is_remembered_has_a_bound() -> None:
     rule = GuidedPolicySearch(memory=1024, guiding_samples=1024)
-    with pytest.raises(ConfigError, match=r"rows to remember; there can be less than \d+"):
+    with pytest.raises(
+        ConfigError, match=r"times 1050624 that guided keeps of each, are \d+ rows; there can be less than \d+"
+    ):
         RunConfig("Pendulum-v1", rule, TrainOptions(num_envs=1024, num_steps=200))
 
 

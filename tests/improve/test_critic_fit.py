@@ -13,8 +13,8 @@ from klimb.policies.networks import Critic
 from klimb.types import Batch
 
 ROWS, SIZE = 256, 3
-FIT = CriticFit(learning_rate=1e-2, epochs=10, num_minibatches=4)
-fit = jax.jit(FIT.step)
+FIT = CriticFit(critic_learning_rate=1e-2, critic_epochs=10, critic_num_minibatches=4)
+fit = jax.jit(FIT.fit)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def linear(offset=0.0, scale=1.0):
 def test_it_learns_a_linear_function_at_any_scale_of_reward(critic, offset, scale):
     """One learning rate for all of them, because the critic works in the units of its targets."""
     obs, target = linear(offset, scale)
-    learned, state = critic, FIT.init(critic)
+    learned, state = critic, FIT.start(critic)
     losses = []
     for key in jax.random.split(jax.random.key(1), 20):
         learned, state, info = fit(key, learned, state, batch_of(obs, target))
@@ -55,7 +55,7 @@ def test_rows_without_weight_have_no_say(critic):
     obs, target = linear()
     weight = np.ones(ROWS)
     weight[::5] = 0
-    key, state = jax.random.key(2), FIT.init(critic)
+    key, state = jax.random.key(2), FIT.start(critic)
     expected, _, _ = fit(key, critic, state, batch_of(obs, target, weight))
     moved = max(np.abs(a - b).max() for a, b in zip(critic.network.weights, expected.network.weights, strict=True))
     assert moved > 1e-3
@@ -72,7 +72,7 @@ def test_rows_without_weight_have_no_say(critic):
 def test_a_fit_that_is_not_finite_is_thrown_away_whole(critic, where, bad):
     obs, target = linear()
     (target if where == "target" else obs)[7] = bad
-    state = FIT.init(critic)
+    state = FIT.start(critic)
     after, moments, _ = fit(jax.random.key(3), critic, state, batch_of(obs, target))
     jax.tree.map(np.testing.assert_array_equal, after, critic)
     jax.tree.map(np.testing.assert_array_equal, moments, state)
@@ -81,7 +81,7 @@ def test_a_fit_that_is_not_finite_is_thrown_away_whole(critic, where, bad):
 def test_batches_that_do_not_divide_are_refused(critic):
     obs, target = linear()
     with pytest.raises(ValueError, match="256 is not divisible by critic_num_minibatches = 5; choose num_steps = 255"):
-        CriticFit(1e-2, 1, 5).step(jax.random.key(0), critic, FIT.init(critic), batch_of(obs, target))
+        CriticFit(1e-2, 1, 5).fit(jax.random.key(0), critic, FIT.start(critic), batch_of(obs, target))
 
 
 def test_explained_variance_equals_numpy():

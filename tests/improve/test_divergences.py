@@ -14,7 +14,6 @@ from hypothesis.extra import numpy as npst
 
 from klimb.improve.divergences import (
     MonteCarlo,
-    has_closed_form_tv,
     kl_divergence,
     total_variation,
     total_variation_bound,
@@ -210,7 +209,7 @@ def test_tv_of_univariate_gaussians_by_integration():
         np.testing.assert_allclose(tv(gaussian(*p, float), gaussian(*q, float)), expected, atol=2e-8)
     np.testing.assert_allclose(tv(gaussian(*p, jnp.float32), gaussian(*q, jnp.float32)), expected, atol=3e-6)
     assert expected[-1] == pytest.approx(1)
-    assert has_closed_form_tv(gaussian(*p, jnp.float32))
+    assert gaussian(*p, jnp.float32).has_closed_form_tv
 
 
 def test_tv_of_categoricals_is_half_the_sum(x64):
@@ -262,7 +261,7 @@ def test_sampled_tv_is_unbiased_with_an_honest_standard_error(case):
 
 def test_tv_without_a_closed_form_is_never_silent():
     p, q = gaussian(np.zeros(2), 0.0, jnp.float32), gaussian(np.zeros(2), [0.0, 0.1], jnp.float32)
-    assert not has_closed_form_tv(p)
+    assert not p.has_closed_form_tv
     with pytest.raises(ValueError, match=r"2 dimensions and unequal scales.*give key="):
         total_variation(p, q)
     with pytest.raises(ValueError, match=r"num_samples = 1 .*at least 2"):
@@ -394,7 +393,7 @@ def test_tv_of_squashed_gaussians_by_integration_over_the_box(x64):
         np.testing.assert_allclose(tv(p, q), expected, atol=1e-6)
         sampled = total_variation(p, q, key=jax.random.key(0))
         assert abs(sampled.value - expected) < 4 * sampled.standard_error
-    assert has_closed_form_tv(p)
+    assert p.has_closed_form_tv
 
 
 def test_squashed_gaussians_without_a_divergence_say_why():
@@ -406,6 +405,6 @@ def test_squashed_gaussians_without_a_divergence_say_why():
         with pytest.raises(TypeError, match="TanhGaussian and DiagGaussian"):
             divergence(p, p.base)
     wide = [squashed(np.zeros(2), s, (0.0, 0.0), (1.0, 1.0), jnp.float32) for s in (0.0, 0.1)]
-    assert not has_closed_form_tv(wide[0])
+    assert not wide[0].has_closed_form_tv
     with pytest.raises(ValueError, match="give key="):
         total_variation(*wide)

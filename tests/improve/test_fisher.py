@@ -35,7 +35,7 @@ def make_policy(kind: str, seed: int = 0) -> NetworkPolicy:
     theta, unravel = ravel_pytree(trainable)
     noise = 0.4 * jax.random.normal(key_noise, theta.shape, theta.dtype)
     policy = eqx.combine(unravel(theta + noise), fixed)
-    return eqx.tree_at(lambda p: p.normalizer.mean, policy, jnp.array([0.3, -1.0, 0.1]))
+    return eqx.tree_at(lambda p: p.encoder.normalizer.mean, policy, jnp.array([0.3, -1.0, 0.1]))
 
 
 def split(policy):

@@ -132,5 +132,5 @@ def test_step_length_uses_the_inverse_and_no_damping(x64):
     assert float(direction.residual) < 1e-12
     printed = jnp.sqrt(2 * epsilon / (gradient @ fisher @ gradient)) * x
     assert abs(float(0.5 * printed @ fisher @ printed) / epsilon - 1) > 0.5
-    flat = Direction(gradient, 0 * x, jnp.zeros(()), jnp.zeros(()), direction.solve)
+    flat = direction._replace(x=0 * x, curvature=jnp.zeros(()))
     assert flat.step_size(epsilon) == 0

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from klimb import PPO, TRPO, DualDescent, KLPenalty, NaturalGradient, exact_batch
-from problems import A, S, Table, make_mdp, optimum, probabilities
+from klimb.tabular.table import SoftmaxTable
+from problems import A, S, make_mdp, optimum, probabilities
 
 FULL = {"num_minibatches": 1, "max_grad_norm": None}
 CLIMBERS = {
@@ -49,7 +50,7 @@ def climb(rule, mdp, policy):
 @pytest.mark.parametrize("name", CLIMBERS)
 def test_climbs_to_the_optimum_without_a_step_back(x64, name, seed):
     """50 exact steps: J never falls and ends within 1 % of value iteration's optimum."""
-    rule, mdp, policy = CLIMBERS[name], make_mdp(seed), Table(jnp.zeros((S, A)))
+    rule, mdp, policy = CLIMBERS[name], make_mdp(seed), SoftmaxTable(jnp.zeros((S, A)))
     objective, *kl = (np.asarray(x) for x in climb(rule, mdp, policy))
     best, start = optimum(mdp), float(mdp.objective(probabilities(policy)))
     assert best - start > 1

@@ -18,8 +18,10 @@ from klimb.errors import UnsupportedSpace
 from klimb.improve.critic_fit import rescale
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
-from klimb.policies.networks import MLP, Critic, NetworkPolicy, flat_observation_size, orthogonal
+from klimb.policies.encoders import FlatEncoder
+from klimb.policies.networks import MLP, Critic, NetworkPolicy, orthogonal
 from klimb.policies.normalizer import Normalizer
+from klimb.policies.observations import BoxObservations, observation_spec
 from klimb.types import Batch
 
 INF = np.inf
@@ -133,10 +135,10 @@ def test_gaussian_is_in_the_units_of_the_environment(output):
 def test_the_policy_sees_normalised_observations(policies):
     obs = observations(100, 4)
     for policy in policies:
-        normalizer = jax.jit(Normalizer.update)(policy.normalizer, obs, jnp.ones(100))
+        normalizer = jax.jit(Normalizer.update)(policy.encoder.normalizer, obs, jnp.ones(100))
         seen = (np.asarray(obs) - np.mean(obs, 0)) / np.std(obs, 0)
         expected = call(policy, jnp.asarray(seen))
-        actual = call(eqx.tree_at(lambda p: p.normalizer, policy, normalizer), obs)
+        actual = call(eqx.tree_at(lambda p: p.encoder.normalizer, policy, normalizer), obs)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
 
 
@@ -145,7 +147,8 @@ def test_spaces_that_are_supported():
     assert action_spec(spaces.Discrete(5)) == Discrete(5)
     box = spaces.Box(np.array([-1, -INF], np.float32), np.array([2, INF], np.float32))
     assert action_spec(box) == Box((-1.0, -INF), (2.0, INF))
-    assert flat_observation_size(box) == 2
+    assert observation_spec(box) == BoxObservations((2,))
+    assert FlatEncoder.of(observation_spec(box)).num_features == 2
 
 
 @pytest.mark.parametrize(
@@ -172,7 +175,7 @@ def test_action_spaces_that_are_not(space, message):
 )
 def test_observation_spaces_that_are_not(space):
     with pytest.raises(UnsupportedSpace, match="FlattenObservation"):
-        flat_observation_size(space)
+        FlatEncoder.of(observation_spec(space))
 
 
 def test_rescaling_the_critic_leaves_its_values_as_they_were(x64):
@@ -206,7 +209,9 @@ def box_policy(actions=BOX, **options):
     policy = NetworkPolicy(4, actions, hidden=(8,), initial_log_std=-0.5, key=jax.random.key(0), **options)
     weights = policy.network.weights
     policy = eqx.tree_at(lambda p: p.network.weights, policy, (*weights[:-1], 50 * weights[-1]))
-    return eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.update(observations(50, 4), jnp.ones(50)))
+    return eqx.tree_at(
+        lambda p: p.encoder.normalizer, policy, policy.encoder.normalizer.update(observations(50, 4), jnp.ones(50))
+    )
 
 
 @each_option
@@ -230,7 +235,7 @@ def test_options_start_at_the_initial_deviation_and_the_middle(options):
 def test_options_make_of_the_network_what_they_say(x64, options):
     """Mean from the first half of the outputs, log σ from the parameter and the second; units of the half-width."""
     policy, obs = box_policy(**options), observations(30, 4).astype(float)
-    output = np.asarray(call(policy.network, call(policy.normalizer, obs)))
+    output = np.asarray(call(policy.network, call(policy.encoder.normalizer, obs)))
     deviations = output[:, 2:] if options.get("state_dependent_std") else np.zeros((30, 2))
     assert output.shape == (30, 4 if options.get("state_dependent_std") else 2)
     distribution = call(policy, obs)
@@ -301,9 +306,7 @@ def test_options_train(options, rule):
             assert np.isfinite(value), name
     assert record["status"] == "ACCEPTED"
     assert record["kl_old_new"] > 0
-    assert (run.policy.state_dependent_std, run.policy.tanh_squash) == tuple(
-        options.get(name, False) for name in ("state_dependent_std", "tanh_squash")
-    )
+    assert run.policy.style == tuple(options.get(name, False) for name in ("state_dependent_std", "tanh_squash"))
 
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", "gymnasium:Pendulum-v1"])

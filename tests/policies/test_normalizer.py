@@ -92,11 +92,11 @@ def test_the_statistics_are_not_trainable(owner, parameters):
     """θ holds weights, biases and log-deviations, and nothing else; another θ leaves the statistics alone."""
     model = owner(jax.random.key(0))
     obs = jax.random.normal(jax.random.key(1), (50, 3)) * 4 + 2
-    model = eqx.tree_at(lambda m: m.normalizer, model, model.normalizer.update(obs, jnp.ones(50)))
+    model = eqx.tree_at(lambda m: m.encoder.normalizer, model, model.encoder.normalizer.update(obs, jnp.ones(50)))
     marks = trainable_filter(model)
-    assert not any(jax.tree.leaves(marks.normalizer))
+    assert not any(jax.tree.leaves(marks.encoder.normalizer))
     theta, rebuild = flatten(model)
     assert theta.shape == (parameters,)
     moved = rebuild(theta + 1)
-    jax.tree.map(np.testing.assert_array_equal, moved.normalizer, model.normalizer)
+    jax.tree.map(np.testing.assert_array_equal, moved.encoder.normalizer, model.encoder.normalizer)
     np.testing.assert_array_equal(moved.network.biases[0], model.network.biases[0] + 1)

@@ -19,7 +19,7 @@ SPECS = [Discrete(3), Box((-2.0, -np.inf), (2.0, np.inf))]
 def make_policy(spec=SPECS[0]) -> NetworkPolicy:
     policy = NetworkPolicy(4, spec, hidden=(8, 5), activation="relu", key=jax.random.key(3))
     data = jax.random.normal(jax.random.key(1), (50, 4)) * 3 + 1
-    return eqx.tree_at(lambda p: p.normalizer, policy, policy.normalizer.update(data, jnp.ones(50)))
+    return eqx.tree_at(lambda p: p.encoder.normalizer, policy, policy.encoder.normalizer.update(data, jnp.ones(50)))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=["discrete", "box"])
@@ -28,7 +28,7 @@ def test_round_trip_keeps_every_bit_and_the_normaliser(spec, tmp_path):
     save_policy(policy, tmp_path)
     loaded = load_policy(tmp_path)
     assert eqx.tree_equal(loaded, policy)
-    assert loaded.normalizer.count == 50
+    assert loaded.encoder.normalizer.count == 50
     obs = jnp.array([0.3, -2.0, 9.0, 1.0])
     assert eqx.tree_equal(loaded(obs), policy(obs))
 

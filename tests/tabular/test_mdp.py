@@ -13,18 +13,10 @@ from klimb import Categorical, NetworkPolicy, TabularMDP, exact_batch
 from klimb.improve.objectives import surrogate_gain
 from klimb.policies.actions import Discrete
 from klimb.policies.parameters import flatten
+from klimb.tabular.table import SoftmaxTable
+from problems import GAMMA, A, S, make_mdp
 
-S, A, GAMMA = 5, 3, 0.9
 HORIZON = 400  # 0.9⁴⁰⁰ ≈ 5e-19
-
-
-class Table(eqx.Module):
-    """A softmax table that reads state numbers."""
-
-    logits: Float[Array, "S A"]
-
-    def __call__(self, state: Array) -> Categorical:
-        return Categorical(logits=self.logits[state])
 
 
 class Rows(eqx.Module):
@@ -35,15 +27,6 @@ class Rows(eqx.Module):
 
     def __call__(self, row: Array) -> Categorical:
         return Categorical(logits=(row - self.center) @ self.weight)
-
-
-def make_mdp(seed: int = 0, gamma: float = GAMMA, states: int = S, actions: int = A) -> TabularMDP:
-    rng = np.random.default_rng(seed)
-    transition = rng.dirichlet(np.full(states, 0.5), size=(states, actions))
-    initial = rng.dirichlet(np.ones(states))
-    return TabularMDP(
-        jnp.asarray(transition), jnp.asarray(rng.normal(size=(states, actions))), jnp.asarray(initial), gamma
-    )
 
 
 def make_pi(seed: int, states: int = S, actions: int = A) -> np.ndarray:
@@ -80,7 +63,7 @@ def brute_force(mdp: TabularMDP, pi: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("seed", "gamma"), [(0, GAMMA), (1, 0.5), (2, 0.0)])
 def test_everything_equals_long_truncated_sums(x64, seed, gamma):
-    mdp, pi = make_mdp(seed, gamma), make_pi(seed)
+    mdp, pi = make_mdp(seed, gamma=gamma), make_pi(seed)
     expected = brute_force(mdp, pi)
     table = jnp.asarray(pi)
     assert (mdp.num_states, mdp.num_actions) == (S, A)
@@ -107,7 +90,7 @@ def test_performance_difference_lemma(x64, seed):
 
 def test_surrogate_has_the_gradient_of_the_objective(x64):
     """∇Ā(θ) = ∇J(θ) at the policy of the batch: (1 − γ)⁻¹ times the gradient of the batch's mean."""
-    mdp, policy = make_mdp(), Table(jax.random.normal(jax.random.key(1), (S, A)))
+    mdp, policy = make_mdp(), SoftmaxTable(jax.random.normal(jax.random.key(1), (S, A)))
     batch = exact_batch(mdp, policy)
     theta, rebuild = flatten(policy)
     objective = jax.jit(lambda v: mdp.objective(jax.nn.softmax(v.reshape(S, A))))
@@ -121,7 +104,7 @@ def test_surrogate_has_the_gradient_of_the_objective(x64):
 
 
 def test_exact_batch_means_are_exact_expectations(x64):
-    mdp, policy = make_mdp(3), Table(jax.random.normal(jax.random.key(2), (S, A)))
+    mdp, policy = make_mdp(3), SoftmaxTable(jax.random.normal(jax.random.key(2), (S, A)))
     logits = np.asarray(policy.logits)
     pi = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     exact = brute_force(mdp, pi)
@@ -152,7 +135,7 @@ def test_policies_that_read_one_hot_rows_get_rows(x64):
     weight = jax.random.normal(jax.random.key(5), (S, A))
     center = jnp.linspace(-1.0, 1.0, S)
     by_row = exact_batch(mdp, Rows(weight, center))
-    by_number = exact_batch(mdp, Table(weight - center @ weight))
+    by_number = exact_batch(mdp, SoftmaxTable(weight - center @ weight))
     assert by_number.obs.dtype == jnp.int_
     np.testing.assert_array_equal(by_row.obs, np.eye(S)[np.asarray(by_number.obs)])
     for name in ("log_prob", "advantage", "value_target", "weight"):
@@ -165,7 +148,7 @@ def test_networks_read_one_hot_rows(x64):
     policy = eqx.tree_at(lambda p: p.network.weights[-1], policy, replace_fn=lambda w: 100 * w)
     logits = np.asarray(policy(jnp.eye(S)).logits)
     assert np.ptp(logits, axis=0).min() > 0.05  # the states differ, or the comparison would say nothing
-    by_row, by_number = exact_batch(mdp, policy), exact_batch(mdp, Table(jnp.asarray(logits)))
+    by_row, by_number = exact_batch(mdp, policy), exact_batch(mdp, SoftmaxTable(jnp.asarray(logits)))
     np.testing.assert_array_equal(by_row.obs, np.eye(S)[np.asarray(by_number.obs)])
     np.testing.assert_allclose(by_row.advantage, by_number.advantage, rtol=0, atol=1e-12)
     np.testing.assert_allclose(by_row.weight, by_number.weight, rtol=0, atol=1e-12)

@@ -12,20 +12,9 @@ import pytest
 import klimb
 from klimb import PPO, TRPO, Categorical, ConfigError, Reinforce, RunConfig, RunError, TrainOptions
 from klimb.training.program import Program
+from problems import Stopper, same_bits, without_timing
 
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
-TIMING = {"wall_time", "steps_per_second"}
-
-
-def without_timing(history: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if name not in TIMING} for record in history]
-
-
-def same_state(a, b) -> bool:
-    plain = lambda tree: jax.tree.map(  # noqa: E731
-        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
-    )
-    return bool(eqx.tree_equal(plain(a), plain(b)))
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +51,10 @@ def test_resume_gives_the_same_bytes(whole_run, tmp_path):
         )
     resumed = klimb.resume(tmp_path / "run")
     assert without_timing(resumed.history) == without_timing(whole_run.history)
-    assert same_state(resumed.state, whole_run.state)
+    assert same_bits(resumed.state, whole_run.state)
     best = ("best/policy_seed0.safetensors", "best/score.json")
     for name in ("policy_seed0.safetensors", "policy_seed1.safetensors", *best):
         assert (tmp_path / "run" / name).read_bytes() == (whole_run.directory / name).read_bytes()
-
-
-class Stopper:
-    """Sends this process SIGTERM once `after` iterations have been recorded."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.sent = after, False
-
-    def __call__(self, records: list[dict]) -> None:
-        if records[-1]["iteration"] >= self.after and not self.sent:
-            import os
-            import signal
-
-            self.sent = True
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_results_do_not_depend_on_how_a_run_is_cut_into_calls(whole_run):
@@ -89,7 +63,7 @@ def test_results_do_not_depend_on_how_a_run_is_cut_into_calls(whole_run):
     for count in (1, 4, 2, 5):
         state, metrics = program.advance(state, count)
         assert metrics["iteration"].shape == (count, 2)
-    assert same_state(state, whole_run.state)
+    assert same_bits(state, whole_run.state)
 
 
 def test_a_damaged_newest_checkpoint_costs_only_the_time_since_the_one_before(whole_run, tmp_path):
@@ -100,7 +74,7 @@ def test_a_damaged_newest_checkpoint_costs_only_the_time_since_the_one_before(wh
     newest.write_bytes(newest.read_bytes()[:1000])
     resumed = klimb.resume(path)
     assert without_timing(resumed.history) == without_timing(whole_run.history)
-    assert same_state(resumed.state, whole_run.state)
+    assert same_bits(resumed.state, whole_run.state)
 
 
 def test_seeds_of_one_program_are_the_runs_they_would_be_alone(whole_run):
@@ -162,7 +136,7 @@ def test_a_rule_of_ones_own_trains():
 
         def step(self, key, policy, state, batch):
             from klimb.improve.acceptance import update_info
-            from klimb.improve.objectives import action_distribution
+            from klimb.policies.policy import action_distribution
 
             old = action_distribution(policy, batch.obs)
             return policy, state, update_info(old, old, batch, klimb.Status.ACCEPTED)
@@ -203,4 +177,4 @@ def test_program_has_one_trace_for_any_number_of_iterations():
     state = program.initial_state()
     for count in (1, 2, 3):
         state, _ = program.advance(state, count)
-    assert program._many._cache_size() == 1
+    assert program.source._run._cache_size() == 1

@@ -50,8 +50,8 @@ def test_cloning_raises_the_likelihood_of_what_the_expert_does(expert, demonstra
     assert (held[-1] > -entropy - 0.25).all()
     assert all(record["env_steps"] == 0 and record["episode_return"] == [None, None] for record in run.history)
     # The normaliser has the statistics of the demonstrations before the first pass.
-    np.testing.assert_allclose(run.policy.normalizer.mean, demonstrations.obs.mean(0), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(run.policy.normalizer.variance, demonstrations.obs.var(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run.policy.encoder.normalizer.mean, demonstrations.obs.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run.policy.encoder.normalizer.variance, demonstrations.obs.var(0), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_while_the_critic_warms_up_the_policy_is_the_one_given_bit_for_bit(exper
     klimb.save_policy(expert, tmp_path)
     run = klimb.train("CartPole-v1", TRPO(), init_from=str(tmp_path), critic_warmup=5, env_steps=5 * 128, **SMALL)
     assert leaves(run.policy) == leaves(expert)
-    assert run.state.critic.normalizer.count[0] == 5 * 128
+    assert run.state.critic.encoder.normalizer.count[0] == 5 * 128
 
 
 @pytest.mark.slow

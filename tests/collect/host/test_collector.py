@@ -14,8 +14,7 @@ import pytest
 import klimb
 from klimb.collect.host.collector import VectorCollector
 from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
-from klimb.policies.actions import action_spec
-from klimb.policies.networks import NetworkPolicy, flat_observation_size
+from klimb.policies.networks import NetworkPolicy
 
 SEEDS, ENVS, STEPS = 2, 3, 17
 LOW, HIGH = np.array([-0.5, -2.0], np.float32), np.array([0.25, 0.1], np.float32)
@@ -55,13 +54,18 @@ class Counting(gymnasium.Env):
 
 def policies(environment, num_seeds, **options):
     """One policy a seed, with the leading axis of seeds, and the part that is no array."""
-    size, actions = flat_observation_size(environment.observation_space), action_spec(environment.action_space)
+    size, actions = environment.observations, environment.actions
     make = eqx.filter_vmap(lambda key: NetworkPolicy(size, actions, hidden=(8,), key=key, **options))
     policy = make(jax.random.split(jax.random.key(0), num_seeds))
     # Policies that differ, so that one seed's rows under another's policy are noticed.
     weights = policy.network.weights
     policy = eqx.tree_at(lambda p: p.network.weights, policy, (*weights[:-1], 100 * weights[-1]))
     return eqx.partition(policy, eqx.is_array)
+
+
+def one_of(policy):
+    """The first seed's arrays."""
+    return jax.tree.map(lambda x: x[0], policy)
 
 
 class Collection:
@@ -71,7 +75,7 @@ class Collection:
         self.policy, static = policies(environment, num_seeds)
         self.static = static
         self.collector = VectorCollector(
-            environment, static, num_seeds=num_seeds, num_envs=num_envs, num_steps=num_steps
+            environment, static, one_of(self.policy), num_seeds=num_seeds, num_envs=num_envs, num_steps=num_steps
         )
         self.rollouts, self.summaries = zip(*self.collect(), strict=True)
 
@@ -152,7 +156,7 @@ def test_squashed_actions_reach_the_environment_squashed():
     copies = itertools.count(-1)
     environment = GymnasiumEnvironment.from_maker("test:Counting-v0", lambda: Counting(next(copies)))
     policy, static = policies(environment, SEEDS, tanh_squash=True)
-    collector = VectorCollector(environment, static, num_seeds=SEEDS, num_envs=ENVS, num_steps=STEPS)
+    collector = VectorCollector(environment, static, one_of(policy), num_seeds=SEEDS, num_envs=ENVS, num_steps=STEPS)
     collector.reset(0)
     rollout, _ = collector.collect(jax.random.split(jax.random.key(0), SEEDS), policy)
     collector.close()

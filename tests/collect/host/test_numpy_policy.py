@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klimb.collect.host.collector import _numbers, host_policy_spec
-from klimb.collect.host.numpy_policy import HostPolicy, HostPolicySpec
+from klimb.collect.host.collector import VectorCollector, numpy_policy_spec
+from klimb.collect.host.numpy_policy import NumpyPolicySpec
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.networks import NetworkPolicy
 
@@ -55,8 +56,13 @@ def policies(actions, seeds, **options):
         policy = eqx.tree_at(lambda p: p.log_std, policy, like(policy.log_std))
     seen = observations(seeds, 64, rng)
     seen[..., 3] = np.clip(seen[..., 3], -3, 3)
-    normalizer = jax.vmap(lambda n, rows: n.update(rows, jnp.ones(len(rows))))(policy.normalizer, seen)
-    return eqx.partition(eqx.tree_at(lambda p: p.normalizer, policy, normalizer), eqx.is_array)
+    normalizer = jax.vmap(lambda n, rows: n.update(rows, jnp.ones(len(rows))))(policy.encoder.normalizer, seen)
+    return eqx.partition(eqx.tree_at(lambda p: p.encoder.normalizer, policy, normalizer), eqx.is_array)
+
+
+def parameters_of(policy, static):
+    """`[K, P]`: what a collector hands to its workers."""
+    return VectorCollector._parameters(SimpleNamespace(_static=static), policy)
 
 
 def in_jax(policy, static, obs, noise):
@@ -72,19 +78,19 @@ def in_jax(policy, static, obs, noise):
 
 def require_agreement(actions, seeds, **options):
     policy, static = policies(actions, seeds, **options)
-    spec = host_policy_spec(static)
+    spec = numpy_policy_spec(static)
     rng = np.random.default_rng(1)
     obs = observations(seeds, COPIES, rng)
-    normalised = jax.vmap(lambda n, rows: n(rows))(policy.normalizer, obs)
-    assert (np.abs(normalised) == static.normalizer.clip).any(), "some observations have to be clipped"
+    normalised = jax.vmap(lambda n, rows: n(rows))(policy.encoder.normalizer, obs)
+    assert (np.abs(normalised) == static.encoder.normalizer.clip).any(), "some observations have to be clipped"
     if isinstance(actions, Discrete):
         noise = rng.random((seeds, COPIES), np.float32)
     else:
         noise = rng.standard_normal((seeds, COPIES, len(actions.low)), np.float32)
     kept = obs.copy()
-    numbers = _numbers(jax.tree.map(np.array, policy), static)
+    numbers = parameters_of(jax.tree.map(np.array, policy), static)
     assert numbers.shape == (seeds, spec.size)
-    action, taken = HostPolicy(spec, numbers)(obs, noise)
+    action, taken = spec.decider(numbers)(obs, noise)
     expected, expected_taken = in_jax(policy, static, obs, noise)
     np.testing.assert_array_equal(obs, kept, err_msg="a rollout's observations are not the policy's to change")
     assert action.dtype == expected.dtype
@@ -124,7 +130,7 @@ def test_no_action_without_probability_is_taken():
     policy = eqx.tree_at(lambda p: p.network.biases, policy, (*policy.network.biases[:-1], bias))
     obs = observations(1, 2, np.random.default_rng(0))
     noise = np.array([[0.0, np.nextafter(np.float32(1), np.float32(0))]], np.float32)
-    action, _ = HostPolicy(host_policy_spec(static), _numbers(policy, static))(obs, noise)
+    action, _ = numpy_policy_spec(static).decider(parameters_of(policy, static))(obs, noise)
     np.testing.assert_array_equal(action, in_jax(policy, static, obs, noise)[0])
     np.testing.assert_array_equal(action, [[1, 2]])
 
@@ -138,16 +144,16 @@ def test_only_a_network_policy_itself_has_a_description():
     class Bolder(NetworkPolicy):
         """May be called otherwise than its base class."""
 
-    assert host_policy_spec(shapes_of(NetworkPolicy, Discrete(2))) is not None
-    assert host_policy_spec(shapes_of(Bolder, Discrete(2))) is None
-    assert host_policy_spec(lambda obs: obs) is None
+    assert numpy_policy_spec(shapes_of(NetworkPolicy, Discrete(2))) is not None
+    assert numpy_policy_spec(shapes_of(Bolder, Discrete(2))) is None
+    assert numpy_policy_spec(lambda obs: obs) is None
 
 
 @pytest.mark.parametrize("kind", list(KINDS)[:3])
 def test_a_description_survives_json(kind):
     actions, options = KINDS[kind]
-    spec = host_policy_spec(shapes_of(NetworkPolicy, actions, **options))
-    again = HostPolicySpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    spec = numpy_policy_spec(shapes_of(NetworkPolicy, actions, **options))
+    again = NumpyPolicySpec.from_dict(json.loads(json.dumps(spec.to_dict())))
     assert again == spec
     assert again.shapes == spec.shapes
 

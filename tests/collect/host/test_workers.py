@@ -19,9 +19,11 @@ from gymnasium.envs.classic_control import CartPoleEnv
 import klimb
 from klimb import RunError
 from klimb.collect.host.collector import VectorCollector
+from klimb.collect.host.in_process import InProcess
+from klimb.collect.host.workers import Workers
 from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
 from klimb.policies.actions import action_spec
-from klimb.policies.networks import NetworkPolicy, flat_observation_size
+from klimb.policies.networks import NetworkPolicy
 
 SEEDS, ENVS, STEPS = 2, 3, 30
 SHAPE = {"num_seeds": SEEDS, "num_envs": ENVS, "num_steps": STEPS}
@@ -29,7 +31,7 @@ SHAPE = {"num_seeds": SEEDS, "num_envs": ENVS, "num_steps": STEPS}
 
 def policies(environment):
     """One policy a seed, far from uniform, so that one seed's rows under another's policy are noticed."""
-    size, actions = flat_observation_size(environment.observation_space), action_spec(environment.action_space)
+    size, actions = environment.observations, environment.actions
     make = eqx.filter_vmap(lambda key: NetworkPolicy(size, actions, hidden=(8,), key=key))
     policy = make(jax.random.split(jax.random.key(0), SEEDS))
     weights = policy.network.weights
@@ -42,7 +44,8 @@ class Collecting:
 
     def __init__(self, environment, workers, **shape):
         self.policy, static = policies(environment)
-        self.collector = VectorCollector(environment, static, **{**SHAPE, **shape}, workers=workers)
+        one = jax.tree.map(lambda x: x[0], self.policy)
+        self.collector = VectorCollector(environment, static, one, **{**SHAPE, **shape}, workers=workers)
 
     def __enter__(self):
         return self
@@ -59,8 +62,8 @@ class Collecting:
 
     @property
     def processes(self):
-        workers = self.collector._workers
-        return [] if workers is None else [worker.process for worker in workers._workers]
+        stepping = self.collector._stepping
+        return [worker.process for worker in stepping._workers] if isinstance(stepping, Workers) else []
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ def require_equal(actual, expected, discrete):
     tolerance = {"rtol": 0, "atol": 0} if discrete else {"rtol": 1e-4, "atol": 1e-4}
     for (rollout, summary), (other, other_summary) in zip(actual, expected, strict=True):
         for field in dataclasses.fields(rollout):
-            if field.name == "physics":  # of compiled environments alone
+            if field.name == "env_state":  # of compiled environments alone
                 continue
             values, others = np.asarray(getattr(rollout, field.name)), np.asarray(getattr(other, field.name))
             assert values.dtype == others.dtype
@@ -243,7 +246,8 @@ def test_what_no_other_process_can_make_is_stepped_in_this_one(environments):
         assert np.isfinite(rollout.log_prob).all()
 
 
-def test_a_policy_of_ones_own_is_asked_in_this_process():
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_policy_of_ones_own_is_asked_wherever_environments_are_stepped(workers):
     class Bolder(NetworkPolicy):
         """NumPy knows no subclass."""
 
@@ -252,9 +256,10 @@ def test_a_policy_of_ones_own_is_asked_in_this_process():
 
     make = eqx.filter_vmap(lambda key: Bolder(4, action_spec(gymnasium.spaces.Discrete(2)), hidden=(8,), key=key))
     policy, static = eqx.partition(make(jax.random.split(jax.random.key(0), SEEDS)), eqx.is_array)
-    collector = VectorCollector(klimb.make("gymnasium:CartPole-v1"), static, **SHAPE, workers=2)
+    environment, one = klimb.make("gymnasium:CartPole-v1"), jax.tree.map(lambda x: x[0], policy)
+    collector = VectorCollector(environment, static, one, **SHAPE, workers=workers)
     collector.reset(0)
     rollout, _ = collector.collect(jax.random.split(jax.random.key(0), SEEDS), policy)
-    assert collector._workers is None
+    assert isinstance(collector._stepping, Workers if workers else InProcess)
     collector.close()
     assert (rollout.action == 1).all()

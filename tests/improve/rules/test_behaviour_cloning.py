@@ -10,12 +10,14 @@ import pytest
 
 from klimb import Batch, BehaviourCloning, Rollout, Status
 from klimb.improve.rules.behaviour_cloning import CloningState
-from problems import A, S, Table, take
+from klimb.tabular.table import SoftmaxTable
+from klimb.types import Trajectory
+from problems import A, S, take
 
 ROWS = 240
 
 
-def demonstrated(policy: Table, episode_lengths, *, seed: int = 0, columns: int = 1) -> Batch:
+def demonstrated(policy: SoftmaxTable, episode_lengths, *, seed: int = 0, columns: int = 1) -> Batch:
     """Rows drawn from a demonstrator who prefers action s mod A in state s; one column of episodes after episodes."""
     rng = np.random.default_rng(seed)
     rows = sum(episode_lengths)
@@ -39,21 +41,21 @@ def demonstrated(policy: Table, episode_lengths, *, seed: int = 0, columns: int 
         advantage=jnp.zeros(rows),
         value_target=jnp.zeros(rows),
         weight=jnp.ones(rows),
-        rollout=rollout,
+        trajectory=Trajectory(rollout),
         fraction_done=jnp.zeros(()),
     )
 
 
 @pytest.fixture
 def policy(x64):
-    return Table(jnp.zeros((S, A)))
+    return SoftmaxTable(jnp.zeros((S, A)))
 
 
-def train(rule: BehaviourCloning, policy: Table, batch: Batch, epochs: int):
+def train(rule: BehaviourCloning, policy: SoftmaxTable, batch: Batch, epochs: int):
     """Epochs until the rule has had enough: the policy, its state, all infos."""
     state, infos = rule.init(policy), []
     for k in range(epochs):
-        policy, state, info = take(rule, policy, batch, state, key=jnp.uint32(k))
+        policy, state, info = take(rule, policy, batch, state, key=k)
         infos.append(info)
         if rule.finished(state):
             break

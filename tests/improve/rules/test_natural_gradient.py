@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from klimb import NaturalGradient, Status
-from problems import A, S, Table, batch_on_table, make_mdp, make_table, mean_kl, probabilities, take
+from klimb.tabular.table import SoftmaxTable
+from problems import A, S, batch_on_table, make_mdp, make_table, mean_kl, probabilities, take
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_the_natural_step_gains_more_for_the_same_kl(world):
 def test_a_direction_of_no_curvature_is_refused(world):
     """A policy that is sure of itself in every state has F = 0; the gradient of what it never does is not 0."""
     _, _, batch = world
-    sure = Table(jnp.zeros((S, A)).at[:, 0].set(2000.0))
+    sure = SoftmaxTable(jnp.zeros((S, A)).at[:, 0].set(2000.0))
     rare = (jnp.ones_like(batch.action), jax.vmap(sure)(batch.obs).log_prob(jnp.ones_like(batch.action)))
     spoilt = eqx.tree_at(lambda b: (b.action, b.log_prob), batch, rare)
     new, _, info = take(NaturalGradient(damping=0.0), sure, spoilt)

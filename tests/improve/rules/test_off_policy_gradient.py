@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 import klimb
-from klimb import Categorical, OffPolicyGradient, Rollout, TabularMDP, TrainOptions
-from klimb.estimate.estimator import make_batch
+from klimb import OffPolicyGradient, Rollout, TabularMDP
+from klimb.estimate.estimator import Estimator
 from klimb.estimate.importance import log_weights
+from klimb.tabular.table import SoftmaxTable
 from klimb.types import Batch, Mixture
+from problems import make_mdp, take
 
 S, A, T, GAMMA = 3, 2, 3, 0.8
 COLUMNS = np.array(list(itertools.product(*[range(S), range(A)] * T)))  # s_0 a_0 s_1 a_1 …: every trajectory
@@ -24,40 +26,26 @@ STATES, ACTIONS = COLUMNS[:, 0::2].T, COLUMNS[:, 1::2].T  # [T, N]
 N = len(COLUMNS)
 
 
-class Table(eqx.Module):
-    """A softmax table that reads one-hot rows."""
-
-    logits: Float[Array, "S A"]
-
-    def __call__(self, obs: Array) -> Categorical:
-        return Categorical(logits=obs @ self.logits)
-
-
 class World(NamedTuple):
     mdp: TabularMDP
-    target: Table
-    behaviours: list[Table]
+    target: SoftmaxTable
+    behaviours: list[SoftmaxTable]
 
 
 @pytest.fixture
 def world(x64) -> World:
     rng = np.random.default_rng(3)
-    mdp = TabularMDP(
-        jnp.asarray(rng.dirichlet(np.ones(S), size=(S, A))),
-        jnp.asarray(rng.normal(size=(S, A))),
-        jnp.asarray(rng.dirichlet(np.ones(S))),
-        GAMMA,
-    )
-    tables = [Table(jnp.asarray(rng.normal(size=(S, A)))) for _ in range(3)]
+    mdp = make_mdp(rng, S, A, gamma=GAMMA, concentration=1.0)
+    tables = [SoftmaxTable(jnp.asarray(rng.normal(size=(S, A)))) for _ in range(3)]
     return World(mdp, tables[0], tables[1:])
 
 
-def log_probs(table: Table) -> np.ndarray:
+def log_probs(table: SoftmaxTable) -> np.ndarray:
     """log π(a_t|s_t) of every step of every trajectory, `[T, N]`."""
     return np.asarray(jax.nn.log_softmax(table.logits))[STATES, ACTIONS]
 
 
-def chance(mdp: TabularMDP, table: Table) -> np.ndarray:
+def chance(mdp: TabularMDP, table: SoftmaxTable) -> np.ndarray:
     """p_π(τ) from the definition, `[N]`."""
     p = np.asarray(mdp.initial)[STATES[0]] * np.exp(log_probs(table)).prod(0)
     for t in range(T - 1):
@@ -77,12 +65,12 @@ def exact_gradient(world: World) -> np.ndarray:
 
 
 def enumerated(
-    world: World, table: Table, chances: np.ndarray, *, kind="reward_to_go", value=None, mixture=None
+    world: World, table: SoftmaxTable, chances: np.ndarray, *, kind="reward_to_go", value=None, mixture=None
 ) -> Batch:
     """Every trajectory once, weighted by its chance, with the log-probs of `table` as the behaviour's."""
     flags = jnp.zeros((T, N), bool)
     reward = jnp.asarray(np.asarray(world.mdp.reward)[STATES, ACTIONS])
-    obs = jnp.eye(S)[STATES]
+    obs = jnp.asarray(STATES)
     value = jnp.zeros(S) if value is None else value
     rollout = Rollout(
         obs=obs,
@@ -96,11 +84,11 @@ def enumerated(
         valid=~flags,
         time=jnp.tile(jnp.arange(T)[:, None], (1, N)),
     )
-    options = TrainOptions(gamma=GAMMA, gae_lambda=1.0, advantage=kind, discount_states=True, normalize_advantage=False)
-    at = lambda rows: jnp.einsum("tns,s->tn", rows, value)  # noqa: E731
-    batch, _ = make_batch(rollout, at(obs), at(rollout.next_obs), options, fraction_done=jnp.zeros(()))
+    estimator = Estimator(gamma=GAMMA, gae_lambda=1.0, advantage=kind, discount_states=True, normalize_advantage=False)
+    batch = estimator.batch(rollout, value[obs], value[rollout.next_obs], fraction_done=jnp.zeros(()))
     weight = jnp.asarray(np.broadcast_to(chances, (T, N)).reshape(-1))
-    return eqx.tree_at(lambda b: (b.weight, b.mixture), batch, (weight, mixture), is_leaf=lambda leaf: leaf is None)
+    where = lambda b: (b.weight, b.trajectory.mixture)  # noqa: E731
+    return eqx.tree_at(where, batch, (weight, mixture), is_leaf=lambda leaf: leaf is None)
 
 
 def estimate(world: World, batch: Batch, **options) -> np.ndarray:
@@ -108,7 +96,7 @@ def estimate(world: World, batch: Batch, **options) -> np.ndarray:
     rule = OffPolicyGradient(
         optimizer="sgd", learning_rate=1.0, gradient_steps=1, max_grad_norm=None, min_ess=0.0, **options
     )
-    new, _, info = eqx.filter_jit(rule.step)(jax.random.key(0), world.target, rule.init(world.target), batch)
+    new, _, info = take(rule, world.target, batch)
     assert info.status == klimb.Status.ACCEPTED
     return np.asarray(new.logits - world.target.logits) * T
 
@@ -154,7 +142,7 @@ def test_on_its_own_data_every_weighting_is_the_policy_gradient(world):
         )
 
 
-def mixture_of(tables: list[Table]) -> Mixture:
+def mixture_of(tables: list[SoftmaxTable]) -> Mixture:
     return Mixture(jnp.asarray(np.stack([log_probs(t) for t in tables])), jnp.full(len(tables), -np.log(len(tables))))
 
 
@@ -204,7 +192,7 @@ def test_variance_falls_with_causality_with_a_baseline_and_with_per_decision_wei
 
         def one(logits, n):
             only = eqx.tree_at(lambda b: b.weight, batch, (jnp.arange(T * N) % N == n).astype(float))
-            return rule._objective(jax.vmap(Table(logits))(only.obs), only) * T
+            return rule._objective(jax.vmap(SoftmaxTable(logits))(only.obs), only) * T
 
         rows = jax.vmap(jax.grad(one), (None, 0))(world.target.logits, jnp.arange(N)).reshape(N, -1)
         mean = chances @ rows
@@ -233,7 +221,7 @@ def off(world) -> Batch:
 
 def info_of(world, batch, **options):
     rule = OffPolicyGradient(**options)
-    return eqx.filter_jit(rule.step)(jax.random.key(0), world.target, rule.init(world.target), batch)[2]
+    return take(rule, world.target, batch)[2]
 
 
 def test_self_normalised_weights_do_not_care_for_their_scale(world, off):

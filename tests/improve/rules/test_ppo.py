@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import equinox as eqx
@@ -10,37 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float
 
-from klimb import PPO, Batch, Categorical, RunConfig, Status, TrainOptions
+from klimb import PPO, Batch, RunConfig, Status, TrainOptions
 from klimb.errors import ConfigError
 from klimb.improve.minibatches import shuffled
+from klimb.improve.warm_up import take_step
+from klimb.tabular.table import SoftmaxTable
+from problems import make_table, take
 
 S, A, ROWS = 4, 3, 24
 ONE = {"epochs": 1, "num_minibatches": 1}
 PLAIN = PPO(learning_rate=0.1, epochs=1, num_minibatches=1, max_grad_norm=None)
 
 
-class Table(eqx.Module):
-    """A softmax table that reads state numbers."""
-
-    logits: Float[Array, "S A"]
-
-    def __call__(self, state: Array) -> Categorical:
-        return Categorical(logits=self.logits[state])
-
-
-@eqx.filter_jit
-def step(rule: PPO, policy, batch: Batch, **fields: Array):
-    """One step. `fields` are hyperparameters as data, so that one compilation serves all their values."""
-    rule = copy.copy(rule)
-    for name, value in fields.items():
-        object.__setattr__(rule, name, value)
-    new, _, info = rule.step(jax.random.key(0), policy, rule.init(policy), batch)
-    return new, info
-
-
-def make_batch(policy: Table, *, scale: float = 1.0, log_ratio: float = 0.0) -> Batch:
+def make_batch(policy: SoftmaxTable, *, scale: float = 1.0, log_ratio: float = 0.0) -> Batch:
     """Samples in every state, two of them padding. `log_ratio` says how far the policy has moved since."""
     rng = np.random.default_rng(0)
     state, action = jnp.asarray(np.arange(ROWS) % S), jnp.asarray(rng.integers(A, size=ROWS))
@@ -56,7 +38,7 @@ def make_batch(policy: Table, *, scale: float = 1.0, log_ratio: float = 0.0) -> 
 
 @pytest.fixture
 def policy(x64):
-    return Table(jax.random.normal(jax.random.key(1), (S, A)))
+    return make_table(1, S, A)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -97,7 +79,7 @@ def test_first_gradient_is_the_policy_gradient(policy):
     """At the old parameters every ratio is 1: the surrogate's gradient is mean Â ∇log π."""
     # Advantages of 1e-4 bring the gradient down to Adam's ε, where the first step shows its size.
     batch = make_batch(policy, scale=1e-4)
-    new, info = step(PLAIN, policy, batch, epochs=jnp.array(1), clip_eps=jnp.array(0.2))
+    new, _, info = take(PLAIN, policy, batch, epochs=1, clip_eps=0.2)
     g = policy_gradient(np.asarray(policy.logits), batch, np.asarray(batch.advantage))
     np.testing.assert_allclose(new.logits - policy.logits, 0.1 * g / (np.abs(g) + 1e-5), rtol=0, atol=1e-9)
     assert float(info.extra["grad_norm"]) == pytest.approx(np.linalg.norm(g), rel=1e-9)
@@ -106,7 +88,7 @@ def test_first_gradient_is_the_policy_gradient(policy):
 def test_all_epochs_follow_the_definition(policy):
     """Six epochs with a clip that bites, step by step the same as Adam on the clipped surrogate by hand."""
     batch, epochs = make_batch(policy), 6
-    new, info = step(PLAIN, policy, batch, epochs=jnp.array(epochs), clip_eps=jnp.array(0.15))
+    new, _, info = take(PLAIN, policy, batch, epochs=epochs, clip_eps=0.15)
     by_hand = [lambda logits: clipped_gradient(logits, batch, 0.15)] * epochs
     expected = adam_by_hand(np.asarray(policy.logits), by_hand, 0.1)
     np.testing.assert_allclose(new.logits, expected, rtol=0, atol=1e-9)
@@ -133,7 +115,7 @@ def test_all_epochs_follow_the_definition(policy):
 def test_the_clip_stops_only_what_has_gone_far_enough(policy, advantage, log_ratio, moves):
     batch = make_batch(policy, log_ratio=log_ratio)
     batch = eqx.tree_at(lambda b: b.advantage, batch, jnp.full(ROWS, advantage, float))
-    new, info = step(PLAIN, policy, batch, epochs=jnp.array(1), clip_eps=jnp.array(0.2))
+    new, _, info = take(PLAIN, policy, batch, epochs=1, clip_eps=0.2)
     assert info.status == Status.ACCEPTED
     assert (np.asarray(new.logits) != np.asarray(policy.logits)).any() == moves
     assert info.extra["clip_fraction"] == 1
@@ -152,7 +134,7 @@ def test_minibatches_visit_every_row(policy):
     @jax.vmap
     def move(key, advantage):
         only = eqx.tree_at(lambda b: b.advantage, batch, advantage)
-        return rule.step(key, policy, rule.init(policy), only)[0].logits - policy.logits
+        return take_step(rule, key, policy, rule.init(policy), only)[0].logits - policy.logits
 
     moved = np.asarray(move(jax.random.split(jax.random.key(0), ROWS), jnp.eye(ROWS)))
     np.testing.assert_array_equal(np.any(moved != 0, axis=(1, 2)), np.asarray(batch.weight) > 0)
@@ -161,7 +143,7 @@ def test_minibatches_visit_every_row(policy):
 def test_target_kl_ends_the_epochs(policy):
     """The epoch that passes the target is the last; the one before it was still below."""
     batch = make_batch(policy)
-    stopped, info = step(dataclasses.replace(PLAIN, epochs=20, target_kl=0.03), policy, batch)
+    stopped, _, info = take(dataclasses.replace(PLAIN, epochs=20, target_kl=0.03), policy, batch)
     done = int(info.extra["epochs_done"])
     assert 1 < done < 20
 
@@ -177,14 +159,14 @@ def test_target_kl_ends_the_epochs(policy):
     )
     assert kl(before) <= 0.03 < kl(stopped.logits)
     assert float(info.kl_old_new) == pytest.approx(kl(stopped.logits), rel=1e-9)
-    _, info = step(PLAIN, policy, batch, epochs=jnp.array(20), clip_eps=jnp.array(0.2))
+    *_, info = take(PLAIN, policy, batch, epochs=20, clip_eps=0.2)
     assert info.extra["epochs_done"] == 20
 
 
 def test_max_grad_norm_limits_the_norm_of_the_whole_gradient(policy):
     """‖g‖ is brought down to the limit before Adam, direction kept; limiting elements would give another step."""
     batch, limit = make_batch(policy), 2e-5
-    new, info = step(PPO(learning_rate=0.1, max_grad_norm=limit, **ONE), policy, batch)
+    new, _, info = take(PPO(learning_rate=0.1, max_grad_norm=limit, **ONE), policy, batch)
     g = policy_gradient(np.asarray(policy.logits), batch, np.asarray(batch.advantage))
     assert np.linalg.norm(g) > 100 * limit
     limited = g * limit / np.linalg.norm(g)
@@ -199,8 +181,8 @@ def test_max_grad_norm_limits_the_norm_of_the_whole_gradient(policy):
 def test_annealing_halves_the_step_in_the_middle_of_the_run(policy, anneal, share):
     rule, batch = PPO(anneal_learning_rate=anneal, **ONE), make_batch(policy)
     first, middle = (
-        step(rule, policy, eqx.tree_at(lambda b: b.progress, batch, jnp.array(progress)))[0].logits - policy.logits
-        for progress in (0.0, 0.5)
+        take(rule, policy, eqx.tree_at(lambda b: b.fraction_done, batch, jnp.array(done)))[0].logits - policy.logits
+        for done in (0.0, 0.5)
     )
     np.testing.assert_allclose(middle, share * first, rtol=1e-9)
     assert np.abs(first).max() == pytest.approx(3e-4, rel=1e-2)
@@ -208,7 +190,7 @@ def test_annealing_halves_the_step_in_the_middle_of_the_run(policy, anneal, shar
 
 def test_entropy_bonus_adds_its_own_gradient(policy):
     batch = make_batch(policy, scale=1e-4)
-    new, _ = step(PPO(learning_rate=0.1, ent_coef=1e-4, max_grad_norm=None, **ONE), policy, batch)
+    new, *_ = take(PPO(learning_rate=0.1, ent_coef=1e-4, max_grad_norm=None, **ONE), policy, batch)
     pi = softmax(np.asarray(policy.logits))
     entropy = -np.sum(pi * np.log(pi), axis=1, keepdims=True)
     visits = np.bincount(np.asarray(batch.obs), weights=np.asarray(batch.weight), minlength=S)[:, None]

@@ -10,52 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from klimb import Batch, Categorical, Reinforce, TabularMDP, exact_batch, rewards_to_go
+from klimb import Batch, Reinforce, rewards_to_go
 from klimb.estimate.returns import total_returns
-
-S, A, GAMMA = 4, 3, 0.8
-
-
-class Table(eqx.Module):
-    """A softmax table that reads state numbers."""
-
-    logits: Float[Array, "S A"]
-
-    def __call__(self, state: Array) -> Categorical:
-        return Categorical(logits=self.logits[state])
-
-
-def make_mdp(seed: int, states: int = S, actions: int = A, shift: float = 0.0) -> TabularMDP:
-    rng = np.random.default_rng(seed)
-    return TabularMDP(
-        jnp.asarray(rng.dirichlet(np.ones(states), size=(states, actions))),
-        jnp.asarray(rng.normal(size=(states, actions)) + shift),
-        jnp.asarray(rng.dirichlet(np.ones(states))),
-        GAMMA,
-    )
-
-
-@eqx.filter_jit
-def step(rule: Reinforce, policy, batch: Batch):
-    new, _, info = rule.step(jax.random.key(0), policy, rule.init(policy), batch)
-    return new, info
+from problems import GAMMA, A, S, batch_on_table, make_mdp, make_table, take
 
 
 @pytest.fixture
 def exact(x64):
     """An MDP, a policy, its exact batch, and ∇J by autodiff of the exact objective."""
-    mdp, policy = make_mdp(0), Table(jax.random.normal(jax.random.key(1), (S, A)))
+    mdp, policy = make_mdp(0), make_table(1)
     gradient = jax.jit(jax.grad(lambda logits: mdp.objective(jax.nn.softmax(logits))))(policy.logits)
-    return policy, eqx.filter_jit(exact_batch)(mdp, policy), np.asarray(gradient)
+    return policy, batch_on_table(mdp, policy), np.asarray(gradient)
 
 
 @pytest.mark.parametrize("learning_rate", [1.0, 1e-2])
 def test_sgd_step_is_the_learning_rate_times_the_exact_gradient(exact, learning_rate):
     """The batch's weights are normalised, d^π(s) π(a|s) with Σ = 1, so the step is α (1 − γ) ∇J."""
     policy, batch, gradient = exact
-    new, info = step(Reinforce(learning_rate=learning_rate, optimizer="sgd"), policy, batch)
+    new, _, info = take(Reinforce(learning_rate=learning_rate, optimizer="sgd"), policy, batch)
     expected = learning_rate * (1 - GAMMA) * gradient
     np.testing.assert_allclose(new.logits - policy.logits, expected, rtol=0, atol=1e-10)
     assert np.abs(expected).max() > 1e-4
@@ -67,7 +41,7 @@ def test_adam_takes_the_same_gradient_through_its_first_step(exact):
     policy, batch, gradient = exact
     # Scaled down to where the 1e-5 matters, so that the size of g is tested and not only its sign.
     small = eqx.tree_at(lambda b: b.advantage, batch, 1e-4 * batch.advantage)
-    new, _ = step(Reinforce(learning_rate=0.1), policy, small)
+    new, _, _ = take(Reinforce(learning_rate=0.1), policy, small)
     g = 1e-4 * (1 - GAMMA) * gradient
     np.testing.assert_allclose(new.logits - policy.logits, 0.1 * g / (np.abs(g) + 1e-5), rtol=0, atol=1e-10)
 
@@ -77,25 +51,25 @@ def test_max_grad_norm_limits_the_norm_of_the_whole_gradient(exact, max_grad_nor
     """A limit on the norm shortens the step and keeps its direction, which a limit on elements does not."""
     policy, batch, gradient = exact
     g = (1 - GAMMA) * gradient
-    new, info = step(Reinforce(learning_rate=1.0, optimizer="sgd", max_grad_norm=max_grad_norm), policy, batch)
+    new, _, info = take(Reinforce(learning_rate=1.0, optimizer="sgd", max_grad_norm=max_grad_norm), policy, batch)
     expected = g * min(1, max_grad_norm / np.linalg.norm(g))
     assert (np.linalg.norm(g) > max_grad_norm) == (max_grad_norm < 1)
     np.testing.assert_allclose(new.logits - policy.logits, expected, rtol=0, atol=1e-12)
     assert float(info.extra["grad_norm"]) == pytest.approx(np.linalg.norm(g), rel=1e-10)
 
 
-@pytest.mark.parametrize(("anneal", "progress", "share"), [(True, 0.5, 0.5), (True, 0.0, 1.0), (False, 0.5, 1.0)])
-def test_annealing(exact, anneal, progress, share):
+@pytest.mark.parametrize(("anneal", "fraction_done", "share"), [(True, 0.5, 0.5), (True, 0.0, 1.0), (False, 0.5, 1.0)])
+def test_annealing(exact, anneal, fraction_done, share):
     policy, batch, gradient = exact
-    batch = eqx.tree_at(lambda b: b.progress, batch, jnp.array(progress))
-    new, _ = step(Reinforce(learning_rate=1.0, optimizer="sgd", anneal_learning_rate=anneal), policy, batch)
+    batch = eqx.tree_at(lambda b: b.fraction_done, batch, jnp.array(fraction_done))
+    new, _, _ = take(Reinforce(learning_rate=1.0, optimizer="sgd", anneal_learning_rate=anneal), policy, batch)
     np.testing.assert_allclose(new.logits - policy.logits, share * (1 - GAMMA) * gradient, rtol=0, atol=1e-12)
 
 
 def test_entropy_bonus_adds_its_own_gradient(exact):
     """∂H/∂logit_a = −π_a (log π_a + H) in each state, weighted by how often the state occurs."""
     policy, batch, gradient = exact
-    new, _ = step(Reinforce(learning_rate=1.0, optimizer="sgd", ent_coef=0.3), policy, batch)
+    new, _, _ = take(Reinforce(learning_rate=1.0, optimizer="sgd", ent_coef=0.3), policy, batch)
     d = np.asarray(batch.weight).reshape(S, A).sum(axis=1, keepdims=True)
     log_pi = np.asarray(batch.log_prob).reshape(S, A)
     entropy = -np.sum(np.exp(log_pi) * log_pi, axis=1, keepdims=True)
@@ -109,8 +83,9 @@ class Enumerated:
     T, S, A = 3, 2, 2
 
     def __init__(self) -> None:
-        self.mdp = make_mdp(7, self.S, self.A, shift=2.0)
-        self.policy = Table(jax.random.normal(jax.random.key(2), (self.S, self.A)))
+        mdp = make_mdp(7, self.S, self.A, concentration=1.0)
+        self.mdp = eqx.tree_at(lambda m: m.reward, mdp, mdp.reward + 2)
+        self.policy = make_table(2, self.S, self.A)
         self.pi = jax.nn.softmax(self.policy.logits)
         paths = np.array(list(itertools.product(range(self.S), range(self.A), repeat=self.T)))
         self.state, self.action = paths[:, 0::2], paths[:, 1::2]

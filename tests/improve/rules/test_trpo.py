@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,8 @@ from jaxtyping import Array, Float
 from klimb import TRPO, Batch, Categorical, DiagGaussian, Status
 from klimb.improve.line_search import backtrack, grow
 from klimb.policies.parameters import flatten
-from problems import A, S, Table, batch_on_table, make_mdp, mean_kl
+from klimb.tabular.table import SoftmaxTable
+from problems import A, S, batch_on_table, make_mdp, mean_kl, take
 
 
 def probabilities(policy) -> Array:
@@ -39,16 +38,6 @@ class Normal(eqx.Module):
 
     def __call__(self, obs: Array) -> DiagGaussian:
         return DiagGaussian(mean=self.mean, log_std=self.log_std)
-
-
-@eqx.filter_jit
-def take(rule: TRPO, policy, batch: Batch, **fields: Array):
-    """One step. `fields` are hyperparameters as data, so that one compilation serves all their values."""
-    rule = copy.copy(rule)
-    for name, value in fields.items():
-        object.__setattr__(rule, name, value)
-    new, _, info = rule.step(jax.random.key(0), policy, rule.init(policy), batch)
-    return new, info
 
 
 def pinned_fisher(pi: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -75,7 +64,7 @@ def test_damping_does_not_shorten_the_step(x64, damping):
     rule = TRPO(cg_iterations=100, cg_tolerance=1e-12)
     batch, errors = batch_on_table(mdp, policy), []
     for max_kl in (1e-4, 1e-6, 1e-8):
-        new, info = take(rule, policy, batch, max_kl=jnp.array(max_kl), damping=jnp.array(damping))
+        new, _, info = take(rule, policy, batch, max_kl=max_kl, damping=damping)
         assert info.status == Status.ACCEPTED
         reached = mean_kl(pi, probabilities(new), d)
         assert info.extra["backtracks"] <= 1
@@ -101,9 +90,9 @@ def test_damping_does_not_shorten_the_step(x64, damping):
 
 def test_direction_on_a_softmax_table_is_the_advantage(x64):
     """F⁻¹∇J of a softmax table is A^π up to a constant in each state: no trace of how often states occur."""
-    mdp, policy = make_mdp(1), Table(jax.random.normal(jax.random.key(2), (S, A)))
+    mdp, policy = make_mdp(1), SoftmaxTable(jax.random.normal(jax.random.key(2), (S, A)))
     rule = TRPO(max_kl=1e-6, damping=0, cg_iterations=60, cg_tolerance=1e-9)
-    new, info = take(rule, policy, batch_on_table(mdp, policy))
+    new, _, info = take(rule, policy, batch_on_table(mdp, policy))
     assert info.status == Status.ACCEPTED
     advantage = np.asarray(mdp.advantages(probabilities(policy)))
     moved = np.asarray(new.logits - policy.logits)
@@ -123,7 +112,7 @@ def test_residual_reported_is_that_of_the_damped_system(x64):
     fisher = pinned_fisher(np.asarray(pi), d)
     gradient = (d[:, None] * np.asarray(pi) * np.asarray(mdp.advantages(pi)))[:, :-1].reshape(-1)
     rule = TRPO(cg_iterations=2, cg_tolerance=0, damping=0.05)
-    new, info = take(rule, policy, batch_on_table(mdp, policy))
+    new, _, info = take(rule, policy, batch_on_table(mdp, policy))
     # The step is x times a number: with x = t·step, the t is known from the step size reported.
     x = np.asarray(flatten(new).theta - flatten(policy).theta) / float(info.extra["step_size"])
     residual = np.linalg.norm((fisher + 0.05 * np.eye(len(fisher))) @ x - gradient) / np.linalg.norm(gradient)
@@ -161,7 +150,7 @@ def normal_kl(p: Normal, q: Normal) -> float:
 
 def test_backtracks_are_counted_and_the_first_step_that_fits_is_taken(x64):
     rule, policy, batch = shrinking("old_new", max_kl=1.0)
-    new, info = take(rule, policy, batch)
+    new, _, info = take(rule, policy, batch)
     # The direction is log σ alone (the batch is symmetric), so the full step is −√max_kl there.
     scale, backtracks = 1.0, 0
     while (kl := normal_kl(policy, Normal(jnp.zeros(1), jnp.array([-scale])))) > 1:
@@ -174,12 +163,12 @@ def test_backtracks_are_counted_and_the_first_step_that_fits_is_taken(x64):
 
 def test_the_direction_of_the_kl_is_the_one_asked_for(x64):
     """The same full step is inside the region by KL(π_new‖π_old) and outside it by KL(π_old‖π_new)."""
-    taken, full_info = take(*shrinking("new_old", max_kl=1.0))
+    taken, _, full_info = take(*shrinking("new_old", max_kl=1.0))
     assert full_info.extra["backtracks"] == 0
     start = Normal(jnp.zeros(1), jnp.zeros(1))
     assert normal_kl(taken, start) <= 1 < normal_kl(start, taken)
     assert float(full_info.kl_max) == pytest.approx(normal_kl(taken, start), rel=1e-9)
-    shorter, short_info = take(*shrinking("old_new", max_kl=1.0))
+    shorter, _, short_info = take(*shrinking("old_new", max_kl=1.0))
     assert short_info.extra["backtracks"] > 0
     assert normal_kl(start, shorter) <= 1
     assert float(short_info.kl_max) == pytest.approx(normal_kl(start, shorter), rel=1e-9)
@@ -196,7 +185,7 @@ def no_improvement():
 
 def no_curvature():
     """A policy so sure of itself that its Fisher matrix is 0, and a sample of what it never does."""
-    policy = Table(jnp.array([[2000.0, 0.0]]))
+    policy = SoftmaxTable(jnp.array([[2000.0, 0.0]]))
     state, action = jnp.zeros(1, int), jnp.ones(1, int)
     batch = Batch(
         obs=state,
@@ -219,7 +208,7 @@ OUTCOMES = [
 @pytest.mark.parametrize(("case", "status", "message"), OUTCOMES, ids=lambda x: getattr(x, "__name__", ""))
 def test_rejected_steps_say_why_and_change_nothing(x64, case, status, message):
     rule, policy, batch = case()
-    new, info = take(rule, policy, batch)
+    new, _, info = take(rule, policy, batch)
     assert Status(int(info.status)) is status
     assert message in Status(int(info.status)).message
     for before, after in zip(jax.tree.leaves(policy), jax.tree.leaves(new), strict=True):
@@ -233,7 +222,7 @@ def test_rejected_steps_say_why_and_change_nothing(x64, case, status, message):
 def test_a_longer_search_takes_the_batch_that_was_rejected(x64):
     """The rejection above is about the steps that were tried, not about the data."""
     _, policy, batch = no_improvement()
-    new, info = take(TRPO(max_kl=50, max_backtracks=40), policy, batch)
+    new, _, info = take(TRPO(max_kl=50, max_backtracks=40), policy, batch)
     assert info.status == Status.ACCEPTED
     assert info.extra["backtracks"] > 2
     assert float(new.mean[0]) > 0.1
@@ -242,7 +231,7 @@ def test_a_longer_search_takes_the_batch_that_was_rejected(x64):
 def test_saturated_policies_have_a_direction_again_with_damping(x64):
     _, policy, batch = no_curvature()
     rule = TRPO(damping=0.1)
-    _, info = take(rule, policy, batch)
+    *_, info = take(rule, policy, batch)
     # F is still 0, so no length can be read off it: rejected, but no longer for want of a direction.
     assert Status(int(info.status)) is Status.NO_IMPROVEMENT
     assert info.extra["cg_residual"] < 1e-5
@@ -345,12 +334,12 @@ def test_growing_search_says_what_the_last_try_lacked(evaluate, status):
 @pytest.mark.parametrize("seed", range(4))
 def test_growing_uses_the_region_that_backtracking_leaves(x64, seed):
     """With a far too short full step (a hundred times the Fisher matrix of the KL) the search makes up for it."""
-    mdp, policy = make_mdp(seed), Table(jax.random.normal(jax.random.key(seed), (S, A)))
+    mdp, policy = make_mdp(seed), SoftmaxTable(jax.random.normal(jax.random.key(seed), (S, A)))
     batch, used = batch_on_table(mdp, policy), {}
     for search in ("backtracking", "growing"):
         # One product in a badly conditioned solve: a poor direction and a length that fits nothing else.
         rule = TRPO(max_kl=0.3, cg_iterations=1, line_search=search, max_backtracks=20)
-        _, info = take(rule, policy, batch)
+        *_, info = take(rule, policy, batch)
         assert info.status == Status.ACCEPTED
         assert info.kl_old_new <= 0.3
         assert info.surrogate_gain > 0
@@ -361,7 +350,7 @@ def test_growing_uses_the_region_that_backtracking_leaves(x64, seed):
 
 def test_fisher_of_a_part_and_a_search_on_the_whole(x64):
     """The direction changes with the part drawn; the limit holds on the whole batch."""
-    mdp, policy = make_mdp(0), Table(jax.random.normal(jax.random.key(1), (S, A)))
+    mdp, policy = make_mdp(0), SoftmaxTable(jax.random.normal(jax.random.key(1), (S, A)))
     batch = batch_on_table(mdp, policy)
     rule = TRPO(fisher_fraction=0.4, max_kl=0.05)
     steps = []
@@ -375,7 +364,7 @@ def test_fisher_of_a_part_and_a_search_on_the_whole(x64):
 
 def test_empirical_fisher_is_the_exact_one_on_exact_expectations(x64):
     """E_a[∇log π ∇log πᵀ] over all actions is the same matrix; so is the step."""
-    mdp, policy = make_mdp(0), Table(jax.random.normal(jax.random.key(1), (S, A)))
+    mdp, policy = make_mdp(0), SoftmaxTable(jax.random.normal(jax.random.key(1), (S, A)))
     batch = batch_on_table(mdp, policy)
     exact, empirical = (take(TRPO(fisher=kind), policy, batch)[0].logits for kind in ("exact", "empirical"))
     np.testing.assert_allclose(empirical, exact, rtol=0, atol=1e-10)
