@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -19,7 +19,7 @@ from klimb.errors import ConfigError
 from klimb.report.page import write_report
 from klimb.runs.directory import unused_directory
 from klimb.training import devices
-from klimb.training.sweep import sweep as sweep_over
+from klimb.training.sweep import start_sweep
 
 
 class Values(NamedTuple):
@@ -75,9 +75,7 @@ def sweep(arguments: SweepArguments) -> None:
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
     with reporting_failure(parent), Progress(config, console) as progress:
-        runs = sweep_over(
-            config.env, config.rule, over, run_dir=parent, on_records=progress.update, **asdict(config.options)
-        )
+        runs = start_sweep(config, environment, over, run_dir=parent, on_records=progress.update)
     for run in runs:
         assert run.directory is not None
         result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -68,9 +68,7 @@ def train(arguments: TrainArguments) -> None:
     compilation_cache.enable()
     run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
     with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.train(
-            config.env, config.rule, run_dir=run_dir, on_records=progress.update, **asdict(config.options)
-        )
+        run = driver.start(config, environment, run_dir=run_dir, on_records=progress.update)
     finish(run_dir, run.policies, config, environment, flags.eval_episodes, console)
 
 
