@@ -12,7 +12,7 @@ from rich.console import Console
 
 from klimb.cli.evaluate import evaluate_seeds, evaluation_lines
 from klimb.environments.base import CompiledEnvironment
-from klimb.environments.registry import imported_module, make, make_named_in
+from klimb.environments.registry import make, make_named_in
 from klimb.errors import KlimbError, TrainingFailed
 from klimb.report.page import write_report
 from klimb.runs.config import RunConfig
@@ -78,8 +78,7 @@ def finish(
         ("metrics", run_dir / "metrics.jsonl"),
     ):
         console.print(f"{name:<12} {path}", highlight=False, markup=False, soft_wrap=True)
-    imports = imported_module(config.env) is not None or config.options.policy is not None
-    flag = " --trust-environment" if imports else ""
+    flag = " --trust-environment" if config.names_modules else ""
     console.print(f"again        klimb evaluate {run_dir}{flag}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -114,7 +114,10 @@ def _described(text: str) -> tuple[str, ActionSpec]:
     match json.loads(text):
         # Printable, because it goes into messages of one line.
         case {"environment": str(environment), "actions": dict(actions)} if _is_name(environment):
-            return environment, actions_from_json(actions)
+            try:
+                return environment, actions_from_json(actions)
+            except ValueError as error:
+                raise ValueError(f"its description has no environment or no action space: {error}") from None
     raise ValueError("its description has no environment or no action space")
 
 

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import require_fit
-from klimb.environments.registry import Environment, imported_module, make, recorded_name, require_trust
+from klimb.environments.registry import Environment, make, recorded_name, require_trust
 from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
@@ -341,6 +341,6 @@ def _saved(writers: list[RunWriter]) -> str:
         return "; nothing was saved (no run directory)"
     if any(writer.directory is not None and writer.saved_at is None for writer in writers):
         return "; the checkpoint could not be written"
-    flag = "" if imported_module(directories[0].config.env) is None else " --trust-environment"
+    flag = " --trust-environment" if directories[0].config.names_modules else ""
     ways = " and ".join(f"klimb resume {directory.path}{flag}" for directory in directories)
     return f", checkpoint saved; go on with: {ways}"

@@ -108,7 +108,7 @@ class CompiledSource(Source):
     def trace(self, state: TrainState) -> None:
         self.metric_shapes(state)
 
-    def metric_shapes(self, state: TrainState) -> Metrics:
+    def metric_shapes(self, state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an iteration's metrics, `[K, iterations]` each."""
         return jax.eval_shape(self._run, state, self._learner.copies.values, 1, self._learner.demonstrations)[1]
 
@@ -254,7 +254,7 @@ class DemonstrationSource(Source):
     def trace(self, state: TrainState) -> None:
         self.metric_shapes(state)
 
-    def metric_shapes(self, state: TrainState) -> Metrics:
+    def metric_shapes(self, state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an iteration's metrics, `[K]` each."""
         return jax.eval_shape(self._run, state, self._learner.demonstrations)[1]
 
