@@ -24,10 +24,6 @@ import klimb.training.devices
 # Before JAX starts; `one_device` leaves the second one to the tests that ask for it.
 jax.config.update("jax_num_cpu_devices", 2)
 
-# The hook rewrites syntax trees, which CPython 3.11 can fail to do deep inside a call stack: import everything here.
-for module in pkgutil.walk_packages(klimb.__path__, "klimb."):
-    importlib.import_module(module.name)
-
 # Compiled programs are kept between test runs.
 CACHE = Path(os.environ.get("KLIMB_TEST_CACHE", Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -37,6 +33,16 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Linux refuses a process more than 65530 memory maps, and every compiled program has some of its own.
 MAX_MAPS = 30_000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import everything: jaxtyping rewrites syntax trees, which CPython 3.11 can fail to do deep inside a call stack.
+
+    Not in the process that only hands the tests out to others.
+    """
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        for module in pkgutil.walk_packages(klimb.__path__, "klimb."):
+            importlib.import_module(module.name)
 
 
 @pytest.fixture(scope="module", autouse=True)

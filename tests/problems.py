@@ -67,17 +67,17 @@ def optimum(mdp: TabularMDP) -> float:
 batch_on_table = eqx.filter_jit(exact_batch)
 
 
-DECISIVE = {"ent_coef", "fisher_fraction", "holdout"}
-"""Real numbers by which a rule decides what it does, beside those that it only calculates with."""
+CONSTANTS = {"ent_coef", "fisher_fraction", "holdout", "damping", "cg_tolerance"}
+"""Real numbers of rules that have to be known when a step is traced."""
 
 
 def take(rule: Any, policy: PyTree, batch: Batch, state: PyTree = None, key: int = 0, **fields: float):
     """One step: (policy, state, info).
 
-    What the rule only calculates with is data, and so are other `fields` of it that are given by name: one compilation
-    serves all their values.
+    The rule's other real numbers are data, and so are `fields` of it that are given by name: one compilation serves all
+    their values.
     """
-    values = {name: x for name, x in vars(rule).items() if type(x) is float and name not in DECISIVE} | fields
+    values = {name: x for name, x in vars(rule).items() if type(x) is float and name not in CONSTANTS} | fields
     nameless = with_values(rule, dict.fromkeys(values))
     return _take(nameless, jax.tree.map(jnp.asarray, values), policy, batch, state, jnp.uint32(key))
 

@@ -107,7 +107,7 @@ def frozen_lake_steps() -> dict[str, np.ndarray]:
 
     States count as often as the policy that collected visits them before an episode ends.
     """
-    options = TrainOptions(env_steps=10**6, hidden=(), num_envs=128, num_steps=64)
+    options = TrainOptions(env_steps=10**6, hidden=(), num_envs=256, num_steps=64)
     program = Program(RunConfig(FROZEN_LAKE, TRPO(damping=1e-3), options), klimb.make(FROZEN_LAKE))
     with jax.enable_x64(True):
         mdp = TabularMDP.from_gymnasium(FROZEN_LAKE, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -169,10 +170,19 @@ def test_nothing_in_klimb_runs_data():
     found = [
         f"{path.relative_to(source)}: {line.strip()}"
         for path in source.rglob("*.py")
-        for line in path.read_text(encoding="utf-8").splitlines()
+        for line in code_of(path).splitlines()
         if re.search(words, line)
     ]
     assert not found
+
+
+def code_of(path: Path) -> str:
+    """A file without its comments and docstrings, which may say what is not done."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
 
 
 @pytest.mark.fault("a pipe stands where a file should be", "refused; nobody waits for it")
@@ -206,7 +216,7 @@ def test_pipes(whole, name):
             "a policy is from a newer klimb",
             "refused, with both versions",
             {"version": 7, "news": [1]},
-            "was written by a newer klimb: its version is 7, this one reads 1",
+            "was written by a newer klimb: its version is 7, this one reads 2",
         ),
         fault("a policy has a field that klimb does not know", "refused, with its name", {"code": "x"}, "code = 'x'"),
         fault(
