@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Scalar = Float[Array, ""]
-SMALLEST = 1e-6
+MIN_POSITIVE_MULTIPLIER = 1e-6
+"""Minimum λ in log space."""
 
 
 def dual_ascent(
@@ -22,8 +23,8 @@ def dual_ascent(
     largest: maximum λ. It keeps λ D from being 0 · ∞ = NaN.
     """
     if log_space:
-        # No factor would lift λ = 0.
-        return jnp.clip(multiplier * jnp.exp(learning_rate * violation), SMALLEST, largest)
+        # No multiplicative step leads away from λ = 0.
+        return jnp.clip(multiplier * jnp.exp(learning_rate * violation), MIN_POSITIVE_MULTIPLIER, largest)
     return jnp.clip(multiplier + learning_rate * violation, 0, largest)
 
 
