@@ -67,9 +67,10 @@ def backtrack(
 ) -> SearchResult:
     """θ + scale · full_step, scale = 1 first: the first try with gain > 0 and KL ≤ max_kl.
 
-    Schulman et al. 2015, appendix C, except for the shortening near the limit: a rejected step is multiplied by
-    `factor`, or by max_kl / KL if that is larger. The KL is about quadratic in the step, so after exceeding the limit
-    by a small fraction the next try falls short of it by the same fraction; `factor` = 0.8 would give up a third.
+    Schulman et al. 2015, appendix C, except near the limit: a step whose KL is too large is multiplied by max_kl / KL
+    if that is larger than `factor`, any other rejected step by `factor`. The KL is about quadratic in the step, so
+    after exceeding the limit by a small fraction the next try is below it by the same fraction; `factor` = 0.8 would
+    give up a third of the trust region.
 
     evaluate: θ' ↦ (surrogate gain, KL), both scalars.
     theta: the parameters before the step. full_step: the step for scale = 1.
