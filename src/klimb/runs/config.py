@@ -100,7 +100,10 @@ class TrainOptions(Logging, CriticFit, Starting, NetworkOptions, Estimator, Coll
 
 
 def num_iterations(rule: Rule, options: TrainOptions) -> int:
-    """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs."""
+    """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs.
+
+    rule, options: of the run.
+    """
     if is_offline(rule):
         return rule.max_epochs
     return -(-options.env_steps // (traits_of(rule).env_steps_per_row * options.batch_size))

@@ -27,7 +27,10 @@ _TYPES = {"float32": "F32", "int32": "I32", "bool": "BOOL"}
 
 
 def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Path:
-    """Write one file, whole or not at all; returns its path."""
+    """Write one file, whole or not at all; returns its path.
+
+    demonstrations: what it is to hold. path: of the file. DemonstrationError when it can't be written.
+    """
     path = Path(path)
     actions = demonstrations.actions
     described = {"environment": demonstrations.environment, "actions": actions.to_json()}

@@ -110,6 +110,7 @@ def start(
 ) -> Run:
     """A training from its first iteration to its last, by a configuration and the environment that it names.
 
+    config: of the run. environment: the one that it names.
     policy, critic, demonstrations: objects that the configuration can't name, as `train` takes them.
     run_dir, on_records, errors: as for `train`.
     """
@@ -140,7 +141,7 @@ def resume(
     """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
 
     The result is the same, byte for byte, as that of a run never interrupted: on compiled environments, and on those
-    whose simulator's state can be saved (docs/reliability.md). On others running episodes start anew.
+    whose simulator's state can be saved (docs/reliability.md). On others running episodes start again.
 
     run_dir: the run.
     env, rule, policy, critic, demonstrations: needed only for a run that was started from Python with objects that a
@@ -194,7 +195,7 @@ def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree |
     except ForeignPolicy as error:
         raise ConfigError(f"{error}; in Python: klimb.resume(run, policy=...)") from None
     except PolicyFileError as error:
-        logger.warning("%s; the checkpoint is used, and its policy written anew", error)
+        logger.warning("%s; the checkpoint is used, and its policy written again", error)
         return policy_for(environment, directory.config)
 
 

@@ -32,6 +32,7 @@ def sweep(
 ) -> list[Run]:
     """Train with every combination of some values of the rule's fields, all seeds of all of them in one program.
 
+    env: a name (see `klimb.make`) or an environment object. rule: with the values of what is not varied.
     over: the values of each field, e.g. `{"max_kl": [0.003, 0.01, 0.03]}`. The fields are numbers that the rule only
     calculates with; those that decide what it does (counts, switches, choices) need runs of their own.
     run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.

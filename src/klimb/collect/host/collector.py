@@ -214,7 +214,7 @@ class VectorCollector:
         _, num_seeds, num_envs = self.shape
         if faults:
             more = f" ({len(faults)} in this rollout)" if len(faults) > 1 else ""
-            logger.warning("environment %d: %s; it is started anew%s", faults[0].copy, faults[0].cause, more)
+            logger.warning("environment %d: %s; it is restarted%s", faults[0].copy, faults[0].cause, more)
         return np.bincount([fault.copy // num_envs for fault in faults], minlength=num_seeds).astype(np.int32)
 
     def _parameters(self, policy: PyTree) -> np.ndarray:
@@ -310,7 +310,7 @@ def complete(static: PyTree, policy: PyTree, rollout: HostRollout) -> Rollout:
     columns = rollout.columns
     obs, action = (jnp.reshape(x, (-1, *x.shape[2:])) for x in (columns.obs, columns.action))
     log_prob = action_distribution(eqx.combine(policy, static), obs).log_prob(action)
-    # An environment that was started anew cuts off what came before; a reset's own row comes after an end anyway.
+    # A restart cuts off the episode that came before; the row of a reset comes after an end anyway.
     breaks = jnp.concatenate([~jnp.asarray(columns.valid[1:]), jnp.zeros_like(columns.valid[:1])])
     truncated = columns.truncated | (breaks & ~columns.terminated)
     fields = {**columns._asdict(), "truncated": truncated, "time": rollout.time}

@@ -45,7 +45,7 @@ class SharedRollout:
 
     @staticmethod
     def size(spec: PolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout) -> int:
-        """Bytes in all."""
+        """Bytes in all. spec: of the policy. shape: (T, K, N). layout: of a rollout's columns."""
         return bytes_of(layout) + 4 * (int(np.prod(layout.action.shape)) + shape[1] * spec.size)
 
 
