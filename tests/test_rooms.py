@@ -8,20 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
-    *(
-        "_version",
-        "errors",
-        "modules",
-        "fields",
-        "types",
-        "policies",
-        "tabular",
-        "environments",
-        "collect",
-        "estimate",
-        "improve",
-    ),
-    *("guided", "rules", "theory", "runs", "training", "report", "cli", "__main__"),
+    *("_version", "errors", "modules", "fields", "types", "policies", "tabular", "environments", "collect"),
+    *("estimate", "improve", "guided", "rules", "theory", "runs", "training", "report", "cli", "__main__"),
 )
 
 
@@ -32,7 +20,8 @@ def modules_imported(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} - {"klimb"} | {f"{node.module}.{name.name}" for name in node.names}
+            names = {f"{node.module}.{name.name}" for name in node.names}
+            found |= names if names <= MODULES.keys() else {node.module} | names
     return found & MODULES.keys()
 
 

@@ -1,4 +1,4 @@
-"""Errors whose message is meant for the person at the keyboard: cause, numbers and remedy in one line."""
+"""Errors whose message is for the user: cause, numbers and remedy in one line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class KlimbError(Exception):
-    """Something the caller can mend. The command line prints it in one line and exits with 2."""
+    """An error that the user can correct. The command line prints it in one line and exits with status 2."""
 
 
 class ConfigError(KlimbError, ValueError):
-    """A configuration that does not say a valid run: unknown names, wrong types, values out of range."""
+    """An invalid configuration: unknown names, wrong types, values out of range."""
 
 
 class EnvironmentNotFound(KlimbError, ValueError):
@@ -20,15 +20,15 @@ class EnvironmentNotFound(KlimbError, ValueError):
 
 
 class UntrustedEnvironment(KlimbError):
-    """A file names an environment whose name would import a module, and nobody has said that it may."""
+    """A file names something whose module would have to be imported, and the user has not allowed it."""
 
 
 class UnsupportedSpace(KlimbError, ValueError):
-    """An observation or action space that klimb has no network or distribution for."""
+    """An observation or action space for which klimb has no network or distribution."""
 
 
 class MissingExtra(KlimbError, ImportError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed but not installed."""
 
 
 class PolicyFileError(KlimbError):
@@ -36,43 +36,52 @@ class PolicyFileError(KlimbError):
 
 
 class DemonstrationError(KlimbError, ValueError):
-    """Demonstrations that are missing, damaged, cut off, or from another environment."""
+    """Demonstrations that are missing, damaged, truncated, or from another environment."""
 
 
 class RunError(KlimbError):
-    """A run directory that can't be used as asked: exists already, is none, or holds no usable checkpoint."""
+    """A run directory that can't be used: it exists already, is not a run, or has no usable checkpoint."""
 
 
 class EnvironmentFault(RunError):
-    """A host environment that raises, hangs, ends its process, or answers with what is no observation or reward."""
+    """A host environment that raises, hangs, ends its process, or returns an invalid observation or reward."""
 
 
 class TrainingFailed(RunError):
-    """A training that can't go on: its steps, or its environment, fail one time after the other."""
+    """A training that can't continue: its steps, or its environment, fail again and again."""
 
 
 class CheckFailed(Exception):
-    """A statement of the theory does not hold: a failure of klimb's, not a mistake of the user's."""
+    """A statement of the theory does not hold: a defect of klimb, not a mistake of the user."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name closest to a wrong one, whatever its case; or nothing."""
+    """`; did you mean 'x'?` for the most similar known name, or an empty string if none is similar.
+
+    name: the wrong name. known: the right ones. Case is ignored.
+    """
     by_lower = {word.lower(): word for word in known}
     match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean {by_lower[match[0]]!r}?" if match else ""
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """A value out of a file as part of a message: one printable line, cut when it is long."""
+    """A value from a file for a message: one printable line.
+
+    value: anything. limit: characters after which it is truncated.
+    """
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, or what holds itself deeply
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or deeply nested containers
         text = f"<a value of type {type(value).__name__}, too long to show>"
     return one_line(text, limit)
 
 
 def one_line(text: object, limit: int = 400) -> str:
-    """Text, or a path, or what another library says of a file, on one printable line, cut when it is long."""
+    """Text, a path or another library's error as one printable line, without control characters.
+
+    text: anything, by `str`. limit: characters after which it is truncated.
+    """
     line = str(text)
     line = line if line.isprintable() else " ".join(line.split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: limit + 1])

@@ -164,7 +164,10 @@ def take_rows(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:
 
 
 def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:
-    """Σ w x / Σ w over the leading axis; a non-finite row of weight 0 does not spread (0·∞ would be NaN)."""
+    """Σ w x / Σ w over the leading axis; a non-finite row of weight 0 does not spread (0·∞ would be NaN).
+
+    value: x. weight: w ≥ 0.
+    """
     weight = jnp.reshape(weight, weight.shape + (1,) * (value.ndim - 1))
     total = jnp.sum(weight, axis=0)
     return jnp.sum(jnp.where(weight > 0, value * weight, 0), axis=0) / jnp.where(total > 0, total, 1)

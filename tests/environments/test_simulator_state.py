@@ -178,7 +178,7 @@ def test_only_known_classes_are_supported():
     assert simulator_state.supported(CartPoleEnv())
     for env in (SteeperCartPole(), Doubled(known), gym.wrappers.NormalizeObservation(known), other_numbers):
         assert not simulator_state.supported(env)
-        with pytest.raises(RunError, match=r"is not known") as caught:
+        with pytest.raises(RunError, match=r"can.t be saved or restored") as caught:
             simulator_state.capture(env)
         assert "\n" not in str(caught.value)
 

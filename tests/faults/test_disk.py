@@ -97,7 +97,7 @@ def test_a_damaged_newest_checkpoint_gives_way(damage, checkpoints, caplog):
     assert found.iteration == 1
     assert float(found.state["weights"][0, 0]) == 1.0
     assert "000000002.safetensors" in caplog.text
-    assert "going on from iteration 1" in caplog.text
+    assert "resuming from iteration 1" in caplog.text
 
 
 def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_harmless(checkpoints):
@@ -288,7 +288,7 @@ class At:
 @fault("the run directory is removed during the training", "it stops with a line; the error holds the policies")
 def test_a_removed_directory_stops_the_run(tmp_path):
     path = tmp_path / "run"
-    with pytest.raises(klimb.NotSaved, match="has been removed while the training was going on; stopped") as caught:
+    with pytest.raises(klimb.NotSaved, match="has been removed during the training; stopped") as caught:
         train(path, At(3, lambda: shutil.rmtree(path)))
     assert caught.value.runs[0].policy(jnp.zeros(4)).logits.shape == (2,)
     assert not path.exists()

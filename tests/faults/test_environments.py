@@ -147,7 +147,7 @@ class Collecting:
         return self.collector.collect(jax.random.split(jax.random.key(number), SEEDS), self.policy)
 
 
-ROW = "its row is not valid, it is started anew, and the other environments' data is kept"
+ROW = "its row is not valid, it is restarted, and the other environments' data is kept"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ ROW = "its row is not valid, it is started anew, and the other environments' dat
         pytest.param("raises", marks=fault("one environment of many raises", ROW)),
         pytest.param(
             "raises at reset",
-            marks=fault("one environment of many raises when it is reset", "it is started anew, and no row is lost"),
+            marks=fault("one environment of many raises when it is reset", "it is restarted, and no row is lost"),
         ),
         pytest.param("gives a wrong shape", marks=fault("an observation has the wrong shape", ROW)),
         pytest.param("gives words", marks=fault("an observation is made of words", ROW)),
@@ -178,7 +178,7 @@ def test_one_faulty_environment_costs_a_row(faulty, what, workers, caplog):
         at_reset = what == "raises at reset"
         assert (~valid).sum() == (0 if at_reset else 1)
         assert np.asarray(episodes.faults).sum() == 1
-        assert "is started anew" in caplog.text
+        assert "is restarted" in caplog.text
         assert "\n" not in caplog.records[0].getMessage()
         if not at_reset:
             seed, step, copy = np.argwhere(~valid)[0]
@@ -197,12 +197,12 @@ def test_one_faulty_environment_costs_a_row(faulty, what, workers, caplog):
 @pytest.mark.parametrize(
     "what",
     [
-        pytest.param("exits", marks=fault("an environment ends its worker process", "the worker is started anew")),
+        pytest.param("exits", marks=fault("an environment ends its worker process", "the worker is restarted")),
         pytest.param(
             "crashes",
-            marks=[pytest.mark.slow, fault("an environment crashes its worker process", "the worker is started anew")],
+            marks=[pytest.mark.slow, fault("an environment crashes its worker process", "the worker is restarted")],
         ),
-        pytest.param("hangs", marks=fault("an environment hangs past the time limit", "the worker is started anew")),
+        pytest.param("hangs", marks=fault("an environment hangs past the time limit", "the worker is restarted")),
     ],
 )
 def test_a_lost_worker_costs_its_rows_of_one_rollout(faulty, what, caplog):
@@ -219,17 +219,17 @@ def test_a_lost_worker_costs_its_rows_of_one_rollout(faulty, what, caplog):
         assert again.valid.all()
 
 
-@fault("an environment fails at every step", "it is started anew once; then the run stops with the cause")
+@fault("an environment fails at every step", "it is restarted once; then the run stops with the cause")
 def test_an_environment_that_always_fails_is_given_up(faulty):
     with (
         Collecting(faulty("always raises"), 0) as collecting,
-        pytest.raises(EnvironmentFault, match="fails right after it was started anew: ValueError: the motor is on"),
+        pytest.raises(EnvironmentFault, match="fails right after it was restarted: ValueError: the motor is on"),
     ):
         collecting.rollout()
 
 
 @pytest.mark.slow
-@fault("a worker process is lost in every rollout", "it is started anew twice; then the run stops with the cause")
+@fault("a worker process is lost in every rollout", "it is restarted twice; then the run stops with the cause")
 def test_a_worker_that_is_always_lost_is_given_up(faulty):
     with Collecting(faulty("always exits"), 2) as collecting:
         collecting.rollout()
@@ -240,7 +240,7 @@ def test_a_worker_that_is_always_lost_is_given_up(faulty):
 
 @fault("an environment prints megabytes, from Python and from C", "what it says is kept from the answers, and let go")
 def test_what_environments_print_does_no_harm(faulty, monkeypatch):
-    monkeypatch.setattr("klimb.collect.host.worker_process.MOST_SAID", 10_000)
+    monkeypatch.setattr("klimb.collect.host.worker_process.MAX_STDERR", 10_000)
     with Collecting(faulty("prints"), 2) as collecting:
         for number in range(3):
             rollout, _ = collecting.rollout(number)

@@ -69,12 +69,12 @@ def test_padding_and_the_ends_of_episodes() -> None:
     paths = Paths.of(poisoned)
     problem = expand_along(paths, clean)
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(problem))
-    goes_on = np.asarray(paths.goes_on)
-    assert not goes_on[:, 6].any()  # the episodes' last step
-    assert not goes_on[:, -1].any()
-    assert not goes_on[2, 3:5].any()  # before and in the hole
-    assert goes_on[2, 5]
-    np.testing.assert_array_equal(np.abs(problem.dynamics).max((-1, -2)) > 0, goes_on)
+    continues = np.asarray(paths.continues)
+    assert not continues[:, 6].any()  # the episodes' last step
+    assert not continues[:, -1].any()
+    assert not continues[2, 3:5].any()  # before and in the hole
+    assert continues[2, 5]
+    np.testing.assert_array_equal(np.abs(problem.dynamics).max((-1, -2)) > 0, continues)
     np.testing.assert_array_equal(np.abs(problem.cost_zz).max((-1, -2)) > 0, paths.valid)
     np.testing.assert_array_equal(problem.cost_z[5], 0)
 

@@ -307,7 +307,7 @@ def test_a_run_is_the_first_whole_episode_or_what_there_is(name: str) -> None:
         if row >= length and not over:
             over, why = True, "cut"
         if not over:
-            for x, y in ((runs.physics, rollout.env_state), (runs.obs, rollout.obs), (runs.action, rollout.action)):
+            for x, y in ((runs.env_state, rollout.env_state), (runs.obs, rollout.obs), (runs.action, rollout.action)):
                 np.testing.assert_array_equal(x[column, t], y[row, column])
         assert float(runs.reward[column, t]) == (0 if over else float(rollout.reward[row, column])), t
         assert bool(runs.alive[column, t]) == (not over), t
@@ -532,7 +532,7 @@ def handmade_plan(gains: float, q_uu: float) -> Plan:
 def test_a_guide_means_nothing_beyond_the_bounds() -> None:
     guide = guides_of(Pendulum())._controller(handmade_plan(gains=-3.0, q_uu=0.2), jnp.zeros((4, 1, 1)))
     assert isinstance(guide, Guide)
-    assert guide.sound
+    assert guide.usable
     states = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)), jnp.float32)
     mean = np.asarray(jax.vmap(lambda state: guide.mean(1, state))(states))
     np.testing.assert_allclose(
@@ -556,7 +556,7 @@ def test_a_guide_is_as_wide_as_the_reward_says() -> None:
 @pytest.mark.parametrize(("gains", "q_uu"), [(np.nan, 0.2), (0.0, np.nan), (0.0, -1.0)])
 def test_a_plan_without_a_controller_gives_noise_and_says_so(gains: float, q_uu: float) -> None:
     guide = guides_of(Pendulum())._controller(handmade_plan(gains, q_uu), jnp.zeros((4, 1, 1)))
-    assert not guide.sound
+    assert not guide.usable
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(guide))
     np.testing.assert_array_equal(guide.mean(2, jnp.ones(2)), 0)
     np.testing.assert_array_equal(guide.cholesky, 2)

@@ -128,7 +128,7 @@ def test_discrete_actions_are_refused(rule: GuidedPolicySearch, name: str) -> No
 def test_planning_without_dynamics_is_refused(name: str) -> None:
     if name.startswith("gymnax"):
         pytest.importorskip("gymnax")
-    with pytest.raises(ConfigError, match=r"does not tell its dynamics and cost.* --method mirror_descent"):
+    with pytest.raises(ConfigError, match=r"has no known dynamics and cost.* --method mirror_descent"):
         klimb.train(name, SAMPLED, env_steps=1, **SMALL, workers=0)
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from klimb import PPO, TRPO, RunConfig, TrainOptions
-from klimb.cli.compare import compare
+from klimb.cli.main import execute
 from klimb.errors import ConfigError, KlimbError, RunError
 from klimb.report.comparison import default_threshold, read_comparison
 from klimb.report.comparison_figure import draw, learning_curve, spread
+from klimb.report.data import read_run
+from klimb.report.lines import mean_line
 from klimb.report.statistics import Resampling, interquartile_mean
 
 BATCH, ITERATIONS = 2048, 40
@@ -46,7 +48,7 @@ def make_run(
 
 
 def said(capsys, *words: Any) -> str:
-    compare([str(word) for word in words])
+    execute(["compare", *map(str, words)])
     return capsys.readouterr().out
 
 
@@ -78,6 +80,23 @@ def test_seeds_of_one_algorithm_are_pooled(runs, capsys):
     assert 480 <= trpo["iqm"]["low"] < trpo["iqm"]["value"] < trpo["iqm"]["high"] <= 484
     assert (trpo["mean"], trpo["median"], trpo["best"]) == (482.0, 482.0, 484.0)
     assert tree["score"] == "final evaluation"
+
+
+@pytest.mark.parametrize("without", [0, 3])
+def test_the_report_draws_the_mean_that_is_compared(tmp_path, capsys, without):
+    """Ten seeds with the returns 0, 0, 0, 10, …, 10: the middle half is half a 0 and four and a half 10s."""
+    path = make_run(tmp_path / "a", TRPO(), num_seeds=10 + without, evaluate=False)
+    returns = [None] * without + [0.0] * 3 + [10.0] * 7
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**record, "episode_return": returns}) for record in records]
+    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = read_run(path)
+    assert set(run.centre("episode_return").tolist()) == {9.0}
+    assert set(mean_line(run, run.columns["episode_return"], "", 1)["values"]) == {9}
+    if without == 0:  # a seed without a score can't be compared
+        (algorithm,) = in_json(capsys, path)["environments"][0]["algorithms"]
+        assert algorithm["iqm"]["value"] == 9.0
+    assert float(interquartile_mean(np.array(returns, float))) == 9.0
 
 
 def test_time_to_the_registered_threshold(runs, capsys):
@@ -216,7 +235,7 @@ def test_labels_are_spread(places):
 
 def test_a_seed_counts_once(runs):
     with pytest.raises(ConfigError, match=r"seed 0 of TRPO on CartPole-v1 is there twice, in a and in a"):
-        compare([str(runs[0]), str(runs[0])])
+        execute(["compare", str(runs[0]), str(runs[0])])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +258,7 @@ def test_mistakes_are_one_line(words, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(KlimbError) as error:
-        compare(words)
+        execute(["compare", *words])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -250,10 +269,10 @@ def test_runs_without_a_finished_episode_or_an_iteration(tmp_path):
     lines = [json.dumps({**record, "episode_return": None}) + "\n" for record in records]
     (path / "metrics.jsonl").write_text("".join(lines))
     with pytest.raises(ConfigError, match="a: seed 0 finished no episode in the last 4 of its 40 iterations"):
-        compare([str(path)])
+        execute(["compare", str(path)])
     (path / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="no iteration yet"):
-        compare([str(path)])
+        execute(["compare", str(path)])
 
 
 def test_runs_without_returns_but_with_an_evaluation(tmp_path, capsys):

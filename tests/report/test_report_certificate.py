@@ -12,12 +12,13 @@ from made_up_runs import CERTIFICATE, Page, curve, layers, ppo_run, read, severa
 
 from klimb.improve.rules.trpo import TRPO
 from klimb.report.calibration import calibrate, share_within
-from klimb.report.data import improvement_pairs, of_the_step, read_run
+from klimb.report.data import aligned_to_step, improvement_pairs, read_run
 from klimb.report.page import write_report
 from klimb.report.text import with_error
 from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.metrics import METRICS
 
-NEW_CHARTS = {"Guarantee and reality", "Beyond the guarantee"}
+NEW_CHARTS = {"Guaranteed and realised improvement", "Step excess"}
 
 
 def titles(page: Page) -> list[str]:
@@ -85,10 +86,10 @@ def test_calibration_line_and_its_numbers_are_on_the_page(tmp_path: Path) -> Non
     weights = 1 / np.hypot(pairs["predicted_se"], pairs["realised_se"])
     (slope, intercept), covariance = np.polyfit(pairs["predicted"], pairs["realised"], 1, w=weights, cov=True)
     page = read(write_report(run_dir))
-    fit = page.chart("Promised and kept")["fit"]
+    fit = page.chart("Predicted and realised improvement")["fit"]
     np.testing.assert_allclose([fit["slope"], fit["intercept"]], [slope, intercept], rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(fit["span"], [pairs["predicted"].min(), pairs["predicted"].max()], rtol=1e-4)
-    assert f"slope {with_error(slope, covariance[0, 0] ** 0.5)} kept of each unit promised" in page.text
+    assert f"slope {with_error(slope, covariance[0, 0] ** 0.5)} realised per unit predicted" in page.text
     assert "within 2 standard errors" in page.text
 
 
@@ -100,10 +101,10 @@ def test_realised_improvement_stands_at_the_step_that_caused_it(tmp_path: Path) 
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     following = {record["iteration"] - 1: record["realised_improvement"] for record in records}
     expected = [following.get(record["iteration"]) if record["status"] == "ACCEPTED" else None for record in records]
-    moved = of_the_step(read_run(run_dir), "realised_improvement")[:, 0]
+    moved = aligned_to_step(read_run(run_dir), "realised_improvement")[:, 0]
     assert [value if np.isfinite(value) else None for value in moved.tolist()] == expected
     assert expected[19] is expected[-1] is None
-    drawn = line(read(write_report(run_dir)).chart("Guarantee and reality"), "realised")["values"]
+    drawn = line(read(write_report(run_dir)).chart("Guaranteed and realised improvement"), "realised")["values"]
     assert [value is None for value in drawn] == [value is None for value in expected]
     known = [value for value in expected if value is not None]
     np.testing.assert_allclose([value for value in drawn if value is not None], known, rtol=1e-4)
@@ -113,19 +114,19 @@ def test_guarantee_and_excess_are_of_accepted_steps(tmp_path: Path) -> None:
     run_dir = trpo_run(tmp_path / "run", 60)
     run = read_run(run_dir)
     page = read(write_report(run_dir))
-    chart = page.chart("Guarantee and reality")
+    chart = page.chart("Guaranteed and realised improvement")
     assert [layer["label"] for layer in layers(chart, "line")] == ["realised", "predicted", "guaranteed at least"]
     assert chart["log"] == "always"
     predicted = np.abs(run.columns["predicted_improvement"])
     assert predicted.min() < chart["symlog"] < 10 * predicted.max()
     for name, drawn in (
         ("guaranteed_improvement", line(chart, "guaranteed at least")),
-        ("step_excess", line(page.chart("Beyond the guarantee"), "beyond the guarantee")),
+        ("step_excess", line(page.chart("Step excess"), "step excess")),
     ):
         assert [value is None for value in drawn["values"]] == run.rejected[:, 0].tolist()
         kept = np.array([value for value in drawn["values"] if value is not None])
         np.testing.assert_allclose(kept, run.columns[name][run.accepted], rtol=1e-4)
-    assert page.chart("Beyond the guarantee")["levels"] == [{"value": 1, "label": "guaranteed"}]
+    assert page.chart("Step excess")["levels"] == [{"value": 1, "label": "guaranteed"}]
     assert f"guaranteed 0 of {run.accepted.sum()} steps" in page.text
 
 
@@ -136,7 +137,7 @@ def test_without_a_finite_guarantee_its_charts_are_left_out(tmp_path: Path) -> N
     config = RunConfig("CartPole-v1", TRPO(), TrainOptions())
     shown = titles(read(write_report(write_run(tmp_path / "run", config, metrics))))
     assert not NEW_CHARTS & set(shown)
-    assert "Promised and kept" in shown
+    assert "Predicted and realised improvement" in shown
 
 
 def test_bounds_and_worst_states_as_recorded(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_bounds_and_worst_states_as_recorded(tmp_path: Path) -> None:
     for chart, label, name, hidden in (
         (variation, "bound, mean", "tv_bound", False),
         (variation, "bound, worst state", "tv_max_bound", False),
-        (variation, "bound on the shift of states visited", "state_mismatch_bound", True),
+        (variation, "bound on the change of the state distribution", "state_mismatch_bound", True),
         (kl, "worst state, old‖new", "kl_old_new_max", True),
         (kl, "worst state, new‖old", "kl_new_old_max", True),
     ):
@@ -166,7 +167,7 @@ def test_runs_of_older_versions(tmp_path: Path) -> None:
     assert not NEW_CHARTS & set(titles(page))
     assert line(page.chart("KL divergence"), "worst state")["hidden"]
     assert line(page.chart("Total variation"), "bound, worst state")["dash"]
-    assert "fit" in page.chart("Promised and kept")
+    assert "fit" in page.chart("Predicted and realised improvement")
     assert "standard error of the mean" not in page.text
     rest = ("surrogate_gain", "kl_old_new", "kl_new_old", "tv", "ess")
     none = ("realised_improvement", "predicted_improvement", "kl_max", "tv_max")
@@ -180,7 +181,7 @@ def test_runs_of_older_versions(tmp_path: Path) -> None:
     )
     shown = titles(read(write_report(bare)))
     assert {"KL divergence", "Total variation", "Effective sample size"} <= set(shown)
-    assert not {"Promised and kept", *NEW_CHARTS} & set(shown)
+    assert not {"Predicted and realised improvement", *NEW_CHARTS} & set(shown)
 
 
 def test_a_record_without_a_bound_takes_the_one_its_kl_implies(tmp_path: Path) -> None:
@@ -197,6 +198,6 @@ def test_no_metric_is_drawn_twice(tmp_path: Path) -> None:
         page = read(path)
         shown = titles(page)
         assert len(shown) == len(set(shown))
-        for name in CERTIFICATE:
-            assert name.replace("_", " ").capitalize() not in shown
+        for name in set(CERTIFICATE) - {"step_excess"}:
+            assert METRICS[name].title not in shown
         assert path.stat().st_size < 1_000_000

@@ -11,10 +11,12 @@ from made_up_runs import HOSTILE, Page, read, several_runs, trpo_run
 
 from klimb.errors import RunError
 from klimb.improve.rules.ppo import PPO
+from klimb.improve.rules.trpo import TRPO
 from klimb.report.configuration import command
 from klimb.report.page import embed, write_report
-from klimb.report.text import format_number
+from klimb.report.text import format_number, setting
 from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.metrics import METRICS
 
 
 def test_report_is_written_beside_the_run_or_where_asked(tmp_path: Path) -> None:
@@ -35,8 +37,8 @@ def test_page_says_what_the_run_was(tmp_path: Path) -> None:
     assert "klimb train trpo CartPole-v1 --env-steps 245760 --damping 0.05" in page.text
     titles = [chart["title"] for chart in page.data["charts"]]
     assert titles[:8] == [
-        *("Episode return", "Final evaluation", "KL divergence", "Promised and kept"),
-        *("Total variation", "Effective sample size", "Guarantee and reality", "Beyond the guarantee"),
+        *("Episode return", "Final evaluation", "KL divergence", "Predicted and realised improvement"),
+        *("Total variation", "Effective sample size", "Guaranteed and realised improvement", "Step excess"),
     ]
     assert {"Entropy", "Explained variance", "Value loss", "Speed", "Backtracks", "Step size"} <= set(titles)
 
@@ -84,7 +86,7 @@ def test_a_rule_of_ones_own(tmp_path: Path) -> None:
     (run_dir / "config.toml").write_text(text)
     page = read(write_report(run_dir))
     assert "MyRule on CartPole-v1" in page.text
-    assert page.chart("KL divergence")["levels"] == []  # what its max_kl means, it alone could say
+    assert page.chart("KL divergence")["levels"] == []
     assert page.chart("My measure")["layers"][0]["values"][0] == 0.5
     assert "repeat this run from Python" in page.text
 
@@ -107,3 +109,26 @@ def test_command_repeats_the_run() -> None:
 )
 def test_figures_for_people(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("kl_coef_range", [0.001, 1000.0], "0.001 to 1000"),
+        ("hidden", (64, 64), "64 × 64"),
+        ("hidden", [], "none"),
+        ("target_kl", None, "none"),
+        ("discount_states", True, "yes"),
+        ("env_steps", 200_000, "200,000"),
+        ("their_range", ["a", "b"], "a × b"),
+    ],
+)
+def test_settings_for_people(name: str, value: object, text: str) -> None:
+    assert setting(name, value) == text
+
+
+def test_metrics_have_the_rules_titles_and_meanings(tmp_path: Path) -> None:
+    page = read(write_report(trpo_run(tmp_path / "run", 30)))
+    for name in ("backtracks", "step_size", "episode_length"):
+        title, meaning = {**METRICS, **TRPO().traits.metrics}[name]
+        assert page.chart(title)["about"] == f"{meaning[0].upper()}{meaning[1:]}."

@@ -56,6 +56,18 @@ def test_whole_weights_count_copies():
     assert interquartile_mean(scores, copies) == pytest.approx(float(expected))
 
 
+@pytest.mark.parametrize("missing", [0, 1, 4])
+def test_missing_scores_are_skipped(missing):
+    scores = np.random.default_rng(missing).normal(size=(3, 7))
+    padded = np.insert(scores, [0] * missing, np.nan, axis=-1)
+    np.testing.assert_allclose(interquartile_mean(padded), interquartile_mean(scores), rtol=1e-12)
+    weights = np.arange(1.0, 8.0)
+    padded_weights = np.insert(weights, [0] * missing, 100.0)
+    expected = interquartile_mean(scores, weights)
+    np.testing.assert_allclose(interquartile_mean(padded, padded_weights), expected, rtol=1e-12)
+    assert np.isnan(interquartile_mean(np.full((2, 5), np.nan))).all()
+
+
 def test_intervals_cover_what_they_estimate():
     """Three environments of different levels, 10 seeds each: 95 % intervals of the IQM of normal scores."""
     rng, levels = np.random.default_rng(0), np.array([-1.0, 0.0, 1.0])

@@ -169,7 +169,7 @@ def test_a_list_of_successors_works_in_single_precision():
 
 
 BAD_LISTS = {
-    "a successor that is no state": ({"successor": [[[0, 5]]]}, r"successor\[0, 0, 1\] = 5 is no state: there are 1"),
+    "no state": ({"successor": [[[0, 5]]]}, r"successor\[0, 0, 1\] = 5 is not a state: there are 1"),
     "a row that sums to 0.7": ({"probability": [[[0.5, 0.2]]]}, r"transition\[0, 0\].*sum is 0\.7"),
     "too many rows": (
         {"successor": [[[0, 0]] * 2], "probability": [[[0.5, 0.5]] * 2]},

@@ -64,7 +64,7 @@ def problem_of(seed: int, kinds: dict) -> Problem:
     with jax.enable_x64(True):
         mdp = TabularMDP(jnp.asarray(transition), jnp.asarray(reward), jnp.asarray(initial), kinds["gamma"])
         away, direction = jnp.asarray(rng.normal(size=(2, S, A)))
-        paths = Trajectories.of(mdp, longest=HORIZON, most=1024)
+        paths = Trajectories.of(mdp, max_length=HORIZON, max_count=1024)
         return Problem(mdp, jnp.asarray(logits), jnp.asarray(logits) + kinds["step"] * away, direction, paths)
 
 

@@ -7,15 +7,15 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from tyro.conf import Positional, arg
 
-from klimb.cli.arguments import split
-from klimb.cli.flags import parse
+from klimb.cli.parser import Command, OutputFlag
 from klimb.errors import ConfigError
 from klimb.report.comparison import Comparison, Group, default_threshold, read_comparison
 from klimb.report.data import Spec
@@ -37,15 +37,17 @@ SCORES = {
 
 
 @dataclass(frozen=True)
-class CompareFlags:
-    """How runs are put side by side."""
+class CompareArguments:
+    """What is typed after `klimb compare`."""
 
+    runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN...")]
+    """Run directories."""
     threshold: float | None = None
     """Return whose time of arrival is said, on every environment; by default the one Gymnasium registers."""
     json: bool = False
     """Print one JSON object, for programs."""
-    output: Path | None = None
-    """Figure to write, also -o FILE: .png or .svg."""
+    output: OutputFlag = None
+    """Figure to write: .png or .svg."""
     samples: int = 2000
     """Bootstrap samples."""
     seed: int = 0
@@ -54,17 +56,18 @@ class CompareFlags:
     """Probability that an interval is meant to cover what it estimates."""
 
 
-def compare(arguments: list[str]) -> None:
-    """klimb compare RUN... [--flags]"""
-    words, rest = split(arguments)
-    rest = ["--output" if word == "-o" else word for word in rest]
-    flags = parse(CompareFlags, rest, default=CompareFlags(), program="klimb compare RUN")
+def compare(arguments: CompareArguments) -> None:
+    """Compare runs, print what was found, and draw it where a figure is asked for.
+
+    arguments: which runs, and how.
+    """
+    flags = arguments
     resampling = Resampling(flags.samples, flags.seed, flags.confidence)
     if flags.threshold is not None and not math.isfinite(flags.threshold):
         raise ConfigError(f"threshold = {flags.threshold}; a return to reach is a finite number")
     if flags.output is not None and flags.output.suffix not in (".png", ".svg"):
         raise ConfigError(f"{flags.output} is neither a .png nor an .svg file: choose -o comparison.png")
-    comparison = read_comparison([Path(word) for word in words])
+    comparison = read_comparison(list(flags.runs))
     result = summary(comparison, flags.threshold, resampling)
     if flags.json:
         print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
@@ -84,7 +87,11 @@ def compare(arguments: list[str]) -> None:
 
 
 def summary(comparison: Comparison, threshold: float | None, resampling: Resampling) -> Spec:
-    """Everything there is to say, as plain values; NaN where a number does not exist."""
+    """All results, as plain values; NaN where a number does not exist.
+
+    comparison: of the runs. threshold: return whose time of arrival is measured; None for the environment's own.
+    resampling: of the bootstrap.
+    """
     return {
         "score": "final evaluation" if comparison.evaluated else "training returns",
         **asdict(resampling),
@@ -234,3 +241,6 @@ def _interval(estimate: Spec) -> str:
     width = high - low
     decimals = int(np.clip(1 - math.floor(math.log10(width)), 0, 4)) if width > 1e-9 * max(1, abs(value)) else 2
     return "{:,.{d}f} [{:,.{d}f}, {:,.{d}f}]".format(value, low, high, d=decimals).replace("-", "−")
+
+
+COMMAND = Command("compare", CompareArguments, compare)

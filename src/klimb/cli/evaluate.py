@@ -7,23 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from klimb.cli import compilation_cache
-from klimb.cli.arguments import one_path, split
-from klimb.cli.flags import parse
+from klimb.cli.parser import Command, RunWord
 from klimb.collect.evaluation import evaluate as evaluate_policy
 from klimb.environments.registry import Environment, make, make_named_in
 from klimb.errors import ConfigError
+from klimb.modules import require_trust
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
-from klimb.runs.policy_file import load_policy
+from klimb.tabular.mdp import TabularMDP
+from klimb.theory.exact_evaluation import exact_return
+from klimb.training.networks import load_policies
 
 
 @dataclass(frozen=True)
-class EvaluateFlags:
-    """How a run's policy is evaluated."""
+class EvaluateArguments:
+    """What is typed after `klimb evaluate`."""
 
+    run: RunWord
+    """Run directory."""
     episodes: int = 100
-    """Whole episodes, each seed's policy."""
+    """Whole episodes of each seed's policy."""
     seed: int = 0
     """Seed of the evaluation's episodes."""
     stochastic: bool = False
@@ -37,19 +43,20 @@ class EvaluateFlags:
     json: bool = False
     """Print one JSON object, for programs."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+    """Let the run's configuration name an environment or a network whose module is imported, which runs its code."""
 
 
-def evaluate(arguments: list[str]) -> None:
-    """klimb evaluate RUN [--flags]"""
-    words, rest = split(arguments)
-    program = "klimb evaluate" + (f" {words[0]}" if words else " RUN")
-    flags = parse(EvaluateFlags, rest, default=EvaluateFlags(), program=program)
-    run_dir = one_path("evaluate", words)
+def evaluate(arguments: EvaluateArguments) -> None:
+    """Run whole episodes under a run's policies, and print their returns.
+
+    arguments: which run, and how.
+    """
+    run_dir, flags = arguments.run, arguments
     config = RunDirectory.open(run_dir).config
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
-    policies = load_policies(run_dir / BEST if flags.best else run_dir, config)
+    require_policy_trust(run_dir, config, trust=flags.trust_environment)
+    policies = load_policies(run_dir / BEST if flags.best else run_dir, config, environment)
     result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, not flags.stochastic)
     if flags.exact:
         result["exact"] = _exact_returns(policies, environment.id, config)
@@ -66,12 +73,7 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dict[str, Any]]:
-    """One entry a seed; in double precision, with the run's own discount."""
-    import jax
-
-    from klimb.tabular.mdp import TabularMDP
-    from klimb.theory.exact_evaluation import exact_return
-
+    """One entry per seed, in double precision, with the run's own discount."""
     options = config.options
     with jax.enable_x64(True):
         mdp = TabularMDP.from_gymnasium(env.partition(":")[2], options.gamma)
@@ -80,21 +82,31 @@ def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dic
 
 
 def environment_of(run_dir: Path, config: RunConfig, other: str | None, *, trust: bool) -> Environment:
-    """The environment of a run, or the other one that the user names."""
+    """The environment of a run, or another one.
+
+    run_dir, config: of the run. other: the name of another environment. trust: whether the configuration may have a
+    module imported.
+    """
     return make(other) if other else make_named_in(run_dir / "config.toml", config.env, trust=trust)
 
 
-def load_policies(run_dir: Path, config: RunConfig) -> list[Any]:
-    options = config.options
-    if options.num_seeds == 1:
-        return [load_policy(run_dir)]
-    return [load_policy(run_dir, seed=options.seed + k) for k in range(options.num_seeds)]
+def require_policy_trust(run_dir: Path, config: RunConfig, *, trust: bool) -> None:
+    """UntrustedEnvironment when a function of a module makes the run's policies, and may not be imported.
+
+    run_dir, config: of the run. trust: whether the configuration may have a module imported.
+    """
+    if config.options.policy is not None and not trust:
+        require_trust(config.options.policy, run_dir / "config.toml", "policy")
 
 
 def evaluate_seeds(
     policies: list[Any], config: RunConfig, environment: Any, episodes: int, seed: int, deterministic: bool
 ) -> dict[str, Any]:
-    """One entry a seed, and the mean over seeds, as plain values."""
+    """One entry per seed, and the mean over seeds, as plain values.
+
+    policies: one per seed. config: of the run. environment: to evaluate in. episodes: of each policy, at least 1.
+    seed: of the episodes. deterministic: whether the mode is taken instead of a sample.
+    """
     if episodes < 1:
         raise ConfigError(f"episodes = {episodes}; an evaluation needs at least 1")
     seeds = []
@@ -114,6 +126,10 @@ def evaluate_seeds(
 
 
 def evaluation_lines(result: dict[str, Any]) -> list[str]:
+    """A result of `evaluate_seeds` for people.
+
+    result: one entry per seed, and their mean.
+    """
     lines = []
     for entry in result["seeds"]:
         error = "" if entry["standard_error"] is None else f" ± {entry['standard_error']:.2f}"
@@ -125,3 +141,6 @@ def evaluation_lines(result: dict[str, Any]) -> list[str]:
     if len(result["seeds"]) > 1:
         lines.append(f"             mean over {len(result['seeds'])} seeds {result['mean']:.2f}")
     return lines
+
+
+COMMAND = Command("evaluate", EvaluateArguments, evaluate)

@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import Positional, arg
+
+from klimb.cli.parser import Command, OutputFlag
 from klimb.errors import ConfigError, RunError
 from klimb.theory.figures.registry import FIGURES, load
 
 
-def figure(arguments: list[str]) -> None:
-    """klimb figure [NAME | all] [-o FILE]: without a name, which figures there are."""
-    words, output = _parsed(arguments)
-    if not words or any(word in ("-h", "--help") for word in words):
+@dataclass(frozen=True)
+class FigureArguments:
+    """What is typed after `klimb figure`."""
+
+    name: Annotated[str | None, Positional, arg(metavar="NAME")] = None
+    """The figure, or all of them with `all`; without a name they are listed."""
+    output: OutputFlag = None
+    """File to write, .png or .svg; by default both, NAME.png and NAME.svg. With `all`, a directory."""
+
+
+def figure(arguments: FigureArguments) -> None:
+    """Draw a figure or all of them, or list them.
+
+    arguments: which figure, and where to.
+    """
+    name, output = arguments.name, arguments.output
+    if name is None:
         _print_names()
-        return
-    if len(words) > 1:
-        raise ConfigError(f"klimb figure draws one figure, or all: not {' and '.join(map(repr, words))}")
-    (name,) = words
-    if name == "all":
+    elif name == "all":
         _draw_all(output or Path())
-        return
-    _draw(name, [Path(f"{name}.png"), Path(f"{name}.svg")] if output is None else [output])
-
-
-def _parsed(arguments: list[str]) -> tuple[list[str], Path | None]:
-    words, output = list(arguments), None
-    for flag in ("-o", "--output"):
-        if flag in words:
-            at = words.index(flag)
-            if at + 1 == len(words):
-                raise ConfigError(f"{flag} needs a file name")
-            output = Path(words[at + 1])
-            del words[at : at + 2]
-    for word in words:
-        if word.startswith("-") and word not in ("-h", "--help"):
-            raise ConfigError(f"klimb figure has no flag {word!r}; it has -o FILE")
-    return words, output
+    else:
+        _draw(name, [Path(f"{name}.png"), Path(f"{name}.svg")] if output is None else [output])
 
 
 def _print_names() -> None:
@@ -63,10 +62,13 @@ def _draw(name: str, paths: list[Path]) -> None:
     module = load(name)
     for path in paths:
         style.check_suffix(path)
-    numbers = module.numbers()
-    drawing = module.draw(numbers)
+    data = module.compute()
+    drawing = module.draw(data)
     for path in paths:
         style.save(drawing, path)
         print(path)
-    for line in module.summary(numbers):
+    for line in module.summary(data):
         print(f"  {line}")
+
+
+COMMAND = Command("figure", FigureArguments, figure)

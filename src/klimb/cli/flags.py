@@ -1,66 +1,89 @@
-"""From command-line words to checked objects: tyro makes the flags out of the fields, errors become one line."""
+"""The words and flags of a command, read off its dataclass: for the nearest name of a wrong one, and for completion."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
-import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn, TypeVar
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-import tyro
-from pydantic import ValidationError
-from tyro import _errors as events  # the only way tyro offers to word its errors; hence its pin below 1.1
-
-from klimb.errors import ConfigError, nearest
-from klimb.fields import explain
-
-T = TypeVar("T")
+from tyro._docstrings import get_field_docstring
+from tyro.conf import Positional
 
 
-def parse(command: type[T], arguments: Sequence[str], *, default: T, program: str) -> T:
-    """An instance of a dataclass from flags named after its fields. ConfigError, one line, when one is wrong."""
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag of a command, or a word before its flags."""
 
-    def report(event: events.ParseErrorEvent) -> NoReturn:
-        raise ConfigError(_message(event, _flags(default), program))
-
-    # tyro writes `None`; the configuration file, and whoever types, writes `none`.
-    words = ["None" if word == "none" else word for word in arguments]
-    with events.on_parse_error(report):
-        return tyro.cli(command, args=words, default=default, prog=program)
-
-
-def _message(event: events.ParseErrorEvent, flags: list[str], program: str) -> str:
-    match event:
-        case events.UnrecognizedArgs(tokens=tokens):
-            token = tokens[0].split("=")[0]
-            if token.startswith("-"):
-                return f"there is no flag {token}{nearest(token.replace('_', '-'), flags)} (see {program} --help)"
-            return f"{token!r} is one word too many (see {program} --help)"
-        case events.InvalidChoice(argument=argument, value=value, choices=choices):
-            return f"{_flag(argument)} is one of {', '.join(choices)}; not {value!r}{nearest(value, choices)}"
-        case events.BadValue(argument=argument):
-            return f"{_flag(argument)} needs a value"
-        case events.InstantiationFailure(message=message, argument=argument):
-            # tyro calls this while it handles the exception: what pydantic has to say is in its context.
-            cause: BaseException | None = sys.exception()
-            while cause is not None and not isinstance(cause, ValidationError):
-                cause = cause.__context__
-            if isinstance(cause, ValidationError):
-                return explain(cause)
-            plain = " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(message)).split())
-            return f"{_flag(argument)}: {plain}" if argument is not None else plain
-    return f"the arguments can't be understood (see {program} --help)"
+    field: str
+    """The field that it fills."""
+    names: tuple[str, ...]
+    """How it is typed, `--name`; of a word, its name in the usage."""
+    help: str
+    """What it means."""
+    values: tuple[str, ...] | None
+    """The values that it can have, where they can be counted; () for a flag without a value; None for any."""
+    file: bool
+    """Whether its value is a file or a directory."""
+    positional: bool
+    """Whether it is a word before the flags."""
 
 
-def _flag(argument: Any) -> str:
-    return argument.lowered.name_or_flags[0]
+def flags_of(arguments: type) -> Iterator[Flag]:
+    """Every word and flag of a command, those of the dataclasses inside it included.
+
+    arguments: the dataclass of a command's arguments, or a part of one: a rule, `TrainOptions`.
+    """
+    hints = typing.get_type_hints(arguments, include_extras=True)
+    for field in dataclasses.fields(arguments):
+        hint = hints[field.name]
+        kinds = _plain_types(hint)
+        inner = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        if inner is not None:
+            yield from flags_of(inner)  # type: ignore[arg-type]
+        elif kinds != [Any]:
+            metadata = _metadata(hint)
+            positional = Positional in metadata
+            name = "--" + field.name.replace("_", "-")
+            aliases = [alias for mark in metadata for alias in getattr(mark, "aliases", None) or ()]
+            names = (name, *aliases)
+            values = tuple(value for kind in kinds for value in typing.get_args(kind) if _is_literal(kind))
+            if bool in kinds:
+                names = (*names, name.replace("--", "--no-", 1))
+            elif positional:
+                names = (next(mark.metavar for mark in metadata if getattr(mark, "metavar", None)),)
+            elif values and type(None) in kinds:
+                values = (*values, "none")
+            text = get_field_docstring(arguments, field.name, ()) or ""
+            yield Flag(
+                field=field.name,
+                names=names,
+                help=" ".join(text.split()),
+                values=() if bool in kinds else values or None,
+                file=Path in kinds,
+                positional=positional,
+            )
 
 
-def _flags(value: Any) -> list[str]:
-    """Every flag of a command: the names of its fields, and of the fields of those that are dataclasses."""
-    flags = []
-    for field in dataclasses.fields(value):
-        inner = getattr(value, field.name)
-        flags += _flags(inner) if dataclasses.is_dataclass(inner) else ["--" + field.name.replace("_", "-")]
-    return flags
+def _plain_types(hint: Any) -> list[Any]:
+    """The types that an annotation allows, without what is annotated to them."""
+    if typing.get_origin(hint) is Annotated:
+        return _plain_types(typing.get_args(hint)[0])
+    if _is_union(hint):
+        return [kind for part in typing.get_args(hint) for kind in _plain_types(part)]
+    if typing.get_origin(hint) is tuple and Path in typing.get_args(hint):
+        return [Path]
+    return [hint]
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, type(int | str))
+
+
+def _is_literal(kind: Any) -> bool:
+    return typing.get_origin(kind) is Literal

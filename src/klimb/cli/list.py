@@ -1,38 +1,113 @@
-"""klimb list: rules and environments."""
+"""klimb list: rules, environments, figures and metrics, a line each."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import sys
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
+from tyro.conf import Positional, arg
+
+from klimb.cli.parser import Command
 from klimb.environments.registry import BUILT_IN
-from klimb.errors import ConfigError, nearest
+from klimb.errors import KlimbError
+from klimb.improve.rule import traits_of
 from klimb.rules import RULES
+from klimb.runs.metrics import METRICS
+from klimb.theory.figures.registry import FIGURES
+from klimb.types import Metric
+
+Section = Literal["rules", "environments", "figures", "metrics"]
+
+OTHER_ENVIRONMENTS = {
+    "gymnasium:ID": "any environment registered with Gymnasium, stepped in Python",
+    "gymnax:ID": "compiled, from gymnax (pip install 'klimb[gymnax]')",
+    "envpool:ID": "stepped in EnvPool's threads (pip install 'klimb[envpool]')",
+    "MODULE:NAME": "your own: what makes a klimb environment, or an id that MODULE registers with Gymnasium",
+}
 
 
-def list_(arguments: list[str]) -> None:
-    """klimb list [rules|environments]"""
-    sections = {"rules": _list_rules, "environments": _list_environments}
-    wanted = arguments[0] if arguments else None
-    if wanted is not None and wanted not in sections:
-        raise ConfigError(f"klimb lists {' or '.join(sections)}, not {wanted!r}{nearest(wanted, sections)}")
-    for name, show in sections.items():
-        if wanted in (None, name):
-            show()
+@dataclass(frozen=True)
+class ListArguments:
+    """What is typed after `klimb list`."""
+
+    section: Annotated[Section | None, Positional, arg(metavar="SECTION")] = None
+    """rules, environments, figures or metrics; without it all but the metrics."""
 
 
-def _list_rules() -> None:
-    print("rules (klimb train RULE ENV):")
+def list_(arguments: ListArguments) -> None:
+    """Print the entries of a section, a line each.
+
+    arguments: which section.
+    """
+    sections = {
+        "rules": ("rules (klimb train RULE ENV):", rule_lines),
+        "environments": ("environments, compiled and built in:", _environment_lines),
+        "figures": ("figures (klimb figure NAME):", _figure_lines),
+        "metrics": ("metrics of every run, and those of single rules:", _metric_lines),
+    }
+    wanted = ("rules", "environments", "figures") if arguments.section is None else (arguments.section,)
+    for section in wanted:
+        heading, lines = sections[section]
+        print("\n".join([heading, *lines()]))
+
+
+def rule_lines() -> list[str]:
+    """A line for every rule: its name, and what it does."""
+    return _table(rule_summaries())
+
+
+def rule_summaries() -> dict[str, str]:
+    """What every rule does, in one line, by its name."""
+    return {name: _first_line(sys.modules[rule.__module__]) for name, rule in RULES.items()}
+
+
+def _environment_lines() -> list[str]:
+    made = {name: getattr(importlib.import_module(module), maker) for name, (module, maker) in BUILT_IN.items()}
+    built_in = {name: _first_line(maker) for name, maker in made.items()}
+    width = max(map(len, built_in))
+    return [*_table(built_in), "others, by prefix:", *_table(OTHER_ENVIRONMENTS, width)]
+
+
+def _figure_lines() -> list[str]:
+    return _table({name: entry.title for name, entry in FIGURES.items()})
+
+
+def _metric_lines() -> list[str]:
+    lines = _metric_table(METRICS)
     for name, rule in RULES.items():
-        summary = sys.modules[rule.__module__].__doc__ or ""
-        print(f"  {name:<20} {summary.splitlines()[0]}")
+        own = {metric: meaning for one in _variants(rule) for metric, meaning in traits_of(one).metrics.items()}
+        if own:
+            lines += [f"{name}:", *_metric_table(own)]
+    return lines
 
 
-def _list_environments() -> None:
-    print("environments, compiled and built in:")
-    for name in BUILT_IN:
-        print(f"  {name}")
-    print("others, by prefix:")
-    print("  gymnasium:ID   any environment registered with Gymnasium, stepped in Python")
-    print("  gymnax:ID      compiled, from gymnax (pip install 'klimb[gymnax]')")
-    print("  envpool:ID     stepped in EnvPool's threads (pip install 'klimb[envpool]')")
-    print("  MODULE:ID      imports MODULE, which registers ID with Gymnasium")
+def _metric_table(metrics: Mapping[str, Metric]) -> list[str]:
+    return _table({name: f"{metric.title}: {metric.meaning}" for name, metric in metrics.items()}, 24)
+
+
+def _variants(rule: Any) -> Iterator[Any]:
+    """The rule with its defaults, and with every other choice of its options that are choices: metrics may differ."""
+    yield rule()
+    for name, hint in typing.get_type_hints(rule).items():
+        for choice in typing.get_args(hint) if typing.get_origin(hint) is Literal else ():
+            try:
+                yield dataclasses.replace(rule(), **{name: choice})
+            except (KlimbError, ValueError):  # a choice that needs others beside it
+                continue
+
+
+def _table(entries: dict[str, str], width: int = 0) -> list[str]:
+    width = max([width, *map(len, entries)])
+    return [f"  {name:<{width}}  {text}" for name, text in entries.items()]
+
+
+def _first_line(value: Any) -> str:
+    return (value.__doc__ or "").partition("\n")[0]
+
+
+COMMAND = Command("list", ListArguments, list_)

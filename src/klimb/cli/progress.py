@@ -23,7 +23,10 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Shows records as they come: iteration, env steps, steps/s, return, KL against its limit, time left."""
+    """Shows records as they come: iteration, env steps, steps/s, return, KL against its limit, time left.
+
+    config: of the run. console: where to print.
+    """
 
     def __init__(self, config: RunConfig, console: Console) -> None:
         self._config, self._console = config, console
@@ -33,7 +36,7 @@ class Progress:
         self._first_iteration: int | None = None
         self._last_line = -float("inf")
         # The last row that has not been printed: a training may end, or be stopped, before its last iteration.
-        self._unsaid: dict[str, str] | None = None
+        self._unprinted: dict[str, str] | None = None
         self._live = Live(Text("compiling …", style="dim"), console=console, refresh_per_second=8)
 
     def __enter__(self) -> Progress:
@@ -44,11 +47,14 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self._console.is_terminal:
             self._live.stop()
-        elif self._unsaid is not None:
-            self._say(self._unsaid)
+        elif self._unprinted is not None:
+            self._print(self._unprinted)
 
     def update(self, records: list[Record]) -> None:
-        """Take in the new records and show the last of them."""
+        """Show the last of the new records.
+
+        records: one per iteration, in order.
+        """
         for record in records:
             self._rejected += sum(Status[status].rejected for status in _seeds(record["status"]))
             value = _mean(record["episode_return"])
@@ -61,12 +67,12 @@ class Progress:
         if self._console.is_terminal:
             self._live.update(self._panel(last, row))
         elif time.perf_counter() - self._last_line > SECONDS_BETWEEN_LINES or self._done(last) == 1:
-            self._say(row)
+            self._print(row)
         else:
-            self._unsaid = row
+            self._unprinted = row
 
-    def _say(self, row: dict[str, str]) -> None:
-        self._last_line, self._unsaid = time.perf_counter(), None
+    def _print(self, row: dict[str, str]) -> None:
+        self._last_line, self._unprinted = time.perf_counter(), None
         self._console.print("  ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
 
     def _done(self, record: Record) -> float:

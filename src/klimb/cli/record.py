@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from klimb.cli import compilation_cache
-from klimb.cli.arguments import one_path, split
-from klimb.cli.evaluate import environment_of
-from klimb.cli.flags import parse
+from klimb.cli.evaluate import environment_of, require_policy_trust
+from klimb.cli.parser import Command, OutputFlag, RunWord
 from klimb.collect.recording import record as record_episodes
 from klimb.errors import ConfigError, RunError
 from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import load_policy
+from klimb.training.networks import Networks
 
 
 @dataclass(frozen=True)
-class RecordFlags:
-    """Which episodes are recorded, and where they go."""
+class RecordArguments:
+    """What is typed after `klimb record`."""
 
+    run: RunWord
+    """Run directory."""
     episodes: int = 20
     """Whole episodes."""
     seed: int = 0
@@ -30,21 +31,20 @@ class RecordFlags:
     """Whose policy, in a run of several seeds; by default the first."""
     env: str | None = None
     """Another environment than the run's own."""
-    output: Path | None = None
-    """File to write, also -o FILE; by default demonstrations.safetensors in the run."""
+    output: OutputFlag = None
+    """File or directory to write to; by default demonstrations.safetensors in the run."""
     overwrite: bool = False
     """Write over a file that exists."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+    """Let the run's configuration name an environment or a network whose module is imported, which runs its code."""
 
 
-def record(arguments: list[str]) -> None:
-    """klimb record RUN [--flags]"""
-    words, rest = split(arguments)
-    program = "klimb record" + (f" {words[0]}" if words else " RUN")
-    rest = ["--output" if word == "-o" else word for word in rest]
-    flags = parse(RecordFlags, rest, default=RecordFlags(), program=program)
-    run_dir = one_path("record", words)
+def record(arguments: RecordArguments) -> None:
+    """Record episodes of a run's policy, and print where they are and how to clone them.
+
+    arguments: which run, which episodes, and where to.
+    """
+    run_dir, flags = arguments.run, arguments
     config = RunDirectory.open(run_dir).config
     output = flags.output or run_dir
     path = output / FILE_NAME if output.is_dir() else output
@@ -54,10 +54,12 @@ def record(arguments: list[str]) -> None:
         raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
+    require_policy_trust(run_dir, config, trust=flags.trust_environment)
+    like = None if config.options.policy is None else Networks(environment, config.options).template
     several = config.options.num_seeds > 1
     seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
     demonstrations = record_episodes(
-        load_policy(run_dir, seed=seed),
+        load_policy(run_dir, seed=seed, like=like),
         environment,
         episodes=flags.episodes,
         seed=flags.seed,
@@ -70,3 +72,6 @@ def record(arguments: list[str]) -> None:
     print(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
     print(f"file         {path}")
     print(f"clone        klimb train behaviour-cloning {flags.env or config.env} --demonstrations {output}")
+
+
+COMMAND = Command("record", RecordArguments, record)

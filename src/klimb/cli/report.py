@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from klimb.cli.arguments import one_path
-from klimb.errors import ConfigError
+from klimb.cli.parser import Command, OutputFlag, RunWord
 from klimb.report.page import write_report
 from klimb.runs.directory import RunDirectory
 
 
-def report(arguments: list[str]) -> None:
-    """klimb report RUN [-o FILE]"""
-    output = None
-    if "-o" in arguments:
-        at = arguments.index("-o")
-        if at + 1 == len(arguments):
-            raise ConfigError("-o needs a file name")
-        output = Path(arguments[at + 1])
-        arguments = arguments[:at] + arguments[at + 2 :]
-    run_dir = RunDirectory.open(one_path("report", arguments)).path
-    print(write_report(run_dir, output))
+@dataclass(frozen=True)
+class ReportArguments:
+    """What is typed after `klimb report`."""
+
+    run: RunWord
+    """Run directory."""
+    output: OutputFlag = None
+    """File to write; by default report.html in the run."""
+
+
+def report(arguments: ReportArguments) -> None:
+    """Write the report of a run, and print where it is.
+
+    arguments: which run, and where to.
+    """
+    print(write_report(RunDirectory.open(arguments.run).path, arguments.output))
+
+
+COMMAND = Command("report", ReportArguments, report)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from klimb.cli import compilation_cache
-from klimb.cli.arguments import one_path, split
-from klimb.cli.flags import parse
+from klimb.cli.parser import Command, RunWord
 from klimb.cli.progress import Progress
 from klimb.cli.session import FINAL_EPISODES, announce, finish, reporting_failure
 from klimb.runs.directory import RunDirectory
@@ -14,22 +13,31 @@ from klimb.training import devices, driver
 
 
 @dataclass(frozen=True)
-class ResumeFlags:
-    """How a run is gone on with."""
+class ResumeArguments:
+    """What is typed after `klimb resume`."""
 
+    run: RunWord
+    """Run directory."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment whose module is imported, which runs the module's code."""
+    """Let the run's configuration name a rule, an environment or a network: its module is imported and runs."""
 
 
-def resume(arguments: list[str]) -> None:
-    """klimb resume RUN [--trust-environment]"""
-    words, rest = split(arguments)
-    flags = parse(ResumeFlags, rest, default=ResumeFlags(), program="klimb resume RUN")
-    run_dir = one_path("resume", words)
-    config = RunDirectory.open(run_dir).config
+def resume(arguments: ResumeArguments) -> None:
+    """Continue a run to the end that its configuration says, evaluate it, and write its report again.
+
+    arguments: which run.
+    """
+    run_dir, trust = arguments.run, arguments.trust_environment
+    config_file = run_dir / "config.toml"
+    config = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
     devices.use_all_cores()
-    console, environment = announce(config, run_dir / "config.toml", trust=flags.trust_environment)
+    console, environment = announce(config, config_file, trust=trust)
     compilation_cache.enable()
     with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.resume(run_dir, env=environment, on_records=progress.update)
+        run = driver.resume(
+            run_dir, env=environment, rule=config.rule, on_records=progress.update, trust_environment=trust
+        )
     finish(run_dir, run.policies, config, environment, FINAL_EPISODES, console)
+
+
+COMMAND = Command("resume", ResumeArguments, resume)

@@ -2,65 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from tyro.conf import UseAppendAction
+from tyro.constructors import PrimitiveConstructorSpec
 
 from klimb.cli import compilation_cache
-from klimb.cli.arguments import split
+from klimb.cli.list import rule_lines
+from klimb.cli.parser import Command
 from klimb.cli.progress import Progress
 from klimb.cli.session import announce, evaluate_run, reporting_failure
-from klimb.cli.train import directory_name, named_run, parse_flags
+from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
 from klimb.errors import ConfigError
 from klimb.report.page import write_report
-from klimb.runs.config import RunConfig
 from klimb.runs.directory import unused_directory
 from klimb.training import devices
-from klimb.training.sweep import sweep as sweep_over
+from klimb.training.sweep import start_sweep
 
 
-def sweep(arguments: list[str]) -> None:
-    """klimb sweep RULE ENV --over FIELD VALUE... [--over FIELD VALUE...] [--flags of klimb train]"""
-    words, over = _take_over(arguments)
-    base, rest = named_run(words)
-    rule, options, flags = parse_flags(base, rest, command="sweep")
-    if not over:
+class Values(NamedTuple):
+    """A field of the rule, and the values that it is given."""
+
+    field: str
+    values: tuple[float, ...]
+
+
+def _values(words: list[str]) -> Values:
+    if len(words) < 2:
+        raise ValueError("it takes a field and its values, for example --over max_kl 0.003 0.01 0.03")
+    name, *values = words
+    return Values(name.replace("-", "_"), tuple(float(value) for value in values))
+
+
+Over = Annotated[
+    Values,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FIELD VALUE...",
+        instance_from_str=_values,
+        is_instance=lambda value: isinstance(value, Values),
+        str_from_instance=lambda over: [over.field, *map(str, over.values)],
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepArguments(TrainArguments):
+    """What is typed after `klimb sweep`."""
+
+    over: Annotated[tuple[Over, ...], UseAppendAction] = ()
+    """A field of the rule and its values; several times for every combination of several fields."""
+
+
+def sweep(arguments: SweepArguments) -> None:
+    """Train every combination of values, evaluate each, and write their reports.
+
+    arguments: with the rule.
+    """
+    if not arguments.over:
         raise ConfigError("klimb sweep needs what to sweep over: --over max_kl 0.003 0.01 0.03")
-    config = RunConfig(base.env, rule, options)
+    over: dict[str, tuple[float, ...]] = {}
+    for name, values in arguments.over:
+        if name in over:
+            raise ConfigError(f"--over {name} is given twice: name all of its values together")
+        over[name] = values
+    config, named_in = configuration(arguments)
+    flags = arguments.run
     devices.use_all_cores()
-    named_in = None if split(words)[0] else flags.config
     console, environment = announce(config, named_in, trust=flags.trust_environment)
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
     with reporting_failure(parent), Progress(config, console) as progress:
-        runs = sweep_over(config.env, rule, over, run_dir=parent, on_records=progress.update, **asdict(options))
+        runs = start_sweep(config, environment, over, run_dir=parent, on_records=progress.update)
     for run in runs:
         assert run.directory is not None
         result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes)
         write_report(run.directory)
         outcome = (
-            "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes a seed"
+            "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
         )
         console.print(f"{run.directory.name:<24} {outcome}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"compare      klimb compare {parent}/*", highlight=False, markup=False, soft_wrap=True)
 
 
-def _take_over(arguments: list[str]) -> tuple[list[str], dict[str, list[float]]]:
-    """The arguments without `--over FIELD VALUE...`, and the values of each field."""
-    rest: list[str] = []
-    over: dict[str, list[float]] = {}
-    left = list(arguments)
-    while left:
-        word = left.pop(0)
-        if word != "--over":
-            rest.append(word)
-            continue
-        until = next((i for i, word in enumerate(left) if word.startswith("--")), len(left))
-        named, left = left[:until], left[until:]
-        if len(named) < 2:
-            raise ConfigError("--over takes a field and its values: --over max_kl 0.003 0.01 0.03")
-        field, *values = named
-        try:
-            over[field.replace("-", "_")] = [float(value) for value in values]
-        except ValueError as error:
-            raise ConfigError(f"--over {field}: {error}") from None
-    return rest, over
+COMMAND = Command(
+    "sweep",
+    SweepArguments,
+    sweep,
+    arguments_for=lambda words: with_rule_of(words, SweepArguments, "sweep"),
+    description_without=lambda: "rules:\n" + "\n".join(rule_lines()),
+)

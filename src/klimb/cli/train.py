@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, make_dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 from klimb.cli import compilation_cache
-from klimb.cli.arguments import split
-from klimb.cli.flags import parse
+from klimb.cli.commands import usage
+from klimb.cli.flags import flags_of
+from klimb.cli.list import rule_lines
+from klimb.cli.parser import Command, leading, parse_known
 from klimb.cli.progress import Progress
 from klimb.cli.session import FINAL_EPISODES, announce, finish, reporting_failure
-from klimb.errors import ConfigError, nearest
-from klimb.rules import RULES, rule_name
+from klimb.environments.registry import BUILT_IN
+from klimb.errors import ConfigError
+from klimb.rules import RULES, rule_class, rule_name
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import unused_directory
 from klimb.training import devices, driver
+
+T = TypeVar("T", bound="TrainArguments")
 
 
 @dataclass(frozen=True)
@@ -30,66 +36,130 @@ class RunFlags:
     eval_episodes: int = FINAL_EPISODES
     """Episodes of the final evaluation, each seed; 0 for none."""
     config: Path | None = None
-    """A config.toml to start from; flags go on top of it."""
+    """A config.toml to start from; words and flags go on top of it."""
     trust_environment: bool = False
-    """Let that file name an environment whose module is imported, which runs the module's code."""
+    """Let that file name a rule, an environment or a network whose module is imported, which runs its code."""
 
 
-def train(arguments: list[str]) -> None:
-    """klimb train RULE ENV [--flags]"""
-    base, words = named_run(arguments)
-    rule, options, flags = parse_flags(base, words)
-    config = RunConfig(base.env, rule, options)
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """What is typed after `klimb train`. `rule` has the settings of the rule, when it is known which one."""
+
+    rule_name: Annotated[str, Positional, arg(metavar="RULE")]
+    """The update rule: one of `klimb list rules`, or MODULE:NAME for one of your own."""
+    env: Annotated[str, Positional, arg(metavar="ENV")]
+    """The environment: one of `klimb list environments`, any Gymnasium id, or MODULE:NAME for one of your own."""
+    rule: Suppress[Any] = None
+    training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
+    """Everything about the training but the rule and the environment."""
+    run: Annotated[RunFlags, OmitArgPrefixes] = field(default_factory=RunFlags)
+
+
+def train(arguments: TrainArguments) -> None:
+    """Train, evaluate, and write a report.
+
+    arguments: with the rule.
+    """
+    config, named_in = configuration(arguments)
+    flags = arguments.run
     config.check_demonstrations()
     devices.use_all_cores()
-    named_in = None if split(arguments)[0] else flags.config
     console, environment = announce(config, named_in, trust=flags.trust_environment)
     compilation_cache.enable()
     run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
     with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.train(config.env, rule, run_dir=run_dir, on_records=progress.update, **asdict(options))
+        run = driver.start(config, environment, run_dir=run_dir, on_records=progress.update)
     finish(run_dir, run.policies, config, environment, flags.eval_episodes, console)
 
 
 def directory_name(config: RunConfig) -> str:
-    """RULE-ENV as the name of one directory, whatever the environment is called."""
-    env = re.sub(r"[^-+.=@,\w]", "-", config.env, flags=re.ASCII)
-    return f"{rule_name(config.rule)}-{env}"
+    """RULE-ENV as the name of one directory, whatever the rule and the environment are called.
+
+    config: of the run.
+    """
+    return re.sub(r"[^-+.=@,\w]", "-", f"{rule_name(config.rule)}-{config.env}", flags=re.ASCII)
 
 
-def named_run(arguments: list[str]) -> tuple[RunConfig, list[str]]:
-    """The run that RULE and ENV (or --config) name, with every option at its default, and the flags."""
-    words, rest = split(arguments)
-    rest = [part for word in rest for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
-    if "--config" in rest[:-1]:
-        base = RunConfig.read(Path(rest[rest.index("--config") + 1]))
-        words = words or [rule_name(base.rule), base.env]
-    else:
-        base = None
-    if len(words) == 1 and words[0] in RULES and ("--help" in rest or "-h" in rest):
-        words.append("ENV")
-    if len(words) != 2:
-        raise ConfigError("klimb train takes a rule and an environment: klimb train trpo CartPole-v1")
-    name, env = words
-    if name not in RULES:
-        raise ConfigError(f"there is no rule {name!r}{nearest(name, RULES)}; there are {', '.join(RULES)}")
-    if base is None:
-        return RunConfig(env, RULES[name](), TrainOptions()), rest
-    rule = base.rule if type(base.rule) is RULES[name] else RULES[name]()
-    return RunConfig(env, rule, base.options), rest
+def configuration(arguments: TrainArguments) -> tuple[RunConfig, Path | None]:
+    """The training that is asked for, and the file that names its environment, if the user did not.
+
+    arguments: with the rule.
+    """
+    file = arguments.run.config
+    if arguments.env is None and file is not None:
+        return RunConfig(RunConfig.read(file).env, arguments.rule, arguments.training), file
+    return RunConfig(arguments.env, arguments.rule, arguments.training), None
 
 
-def parse_flags(base: RunConfig, words: list[str], command: str = "train") -> tuple[Any, Any, RunFlags]:
-    """Rule, options and run flags, from flags on top of `base`."""
-    flags = make_dataclass(
-        "Train",
-        [
-            ("rule", Annotated[type(base.rule), OmitArgPrefixes], field(default=base.rule)),
+def with_rule_of(words: Sequence[str], arguments: type[T], command: str) -> type[T]:
+    """The arguments with the flags of the rule that the words name, or that the file of `--config` names.
+
+    words: what is typed after the command. arguments: those without a rule. command: its name.
+
+    Raises ConfigError when they name no rule; UntrustedEnvironment when a file names one that may not be imported.
+    """
+    flags, rest = parse_known(RunFlags, words, command)
+    named = leading(rest)
+    if flags.config is None and not named:
+        if "--help" in rest or "-h" in rest:
+            return arguments
+        raise ConfigError(
+            f"klimb {command} takes a rule and an environment, before any flags: {usage(command)} (see klimb list)"
+        )
+    if len(named) > 1 and named[0] not in RULES and (named[1] in RULES or named[0] in BUILT_IN):
+        raise ConfigError(f"the rule comes before the environment: klimb {command} {named[1]} {named[0]}")
+    cls = rule_class(named[0]) if named else None
+    base = None if flags.config is None else _read(flags.config, cls, trust=flags.trust_environment)
+    if base is not None and cls in (None, type(base.rule)):
+        return _with_rule(arguments, base.rule, type(base.rule), base)
+    assert cls is not None
+    return _with_rule(arguments, None if _has_required_fields(cls) else cls(), cls, base)
+
+
+def _read(file: Path, cls: type | None, *, trust: bool) -> RunConfig:
+    """The configuration in a file, with the modules that it names, if they may be imported.
+
+    cls: the rule that is used instead of the file's; None for the file's.
+    """
+    config = RunConfig.read(file)
+    if cls not in (None, type(config.rule)):
+        # The file's rule need not be there.
+        config = replace(config, rule=RULES["reinforce"]())
+    return config.require_modules(file, trust=trust)
+
+
+def _with_rule(arguments: type[T], rule: Any, cls: type, base: RunConfig | None) -> type[T]:
+    """rule: with the values that flags change; None for a class without defaults. base: of `--config`."""
+    _require_own_names(cls, arguments)
+    new: list[Any] = [("rule", Annotated[cls, OmitArgPrefixes], field() if rule is None else field(default=rule))]
+    if base is not None:
+        name, env = (Annotated[str | None, Positional, arg(metavar=word)] for word in ("RULE", "ENV"))
+        new += [
+            ("rule_name", name, field(default=None)),
+            ("env", env, field(default=None)),
             ("training", Annotated[type(base.options), OmitArgPrefixes], field(default=base.options)),
-            ("run", Annotated[RunFlags, OmitArgPrefixes], field(default_factory=RunFlags)),
-        ],
-        frozen=True,
-    )
-    program = f"klimb {command} {rule_name(base.rule)} {base.env}"
-    parsed: Any = parse(flags, words, default=flags(), program=program)
-    return parsed.rule, parsed.training, parsed.run
+        ]
+    return make_dataclass(arguments.__name__, new, bases=(arguments,), frozen=True, kw_only=True)
+
+
+def _has_required_fields(cls: Any) -> bool:
+    return any(one.init and one.default is MISSING and one.default_factory is MISSING for one in fields(cls))
+
+
+def _require_own_names(cls: type, arguments: type) -> None:
+    taken = {one.field for one in flags_of(arguments)}
+    shared = [one.name for one in fields(cls) if one.name in taken]
+    if shared:
+        raise ConfigError(
+            f"{cls.__name__} has the field {shared[0]!r}, which is an option of every training too: "
+            "give the field another name"
+        )
+
+
+COMMAND = Command(
+    "train",
+    TrainArguments,
+    train,
+    arguments_for=lambda words: with_rule_of(words, TrainArguments, "train"),
+    description_without=lambda: "rules:\n" + "\n".join(rule_lines()),
+)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from klimb.cli import compilation_cache
-from klimb.cli.flags import parse
+from klimb.cli.parser import Command
 from klimb.errors import CheckFailed, ConfigError
 from klimb.tabular.mdp import TabularMDP
 from klimb.theory.checks import Check, check_gaussians
@@ -17,8 +17,8 @@ from klimb.theory.checks import verify as verify_on
 
 
 @dataclass(frozen=True)
-class VerifyFlags:
-    """On which problems the theory is checked."""
+class VerifyArguments:
+    """What is typed after `klimb verify`."""
 
     mdp: str | None = None
     """One of Gymnasium's toy-text environments, e.g. FrozenLake-v1; by default three built-in problems."""
@@ -32,9 +32,12 @@ class VerifyFlags:
     """Print one JSON object, for programs."""
 
 
-def verify(arguments: list[str]) -> None:
-    """klimb verify [--mdp ID] [--flags]"""
-    flags = parse(VerifyFlags, arguments, default=VerifyFlags(), program="klimb verify")
+def verify(arguments: VerifyArguments) -> None:
+    """Compute every statement of the theory on both sides, and print which hold. CheckFailed when one does not.
+
+    arguments: on which problems.
+    """
+    flags = arguments
     compilation_cache.enable()
     results = {name: verify_on(mdp, flags.seed, step=flags.step) for name, mdp in _problems(flags).items()}
     results["Gaussians"] = check_gaussians()
@@ -50,14 +53,14 @@ def verify(arguments: list[str]) -> None:
         raise CheckFailed(f"{len(failed)} statements do not hold: {', '.join(check.name for check in failed)}")
 
 
-def _problems(flags: VerifyFlags) -> dict[str, TabularMDP]:
+def _problems(flags: VerifyArguments) -> dict[str, TabularMDP]:
     if flags.step < 0 or not math.isfinite(flags.step):
         raise ConfigError(f"step = {flags.step}; policies are a finite number ≥ 0 apart")
     made = _made(flags)
     return {f"{name}: {m.num_states} states, {m.num_actions} actions, γ = {m.gamma:g}": m for name, m in made.items()}
 
 
-def _made(flags: VerifyFlags) -> dict[str, TabularMDP]:
+def _made(flags: VerifyArguments) -> dict[str, TabularMDP]:
     try:
         if flags.mdp is not None:
             return {flags.mdp: TabularMDP.from_gymnasium(flags.mdp, flags.gamma)}
@@ -84,3 +87,6 @@ def _plain(check: Check) -> dict[str, Any]:
     """For JSON, which has no infinities and no NaN."""
     tree = dataclasses.asdict(check)
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in tree.items()}
+
+
+COMMAND = Command("verify", VerifyArguments, verify)

@@ -1,4 +1,4 @@
-"""The last K rollouts, with what each of the last K policies says of their actions: bounded memory, no lists."""
+"""The last K rollouts, with the log-probabilities of their actions under the last K policies, in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from klimb.types import Mixture, Rollout
 
 
 class History(eqx.Module):
-    """A ring of K slots. Slots not filled yet hold rows with `valid` False.
+    """A ring buffer of K slots. Slots not filled yet hold rows with `valid` False.
 
-    rollouts: leaves `[K, T, N, ...]`. policies: their array leaves `[K, ...]`, and log_prob `[K, K, T, N]`, log π_k
-    of the actions in slot j at `[k, j]`; both None unless the mixture of the policies is asked for.
+    rollouts: leaves `[K, T, N, ...]`. policies: their array leaves `[K, ...]`. log_prob: at `[k, j]` log π_k of the
+    actions in slot j. policies and log_prob are None unless the mixture of the policies is needed. count: rollouts
+    pushed so far.
     """
 
     rollouts: Rollout
@@ -27,55 +28,62 @@ class History(eqx.Module):
 
     @classmethod
     def empty(cls, length: int, rollout: Any, policy: PyTree, *, keeps_policies: bool) -> History:
-        """K = `length` slots for rollouts and policies of the given shapes (arrays or `jax.ShapeDtypeStruct`s)."""
+        """A history without rollouts.
 
-        def slots(x: Any) -> Array:
+        length: K. rollout, policy: arrays or `jax.ShapeDtypeStruct`s of the shapes to store. keeps_policies: whether
+        policies and log-probabilities are stored.
+        """
+
+        def zeros(x: Any) -> Array:
             return jnp.zeros((length, *x.shape), x.dtype)
 
         shape = (length, length, *rollout.reward.shape)
         return cls(
-            rollouts=jax.tree.map(slots, rollout),
-            policies=jax.tree.map(slots, policy) if keeps_policies else None,
+            rollouts=jax.tree.map(zeros, rollout),
+            policies=jax.tree.map(zeros, policy) if keeps_policies else None,
             log_prob=jnp.zeros(shape, rollout.log_prob.dtype) if keeps_policies else None,
             count=jnp.int32(0),
         )
 
     def push(self, rollout: Rollout, policy: PyTree, static: PyTree) -> History:
-        """With the newest rollout and the arrays of the policy that collected it in the place of the oldest."""
+        """The history with the newest rollout in the place of the oldest.
+
+        rollout: the newest. policy: the arrays of the policy that collected it. static: the rest of that policy.
+        """
         length = len(self.rollouts.reward)
         slot = self.count % length
-
-        def put(slots: Array, new: Array) -> Array:
-            return slots.at[slot].set(new)
-
-        rollouts = jax.tree.map(put, self.rollouts, rollout)
+        rollouts = jax.tree.map(lambda slots, new: slots.at[slot].set(new), self.rollouts, rollout)
         if self.log_prob is None:
             return History(rollouts, None, None, self.count + 1)
-        policies = jax.tree.map(put, self.policies, policy)
+        policies = jax.tree.map(lambda slots, new: slots.at[slot].set(new), self.policies, policy)
 
-        def asked(arrays: PyTree, rows: Rollout) -> Array:
+        def action_log_prob(arrays: PyTree, rows: Rollout) -> Array:
+            """Log-probabilities of the actions in `rows` under the policy whose arrays are `arrays`."""
             distribution = action_distribution(eqx.combine(arrays, static), rows.obs, axes=2)
             return distribution.log_prob(rows.action)
 
-        # Only what is new is computed: the new actions under every policy, every action under the new policy.
-        of_the_new = jax.vmap(asked, (0, None))(policies, rollout)
-        by_the_new = jax.vmap(asked, (None, 0))(policy, rollouts)
-        log_prob = self.log_prob.at[:, slot].set(of_the_new).at[slot].set(by_the_new)
+        # Only new entries are computed: the new actions under every policy, and every action under the new policy.
+        of_new_actions = jax.vmap(action_log_prob, (0, None))(policies, rollout)
+        under_new_policy = jax.vmap(action_log_prob, (None, 0))(policy, rollouts)
+        log_prob = self.log_prob.at[:, slot].set(of_new_actions).at[slot].set(under_new_policy)
         return History(rollouts, policies, log_prob, self.count + 1)
 
     def merged(self) -> Rollout:
-        """All K rollouts side by side: `[T, K·N, ...]`."""
+        """All K rollouts as one: `[T, K·N, ...]`."""
         return jax.tree.map(merge_slots, self.rollouts)
 
     def mixture(self) -> Mixture | None:
-        """The K policies' log-probs of every action of `merged()`, in equal shares of those that there are."""
+        """The K policies' log-probabilities of every action of `merged()`; the filled slots have equal shares.
+
+        None unless policies are stored.
+        """
         if self.log_prob is None:
             return None
         length = len(self.log_prob)
         filled = jnp.minimum(self.count, length)
         dtype = self.log_prob.dtype
         share = jnp.where(jnp.arange(length) < filled, -jnp.log(filled.astype(dtype)), -jnp.inf)
-        # An empty slot's policy is all zeros, and may say anything.
+        # The policy of an empty slot is all zeros, and its log-probabilities are arbitrary.
         log_prob = jnp.where(jnp.isneginf(share)[:, None, None, None], 0, self.log_prob)
         return Mixture(jax.vmap(merge_slots)(log_prob), share.astype(dtype))
 

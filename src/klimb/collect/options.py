@@ -23,7 +23,7 @@ class Collection:
     overlap: bool = False
     """Step host environments while the last rollout is learned from: faster, from data that is one policy old."""
     env_fault: Literal["restart", "stop"] = "restart"
-    """What follows when a Gymnasium environment raises, hangs or ends its process: start it anew, or stop the run."""
+    """What follows when a Gymnasium environment raises, hangs or ends its process: restart it, or stop the run."""
     env_timeout: Annotated[float, Field(gt=0)] = 300.0
     """Seconds that a worker process may take for a rollout before it counts as hanging."""
 

@@ -1,1 +1,1 @@
-"""Environments: the protocol, `make`, and one file for each environment or adapter."""
+"""Environments: the interfaces, `make`, and one file per environment or adapter."""

@@ -1,4 +1,4 @@
-"""The environment protocol: what a compiled environment must offer, and the time limit all of them share."""
+"""The interface of compiled environments, and classic control with its time limit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from klimb.policies.observations import ObservationSpec, observation_spec
 
 
 class Transition(NamedTuple):
-    """What one step of one environment returns. Scalars and `obs_shape` only; collectors add the [N] axis.
+    """The result of one step of one environment, without the axis of environments, which collectors add.
 
-    `obs` is always the true successor: nothing here resets. An episode is over when `terminated` (the task
-    ended: its value is zero from here on) or `truncated` (the clock ran out: its value is not zero).
+    obs: of the true successor; a step never resets. terminated: the task has ended, so the value of the successor is
+    zero. truncated: the time limit is reached, and the value of the successor counts.
     """
 
     state: PyTree
@@ -36,21 +36,23 @@ class CompiledEnvironment(abc.ABC):
     """
 
     id: str
-    """How the environment is named to users, e.g. `jax:CartPole-v1`."""
+    """The name that `make` takes, e.g. `jax:CartPole-v1`."""
 
     one_hot: bool = False
-    """Whether observations are one-hot rows, which no policy scales."""
+    """Whether observations are one-hot rows, which are not normalised."""
 
     prefetch_resets: bool = False
-    """Whether a fresh state is so small that one can be made ahead for every step of a rollout."""
+    """Whether states are so small that the initial states of a whole rollout can be drawn in advance."""
 
     @property
     @abc.abstractmethod
-    def observation_space(self) -> gymnasium.spaces.Box: ...
+    def observation_space(self) -> gymnasium.spaces.Box:
+        """The box of observations."""
 
     @property
     @abc.abstractmethod
-    def action_space(self) -> gymnasium.spaces.Space: ...
+    def action_space(self) -> gymnasium.spaces.Space:
+        """The space of actions: Box or Discrete."""
 
     @property
     def observations(self) -> ObservationSpec:
@@ -64,11 +66,15 @@ class CompiledEnvironment(abc.ABC):
 
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Array]:
-        """(state, obs) at the start of an episode."""
+        """(state, obs) at the start of an episode, drawn with `key`."""
 
     @abc.abstractmethod
     def step(self, key: PRNGKeyArray, state: PyTree, action: Array) -> Transition:
-        """One step from `state`; `action` is in the action space (the collector clips it to a Box's bounds)."""
+        """One step. Does not reset.
+
+        key: for the randomness of the step. state: before the step. action: in the action space (the collector clips it
+        to a Box's bounds).
+        """
 
 
 class Clocked(NamedTuple):
@@ -80,10 +86,10 @@ class Clocked(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassicControl(CompiledEnvironment):
-    """Classic control from its parts: initial state, dynamics, reward, observation, end of the task.
+    """Classic control from its parts: initial state, dynamics, reward, observation, termination.
 
-    The parts are differentiable functions of plain arrays, so that planning and model-based methods can use
-    them without the episode around them. The time limit is added here, once.
+    The parts are differentiable functions of arrays, so that planning and model-based methods can use them without
+    the time limit, which is added here.
     """
 
     prefetch_resets = True
@@ -92,40 +98,54 @@ class ClassicControl(CompiledEnvironment):
 
     @abc.abstractmethod
     def initial(self, key: PRNGKeyArray) -> Float[Array, " D"]:
-        """A random first physics state."""
+        """The physics state at the start of an episode, drawn with `key`."""
 
     @abc.abstractmethod
     def dynamics(self, physics: Float[Array, " D"], action: Array) -> Float[Array, " D"]:
-        """The physics state one time step later."""
+        """The physics state one time step later.
+
+        physics: before the step. action: in the action space.
+        """
 
     @abc.abstractmethod
     def reward(self, physics: Float[Array, " D"], action: Array, successor: Float[Array, " D"]) -> Array:
-        """The reward of one step."""
+        """The reward of one step.
+
+        physics: before the step. action: in the action space. successor: the physics state after the step.
+        """
 
     @abc.abstractmethod
     def observe(self, physics: Float[Array, " D"]) -> Float[Array, " *obs_shape"]:
-        """What the policy sees of a physics state."""
+        """The observation of a physics state."""
 
     @abc.abstractmethod
     def terminal(self, physics: Float[Array, " D"]) -> Bool[Array, ""]:
-        """Whether the task is over in this physics state."""
+        """Whether the task has ended in this physics state."""
 
     def cost(self, physics: Float[Array, " D"], action: Array) -> Float[Array, ""]:
-        """What planning minimises: minus the reward of the step that this action makes."""
+        """Minus the reward of one step, which planning minimises.
+
+        physics: before the step. action: in the action space.
+        """
         return -self.reward(physics, action, self.dynamics(physics, action))
 
     def unbounded(self) -> ClassicControl:
-        """The same with dynamics and reward that do not clip actions, for planners that keep to the bounds themselves.
+        """The same environment without clipping in dynamics and reward, for planners that enforce the bounds.
 
-        On the bound itself, where good plans stay, a clipped function has no derivative.
+        At the bound, where good plans often are, a clipped function has no derivative.
         """
         return self
 
     def reset(self, key: PRNGKeyArray) -> tuple[Clocked, Array]:
+        """(state, obs) at the start of an episode, drawn with `key`."""
         physics = self.initial(key)
         return Clocked(physics, jnp.int32(0)), self.observe(physics)
 
     def step(self, key: PRNGKeyArray, state: Clocked, action: Array) -> Transition:
+        """One step, with the time limit.
+
+        key: is not used. state: before the step. action: in the action space.
+        """
         successor = self.dynamics(state.physics, action)
         time = state.time + 1
         return Transition(

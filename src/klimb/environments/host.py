@@ -1,4 +1,4 @@
-"""Host environments: many copies stepped together in Python, outside JAX."""
+"""The interface of host environments: several copies stepped together in Python, outside JAX."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from klimb.policies.observations import ObservationSpec, observation_spec
 class HostStep(NamedTuple):
     """One step of M environment copies.
 
-    `next_obs` is the true successor; `obs` is what to act on next: the same, or the first observation of a
-    new episode. `valid` is False for rows that only carried out a reset.
+    next_obs: the true successor. obs: what the policy acts on next: `next_obs`, or the first observation of a new
+    episode. valid: False for rows that are not a step, because they carried out a reset or had a fault.
     """
 
     next_obs: Float[np.ndarray, " M *obs"]
@@ -30,7 +30,10 @@ class HostStep(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What a copy did wrong, in one line. Its row is not valid, and it has been started anew."""
+    """A fault of one copy, which has been restarted; its row is not valid.
+
+    copy: its number. cause: in one line.
+    """
 
     copy: int
     cause: str
@@ -41,18 +44,21 @@ class HostVector(abc.ABC):
 
     @abc.abstractmethod
     def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
-        """Start every copy anew, with seeds derived from `seed`."""
+        """Start a new episode in every copy, with seeds derived from `seed`. Returns the first observations."""
 
     @abc.abstractmethod
     def step(self, action: np.ndarray) -> HostStep:
-        """Step every copy; `action` is `[M, *act]`, inside the action space's bounds."""
+        """Step every copy.
+
+        action: `[M, *act]`, within the bounds of the action space. EnvironmentFault for a fault that ends the training.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Release what the copies hold."""
+        """Close every copy."""
 
     def take_faults(self) -> list[Fault]:
-        """The copies' faults since this was last asked."""
+        """The faults since the last call."""
         return []
 
     def capture(self) -> list[dict[str, Any]] | None:
@@ -60,21 +66,21 @@ class HostVector(abc.ABC):
         return None
 
     def restore(self, states: list[dict[str, Any]]) -> None:
-        """Put every copy into the state that was captured. RunError when a state is none of this environment."""
+        """Put every copy into its captured state. RunError when a state does not fit this environment."""
         raise NotImplementedError
 
 
 class HostEnvironment(abc.ABC):
-    """An environment that runs in Python: its spaces, and how to make copies of it."""
+    """An environment that runs in Python: its spaces, and a way to make running copies."""
 
     id: str
-    """How the environment is named to users, e.g. `gymnasium:HalfCheetah-v5`."""
+    """The name that `make` takes, e.g. `gymnasium:HalfCheetah-v5`."""
 
     observation_space: gymnasium.spaces.Box
     action_space: gymnasium.spaces.Space
 
     one_hot: bool = False
-    """Whether observations are one-hot rows, which no policy scales."""
+    """Whether observations are one-hot rows, which are not normalised."""
 
     @property
     def observations(self) -> ObservationSpec:
@@ -88,12 +94,15 @@ class HostEnvironment(abc.ABC):
 
     @abc.abstractmethod
     def vector(self, copies: int, *, restart: bool = False) -> HostVector:
-        """`copies` running copies. With `restart` a copy with a fault is started anew, where that can be done."""
+        """Running copies.
+
+        copies: their number. restart: whether a copy with a fault is restarted, where that is possible.
+        """
 
     @property
     def env_spec(self) -> dict[str, Any] | None:
-        """How another process makes the same environment (`gymnasium_adapter.make_from_spec`), as plain data for JSON.
+        """How another process makes the same environment (`make_from_spec` of the Gymnasium adapter), as data for JSON.
 
-        None where it can't: the environment is an object, or a function, of this process.
+        None where it can't: the environment is an object or a function of this process.
         """
         return None

@@ -1,4 +1,4 @@
-"""From a name to an environment: `make`, and the list of what is built in."""
+"""`make`: from a name to an environment; and the table of built-in environments."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from klimb.errors import EnvironmentNotFound, MissingExtra, nearest, one_line
 Environment = CompiledEnvironment | HostEnvironment
 
 TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")
-"""Gymnasium's problems that come with a table."""
+"""Gymnasium's environments that have a transition table."""
 
 BUILT_IN = {
     "CartPole-v1": ("klimb.environments.control.cartpole", "CartPole"),
@@ -27,16 +27,16 @@ BUILT_IN = {
     "LinearQuadratic-v0": ("klimb.environments.control.linear_quadratic", "LinearQuadratic"),
     **{name: ("klimb.environments.toy_text", "make_toy_text") for name in TOY_TEXT},
 }
-"""Compiled environments: (module, what makes one; of a table, by its id). An id that Gymnasium has too is the same."""
+"""Compiled environments: (module, class or function). An id that Gymnasium has too is the same environment."""
 
 PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
 
 GIVEN = "object"
-"""Prefix of the name under which a run records an environment object that no name makes again."""
+"""Prefix of the recorded name of an environment object that `make` can't make from a name."""
 
 
 def recorded_name(environment: str | Any) -> str:
-    """The name under which a run keeps what it was trained in: one that makes the same environment, or `object:…`.
+    """The name of an environment in a run's configuration: one that makes the same environment, or `object:…`.
 
     environment: as `make` takes it.
     """
@@ -80,7 +80,7 @@ def _own_name(environment: Environment) -> str | None:
 
 
 def make(environment: str | Any) -> Environment:
-    """The environment of a name, or the object itself when it is one already.
+    """The environment of a name; an environment object is returned as it is.
 
     jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1; klimb's own
                     CartPoleSwingUp-v0, PlanarReacher-v0, LinearQuadratic-v0; and from their tables FrozenLake-v1,
@@ -92,8 +92,8 @@ def make(environment: str | Any) -> Environment:
                     with Gymnasium when it is imported (Gymnasium's own syntax)
     ID              the built-in one where id and version are the same, else Gymnasium's
 
-    Raises EnvironmentNotFound, with the nearest name, when there is none, and MissingExtra, with the extra to
-    install, when what it needs is absent.
+    Raises EnvironmentNotFound, with the nearest name, when there is none of this name, and MissingExtra, with the
+    extra to install, when a package is missing.
     """
     if isinstance(environment, (CompiledEnvironment, HostEnvironment)):
         return environment
@@ -105,8 +105,8 @@ def make(environment: str | Any) -> Environment:
     prefix, separator, name = environment.partition(":")
     if prefix == GIVEN:
         raise EnvironmentNotFound(
-            f"the run was trained in an environment object, {one_line(name)}, that no name makes again: give it with "
-            "env= in Python, or another environment with --env"
+            f"the run was trained in an environment object, {one_line(name)}, that can't be made from a name: give it "
+            "with env= in Python, or another environment with --env"
         )
     if not separator:
         return _built_in(environment) if environment in BUILT_IN else _gymnasium(environment)
@@ -124,20 +124,27 @@ def make(environment: str | Any) -> Environment:
 
 
 def make_named_in(source: str | Path, name: str, *, trust: bool) -> Environment:
-    """`make` for a name that stands in the file `source`: as `require_trust` allows, or whatever it is with `trust`."""
+    """`make` for a name that stands in a file.
+
+    source: the file. name: of the environment. trust: whether the name may import any module; without it
+    `require_trust` decides.
+    """
     if not trust:
         require_trust(name, source)
     return make(name)
 
 
 def require_trust(name: str, source: str | Path) -> None:
-    """UntrustedEnvironment when to make the environment `name`, which stands in the file `source`, imports a module."""
+    """UntrustedEnvironment when making an environment that a file names would import a module.
+
+    name: of the environment. source: the file.
+    """
     if imported_module(name) is not None:
         modules.require_trust(name.removeprefix("gymnasium:"), source, "environment")
 
 
 def imported_module(name: str) -> str | None:
-    """The module that the name of an environment asks to import; None when it asks for none."""
+    """The module that an environment's name makes klimb import; None when there is none."""
     if name.partition(":")[0] in ("jax", "gymnax", "envpool", GIVEN):
         return None
     return modules.module_of(name.removeprefix("gymnasium:"))
@@ -184,7 +191,7 @@ def _gymnasium(name: str) -> Environment:
         )
     try:
         return GymnasiumEnvironment.from_registry(f"gymnasium:{name}", identifier, module if separator else None)
-    # Gymnasium's own error for most packages; a plain ImportError for those that it imports unguarded.
+    # Gymnasium raises an error of its own for most missing packages, and a plain ImportError for a few.
     except (gym.error.DependencyNotInstalled, ImportError) as missing:
         raise MissingExtra(
             f"{name} needs a package that is not installed ({str(missing).splitlines()[0]}); for the MuJoCo "

@@ -1,4 +1,4 @@
-"""The inner state of Gymnasium's own environments as plain data, and back, bit for bit."""
+"""The complete simulator state of Gymnasium's own environments as plain data, and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _TOP_CARDS = ("A", "J", "Q", "K", *map(str, range(2, 10)))
 
 
 def supported(env: gym.Env) -> bool:
-    """Whether every wrapper and the innermost environment are exactly of classes whose state is known.
+    """Whether the state of an environment can be captured.
 
-    These are Gymnasium's classic control, toy text and MuJoCo (v4, v5) environments under the wrappers that
-    `gymnasium.make` adds and `FlattenObservation`, with Gymnasium's own kind of random numbers.
+    It can for Gymnasium's classic control, toy text and MuJoCo (v4, v5) environments under the wrappers that
+    `gymnasium.make` adds and `FlattenObservation`, with Gymnasium's own random number generator. Subclasses are not
+    supported, because they may have further state.
     """
     *wrappers, inner = _layers(env)
     known = all(_kind(layer) in _WRAPPERS for layer in wrappers)
@@ -32,15 +33,15 @@ def supported(env: gym.Env) -> bool:
     known &= generator is None or type(generator.bit_generator) is np.random.PCG64
     if not _MUJOCO.fullmatch(_kind(inner)):
         return known and _kind(inner) in _INNER
-    # Plugins and MuJoCo's optional features (sleeping bodies) may remember more than the integration state holds.
+    # Plugins and MuJoCo's optional features (sleeping bodies) may have state that the integration state lacks.
     model = inner.model  # type: ignore[attr-defined]
     return known and model.opt.enableflags == 0 and model.nplugin == 0
 
 
 def capture(env: gym.Env) -> State:
-    """The whole state of a `supported` environment after a reset or a step, as plain data for JSON.
+    """The complete state of an environment after a reset or a step, as plain data for JSON.
 
-    Numbers keep every bit; they may be NaN or infinite where the simulation is, and integers may have 128 bits.
+    Numbers are exact; they may be NaN or infinite where the simulation is, and integers may have 128 bits.
 
     Raises:
         RunError: the environment is not a supported one.
@@ -56,10 +57,10 @@ def capture(env: gym.Env) -> State:
 
 
 def restore(env: gym.Env, state: State) -> None:
-    """Put a fresh copy of the environment that `state` was captured from into that state.
+    """Put a fresh copy of an environment into a captured state. Nothing is changed when this raises.
 
-    Every later step and reset is then bit for bit what it would have been. The copy need not have been reset.
-    Nothing is changed when this raises.
+    env: of the same kind as the one that was captured; it need not have been reset. state: as `capture` returned it.
+    Every later step and reset is then bit for bit what it would have been.
 
     Raises:
         RunError: the environment is not a supported one, or `state` is not a state of it.
@@ -75,7 +76,10 @@ def restore(env: gym.Env, state: State) -> None:
 
 @dataclass(frozen=True)
 class _Attribute:
-    """An attribute of a wrapper or an environment: how it becomes plain data, and how that is checked and read."""
+    """An attribute of a wrapper or an environment, and its form as plain data.
+
+    plain: attribute ↦ plain data. value: (plain data, layer, name) ↦ attribute; raises ValueError for wrong data.
+    """
 
     name: str
     plain: Callable[[Any], Any]
@@ -91,7 +95,7 @@ def _layers(env: gym.Env) -> list[gym.Env]:
 
 
 def _kind(layer: gym.Env) -> str:
-    # Names, not classes: comparing them imports nothing. A subclass has a name of its own.
+    # Comparing names instead of classes avoids imports. A subclass has another name.
     return f"{type(layer).__module__}.{type(layer).__qualname__}"
 
 
@@ -101,7 +105,7 @@ def _is_mujoco(inner: gym.Env) -> bool:
 
 def _require_support(env: gym.Env) -> None:
     if not supported(env):
-        raise RunError(f"the inner state of the environment {env} is not known; it can't be saved or restored")
+        raise RunError(f"the simulator state of the environment {env} can't be saved or restored")
 
 
 def _values(layer: gym.Env, attributes: tuple[_Attribute, ...]) -> State:
@@ -120,10 +124,10 @@ def _random_numbers(inner: gym.Env) -> State:
 
 
 def _physics(inner: Any) -> State:
-    # A step leaves the poses of bodies behind the joints' positions. Of these, the environments read `xpos` and
-    # `xipos` before they simulate the next step; the simulation itself starts from the integration state alone.
-    # So these two are kept, not the state before the step to replay it from: that would cost every step, and
-    # MuJoCo's own reset of a diverged simulation forgets the controls.
+    # After a step MuJoCo's poses of the bodies are those before its last integration. The environments read two of
+    # them, `xpos` and `xipos`, before they simulate the next step; the simulation itself needs the integration state
+    # alone. So these two are saved as well. Saving the state before each step and replaying the step would cost time
+    # in every step, and fails after MuJoCo has reset a diverged simulation, which clears the controls.
     import mujoco
 
     spec = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -138,7 +142,7 @@ def _physics(inner: Any) -> State:
 
 
 def _changes(env: gym.Env, state: State) -> Iterator[Callable[[], None]]:
-    """What to do to `env`, made from checked data only. Raises ValueError."""
+    """The changes that put `env` into `state`, one after the other. ValueError for data that is not a state of it."""
     *wrappers, inner = _layers(env)
     top = _record(state, ("kind", "wrappers", "random", "values"), "the state")
     if top["kind"] != _kind(inner):
@@ -146,10 +150,10 @@ def _changes(env: gym.Env, state: State) -> Iterator[Callable[[], None]]:
     saved = top["wrappers"]
     if not isinstance(saved, list) or len(saved) != len(wrappers):
         raise ValueError(f"`wrappers` must be a list of {len(wrappers)}")
-    for layer, one in zip(wrappers, saved, strict=True):
-        record = _record(one, ("kind", "values"), "a wrapper")
+    for layer, entry in zip(wrappers, saved, strict=True):
+        record = _record(entry, ("kind", "values"), "a wrapper")
         if record["kind"] != _kind(layer):
-            raise ValueError(f"it was saved under other wrappers; here is {type(layer).__name__}")
+            raise ValueError(f"it was saved under another wrapper than {type(layer).__name__}")
         yield from _set_values(layer, _WRAPPERS[_kind(layer)], record["values"])
     yield _set_random_numbers(inner, top["random"])
     if _is_mujoco(inner):
@@ -168,10 +172,10 @@ def _set_values(layer: gym.Env, attributes: tuple[_Attribute, ...], saved: Any) 
 def _set_random_numbers(inner: gym.Env, saved: Any) -> Callable[[], None]:
     record = _record(saved, ("seed", "state", "increment", "has_uint32", "uinteger"), "`random`")
     limits = {"state": 2**128, "increment": 2**128, "has_uint32": 2, "uinteger": 2**32}
-    number = {name: _whole(record[name], 0, limit, name) for name, limit in limits.items()}
+    number = {name: _integer(record[name], 0, limit, name) for name, limit in limits.items()}
     if number["increment"] % 2 == 0:
         raise ValueError("`increment` must be odd")
-    seed = _whole(record["seed"], -1, None, "seed")
+    seed = _integer(record["seed"], -1, None, "seed")
     bits = np.random.PCG64(0)
     bits.state = {
         "bit_generator": "PCG64",
@@ -199,7 +203,8 @@ def _set_physics(inner: Any, saved: Any) -> Callable[[], None]:
     def change() -> None:
         mujoco.mj_resetData(model, data)
         mujoco.mj_setState(model, data, integration, spec)
-        # For whoever looks between here and the next step. It warms the solver up anew, so the state is set again.
+        # Computes what depends on the state, such as poses, for code that reads it before the next step. This also
+        # overwrites the solver's warm start, so the state is set again.
         mujoco.mj_forward(model, data)
         mujoco.mj_setState(model, data, integration, spec)
         for name, pose in poses.items():
@@ -214,7 +219,7 @@ def _record(value: Any, keys: tuple[str, ...], what: str) -> dict[str, Any]:
     return value
 
 
-def _whole(value: Any, low: int, limit: int | None, name: str) -> int:
+def _integer(value: Any, low: int, limit: int | None, name: str) -> int:
     if type(value) is not int or value < low or (limit is not None and value >= limit):
         below = "" if limit is None else f" and below {limit}"
         raise ValueError(f"`{name}` must be a whole number from {low}{below}")
@@ -222,83 +227,92 @@ def _whole(value: Any, low: int, limit: int | None, name: str) -> int:
 
 
 def _floats(value: Any, length: int, name: str, dtype: str = "float64") -> np.ndarray:
-    if not isinstance(value, list) or len(value) != length or not all(type(one) in (int, float) for one in value):
+    if not isinstance(value, list) or len(value) != length or not all(type(x) in (int, float) for x in value):
         raise ValueError(f"`{name}` must be a list of {length} numbers")
     try:
         with np.errstate(over="ignore"):
-            return np.array([float(one) for one in value], dtype)
+            return np.array([float(x) for x in value], dtype)
     except OverflowError:
         raise ValueError(f"`{name}` holds a number that is too large") from None
 
 
 def _flag(name: str) -> _Attribute:
-    def value(saved: Any, layer: gym.Env, name: str) -> bool:
-        if type(saved) is not bool:
-            raise ValueError(f"`{name}` must be true or false")
-        return saved
+    return _Attribute(name, bool, _read_flag)
 
-    return _Attribute(name, bool, value)
+
+def _read_flag(saved: Any, layer: gym.Env, name: str) -> bool:
+    if type(saved) is not bool:
+        raise ValueError(f"`{name}` must be true or false")
+    return saved
 
 
 def _count(name: str, limit: Callable[[Any], int] | None = None, optional: bool = False) -> _Attribute:
-    """A whole number from 0 and below what `limit` says of its layer; or None too where it is `optional`."""
+    """An integer from 0 to below `limit(layer)`; or None too where it is `optional`."""
+    return _Attribute(name, _plain_count, partial(_read_count, limit=limit, optional=optional))
 
-    def plain(value: Any) -> int | None:
-        return None if value is None else int(value)
 
-    def value(saved: Any, layer: gym.Env, name: str) -> int | None:
-        if optional and saved is None:
-            return None
-        return _whole(saved, 0, None if limit is None else int(limit(layer)), name)
+def _plain_count(value: Any) -> int | None:
+    return None if value is None else int(value)
 
-    return _Attribute(name, plain, value)
+
+def _read_count(
+    saved: Any, layer: gym.Env, name: str, *, limit: Callable[[Any], int] | None, optional: bool
+) -> int | None:
+    if optional and saved is None:
+        return None
+    return _integer(saved, 0, None if limit is None else int(limit(layer)), name)
 
 
 def _vector(name: str, length: int) -> _Attribute:
-    """`length` numbers as an array, of single precision where it was."""
+    """An array of `length` numbers, in single or double precision."""
+    return _Attribute(name, _plain_vector, partial(_read_vector, length=length))
 
-    def plain(value: Any) -> State:
-        array = np.asarray(value)
-        return {"dtype": array.dtype.name, "numbers": array.tolist()}
 
-    def value(saved: Any, layer: gym.Env, name: str) -> np.ndarray:
-        record = _record(saved, ("dtype", "numbers"), f"`{name}`")
-        dtype = record["dtype"]
-        if not isinstance(dtype, str) or dtype not in ("float32", "float64"):
-            raise ValueError(f"`{name}` must be of dtype float32 or float64")
-        return _floats(record["numbers"], length, name, dtype)
+def _plain_vector(value: Any) -> State:
+    array = np.asarray(value)
+    return {"dtype": array.dtype.name, "numbers": array.tolist()}
 
-    return _Attribute(name, plain, value)
+
+def _read_vector(saved: Any, layer: gym.Env, name: str, *, length: int) -> np.ndarray:
+    record = _record(saved, ("dtype", "numbers"), f"`{name}`")
+    dtype = record["dtype"]
+    if not isinstance(dtype, str) or dtype not in ("float32", "float64"):
+        raise ValueError(f"`{name}` must be of dtype float32 or float64")
+    return _floats(record["numbers"], length, name, dtype)
 
 
 def _optional_float(name: str) -> _Attribute:
-    def value(saved: Any, layer: gym.Env, name: str) -> float | None:
-        return None if saved is None else float(_floats([saved], 1, name)[0])
+    return _Attribute(name, lambda value: None if value is None else float(value), _read_optional_float)
 
-    return _Attribute(name, lambda value: None if value is None else float(value), value)
+
+def _read_optional_float(saved: Any, layer: gym.Env, name: str) -> float | None:
+    return None if saved is None else float(_floats([saved], 1, name)[0])
 
 
 def _hand(name: str) -> _Attribute:
-    """Blackjack cards: whole numbers from 1 to 10."""
+    """Blackjack cards: integers from 1 to 10."""
+    return _Attribute(name, lambda cards: [int(card) for card in cards], _read_hand)
 
-    def value(saved: Any, layer: gym.Env, name: str) -> list[int]:
-        if not isinstance(saved, list) or not 2 <= len(saved) <= 32:
-            raise ValueError(f"`{name}` must be a list of 2 to 32 cards")
-        return [_whole(card, 1, 11, name) for card in saved]
 
-    return _Attribute(name, lambda cards: [int(card) for card in cards], value)
+def _read_hand(saved: Any, layer: gym.Env, name: str) -> list[int]:
+    if not isinstance(saved, list) or not 2 <= len(saved) <= 32:
+        raise ValueError(f"`{name}` must be a list of 2 to 32 cards")
+    return [_integer(card, 1, 11, name) for card in saved]
 
 
 def _word(name: str, known: tuple[str, ...]) -> _Attribute:
-    def value(saved: Any, layer: gym.Env, name: str) -> str:
-        if not isinstance(saved, str) or saved not in known:
-            raise ValueError(f"`{name}` must be one of {', '.join(known)}")
-        return saved
-
-    return _Attribute(name, str, value)
+    """One of the strings `known`."""
+    return _Attribute(name, str, partial(_read_word, known=known))
 
 
-def _table_place() -> tuple[_Attribute, ...]:
+def _read_word(saved: Any, layer: gym.Env, name: str, *, known: tuple[str, ...]) -> str:
+    if not isinstance(saved, str) or saved not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(known)}")
+    return saved
+
+
+def _table_state() -> tuple[_Attribute, ...]:
+    """The state of an environment with a transition table."""
     return (
         _count("s", lambda layer: layer.observation_space.n),
         _count("lastaction", lambda layer: layer.action_space.n, optional=True),
@@ -308,7 +322,7 @@ def _table_place() -> tuple[_Attribute, ...]:
 _WRAPPERS: dict[str, tuple[_Attribute, ...]] = {
     "gymnasium.wrappers.common.TimeLimit": (_count("_elapsed_steps", optional=True),),
     "gymnasium.wrappers.common.OrderEnforcing": (_flag("_has_reset"),),
-    # Not `close_called`, which says whether this very copy was closed.
+    # Not `close_called`, which belongs to the copy, not to its state.
     "gymnasium.wrappers.common.PassiveEnvChecker": tuple(
         _flag(f"checked_{call}") for call in ("reset", "step", "render")
     ),
@@ -319,14 +333,14 @@ _CLASSIC, _TOY = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text"
 _INNER: dict[str, tuple[_Attribute, ...]] = {
     f"{_CLASSIC}.cartpole.CartPoleEnv": (_vector("state", 4), _count("steps_beyond_terminated", optional=True)),
     f"{_CLASSIC}.pendulum.PendulumEnv": (_vector("state", 2), _optional_float("last_u")),
-    # A step leaves a tuple here, a reset an array: its numbers are all that is read.
+    # A tuple after a step and an array after a reset; Gymnasium reads its numbers only.
     f"{_CLASSIC}.mountain_car.MountainCarEnv": (_vector("state", 2),),
     f"{_CLASSIC}.continuous_mountain_car.Continuous_MountainCarEnv": (_vector("state", 2),),
     f"{_CLASSIC}.acrobot.AcrobotEnv": (_vector("state", 4),),
-    f"{_TOY}.frozen_lake.FrozenLakeEnv": _table_place(),
-    f"{_TOY}.cliffwalking.CliffWalkingEnv": _table_place(),
+    f"{_TOY}.frozen_lake.FrozenLakeEnv": _table_state(),
+    f"{_TOY}.cliffwalking.CliffWalkingEnv": _table_state(),
     f"{_TOY}.taxi.TaxiEnv": (
-        *_table_place(),
+        *_table_state(),
         _flag("fickle_step"),
         _count("taxi_orientation", lambda layer: layer.action_space.n),
     ),

@@ -1,4 +1,4 @@
-"""Problems with a table as compiled environments: Gymnasium's toy-text ones, and any `TabularMDP`."""
+"""Tabular problems as compiled environments: Gymnasium's toy-text environments, and any `TabularMDP`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from klimb.tabular.transitions import SparseTransition
 
 
 class Place(NamedTuple):
-    """Where an episode is: the state's number, and the steps since the episode began."""
+    """State of a `TabularEnvironment`: the number of the table's state, and the steps since the episode began."""
 
     state: Int[Array, ""]
     time: Int[Array, ""]
@@ -26,9 +26,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TabularEnvironment(CompiledEnvironment):
-    """S states seen as one-hot rows `[S]`, A actions, and a table of what can come of each.
+    """S states, observed as one-hot rows `[S]`, A actions, and a table of the outcomes of each action in each state.
 
-    An episode ends where the table says so, and is cut off after `max_episode_steps` (None: never).
+    outcomes: the table, which also says where an episode ends. max_episode_steps: steps after which an episode is
+    truncated; None for never.
     """
 
     prefetch_resets = True
@@ -39,7 +40,11 @@ class TabularEnvironment(CompiledEnvironment):
 
     @classmethod
     def of(cls, mdp: TabularMDP, *, id: str = "tabular", max_episode_steps: int | None = None) -> TabularEnvironment:
-        """Any tabular problem. Rewards are the expected ones; an episode ends in an absorbing state."""
+        """The environment of a tabular problem. Rewards are the expected ones; an episode ends in an absorbing state.
+
+        mdp: the problem. id: the environment's name. max_episode_steps: steps after which an episode is truncated;
+        None for never.
+        """
         if isinstance(mdp.transition, SparseTransition):
             successor = np.asarray(mdp.transition.successor)
             probability = np.asarray(mdp.transition.probability)
@@ -52,42 +57,49 @@ class TabularEnvironment(CompiledEnvironment):
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
+        """The box of one-hot rows."""
         return gymnasium.spaces.Box(0, 1, (len(self.outcomes.initial),), np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
+        """The A actions."""
         return gymnasium.spaces.Discrete(self.outcomes.reward.shape[1])
 
     def reset(self, key: PRNGKeyArray) -> tuple[Place, Float[Array, " S"]]:
+        """A state drawn from the initial distribution, and its one-hot row."""
         state = _draw(key, jnp.asarray(np.cumsum(self.outcomes.initial), jnp.float32))
-        return Place(state, jnp.int32(0)), self._see(state)
+        return Place(state, jnp.int32(0)), self._one_hot(state)
 
     def step(self, key: PRNGKeyArray, state: Place, action: Array) -> Transition:
+        """One step, without a reset.
+
+        key: draws the outcome. state: before the step. action: 0 … A − 1.
+        """
         table, time = self.outcomes, state.time + 1
         cumulative = np.cumsum(table.probability, axis=-1)
-        way = _draw(key, jnp.asarray(cumulative, jnp.float32)[state.state, action])
-        successor = jnp.asarray(table.successor, jnp.int32)[state.state, action, way]
+        outcome = _draw(key, jnp.asarray(cumulative, jnp.float32)[state.state, action])
+        successor = jnp.asarray(table.successor, jnp.int32)[state.state, action, outcome]
         return Transition(
             state=Place(successor, time),
-            obs=self._see(successor),
-            reward=jnp.asarray(table.reward, jnp.float32)[state.state, action, way],
-            terminated=jnp.asarray(table.terminated)[state.state, action, way],
-            truncated=self._late(time),
+            obs=self._one_hot(successor),
+            reward=jnp.asarray(table.reward, jnp.float32)[state.state, action, outcome],
+            terminated=jnp.asarray(table.terminated)[state.state, action, outcome],
+            truncated=self._at_time_limit(time),
         )
 
-    def _see(self, state: Array) -> Float[Array, " S"]:
+    def _one_hot(self, state: Array) -> Float[Array, " S"]:
         return jax.nn.one_hot(state, len(self.outcomes.initial), dtype=jnp.float32)
 
-    def _late(self, time: Int[Array, ""]) -> Bool[Array, ""]:
+    def _at_time_limit(self, time: Int[Array, ""]) -> Bool[Array, ""]:
         return jnp.bool_(False) if self.max_episode_steps is None else time >= self.max_episode_steps
 
 
 def make_toy_text(name: str) -> TabularEnvironment:
-    """One of Gymnasium's, from its own table, with its own time limit."""
+    """The toy-text environment `name` of Gymnasium, with Gymnasium's table and time limit."""
     return TabularEnvironment(f"jax:{name}", gymnasium_outcomes(name), gymnasium.spec(name).max_episode_steps)
 
 
 def _draw(key: PRNGKeyArray, cumulative: Float[Array, " K"]) -> Int[Array, ""]:
-    """The first place whose cumulative probability passes a uniform number, and never one of probability 0."""
+    """The first index whose cumulative probability exceeds a uniform number; never one of probability 0."""
     uniform = jax.random.uniform(key) * cumulative[-1]
     return jnp.minimum(jnp.sum(cumulative <= uniform), len(cumulative) - 1).astype(jnp.int32)

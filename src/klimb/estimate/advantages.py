@@ -29,18 +29,24 @@ def gae(
     δ_t = r_t + γ (1 − terminated_t) V(s'_t) − V(s_t)
     Â_t = δ_t + γ λ (1 − terminated_t)(1 − truncated_t) Â_{t+1}
 
-    `next_value` is V of the true successor s'_t, before any reset. λ = 1 is the Monte Carlo return minus the
-    value, λ = 0 the one-step residual.
+    λ = 1 is the Monte Carlo return minus the value, λ = 0 the one-step residual.
+
+    reward: r_t. value: V(s_t). next_value: V of the true successor s'_t, before any reset.
+    terminated: the episode ended in s'_t. truncated: it was cut off there.
+    gamma: discount per step, in [0, 1]. gae_lambda: λ, in [0, 1].
+
+    Returns Â_t, in units of reward.
     """
     delta = td_residual(reward, value, next_value, terminated, gamma=gamma)
-    carry_on = jnp.where(terminated | truncated, 0, jnp.asarray(gamma * gae_lambda, reward.dtype))
+    decay = jnp.where(terminated | truncated, 0, jnp.asarray(gamma * gae_lambda, reward.dtype))
 
-    def backwards(after: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+    def accumulate(next_advantage: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        """next_advantage: Â_{t+1}. row: the residual and the decay of step t."""
         residual, decay = row
-        advantage = residual + decay * after
+        advantage = residual + decay * next_advantage
         return advantage, advantage
 
-    _, advantage = jax.lax.scan(backwards, jnp.zeros_like(delta[-1]), (delta, carry_on), reverse=True)
+    _, advantage = jax.lax.scan(accumulate, jnp.zeros_like(delta[-1]), (delta, decay), reverse=True)
     return advantage
 
 
@@ -52,7 +58,11 @@ def td_residual(
     *,
     gamma: float | Array,
 ) -> Float[Array, "T N"]:
-    """δ_t = r_t + γ (1 − terminated_t) V(s'_t) − V(s_t): an estimate of A(s_t, a_t) when V is the policy's value."""
+    """δ_t = r_t + γ (1 − terminated_t) V(s'_t) − V(s_t): an estimate of A(s_t, a_t) when V is the policy's value.
+
+    reward: r_t. value: V(s_t). next_value: V of the true successor. terminated: the episode ended there.
+    gamma: discount per step, in [0, 1].
+    """
     return reward + gamma * jnp.where(terminated, 0, next_value) - value
 
 
@@ -83,6 +93,9 @@ def estimate_advantages(
     n_step                  n rewards, then V, minus V(s_t)
 
     Where the data is cut off, the critic's value stands for the rewards not seen.
+
+    kind: one of these names. rollout: `[T, N]` steps. value: V of its observations. next_value: V of the true
+    successors. gamma: discount per step, in [0, 1]. gae_lambda: λ of gae, in [0, 1]. n_step: n of n_step, at least 1.
     """
     reward, terminated, truncated = rollout.reward, rollout.terminated, rollout.truncated
     if kind == "gae":
@@ -112,51 +125,60 @@ def advantage_residuals(
     gamma: float | Array,
     gae_lambda: float | Array,
 ) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
-    """(residual, decay) with Â_t = residual_t + decay_t Â_{t+1}: advantages step by step, for weights in between.
+    """(residual, decay) with Â_t = residual_t + decay_t Â_{t+1}: per-decision weights enter between the steps.
 
-    gae has δ_t and γλ; value_baseline (and n_step, whose horizon is left out) δ_t and γ; the others, which have
-    no baseline that depends on the state, r_t and γ, with V(s'_t) for what comes after a cut.
+    gae has δ_t and γλ; value_baseline has δ_t and γ, and so has n_step, whose horizon is ignored. The others have
+    no baseline that depends on the state: r_t and γ, plus γ V(s'_t) where the data is cut off.
+
+    kind: how advantages are estimated. rollout: `[T, N]` steps. value: V of its observations. next_value: V of the
+    true successors. gamma: discount per step, in [0, 1]. gae_lambda: λ of gae, in [0, 1].
     """
     ended = rollout.terminated | rollout.truncated
     delta = td_residual(rollout.reward, value, next_value, rollout.terminated, gamma=gamma)
     decay = jnp.where(ended, 0, jnp.asarray(gamma * gae_lambda if kind == "gae" else gamma, delta.dtype))
     if kind in ("gae", "value_baseline", "n_step"):
         return delta, decay
-    cut = (rollout.truncated & ~rollout.terminated).at[-1].set(~rollout.terminated[-1])
-    return rollout.reward + jnp.where(cut, gamma * next_value, 0), decay
+    cut_off = (rollout.truncated & ~rollout.terminated).at[-1].set(~rollout.terminated[-1])
+    return rollout.reward + jnp.where(cut_off, gamma * next_value, 0), decay
 
 
 def discount_from_start(rollout: Rollout, gamma: float | Array) -> Float[Array, "T N"]:
-    """γᵗ with t the steps since the episode began: the factor of the exact gradient that practice drops."""
+    """γᵗ with t the steps since the episode began: the factor of the exact gradient that practice drops.
+
+    rollout: its `time`, or without it the steps since the last end in the rollout. gamma: discount per step, in [0, 1].
+    """
     if rollout.time is not None:
         time = rollout.time
     else:
-        over = rollout.terminated | rollout.truncated
+        ended = rollout.terminated | rollout.truncated
 
         def count(t: Array, ended: Array) -> tuple[Array, Array]:
+            """t: steps since the episode began. ended: the episode ends with this step."""
             return jnp.where(ended, 0, t + 1), t
 
-        _, time = jax.lax.scan(count, jnp.zeros(over.shape[1:], jnp.int32), over)
+        _, time = jax.lax.scan(count, jnp.zeros(ended.shape[1:], jnp.int32), ended)
     return jnp.power(jnp.asarray(gamma, rollout.reward.dtype), time.astype(rollout.reward.dtype))
 
 
 class Normalised(NamedTuple):
-    """Advantages of mean 0 and deviation 1, and the deviation they had."""
+    """Advantages of mean 0 and standard deviation 1. scale: their standard deviation before, in units of reward."""
 
     advantage: Float[Array, " B"]
     scale: Float[Array, ""]
 
 
 def normalise(advantage: Float[Array, " B"], weight: Float[Array, " B"]) -> Normalised:
-    """(Â − mean) / std over the rows that count. Advantages that are all equal become exactly 0, scale 1.
+    """(Â − mean) / std over the rows of positive weight. Advantages that are all equal become exactly 0, with scale 1.
 
-    Without that, dividing rounding noise by its own deviation would turn no information into a full step.
+    Otherwise rounding noise, divided by its own standard deviation, would cause a full step.
+
+    advantage: Â. weight: of each row, not negative; 0 for padding.
     """
     mean = weighted_mean(advantage, weight)
-    deviation = jnp.sqrt(weighted_mean(jnp.square(advantage - mean), weight))
+    std = jnp.sqrt(weighted_mean(jnp.square(advantage - mean), weight))
     largest = jnp.max(jnp.where(weight > 0, jnp.abs(advantage), 0))
-    informative = deviation > 10 * jnp.finfo(advantage.dtype).eps * largest
-    # A non-finite advantage has to come through, for the rule to reject and name it.
-    informative |= ~jnp.isfinite(deviation)
-    scale = jnp.where(informative, deviation, 1)
+    informative = std > 10 * jnp.finfo(advantage.dtype).eps * largest
+    # A non-finite advantage must not be hidden: the rule has to reject the step and report it.
+    informative |= ~jnp.isfinite(std)
+    scale = jnp.where(informative, std, 1)
     return Normalised(jnp.where(informative, (advantage - mean) / scale, 0), scale)

@@ -1,7 +1,10 @@
-"""What a step can cost and what it is sure to bring: the shift of states, and guarantees on J.
+"""Bounds on the shift of the state distribution, and guaranteed lower bounds on the improvement of J.
 
 ε is a bound on TV(π'(·|s), π(·|s)) in every state, TV = ½ Σ|p − q| in [0, 1]. Surrogates and improvements are
 sums over time, Σ γᵗ …, not divided by 1/(1 − γ). All functions take numbers or arrays of one shape.
+
+gamma: γ, discount per step, in [0, 1] unless said otherwise. worst: C = max_s |E_{a∼π'} A^π(s, a)| or more, such
+as 2 ε max|A|, in units of reward; not negative.
 """
 
 from __future__ import annotations
@@ -14,37 +17,54 @@ Number = Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | flo
 
 
 def state_mismatch_bound(epsilon: Number, t: Number) -> Float[Array, "..."]:
-    """1 − (1 − ε)ᵗ ≥ TV(p_π'^t, p_π^t), by coupling: every step the two part with probability ε at most."""
+    """1 − (1 − ε)ᵗ ≥ TV(p_π'^t, p_π^t), by coupling: in each step the two trajectories part with probability ≤ ε.
+
+    epsilon: ε, in [0, 1]. t: the time step, from 0.
+    """
     return 1 - (1 - jnp.asarray(epsilon)) ** t
 
 
 def linear_mismatch_bound(epsilon: Number, t: Number) -> Float[Array, "..."]:
-    """ε t ≥ 1 − (1 − ε)ᵗ: the looser form that the lectures go on with."""
+    """ε t ≥ 1 − (1 − ε)ᵗ: the looser form that the lectures use from here on.
+
+    epsilon: ε, in [0, 1]. t: the time step, from 0.
+    """
     return jnp.asarray(epsilon) * t
 
 
 def discounted_mismatch_bound(epsilon: Number, gamma: Number) -> Float[Array, "..."]:
-    """(1 − γ) Σ γᵗ (1 − (1 − ε)ᵗ) = γε / (1 − γ(1 − ε)) ≥ TV(d^π', d^π), the discounted state distributions'."""
-    below = 1 - gamma * (1 - epsilon)
-    return jnp.asarray(gamma * epsilon) / jnp.where(below > 0, below, 1)
+    """(1 − γ) Σ γᵗ (1 − (1 − ε)ᵗ) = γε / (1 − γ(1 − ε)) ≥ TV(d^π', d^π), the discounted state distributions'.
+
+    epsilon: ε, in [0, 1]. gamma: discount per step.
+    """
+    denominator = 1 - gamma * (1 - epsilon)
+    return jnp.asarray(gamma * epsilon) / jnp.where(denominator > 0, denominator, 1)
 
 
 def average_mismatch_bound(mean_tv: Number, gamma: Number) -> Float[Array, "..."]:
-    """γ/(1 − γ) E_{s∼d^π}[TV] ≥ TV(d^π', d^π) (Achiam et al. 2017, lemma 3)."""
+    """γ/(1 − γ) E_{s∼d^π}[TV] ≥ TV(d^π', d^π) (Achiam et al. 2017, lemma 3).
+
+    mean_tv: E_{s∼d^π}[TV], in [0, 1]. gamma: discount per step.
+    """
     return _cost(1.0, mean_tv, gamma * mean_tv / jnp.where(gamma < 1, 1 - gamma, 0))
 
 
 def improvement_bound(surrogate: Number, worst: Number, epsilon: Number, gamma: Number) -> Float[Array, "..."]:
-    """Ā − 2 C Σ γᵗ (1 − (1 − ε)ᵗ) ≤ J(π') − J(π): what a step whose worst state moved by ε is sure to bring.
+    """Ā − 2 C Σ γᵗ (1 − (1 − ε)ᵗ) ≤ J(π') − J(π): guaranteed improvement of a step with total variation ≤ ε.
 
-    worst: C = max_s |E_{a∼π'} A^π| or more, such as 2 ε max|A|. −∞ for γ = 1, unless nothing moved.
+    surrogate: Ā(π'), a sum over time. worst: C. epsilon: ε of the worst state, in [0, 1]. gamma: discount per step.
+
+    Returns −∞ for γ = 1, unless C or ε is 0.
     """
     total = discounted_mismatch_bound(epsilon, gamma) / jnp.where(gamma < 1, 1 - gamma, 0)
     return jnp.asarray(surrogate - 2 * _cost(worst, epsilon, total))
 
 
 def linear_improvement_bound(surrogate: Number, worst: Number, epsilon: Number, gamma: Number) -> Float[Array, "..."]:
-    """Ā − 2 C Σ γᵗ ε t = Ā − 2 C ε γ/(1 − γ)² ≤ J(π') − J(π): the lectures' looser form."""
+    """Ā − 2 C Σ γᵗ ε t = Ā − 2 C ε γ/(1 − γ)² ≤ J(π') − J(π): the lectures' looser form.
+
+    surrogate: Ā(π'), a sum over time. worst: C. epsilon: ε of the worst state, in [0, 1]. gamma: discount per step.
+    """
     total = epsilon * gamma / jnp.where(gamma < 1, (1 - gamma) ** 2, 0)
     return jnp.asarray(surrogate - 2 * _cost(worst, epsilon, total))
 
@@ -52,10 +72,13 @@ def linear_improvement_bound(surrogate: Number, worst: Number, epsilon: Number, 
 def average_improvement_bound(
     surrogate: Number, worst: Number, summed_tv: Number, gamma: Number
 ) -> Float[Array, "..."]:
-    """Ā − (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_π^t}[TV] ≤ J(π') − J(π): states weigh as often as they are visited.
+    """Ā − (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_π^t}[TV] ≤ J(π') − J(π): each state is weighted by its visits.
 
-    Corollary 1 of Achiam et al. (2017), which is written with the normalised d^π and carries one factor
-    1/(1 − γ) more for it: summed_tv = E_{s∼d^π}[TV]/(1 − γ).
+    Corollary 1 of Achiam et al. (2017), which is written with the normalised d^π and therefore carries one more
+    factor 1/(1 − γ).
+
+    surrogate: Ā(π'), a sum over time. worst: C. summed_tv: Σ_t γᵗ E_{s∼p_π^t}[TV] = E_{s∼d^π}[TV]/(1 − γ).
+    gamma: discount per step.
     """
     total = gamma * summed_tv / jnp.where(gamma < 1, 1 - gamma, 0)
     return jnp.asarray(surrogate - 2 * _cost(worst, summed_tv, total))
@@ -64,7 +87,8 @@ def average_improvement_bound(
 def mixture_bound(mean_gain: Number, worst: Number, alpha: Number, gamma: Number) -> Float[Array, "..."]:
     """α/(1 − γ) (𝔸 − 2αγC/(1 − γ(1 − α))) ≤ J((1 − α)π + απ') − J(π) (Kakade and Langford 2002, theorem 4.1).
 
-    mean_gain: 𝔸 = E_{s∼d^π, a∼π'} A^π, with d^π normalised. worst: C = max_s |E_{a∼π'} A^π|. γ < 1.
+    mean_gain: 𝔸 = E_{s∼d^π, a∼π'} A^π, with d^π normalised. worst: C. alpha: the share of π', in [0, 1].
+    gamma: discount per step, below 1.
     """
     alpha = jnp.asarray(alpha)
     return alpha / (1 - gamma) * (mean_gain - 2 * alpha * gamma * worst / (1 - gamma * (1 - alpha)))
@@ -73,7 +97,11 @@ def mixture_bound(mean_gain: Number, worst: Number, alpha: Number, gamma: Number
 def conservative_step(mean_gain: Number, worst: Number, gamma: Number) -> Float[Array, "..."]:
     """The α in [0, 1] that maximises `mixture_bound`: conservative policy iteration's step, exactly.
 
-    With u = 1 − γ(1 − α) the derivative is 0 at u = (1 − γ)/√(1 − 𝔸/2C). γ in (0, 1); 0 where 𝔸 ≤ 0.
+    With u = 1 − γ(1 − α) the derivative is 0 at u = (1 − γ)/√(1 − 𝔸/2C).
+
+    mean_gain: 𝔸, as in `mixture_bound`. worst: C. gamma: discount per step, in (0, 1).
+
+    Returns α; 0 where 𝔸 ≤ 0.
     """
     share = jnp.clip(mean_gain / jnp.where(worst > 0, 2 * worst, 1), 0, 0.5)
     u = (1 - gamma) / jnp.sqrt(1 - share)
@@ -83,11 +111,16 @@ def conservative_step(mean_gain: Number, worst: Number, gamma: Number) -> Float[
 def guaranteed_fraction(
     mean_gain: Number, worst: Number, epsilon: Number, mean_tv: Number, gamma: Number
 ) -> Float[Array, "..."]:
-    """How much of a step is sure not to make J worse: the largest factor s on it with a bound ≥ 0; above 1, all of it.
+    """The largest factor s on a step for which a lower bound on the improvement is ≥ 0; above 1 the whole step has one.
 
-    To first order in s a step s times as large has surrogate s Ā, C s and TV s. Then `improvement_bound` is
+    To first order in s, a step s times as large has s times the surrogate, C and TV. Then `improvement_bound` is
     0 at s = (1 − γ) 𝔸 / (γ ε (2C − 𝔸)), and `average_improvement_bound` at s = (1 − γ) 𝔸 / (2 γ C E[TV]); the
-    larger counts. mean_gain: 𝔸, and mean_tv: E[TV], over the normalised d^π. ∞ where nothing is risked.
+    larger counts.
+
+    mean_gain: 𝔸, over the normalised d^π. worst: C. epsilon: TV of the worst state, in [0, 1].
+    mean_tv: E[TV] over the normalised d^π. gamma: discount per step.
+
+    Returns s ≥ 0; 0 where 𝔸 ≤ 0, ∞ where the penalty terms are 0.
     """
     at_worst = gamma * epsilon * (2 * worst - mean_gain)
     on_average = 2 * gamma * worst * mean_tv
@@ -97,5 +130,5 @@ def guaranteed_fraction(
 
 
 def _cost(worst: Number, moved: Number, total: Number) -> Float[Array, "..."]:
-    """C times a sum over time that may be infinite: nothing where nothing moved or nothing is at stake."""
+    """C times a sum over time that may be infinite: 0 where C or the total variation is 0."""
     return jnp.where((jnp.asarray(worst) > 0) & (jnp.asarray(moved) > 0), worst * total, 0)

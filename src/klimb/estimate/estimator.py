@@ -32,7 +32,7 @@ class Estimator:
     advantage: AdvantageKind = "gae"
     """How advantages are estimated."""
     n_step: Annotated[int, Field(ge=1, le=2**24)] = 5
-    """Rewards summed before the value takes over, for advantage = n_step."""
+    """Rewards summed before the critic's value is used, for advantage = n_step."""
     discount_states: bool = False
     """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
     normalize_advantage: bool = True
@@ -49,13 +49,13 @@ class Estimator:
         """The T·N rows of a rollout with their advantages and value targets.
 
         rollout: `[T, N]`. value: V of its observations. next_value: V of the true successors, before any reset.
-        fraction_done: part of the training that is over, 0 to 1.
+        fraction_done: completed part of the training, 0 to 1.
         """
         gamma, gae_lambda = self.gamma, self.gae_lambda
         advantage, value_target = estimate_advantages(
             self.advantage, rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda, n_step=self.n_step
         )
-        # The total return is discounted from the episode's start already: γᵗ is part of it.
+        # The total return is discounted from the episode's start already, so that γᵗ is part of it.
         leading = self.discount_states and self.advantage != "total_return"
         discount = discount_from_start(rollout, gamma) if leading else jnp.ones_like(advantage)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)

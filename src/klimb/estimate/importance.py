@@ -1,4 +1,4 @@
-"""Importance weights of whole trajectories and of single decisions, and how many samples they are worth."""
+"""Importance weights of whole trajectories and of single decisions, and their effective sample size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ Weighting = Literal["trajectory", "per_decision", "per_step"]
 
 
 def trajectory_weights(log_ratio: Float[Array, "T N"]) -> Float[Array, " N"]:
-    """Π_t π_θ(a_t|s_t)/π_β(a_t|s_t), one trajectory a column (section notes, eq. 33). Accumulated in log space."""
+    """Π_t π_θ(a_t|s_t)/π_β(a_t|s_t), one trajectory per column (section notes, eq. 33). Accumulated in log space.
+
+    log_ratio: log π_θ(a_t|s_t) − log π_β(a_t|s_t).
+    """
     return jnp.exp(jnp.sum(log_ratio, axis=0))
 
 
@@ -23,9 +26,10 @@ def per_decision_weights(
     terminated: Bool[Array, "T N"] | None = None,
     truncated: Bool[Array, "T N"] | None = None,
 ) -> Float[Array, "T N"]:
-    """Π_{t' ≤ t} π_θ/π_β up to and including each step, starting anew after an episode's end (Precup et al. 2000).
+    """Π_{t' ≤ t} π_θ/π_β up to and including each step, from each episode's start on (Precup et al. 2000).
 
-    Without flags every column is one trajectory.
+    log_ratio: log π_θ(a_t|s_t) − log π_β(a_t|s_t). terminated, truncated: the episode ends with this step; without
+    both every column is one trajectory.
     """
     ended = jnp.zeros(log_ratio.shape, bool)
     for flag in (terminated, truncated):
@@ -45,12 +49,15 @@ def log_weights(
     A trajectory is an episode, or the part of one that the rollout holds. The mixture is one of whole
     trajectories (the balance heuristic, Veach and Guibas 1995): p̄(τ) = Σ_k share_k Π_t π_k(a_t|s_t), which is
     not the product of the steps' mixtures. With one policy all of this is the ratio to the recorded behaviour.
+
+    weighting: one of these names. log_prob: log π_θ(a_t|s_t). behaviour: the policies that collected the rollout.
+    ended: the trajectory ends with this step.
     """
     if weighting == "per_step":
         return log_prob - _mix(behaviour.log_prob, behaviour.log_share)
-    theirs = jax.vmap(lambda x: _since_start(x, ended))(behaviour.log_prob)
-    so_far = _since_start(log_prob, ended) - _mix(theirs, behaviour.log_share)
-    return so_far if weighting == "per_decision" else _at_the_end(so_far, ended)
+    behaviour_log_prob = jax.vmap(lambda x: _since_start(x, ended))(behaviour.log_prob)
+    log_weight = _since_start(log_prob, ended) - _mix(behaviour_log_prob, behaviour.log_share)
+    return log_weight if weighting == "per_decision" else _at_the_end(log_weight, ended)
 
 
 def per_decision_advantages(
@@ -59,32 +66,36 @@ def per_decision_advantages(
     """Â_t = δ_t + decay_t ρ_{t+1} Â_{t+1}, ρ_{t+1} the ratio of the per-decision weights at t + 1 and at t.
 
     So wₜ Âₜ = Σ_{t' ≥ t} decay … wₜ' δₜ': each reward carries the weight of the decisions up to it, and no later
-    ones (the causal form). `largest_ratio` truncates ρ.
+    ones (the causal form).
+
+    log_weight: log wₜ, per decision. residuals: δ_t and decay_t. ended: the trajectory ends with this step.
+    largest_ratio: upper bound that ρ is clipped to, positive; None for no bound.
     """
-    # A trajectory that the policy can't take has weight 0 from there on; 0/0 would be NaN.
+    # A trajectory of probability 0 under the policy has weight 0 from there on; 0/0 would be NaN.
     ratio = jnp.where(jnp.isneginf(log_weight[:-1]), 0, jnp.exp(log_weight[1:] - log_weight[:-1]))
     if largest_ratio is not None:
         ratio = jnp.minimum(ratio, largest_ratio)
     ratio = jnp.concatenate([jnp.where(ended[:-1], 0, ratio), jnp.zeros_like(log_weight[:1])])
 
-    def backwards(after: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+    def accumulate(next_advantage: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        """next_advantage: Â_{t+1}. row: δ_t and decay_t ρ_{t+1}."""
         residual, factor = row
-        advantage = residual + factor * after
+        advantage = residual + factor * next_advantage
         return advantage, advantage
 
     rows = (residuals.residual, residuals.decay * ratio)
-    _, advantage = jax.lax.scan(backwards, jnp.zeros_like(log_weight[0]), rows, reverse=True)
+    _, advantage = jax.lax.scan(accumulate, jnp.zeros_like(log_weight[0]), rows, reverse=True)
     return advantage
 
 
 def effective_sample_size(weight: Float[Array, "..."], count: Float[Array, "..."] | None = None) -> Float[Array, ""]:
     """(Σw)²/(n Σw²), a fraction in (0, 1]: 1 for equal weights, 1/n when one of n samples holds all the weight.
 
-    Weights are non-negative. `count` is how often each sample counts (default once; 0 for padding): then
-    (Σcw)²/(Σc Σcw²), which is 1 for equal weights whatever the counts are.
+    weight: w, not negative. count: c, how often each sample counts, not negative (default once; 0 for padding);
+    then (Σcw)²/(Σc Σcw²), which is 1 for equal weights whatever the counts are.
     """
     count = jnp.ones_like(weight) if count is None else count
-    # An unused weight may be anything; scaling by the largest of the others keeps the squares finite.
+    # A weight of count 0 may be any number; scaling by the largest of the others keeps the squares finite.
     weight = jnp.where(count > 0, weight, 0)
     largest = jnp.max(weight)
     scaled = weight / jnp.where(largest > 0, largest, 1)
@@ -93,29 +104,31 @@ def effective_sample_size(weight: Float[Array, "..."], count: Float[Array, "..."
 
 
 def _since_start(log_ratio: Array, ended: Array) -> Array:
-    """Running sums over time, starting anew after every end."""
+    """Running sums over time, from each episode's start on."""
 
     def accumulate(total: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
-        log_rho, over = row
+        """total: the sum before this step. row: its log ratio, and whether the episode ends with it."""
+        log_rho, episode_ends = row
         total = total + log_rho
-        return jnp.where(over, 0, total), total
+        return jnp.where(episode_ends, 0, total), total
 
     return jax.lax.scan(accumulate, jnp.zeros_like(log_ratio[0]), (log_ratio, ended))[1]
 
 
 def _at_the_end(running: Array, ended: Array) -> Array:
-    """On every row the value that its trajectory ends with, in the rollout's last row at the latest."""
+    """On every row the last value of its trajectory: at its end, or in the rollout's last row."""
 
-    def backwards(last: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
-        value, over = row
-        last = jnp.where(over, value, last)
+    def propagate(last: Array, row: tuple[Array, Array]) -> tuple[Array, Array]:
+        """last: the value of the trajectory's last row. row: a value, and whether the episode ends there."""
+        value, episode_ends = row
+        last = jnp.where(episode_ends, value, last)
         return last, last
 
-    return jax.lax.scan(backwards, running[-1], (running, ended), reverse=True)[1]
+    return jax.lax.scan(propagate, running[-1], (running, ended), reverse=True)[1]
 
 
 def _mix(log_prob: Array, log_share: Array) -> Array:
-    """log Σ_k share_k exp(log_prob_k); with one policy its log-prob as it is, to the last bit."""
+    """log Σ_k share_k exp(log_prob_k); with one policy its log-prob, unchanged bit for bit."""
     if len(log_share) == 1:
         return log_prob[0]
     return jax.scipy.special.logsumexp(log_prob + log_share[:, None, None], axis=0)

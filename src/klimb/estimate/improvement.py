@@ -1,4 +1,4 @@
-"""What a policy's last step has brought, measured on the batch that the improved policy collected."""
+"""The realised improvement of a policy's last step, measured on the batch that the improved policy collected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from klimb.types import Rollout, weighted_mean
 
 
 class MeanResidual(NamedTuple):
-    """Mean one-step residual of a batch under one critic, in reward a step, and its standard error."""
+    """Mean one-step residual of a batch under one critic, in reward per step, and its standard error."""
 
     mean: Float[Array, " *seeds"]
     standard_error: Float[Array, " *seeds"]
@@ -21,11 +21,14 @@ class MeanResidual(NamedTuple):
 def mean_residual(
     rollout: Rollout, value: Float[Array, "T N"], next_value: Float[Array, "T N"], *, gamma: float | Array
 ) -> MeanResidual:
-    """mean r + γ V(s') − V(s) over the rows that count.
+    """mean r + γ V(s') − V(s) over the valid rows.
 
     The performance difference lemma says that the residual under V^π, averaged over another policy's states
-    and actions, is that policy's improvement a step. The difference between two batches under the *same*
-    critic is the improvement realised, and the critic's own error telescopes out of it (Kakade and Langford 2002).
+    and actions, is that policy's improvement per step. The difference between two batches under the *same*
+    critic is the realised improvement, and the critic's own error telescopes out of it (Kakade and Langford 2002).
+
+    rollout: `[T, N]` steps. value: V of its observations. next_value: V of the true successors.
+    gamma: discount per step, in [0, 1].
     """
     residual = td_residual(rollout.reward, value, next_value, rollout.terminated, gamma=gamma).reshape(-1)
     weight = rollout.valid.reshape(-1).astype(residual.dtype)
@@ -35,7 +38,10 @@ def mean_residual(
 
 
 def realised_improvement(now: MeanResidual, before: MeanResidual) -> dict[str, Array]:
-    """The step from the policy of `before` to that of `now`: improvement in reward a step, with its standard error."""
+    """Improvement of the step between two batches, in reward per step, with its standard error, by metric name.
+
+    now: of the new policy's batch. before: of the old policy's batch, under the same critic.
+    """
     return {
         "realised_improvement": now.mean - before.mean,
         "realised_improvement_se": jnp.hypot(now.standard_error, before.standard_error),

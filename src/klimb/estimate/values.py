@@ -13,22 +13,27 @@ from klimb.types import Rollout, weighted_mean
 def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
     """V of every observation and of every true successor (meaningless, and not used, where terminated).
 
-    The successor is the next row's observation unless the episode ended there, so the critic is asked again
-    only where there are truncations.
+    The successor is the next row's observation unless the episode ended there, so the critic is evaluated a second
+    time only if there are truncations.
+
+    critic: V. rollout: `[T, N]` steps.
     """
     value = state_values(critic, rollout.obs)
     following = jnp.concatenate([value[1:], state_values(critic, rollout.next_obs[-1:])])
 
-    def ask_again() -> Array:
+    def with_truncated_successors() -> Array:
         return jnp.where(rollout.truncated, state_values(critic, rollout.next_obs), following)
 
-    return value, jax.lax.cond(jnp.any(rollout.truncated), ask_again, lambda: following)
+    return value, jax.lax.cond(jnp.any(rollout.truncated), with_truncated_successors, lambda: following)
 
 
 def explained_variance(
     value: Float[Array, " B"], target: Float[Array, " B"], weight: Float[Array, " B"]
 ) -> Float[Array, ""]:
-    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant, negative for a worse one."""
+    """1 − Var(target − V)/Var(target): 1 for a perfect critic, 0 for a constant, negative for a worse one.
+
+    value: V. target: value targets. weight: of each row, not negative. NaN where all targets are equal.
+    """
 
     def variance(x: Array) -> Array:
         return weighted_mean(jnp.square(x - weighted_mean(x, weight)), weight)

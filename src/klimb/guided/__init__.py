@@ -1,1 +1,1 @@
-"""Guided: planning with a model of the dynamics, and the controllers around its plans that can teach a policy."""
+"""Guided policy search: planned or fitted controllers whose behaviour a policy learns."""

@@ -1,11 +1,11 @@
-"""What a batch of episodes says of an unknown environment: a quadratic model of it, and its expansion along them.
+"""A quadratic model of an unknown environment, fitted to a batch of episodes, and its expansion along the episodes.
 
-Linear dynamics for every time step, fitted to the episodes of a few initial conditions (Levine and Abbeel 2014), are
-what guided policy search was published with. They need episodes that stay together. Where every episode starts
-elsewhere, one quadratic model of all rows says more: on Reacher-v5 with a fresh policy, 64 episodes, the share of the
-variance of the changes of state that is explained on other episodes is 0.95 (time-varying linear models: 0.16), that
-of the reward 0.76 (quadratic models for every time step: 0.74). It is expanded around every episode's own states and
-actions, so that every episode is an initial condition of its own, and its noise is that which really occurred.
+Guided policy search was published with linear dynamics for every time step, fitted to the episodes of a few initial
+conditions (Levine and Abbeel 2014). They need episodes that stay close together. Where every episode starts elsewhere,
+one quadratic model of all rows explains more: on Reacher-v5 with a fresh policy and 64 episodes, R² on other episodes
+is 0.95 for the changes of state (time-varying linear models: 0.16) and 0.76 for the reward (quadratic models for every
+time step: 0.74). It is expanded around the states and actions of every episode, so that every episode is a separate
+initial condition and its noise is the noise that occurred.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from klimb.guided.kl_constrained_lqr import LinearPolicy, TimeVaryingModel
-from klimb.guided.regression import mean_and_deviation, positive_part, ridge_regression
+from klimb.guided.regression import mean_and_std, positive_part, ridge_regression
 from klimb.policies.distributions import DiagGaussian
 from klimb.policies.policy import action_distribution
 from klimb.types import Rollout
 
 RIDGE = 1e-3
-"""In single precision, strong enough for regressors that depend on each other (cos² + sin² = 1)."""
+"""Strength of the ridge, enough in single precision for collinear regressors (cos² + sin² = 1)."""
 
 
 class Paths(NamedTuple):
-    """A rollout, column after column, without its padding. Axes: N columns, T time steps, D states, A actions.
+    """A rollout with time along the second axis. Axes: N columns, T time steps, D states, A actions.
 
-    goes_on: whether the next row is the successor; it is not where an episode ends or the rollout does, nor around
-    padding. Rows that are not `valid` hold zeros.
+    change: successor − state. continues: whether the next row is the successor; it is not where an episode or the
+    rollout ends, nor next to padding. Rows that are not `valid` hold zeros.
     """
 
     state: Float[Array, "N T D"]
@@ -40,34 +40,34 @@ class Paths(NamedTuple):
     change: Float[Array, "N T D"]
     reward: Float[Array, "N T"]
     valid: Bool[Array, "N T"]
-    goes_on: Bool[Array, "N T"]
+    continues: Bool[Array, "N T"]
 
     @classmethod
     def of(cls, rollout: Rollout) -> Paths:
-        """With time along the second axis."""
+        """The columns of a rollout, `[T, N]`, as paths."""
         valid = rollout.valid
 
-        def blank(column: Array) -> Array:
-            counted = valid if column.ndim == 2 else valid[..., None]
-            return jnp.swapaxes(jnp.where(counted, column, 0), 0, 1)
+        def masked(column: Array) -> Array:
+            mask = valid if column.ndim == 2 else valid[..., None]
+            return jnp.swapaxes(jnp.where(mask, column, 0), 0, 1)
 
-        successor = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
-        goes_on = valid & successor & ~(rollout.terminated | rollout.truncated)
+        next_valid = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
+        continues = valid & next_valid & ~(rollout.terminated | rollout.truncated)
         return cls(
-            state=blank(rollout.obs),
-            action=blank(rollout.action),
-            change=blank(rollout.next_obs - rollout.obs),
-            reward=blank(rollout.reward),
+            state=masked(rollout.obs),
+            action=masked(rollout.action),
+            change=masked(rollout.next_obs - rollout.obs),
+            reward=masked(rollout.reward),
             valid=valid.T,
-            goes_on=goes_on.T,
+            continues=continues.T,
         )
 
 
 class QuadraticModel(eqx.Module):
     """y(z) = constant + linear (z − center) + ½ (z − center)ᵀ hessian (z − center), of z = (x, u).
 
-    Axes: Z = D + A, Q = D + 1 targets: the change of every state, and the reward. center, scale: mean and deviation
-    of z. r2: the share of each target's variance that is explained, in sample.
+    Axes: Z = D + A, Q = D + 1 targets: the change of every state, and the reward. center, scale: mean and standard
+    deviation of z. r2: R² of each target, in sample.
     """
 
     center: Float[Array, " Z"]
@@ -79,11 +79,14 @@ class QuadraticModel(eqx.Module):
 
     @classmethod
     def fit(cls, paths: Paths, strength: float = RIDGE) -> QuadraticModel:
-        """By ridge regression on all products of two coordinates, these in units of their deviations."""
+        """By ridge regression on the standardised coordinates and all products of two of them.
+
+        paths: the data. strength: of the ridge, positive.
+        """
         z = _rows(jnp.concatenate([paths.state, paths.action], axis=-1))
         y = _rows(jnp.concatenate([paths.change, paths.reward[..., None]], axis=-1))
         weight = _rows(paths.valid).astype(z.dtype)
-        center, scale = mean_and_deviation(z, weight)
+        center, scale = mean_and_std(z, weight)
         standard = jnp.where(weight[:, None] > 0, (z - center) / scale, 0)
         i, j = np.triu_indices(z.shape[1])
         regressors = jnp.concatenate([standard, standard[:, i] * standard[:, j]], axis=-1)
@@ -94,43 +97,45 @@ class QuadraticModel(eqx.Module):
         return cls(center, scale, fit.constant, linear / scale, hessian, fit.r2)
 
     def __call__(self, z: Float[Array, " Z"]) -> Float[Array, " Q"]:
-        """The change of every state, and the reward."""
-        apart = z - self.center
-        return self.constant + self.linear @ apart + 0.5 * (self.hessian @ apart) @ apart
+        """The change of every state, and the reward. z: (x, u)."""
+        offset = z - self.center
+        return self.constant + self.linear @ offset + 0.5 * (self.hessian @ offset) @ offset
 
     def slope(self, z: Float[Array, " Z"]) -> Float[Array, "Q Z"]:
-        """dy/dz."""
+        """dy/dz. z: (x, u)."""
         return self.linear + self.hessian @ (z - self.center)
 
     @property
     def dynamics_r2(self) -> Float[Array, ""]:
-        """Mean over the states that change at all."""
-        shares = self.r2[:-1]
-        return jnp.sum(shares) / jnp.maximum(jnp.sum(shares != 0), 1)
+        """Mean R² over the state dimensions that change."""
+        r2 = self.r2[:-1]
+        return jnp.sum(r2) / jnp.maximum(jnp.sum(r2 != 0), 1)
 
     def convex_cost(self) -> Float[Array, "Z Z"]:
-        """The nearest curvature of the cost that is convex, in units of the deviations.
+        """The convex curvature nearest to that of the cost, in units of the standard deviations.
 
-        Where the fit curves down, a linear-quadratic regulator sees gains without end beyond the data.
+        Along a direction of negative curvature a linear-quadratic regulator would predict unbounded gains.
         """
         units = self.scale * self.scale[:, None]
         return positive_part(-self.hessian[-1] * units) / units
 
 
 def expand_along(paths: Paths, model: QuadraticModel) -> TimeVaryingModel:
-    """N problems of T steps each, in deviations from the states and actions of the paths.
+    """N problems of T steps each, in differences from the states and actions of the paths.
 
     Dynamics to first order; the cost, the negative reward, to second, of which the convex part is kept. Where a path
-    does not go on, the next deviation is zero whatever happens: a column may hold several episodes. Rows that are not
-    valid cost nothing.
+    does not continue, the next difference is zero, because a column may contain several episodes. Invalid rows have
+    cost 0.
+
+    paths: where to expand. model: what to expand.
     """
     size = paths.state.shape[-1]
     z = jnp.concatenate([paths.state, paths.action], axis=-1)
     slope = jax.vmap(jax.vmap(model.slope))(z)
     identity = jnp.eye(size, z.shape[-1], dtype=z.dtype)
-    goes_on, valid = paths.goes_on[..., None, None], paths.valid[..., None, None]
+    continues, valid = paths.continues[..., None, None], paths.valid[..., None, None]
     return TimeVaryingModel(
-        dynamics=jnp.where(goes_on, identity + slope[..., :size, :], 0),
+        dynamics=jnp.where(continues, identity + slope[..., :size, :], 0),
         cost_zz=jnp.where(valid, model.convex_cost(), 0),
         cost_z=jnp.where(valid[..., 0], -slope[..., size, :], 0),
         cost=-paths.reward,
@@ -139,13 +144,16 @@ def expand_along(paths: Paths, model: QuadraticModel) -> TimeVaryingModel:
 
 
 def linearise_policy(policy: PyTree, paths: Paths) -> LinearPolicy:
-    """π_θ to first order in the state, in deviations from the states and actions of the paths."""
+    """π_θ to first order in the state, in differences from the states and actions of the paths.
 
-    def at(state: Array) -> tuple[Array, Array]:
+    policy: Gaussian. paths: where to linearise.
+    """
+
+    def linearise(state: Array) -> tuple[Array, Array]:
         gain = jax.jacfwd(lambda x: _gaussian(policy, x).mean)(state)
         return gain, jnp.diag(jnp.exp(2 * _gaussian(policy, state).log_std))
 
-    return LinearPolicy(*jax.vmap(jax.vmap(at))(paths.state))
+    return LinearPolicy(*jax.vmap(jax.vmap(linearise))(paths.state))
 
 
 def _rows(columns: Array) -> Array:

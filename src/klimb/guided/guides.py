@@ -1,4 +1,4 @@
-"""Guides: where importance-sampled guided policy search takes its samples from, beside the policy itself."""
+"""Guides: the controllers around plans that importance-sampled guided policy search samples from."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from klimb.policies.actions import Box
 from klimb.policies.distributions import DiagGaussian, Distribution
 from klimb.policies.policy import action_distribution
 
-# A planned path takes a few dozen iterations; a search that needs more has met a kink, and another start is better.
+# A plan takes a few dozen iterations; a search that needs more has met a kink, and another start is better.
 SEARCH = Settings(max_iterations=50, cost_tolerance=1e-4)
-# Steps: about what a swing-up takes, and the stages by which the rest of the horizon follows.
-FIRST, GROWTH = 60, 30
-CHECKED = 4  # starting points before a problem counts as hopeless
+# Steps of the first stage, about what a swing-up takes, and those that each later stage adds.
+FIRST_STAGE, STAGE_GROWTH = 60, 30
+CHECKED_STARTS = 4
+"""Starting points tried before a problem is refused."""
 
 
 class ModelRollout(eqx.Module):
-    """Steps in the model. Leading axes: starts, samples, time; D physics, O observation, A action.
+    """Steps in the model. Leading axes: starts, samples, time; D simulator state, O observation, A action.
 
-    action: as drawn, before the bounds. alive: False from the end of the task on; rewards are zero there.
+    action: as sampled, before the bounds. alive: False from the end of the task on; rewards are zero there.
     """
 
-    physics: Float[Array, "*runs D"]
+    env_state: Float[Array, "*runs D"]
     obs: Float[Array, "*runs O"]
     action: Float[Array, "*runs A"]
     reward: Float[Array, "*runs"]
@@ -44,34 +45,40 @@ class ModelRollout(eqx.Module):
 
 
 class Guide(LinearGaussian):
-    """A controller whose means keep to the bounds of the actions: far from its path the feedback would ask for more."""
+    """A controller whose means are clipped to the bounds of the actions, which the feedback far from its path exceeds.
+
+    low, high: the bounds. usable: whether the plan had a controller; else actions are sampled around 0, with half the
+    range as standard deviation.
+    """
 
     low: Float[Array, " A"]
     high: Float[Array, " A"]
-    sound: Bool[Array, ""]
-    """Whether the plan had one; else actions are drawn around 0, as wide as the bounds."""
+    usable: Bool[Array, ""]
 
     def mean(self, t: Time, state: Float[Array, " D"]) -> Float[Array, " A"]:
+        """The most probable action, within the bounds. t: time step, 0 to T − 1. state: x_t."""
         return jnp.clip(super().mean(t, state), self.low, self.high)
 
 
-class _Adapted(eqx.Module):
-    """The model's cost, and −weight · log π_θ(u|x): what a policy has against an action."""
+class _AdaptedCost(eqx.Module):
+    """The model's cost minus weight · log π_θ(u|x): improbable actions of the policy cost more."""
 
     model: ClassicControl = eqx.field(static=True)
     policy: PyTree
     weight: Float[Array, ""]
 
-    def __call__(self, physics: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
-        said = action_distribution(self.policy, self.model.observe(physics), axes=0).log_prob(action)
-        return self.model.cost(physics, action) - self.weight * said
+    def __call__(self, env_state: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
+        log_prob = action_distribution(self.policy, self.model.observe(env_state), axes=0).log_prob(action)
+        return self.model.cost(env_state, action) - self.weight * log_prob
 
 
 @dataclass(frozen=True)
 class Guides:
-    """Plans and paths through the dynamics of an environment, of `horizon` steps from physics states.
+    """Plans and paths through the dynamics of an environment, from its simulator states.
 
-    restarts: random starting points of a plan. temperature: of the controllers around plans, in units of the reward.
+    environment: with known dynamics and cost. actions: its action space. horizon: steps of every path, at least 1.
+    restarts: random starting points of a plan, at least 1. temperature: of the controllers around plans, positive, in
+    units of the reward.
     """
 
     environment: ClassicControl
@@ -81,16 +88,19 @@ class Guides:
     temperature: float | Array
 
     def check(self) -> None:
-        """Plan once from a few starting points. ConfigError, with the time step, where the cost allows none of them."""
+        """Plans once from a few starting points. ConfigError, with the time step, if no plan has a controller."""
         _require_plannable(self.environment, self.actions, self.horizon)
 
     def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
-        """The actions of the cheapest plan from random starting points, over a growing horizon."""
-        problem, drawn = self._problem(), self._drawn(key, self.restarts, start.dtype)
-        return plan_growing(problem, start, drawn, first=FIRST, growth=GROWTH, settings=SEARCH).actions
+        """The actions of the cheapest plan from random starting points, over a growing horizon.
 
-    def _drawn(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
-        """Starting points: between the bounds, or within 2 of the only one, or 1 of zero."""
+        key: of the starting points. start: the first simulator state.
+        """
+        problem, candidates = self._problem(), self._random_actions(key, self.restarts, start.dtype)
+        return plan_growing(problem, start, candidates, first=FIRST_STAGE, growth=STAGE_GROWTH, settings=SEARCH).actions
+
+    def _random_actions(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
+        """Starting points of plans: between the bounds; within 2 of the only bound; without bounds in [−1, 1]."""
         low, high = self.bounds(dtype)
         low = jnp.where(jnp.isfinite(low), low, jnp.where(jnp.isfinite(high), high - 2, -1))
         high = jnp.where(jnp.isfinite(high), high, low + 2)
@@ -99,20 +109,23 @@ class Guides:
     def refined(
         self, policy: PyTree, adaptation: float | Array, start: Float[Array, " D"], candidates: Float[Array, "R T A"]
     ) -> Guide:
-        """The controller around the best plan for r̃ = r + α κ log π_θ, from several starting points.
+        """The controller around the best plan for r̃ = r + α κ log π_θ, with the temperature α and the adaptation κ.
 
-        With α the temperature and κ the adaptation. It keeps to what the policy is able to do, so that its samples
-        weigh something there. Its covariance is α Q_uu⁻¹ without the curvature of α κ log π_θ in the action, with
-        which a policy that imitates its guides would grow narrower with every turn.
+        The second term keeps it near the policy, under which its samples would else have negligible probability. Its
+        covariance is α Q_uu⁻¹ without the curvature of α κ log π_θ in the action. With that curvature a policy that
+        imitates its guides would have a smaller variance after every iteration.
+
+        policy: π_θ, Gaussian. adaptation: κ, not negative. start: the first simulator state. candidates: actions that
+        the search starts from.
         """
         weight = jnp.asarray(adaptation * self.temperature, start.dtype)
-        cost = _Adapted(self.environment.unbounded(), policy, weight)
-        found = plan(self._problem(cost), start, candidates, settings=SEARCH)
-        obs = jax.vmap(self.environment.observe)(found.states[:-1])
+        cost = _AdaptedCost(self.environment.unbounded(), policy, weight)
+        best = plan(self._problem(cost), start, candidates, settings=SEARCH)
+        obs = jax.vmap(self.environment.observe)(best.states[:-1])
         distribution = action_distribution(policy, obs)
         assert isinstance(distribution, DiagGaussian)
         precision = jnp.exp(-2 * distribution.log_std)
-        return self._controller(found, weight * jax.vmap(jnp.diag)(precision))
+        return self._controller(best, weight * jax.vmap(jnp.diag)(precision))
 
     def run(
         self,
@@ -120,81 +133,83 @@ class Guides:
         act: Callable[[PRNGKeyArray, Array, Array], Array],
         start: Float[Array, " D"],
     ) -> ModelRollout:
-        """The path of the actions `act(key, t, physics)`. The environment gets them within its bounds."""
+        """The path of the actions act(key, t, env_state), clipped to the bounds for the environment.
+
+        key: split into one for every step. act: the controller. start: the first simulator state.
+        """
         environment = self.environment
 
-        def advance(carry: tuple, at: tuple) -> tuple[tuple, ModelRollout]:
-            physics, alive = carry
-            t, key = at
-            action = act(key, t, physics)
-            taken = self.clipped(action)
-            successor = environment.dynamics(physics, taken)
-            reward = jnp.where(alive, environment.reward(physics, taken, successor), 0)
-            row = ModelRollout(physics, environment.observe(physics), action, reward, alive)
-            return (jnp.where(alive, successor, physics), alive & ~environment.terminal(successor)), row
+        def advance(carry: tuple, row: tuple) -> tuple[tuple, ModelRollout]:
+            """carry: simulator state, and whether the task has not ended. row: time step and key."""
+            env_state, alive = carry
+            t, key = row
+            action = act(key, t, env_state)
+            clipped = self.clipped(action)
+            successor = environment.dynamics(env_state, clipped)
+            reward = jnp.where(alive, environment.reward(env_state, clipped, successor), 0)
+            step = ModelRollout(env_state, environment.observe(env_state), action, reward, alive)
+            return (jnp.where(alive, successor, env_state), alive & ~environment.terminal(successor)), step
 
         times = jnp.arange(self.horizon)
-        begin = (start, jnp.ones((), bool))
-        return jax.lax.scan(advance, begin, (times, jax.random.split(key, self.horizon)))[1]
+        first = (start, jnp.ones((), bool))
+        return jax.lax.scan(advance, first, (times, jax.random.split(key, self.horizon)))[1]
 
     def by_policy(self, key: PRNGKeyArray, policy: PyTree, start: Float[Array, " D"]) -> ModelRollout:
-        """A path of the policy's own samples."""
-        return self.run(
-            key, lambda key, t, x: action_distribution(policy, self.environment.observe(x), axes=0).sample(key), start
-        )
+        """A path of the policy's samples. key: of the noise. policy: π_θ. start: the first simulator state."""
+        return self.run(key, lambda key, t, x: self._distribution(policy, x).sample(key), start)
 
     def by_mode(self, policy: PyTree, start: Float[Array, " D"]) -> ModelRollout:
-        """The path of the policy's most probable actions."""
-        return self.run(
-            jax.random.key(0),
-            lambda key, t, x: action_distribution(policy, self.environment.observe(x), axes=0).mode(),
-            start,
-        )
+        """The path of the policy's most probable actions. policy: π_θ. start: the first simulator state."""
+        return self.run(jax.random.key(0), lambda key, t, x: self._distribution(policy, x).mode(), start)
 
-    def _acts(self, policy: PyTree, physics: Float[Array, " D"]) -> Distribution:
-        return action_distribution(policy, self.environment.observe(physics), axes=0)
+    def _distribution(self, policy: PyTree, env_state: Float[Array, " D"]) -> Distribution:
+        return action_distribution(policy, self.environment.observe(env_state), axes=0)
 
     def clipped(self, action: Float[Array, "*steps A"]) -> Float[Array, "*steps A"]:
-        """What the environment gets of an action."""
+        """The action within the bounds, as the environment takes it. action: as sampled."""
         return jnp.clip(action, *self.bounds(action.dtype))
 
     def bounds(self, dtype: jnp.dtype) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
-        """(low, high) of the actions."""
+        """(low, high) of the actions, as arrays of a dtype."""
         return jnp.asarray(self.actions.low, dtype), jnp.asarray(self.actions.high, dtype)
 
     def _problem(self, cost: Callable | None = None) -> Problem:
         model, limits = self.environment.unbounded(), self.bounds(jnp.dtype(jnp.float32))
         return Problem(model.dynamics, cost or model.cost, self.horizon, len(self.actions.low), limits=limits)
 
-    def _controller(self, found: Plan, reluctance: Float[Array, "T A A"]) -> Guide:
-        """Around a plan, no wider than half of the actions' range where the cost to go does not say how wide."""
-        width = jnp.asarray(self.actions.half_width, found.q_uu.dtype)
-        least = self.temperature * jnp.diag(1 / jnp.square(width))
-        of_reward = found.q_uu - reluctance + least
-        curved = cholesky(of_reward).positive[:, None, None]
-        held = eqx.tree_at(lambda p: p.q_uu, found, jnp.where(curved, of_reward, found.q_uu + least))
-        around = LinearGaussian.around(held, self.temperature)
-        sound = jnp.all(jnp.isfinite(around.cholesky)) & jnp.all(jnp.isfinite(around.gains))
-        low, high = self.bounds(width.dtype)
+    def _controller(self, planned: Plan, policy_curvature: Float[Array, "T A A"]) -> Guide:
+        """The controller around a plan, with a standard deviation of at most about half the actions' range.
+
+        policy_curvature: the part of the plan's q_uu that comes from log π_θ. It is left out of the covariance, except
+        where the rest is not positive definite.
+        """
+        half_width = jnp.asarray(self.actions.half_width, planned.q_uu.dtype)
+        min_curvature = self.temperature * jnp.diag(1 / jnp.square(half_width))
+        cost_curvature = planned.q_uu - policy_curvature + min_curvature
+        curved = cholesky(cost_curvature).positive[:, None, None]
+        curvature = jnp.where(curved, cost_curvature, planned.q_uu + min_curvature)
+        around = LinearGaussian.around(eqx.tree_at(lambda p: p.q_uu, planned, curvature), self.temperature)
+        usable = jnp.all(jnp.isfinite(around.cholesky)) & jnp.all(jnp.isfinite(around.gains))
+        low, high = self.bounds(half_width.dtype)
         return Guide(
-            states=jnp.where(sound, around.states, 0),
-            actions=jnp.where(sound, around.actions, 0),
-            gains=jnp.where(sound, around.gains, 0),
-            cholesky=jnp.where(sound, around.cholesky, jnp.diag(width)),
+            states=jnp.where(usable, around.states, 0),
+            actions=jnp.where(usable, around.actions, 0),
+            gains=jnp.where(usable, around.gains, 0),
+            cholesky=jnp.where(usable, around.cholesky, jnp.diag(half_width)),
             low=low,
             high=high,
-            sound=sound,
+            usable=usable,
         )
 
 
-@functools.cache  # a sweep asks again in every trace
+@functools.cache  # a sweep calls this again in every trace
 def _require_plannable(environment: ClassicControl, actions: Box, horizon: int) -> None:
-    guides = Guides(environment, actions, horizon, restarts=CHECKED, temperature=1.0)
+    guides = Guides(environment, actions, horizon, restarts=CHECKED_STARTS, temperature=1.0)
     with jax.ensure_compile_time_eval():
         key_start, key_actions = jax.random.split(jax.random.key(0))
         start = environment.initial(key_start)
-        drawn = guides._drawn(key_actions, CHECKED, start.dtype)
-        plans = jax.vmap(lambda actions: plan(guides._problem(), start, actions, settings=SEARCH))(drawn)
-        hopeless = (plans.status == PlanStatus.NOT_POSITIVE_DEFINITE) | (plans.status == PlanStatus.NONFINITE)
-        if jnp.all(hopeless):
+        candidates = guides._random_actions(key_actions, CHECKED_STARTS, start.dtype)
+        plans = jax.vmap(lambda actions: plan(guides._problem(), start, actions, settings=SEARCH))(candidates)
+        failed = (plans.status == PlanStatus.NOT_POSITIVE_DEFINITE) | (plans.status == PlanStatus.NONFINITE)
+        if jnp.all(failed):
             jax.tree.map(lambda x: x[0], plans).require_usable()

@@ -1,4 +1,4 @@
-"""The best linear-Gaussian controllers within a KL of the policy: the C-step of mirror-descent guided policy search."""
+"""Linear-Gaussian controllers by KL-constrained LQR: the C-step of mirror-descent guided policy search."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 from klimb.guided.planning.small_matrices import cholesky, cholesky_solve, inverse_root, solve_upper
 
 TOLERANCE = 0.1
-"""How near the KL has to come to ε, relative to it."""
+"""Largest accepted |KL − ε|, relative to ε."""
 
-REACH = math.log(1e9)
-"""How far from its first guess log η is searched, in either direction."""
+LOG_ETA_RANGE = math.log(1e9)
+"""Half-width of the interval around the first guess in which log η is searched."""
 
-GUESSES, MAX_ITERATIONS = 8, 40
-"""Tries by the power law, which mostly takes three, and tries in all: the rest halve log η's bracket."""
+POWER_LAW_ITERATIONS, MAX_ITERATIONS = 8, 40
+"""Iterations that may use the power law (three are usual), and all iterations; the others bisect."""
 
 
 class DualStatus(enum.IntEnum):
@@ -39,23 +39,23 @@ class DualStatus(enum.IntEnum):
 
 
 _MESSAGES = {
-    DualStatus.CONVERGED: "the controllers are as far from the policy as epsilon allows",
-    DualStatus.SLACK: "the controllers stay nearer to the policy than epsilon whatever they are paid: the actions "
-    "change the cost too little; look whether the reward depends on them",
-    DualStatus.NOT_POSITIVE_DEFINITE: "at failed_step the cost to go falls with the square of the actions, however "
-    "much leaving the policy costs: the fitted dynamics are unstable or the fit is not finite; collect more or "
-    "shorter episodes",
-    DualStatus.NOT_CONVERGED: "the search ended at controllers that are nearer to the policy than epsilon, or found "
-    "none: scale the rewards to the order of 1, or work in double precision",
+    DualStatus.CONVERGED: "the controllers' KL from the policy is epsilon",
+    DualStatus.SLACK: "the controllers' KL from the policy is below epsilon even for the smallest multiplier: the "
+    "actions hardly change the cost; check that the reward depends on them",
+    DualStatus.NOT_POSITIVE_DEFINITE: "at failed_step the cost to go falls with the square of the actions, even for "
+    "the largest multiplier: the fitted dynamics are unstable or the fit is not finite; collect more or shorter "
+    "episodes",
+    DualStatus.NOT_CONVERGED: "the search ended at controllers whose KL from the policy is below epsilon, or found "
+    "none: scale the rewards to the order of 1, or use double precision",
 }
 
 
 class TimeVaryingModel(eqx.Module):
-    """ξ' = F (ξ, υ) and a cost of ½ ζᵀC ζ + cᵀζ + constant each step, with ζ = (ξ, υ): deviations from paths.
+    """ξ' = F (ξ, υ) and cost ½ ζᵀC ζ + cᵀζ + constant in each step, with ζ = (ξ, υ): differences from N paths.
 
     Axes: N paths, T time steps, D state dimensions, A action dimensions, Z = D + A. dynamics: F. cost_zz: C, which may
-    be indefinite, cost_z: c, cost: the constant. Every path starts where it did, ξ = 0. Steps that are not `occupied`
-    count in no mean; they should cost nothing.
+    be indefinite, cost_z: c, cost: the constant. Every path starts at ξ = 0. Steps that are not `occupied` are left out
+    of all means; their cost should be 0.
     """
 
     dynamics: Float[Array, "N T D Z"]
@@ -66,7 +66,7 @@ class TimeVaryingModel(eqx.Module):
 
 
 class LinearPolicy(eqx.Module):
-    """π̄(υ|ξ) = N(K ξ, Σ), in deviations too: gains K, and covariance Σ."""
+    """π̄(υ|ξ) = N(K ξ, Σ), also in differences from the paths. gains: K. covariance: Σ."""
 
     gains: Float[Array, "N T A D"]
     covariance: Float[Array, "N T A A"]
@@ -75,11 +75,11 @@ class LinearPolicy(eqx.Module):
 class KLConstrainedControllers(eqx.Module):
     """Controllers p(υ|ξ) = N(û + K ξ, L Lᵀ) along N paths, that share one η.
 
-    actions: û, gains: K, cholesky: L; those of π̄ where none were found. slope, curvature: in the actions, where ξ = 0
-    and υ = 0, of the cost and η KL to go under p. kl: the mean of KL(p‖π̄) over paths and occupied steps, nats.
-    predicted_cost, previous_cost: the mean cost of a step under p (of its noise to second order) and under π̄.
-    iterations: values of η tried. status: a `DualStatus`. failed_step: the time step that NOT_POSITIVE_DEFINITE is
-    about, else −1.
+    actions: û, gains: K, cholesky: L; those of π̄ where none were found. slope, curvature: derivatives in the actions,
+    at ξ = 0 and υ = 0, of the cost to go plus η KL under p. eta: η. kl: the mean of KL(p‖π̄) over paths and occupied
+    steps, in nats. predicted_cost, previous_cost: the mean cost per step under p (of its noise to second order) and
+    under π̄. iterations: values of η tried. status: a `DualStatus`. failed_step: the time step of
+    NOT_POSITIVE_DEFINITE, else −1.
     """
 
     actions: Float[Array, "N T A"]
@@ -97,9 +97,11 @@ class KLConstrainedControllers(eqx.Module):
     failed_step: Int[Array, ""]
 
     def cost_of(self, shift: Float[Array, "N T A"], covariance_change: Float[Array, "N T A A"]) -> Float[Array, ""]:
-        """The mean cost of a step when N(shift, Σ + covariance_change) acts in the states of the paths, and p after it.
+        """The predicted mean cost per step of a policy near π̄: N(shift, Σ + covariance_change) in the paths' states.
 
-        What the performance difference lemma says of a policy that is near, to first order in its change of the states.
+        By the performance difference lemma, to first order in the change of the states.
+
+        shift: of the mean action. covariance_change: of the actions' covariance.
         """
         moments = covariance_change + shift[..., None] * shift[..., None, :]
         change = jnp.sum(self.slope * shift, axis=-1) + 0.5 * jnp.sum(self.curvature * moments, axis=(-2, -1))
@@ -109,16 +111,18 @@ class KLConstrainedControllers(eqx.Module):
 def solve_constrained(
     model: TimeVaryingModel, policy: LinearPolicy, epsilon: float | Float[Array, ""]
 ) -> KLConstrainedControllers:
-    """argmin_p E_p[cost] subject to mean KL(p‖π̄) ≤ ε (Montgomery and Levine 2016, eq. 3), in hindsight.
+    """argmin_p E_p[cost] subject to mean KL(p‖π̄) ≤ ε (Montgomery and Levine 2016, eq. 3), for the noise that occurred.
 
     For a given multiplier η the minimiser of cost + η KL is that of a linear-quadratic regulator, with covariance
-    η Q_uu⁻¹. The KL falls as η rises, mostly like η⁻², which the first tries go by. An η at which some Q_uu is not
-    positive definite is too small.
+    η Q_uu⁻¹. The KL falls as η rises, mostly like η⁻²; the first iterations use this power law. An η for which some
+    Q_uu is not positive definite is too small.
 
-    In hindsight: the noise of a path, its actions' too, is what occurred, and p meets the same. States are then those
-    of the mean actions, ξ = 0 under π̄, and the KL is measured there. Expectations over fresh noise instead follow the
-    linear model to wherever that noise would lead, far from all data: on Reacher-v5 that promised a hundred times
-    what was there to be had, and ended at a return of −8.7 where this ends at −4.6.
+    The noise of a path, its actions' included, is taken as it occurred, and is the same under p. States are then those
+    of the mean actions, ξ = 0 under π̄, and the KL is measured there. Expectations over new noise would instead follow
+    the linear model far from all data: on Reacher-v5 they predicted a hundred times the possible gain, and training
+    ended at a return of −8.7 instead of −4.6.
+
+    model: dynamics and cost around the paths. policy: π̄ around the same paths. epsilon: ε, positive, in nats per step.
     """
     whitened = _whiten(model, policy)
     steps = _steps(model.occupied)
@@ -129,10 +133,10 @@ def solve_constrained(
         return solution, jax.tree.map(lambda x: jnp.sum(x) / steps, expected)
 
     dtype = model.cost.dtype
-    _, before = solve(jnp.asarray(jnp.inf, dtype))
-    search = _search(lambda log_eta: _outcome(*solve(log_eta)), before.power, jnp.asarray(epsilon, dtype))
+    _, previous = solve(jnp.asarray(jnp.inf, dtype))
+    search = _search(lambda log_eta: _outcome(*solve(log_eta)), previous.power, jnp.asarray(epsilon, dtype))
     usable = jnp.isfinite(search.high)
-    # η = ∞ is π̄ itself.
+    # η = ∞ gives π̄.
     solution, expected = solve(jnp.where(usable, search.log_eta, jnp.inf))
     return KLConstrainedControllers(
         actions=(whitened.lower @ solution.offset[..., None])[..., 0],
@@ -146,15 +150,16 @@ def solve_constrained(
         status=search.status,
         iterations=search.iterations,
         predicted_cost=expected.cost,
-        previous_cost=before.cost,
+        previous_cost=previous.cost,
         failed_step=search.failed_step,
     )
 
 
 class _Whitened(NamedTuple):
-    """The problem in υ = K ξ + L v, with L Lᵀ the covariance of π̄: that is v ∼ N(0, I) then.
+    """The problem in υ = K ξ + L v, with L Lᵀ the covariance of π̄, which makes π̄ v ∼ N(0, I).
 
-    So nothing cancels where p is near π̄. ξ' = M y at a cost of ½ yᵀH y + hᵀy + constant, with y = (ξ, v).
+    This avoids cancellation where p is near π̄. ξ' = M y at a cost of ½ yᵀH y + hᵀy + constant, with y = (ξ, v).
+    dynamics: M. cost_yy: H. cost_y: h. lower: L. proper: whether the covariance of π̄ is positive definite.
     """
 
     dynamics: Float[Array, "N T D Z"]
@@ -169,8 +174,8 @@ class _Whitened(NamedTuple):
 class _Solution(NamedTuple):
     """v ∼ N(G ξ + g, R Rᵀ) along one path.
 
-    q_v, q_vv: slope and curvature of the cost to go, where ξ = 0 and v = 0. power: ‖Q_v‖²/2 + ‖Q_vv‖²/4, nearly the
-    KL at large η, times η².
+    gain: G. offset: g. root: R. q_v, q_vv: slope and curvature of the cost to go, at ξ = 0 and v = 0.
+    power: ‖Q_v‖²/2 + ‖Q_vv‖²/4, which for large η is about η² KL.
     """
 
     gain: Float[Array, "T A D"]
@@ -192,9 +197,9 @@ class _Expected(NamedTuple):
 
 def _whiten(model: TimeVaryingModel, policy: LinearPolicy) -> _Whitened:
     lower, proper = cholesky(policy.covariance)
-    size, whole = model.dynamics.shape[-2:]
+    num_states, num_coordinates = model.dynamics.shape[-2:]
     # (ξ, υ) = J (ξ, v), with J = [[I, 0], [K, L]].
-    top = jnp.broadcast_to(jnp.eye(size, whole, dtype=lower.dtype), model.dynamics.shape)
+    top = jnp.broadcast_to(jnp.eye(num_states, num_coordinates, dtype=lower.dtype), model.dynamics.shape)
     jacobian = jnp.concatenate([top, jnp.concatenate([policy.gains, lower], axis=-1)], axis=-2)
     transposed = jnp.swapaxes(jacobian, -1, -2)
     return _Whitened(
@@ -209,58 +214,61 @@ def _whiten(model: TimeVaryingModel, policy: LinearPolicy) -> _Whitened:
 
 
 def _backward(problem: _Whitened, beta: Float[Array, ""]) -> _Solution:
-    """The minimiser of cost + KL/β along one path, from the last step to the first; β = 1/η, and β = 0 is π̄."""
+    """The minimiser of cost + KL/β along one path, from the last step to the first; β = 1/η, and β = 0 gives π̄."""
     size = problem.dynamics.shape[1]
 
-    def step(carry: tuple, at: tuple) -> tuple[tuple, tuple]:
+    def step_back(carry: tuple, row: tuple) -> tuple[tuple, tuple]:
+        """carry: derivatives of the cost to go, failed step. row: time step, dynamics, cost, whether π̄ is proper."""
         value_x, value_xx, failed = carry
-        t, dynamics, cost_yy, cost_y, proper = at
+        t, dynamics, cost_yy, cost_y, proper = row
         q = cost_y + dynamics.T @ value_x
         q_yy = cost_yy + dynamics.T @ value_xx @ dynamics
         q_yy = 0.5 * (q_yy + q_yy.T)
         q_v, q_vx, q_vv = q[size:], q_yy[size:, :size], q_yy[size:, size:]
         identity = jnp.eye(len(q_v), dtype=q.dtype)
         lower, positive = cholesky(identity + beta * q_vv)
-        root, positive_too = inverse_root(identity + beta * q_vv)
-        good = positive & positive_too & proper
-        answer = cholesky_solve(lower, -beta * jnp.concatenate([q_vx, q_v[:, None]], axis=1))
-        gain, offset = jnp.where(good, answer[:, :size], 0), jnp.where(good, answer[:, size], 0)
-        root = jnp.where(good, root, identity)
+        root, root_positive = inverse_root(identity + beta * q_vv)
+        usable = positive & root_positive & proper
+        solution = cholesky_solve(lower, -beta * jnp.concatenate([q_vx, q_v[:, None]], axis=1))
+        gain, offset = jnp.where(usable, solution[:, :size], 0), jnp.where(usable, solution[:, size], 0)
+        root = jnp.where(usable, root, identity)
         value_x, value_xx = q[:size] + offset @ q_vx, q_yy[:size, :size] + q_vx.T @ gain
-        failed = jnp.where((failed < 0) & ~good, t, failed)
+        failed = jnp.where((failed < 0) & ~usable, t, failed)
         power = 0.5 * jnp.sum(jnp.square(q_v)) + 0.25 * jnp.sum(jnp.square(q_vv))
         return (value_x, 0.5 * (value_xx + value_xx.T), failed), (gain, offset, root, q_v, q_vv, power)
 
-    nothing = jnp.zeros((size, size), problem.cost.dtype)
-    start = (nothing[0], nothing, jnp.int32(-1))
+    zeros = jnp.zeros((size, size), problem.cost.dtype)
+    start = (zeros[0], zeros, jnp.int32(-1))
     times = jnp.arange(len(problem.cost), dtype=jnp.int32)
-    along = (times, problem.dynamics, problem.cost_yy, problem.cost_y, problem.proper)
-    (_, _, failed), (gain, offset, root, q_v, q_vv, power) = jax.lax.scan(step, start, along, reverse=True)
+    rows = (times, problem.dynamics, problem.cost_yy, problem.cost_y, problem.proper)
+    (_, _, failed), (gain, offset, root, q_v, q_vv, power) = jax.lax.scan(step_back, start, rows, reverse=True)
     return _Solution(gain, offset, root, q_v, q_vv, power, failed)
 
 
 def _forward(problem: _Whitened, solution: _Solution) -> _Expected:
-    """What the controller costs, and its KL from π̄, along one path."""
+    """The controller's cost, and its KL from π̄, along one path."""
 
-    def step(state: Array, at: tuple) -> tuple[Array, tuple]:
-        dynamics, cost_yy, cost_y, gain, offset = at
+    def advance(state: Array, row: tuple) -> tuple[Array, tuple]:
+        """state: ξ. row: dynamics, cost and controller."""
+        dynamics, cost_yy, cost_y, gain, offset = row
         action = gain @ state + offset
         y = jnp.concatenate([state, action])
         return dynamics @ y, (action, cost_y @ y + 0.5 * y @ cost_yy @ y)
 
-    along = (problem.dynamics, problem.cost_yy, problem.cost_y, solution.gain, solution.offset)
-    _, (action, cost) = jax.lax.scan(step, jnp.zeros_like(problem.dynamics[0, :, 0]), along)
+    rows = (problem.dynamics, problem.cost_yy, problem.cost_y, solution.gain, solution.offset)
+    _, (action, cost) = jax.lax.scan(advance, jnp.zeros_like(problem.dynamics[0, :, 0]), rows)
     identity = jnp.eye(action.shape[-1], dtype=action.dtype)
     covariance = solution.root @ jnp.swapaxes(solution.root, -1, -2)
-    spread = 0.5 * jnp.sum(solution.q_vv * (covariance - identity), axis=(-2, -1))
-    stretch = jnp.diagonal(solution.root, axis1=-2, axis2=-1)
-    wider = jnp.trace(covariance, axis1=-2, axis2=-1) - jnp.sum(1 + 2 * jnp.log(stretch), axis=-1)
-    kl = 0.5 * (jnp.sum(jnp.square(action), axis=-1) + wider)
-    rows = (problem.cost + cost + spread, kl, solution.power)
-    return _Expected(*(jnp.sum(jnp.where(problem.occupied, row, 0)) for row in rows))
+    noise_cost = 0.5 * jnp.sum(solution.q_vv * (covariance - identity), axis=(-2, -1))
+    diagonal = jnp.diagonal(solution.root, axis1=-2, axis2=-1)
+    covariance_kl = jnp.trace(covariance, axis1=-2, axis2=-1) - jnp.sum(1 + 2 * jnp.log(diagonal), axis=-1)
+    kl = 0.5 * (jnp.sum(jnp.square(action), axis=-1) + covariance_kl)
+    per_step = (problem.cost + cost + noise_cost, kl, solution.power)
+    return _Expected(*(jnp.sum(jnp.where(problem.occupied, values, 0)) for values in per_step))
 
 
 def _steps(occupied: Bool[Array, "N T"]) -> Int[Array, ""]:
+    """The number of occupied steps, at least 1."""
     return jnp.maximum(jnp.sum(occupied), 1)
 
 
@@ -271,7 +279,7 @@ def _unwhitened(matrix: Float[Array, "*batch A A"], lower: Float[Array, "*batch 
 
 
 class _Search(NamedTuple):
-    """log η between low (too small) and high (large enough; ∞ while there is none)."""
+    """The carry of the search: log η between low (too small) and high (large enough; ∞ until one is known)."""
 
     log_eta: Array
     low: Array
@@ -283,41 +291,46 @@ class _Search(NamedTuple):
 
 
 def _outcome(solution: _Solution, expected: _Expected) -> tuple[Array, Array]:
-    """The KL, and the latest time step at which Q_uu is not positive definite."""
+    """The KL, and the latest time step at which Q_uu is not positive definite, or −1."""
     return expected.kl, jnp.max(solution.failed_step)
 
 
 def _search(evaluate: Callable[[Array], tuple[Array, Array]], power: Array, epsilon: Array) -> _Search:
-    """log η such that the KL is within the tolerance of ε."""
+    """log η for which the KL is within the tolerance of ε.
+
+    evaluate: log η ↦ (KL, failed step or −1). power: KL ≈ power/η² for large η. epsilon: ε.
+    """
     guess = 0.5 * jnp.log(power / epsilon)
     guess = jnp.where(jnp.isfinite(guess), guess, 0)
-    least, most = guess - REACH, guess + REACH
+    smallest, largest = guess - LOG_ETA_RANGE, guess + LOG_ETA_RANGE
 
-    def body(search: _Search) -> _Search:
+    def try_eta(search: _Search) -> _Search:
         log_eta = search.log_eta
         kl, failed = evaluate(log_eta)
-        enough = (failed < 0) & (kl <= (1 + TOLERANCE) * epsilon)
-        low, high = jnp.where(enough, search.low, log_eta), jnp.where(enough, log_eta, search.high)
-        inside = (low, jnp.minimum(high, most))
+        feasible = (failed < 0) & (kl <= (1 + TOLERANCE) * epsilon)
+        low, high = jnp.where(feasible, search.low, log_eta), jnp.where(feasible, log_eta, search.high)
+        upper = jnp.minimum(high, largest)
         power_law = log_eta + 0.5 * jnp.log(kl / epsilon)
-        trusted = (failed < 0) & (search.iterations < GUESSES) & (power_law > inside[0]) & (power_law < inside[1])
-        following = jnp.where(trusted, power_law, 0.5 * (inside[0] + inside[1]))
-        found = enough & (kl >= (1 - TOLERANCE) * epsilon)
-        status = jnp.where(found, DualStatus.CONVERGED, search.status)
-        return _Search(jnp.where(found, log_eta, following), low, high, kl, failed, search.iterations + 1, status)
+        use_power_law = (failed < 0) & (search.iterations < POWER_LAW_ITERATIONS)
+        use_power_law &= (power_law > low) & (power_law < upper)
+        next_log_eta = jnp.where(use_power_law, power_law, 0.5 * (low + upper))
+        converged = feasible & (kl >= (1 - TOLERANCE) * epsilon)
+        status = jnp.where(converged, DualStatus.CONVERGED, search.status)
+        next_log_eta = jnp.where(converged, log_eta, next_log_eta)
+        return _Search(next_log_eta, low, high, kl, failed, search.iterations + 1, status)
 
     def unfinished(search: _Search) -> Array:
         return (search.status != DualStatus.CONVERGED) & (search.iterations < MAX_ITERATIONS)
 
     pending = jnp.int32(DualStatus.NOT_CONVERGED)
     start = _Search(
-        guess, least, jnp.full_like(guess, jnp.inf), jnp.zeros_like(guess), jnp.int32(-1), jnp.int32(0), pending
+        guess, smallest, jnp.full_like(guess, jnp.inf), jnp.zeros_like(guess), jnp.int32(-1), jnp.int32(0), pending
     )
-    end = jax.lax.while_loop(unfinished, body, start)
+    end = jax.lax.while_loop(unfinished, try_eta, start)
     converged, feasible = end.status == DualStatus.CONVERGED, jnp.isfinite(end.high)
     failed = jnp.where(feasible, -1, end.failed_step)
-    status = jnp.where(feasible & (end.low == least), DualStatus.SLACK, end.status)
+    status = jnp.where(feasible & (end.low == smallest), DualStatus.SLACK, end.status)
     status = jnp.where(~feasible & (failed >= 0), DualStatus.NOT_POSITIVE_DEFINITE, status)
     status = jnp.where(converged, DualStatus.CONVERGED, status).astype(jnp.int32)
-    log_eta = jnp.where(converged, end.log_eta, jnp.where(feasible, end.high, most))
+    log_eta = jnp.where(converged, end.log_eta, jnp.where(feasible, end.high, largest))
     return end._replace(log_eta=log_eta, status=status, failed_step=failed)

@@ -1,4 +1,4 @@
-"""Mirror-descent guided policy search: controllers that improve on the policy nearby, and the policy after them."""
+"""Mirror-descent guided policy search: controllers improve on the policy within a KL, and are projected onto it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, Rollout, UpdateInfo
 
 EPSILON_RANGE = 1.0, 10.0
-"""Smallest and largest ε, relative to the first. A smaller one stood still on a linear-quadratic task."""
+"""Smallest and largest ε, relative to the first. With a smaller one a linear-quadratic task made no progress."""
 
 FACTOR_RANGE = 0.5, 2.0
-"""What ε is multiplied by, at least and at most. Published is (0.1, 5), for returns with less noise."""
+"""Smallest and largest factor on ε in one iteration. (0.1, 5) was published, for returns with less noise."""
 
-MOST_COORDINATES = 44
-"""D + A up to which their products, about a thousand, are fitted."""
+MAX_COORDINATES = 44
+"""Largest D + A, whose products, about a thousand, are fitted."""
 
 
 MIRROR_TRAITS = Traits(
@@ -53,10 +53,10 @@ MIRROR_TRAITS = Traits(
 
 
 class MirrorState(NamedTuple):
-    """What survives from one iteration to the next. Rewards are means of a step.
+    """The state between two iterations. Rewards are means per step.
 
-    epsilon: of the last step. moments: Adam's. reward: of the last batch, with its standard error. promised: by how
-    much its step was to raise it. begun: whether there has been a step.
+    epsilon: of the last step. moments: Adam's. reward, reward_se: of the last batch, with its standard error.
+    promised: the predicted improvement of its step. begun: whether there has been a step.
     """
 
     epsilon: Float[Array, ""]
@@ -74,10 +74,14 @@ class MirrorDescent:
     fit      a quadratic model of dynamics and reward to all rows, expanded along every column of the rollout
     C-step   p ← argmin E_p[cost] subject to mean KL(p‖π_θ) ≤ ε, linear-Gaussian controllers along the columns
     S-step   θ ← argmin mean KL(π_θ‖p) over the states of the rollout
-    ε        grows after steps that have kept their promise, shrinks to the first one after others
+    ε        grows after steps whose realised improvement was near the predicted one; shrinks, down to the first
+             ε, after others
 
-    Advantages and the critic play no part; nothing is discounted. What comes after the rollout or an episode's end
-    is taken to be worth nothing, and where an episode ends to be beyond the policy's control.
+    Advantages and the critic are not used, and nothing is discounted. The value of what follows the rollout or an
+    episode's end is taken to be 0, and the time of an episode's end to be independent of the policy.
+
+    initial_epsilon: ε at first, positive, in nats per step. epochs: of the projection, at least 1. minibatch_size: rows
+    per step of the projection. learning_rate: Adam's.
     """
 
     initial_epsilon: float | Array = 0.1
@@ -90,7 +94,7 @@ class MirrorDescent:
         return replace(MIRROR_TRAITS, binds=False)
 
     def init(self, policy: PyTree) -> MirrorState:
-        """Nothing predicted yet."""
+        """The state before the first step. policy: Gaussian."""
         theta = flatten(policy).theta
         zero = jnp.zeros((), theta.dtype)
         return MirrorState(
@@ -100,20 +104,19 @@ class MirrorDescent:
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: MirrorState, batch: Batch
     ) -> tuple[PyTree, MirrorState, UpdateInfo]:
-        """One C-step and one S-step.
+        """One C-step and one S-step. `info.extra`: the metrics of `MIRROR_TRAITS`.
 
-        `info.extra`: epsilon; local_kl, the mean KL(p‖π_θ); eta; dual_status, a `DualStatus`; what the
-        model promises in reward a step, local_improvement of the controllers and promised_improvement of the policy;
-        projection_kl, the mean KL(π_θ‖p) after the S-step; model_r2 and reward_r2, the explained share of the
-        variance of the changes of state and of the reward.
+        key: for the order of the rows. policy: Gaussian. state: of the last step. batch: with a trajectory.
+
+        Raises ConfigError for a batch without a trajectory, policies that are not Gaussian, and too many coordinates.
         """
         rollout = _require_usable(policy, batch)
         paths = Paths.of(rollout)
         reward, reward_se = _mean_reward(paths)
         epsilon = self._adapted(state, reward, reward_se)
         model = QuadraticModel.fit(paths)
-        found = solve_constrained(expand_along(paths, model), linearise_policy(policy, paths), epsilon)
-        targets = _targets(policy, found, paths)
+        controllers = solve_constrained(expand_along(paths, model), linearise_policy(policy, paths), epsilon)
+        targets = _targets(policy, controllers, paths)
         projected = project(
             key,
             policy,
@@ -123,8 +126,8 @@ class MirrorDescent:
             epochs=self.epochs,
             minibatch_size=self.minibatch_size,
         )
-        promised = found.previous_cost - found.cost_of(*_moved(policy, projected.policy, paths))
-        new_state = MirrorState(epsilon, projected.moments, reward, reward_se, promised, jnp.bool_(True))
+        predicted = controllers.previous_cost - controllers.cost_of(*_action_change(policy, projected.policy, paths))
+        new_state = MirrorState(epsilon, projected.moments, reward, reward_se, predicted, jnp.bool_(True))
         return accept_or_reject(
             policy,
             state,
@@ -132,21 +135,21 @@ class MirrorDescent:
             new_state,
             batch,
             epsilon=epsilon,
-            local_kl=found.kl,
-            eta=found.eta,
-            dual_status=found.status,
-            local_improvement=found.previous_cost - found.predicted_cost,
-            promised_improvement=promised,
+            local_kl=controllers.kl,
+            eta=controllers.eta,
+            dual_status=controllers.status,
+            local_improvement=controllers.previous_cost - controllers.predicted_cost,
+            promised_improvement=predicted,
             projection_kl=projected.kl,
             model_r2=model.dynamics_r2,
             reward_r2=model.r2[-1],
         )
 
     def _adapted(self, state: MirrorState, reward: Array, reward_se: Array) -> Float[Array, ""]:
-        """ε · promised / (2 (promised − realised)), within limits: right where a promise errs in proportion to ε².
+        """ε · predicted / (2 (predicted − realised)), within limits: optimal if the prediction error grows like ε².
 
-        An error below its own standard error counts as that much. So ε shrinks, too, once the steps' gains are lost
-        in the noise of the batches, where taking the smaller ones averages it out.
+        The error is taken to be at least its own standard error. So ε also shrinks when the gains are smaller than the
+        noise of the batches, which smaller steps average out.
         """
         error = state.promised - (reward - state.reward)
         error = jnp.maximum(error, jnp.hypot(reward_se, state.reward_se))
@@ -157,29 +160,29 @@ class MirrorDescent:
 
 
 def _mean_reward(paths: Paths) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Of a step, with the standard error from the columns of the rollout; 0 for one column."""
+    """The mean reward per step, and its standard error, 0 for one column: columns of the rollout are independent."""
     steps = jnp.sum(paths.valid, axis=1)
     total = jnp.maximum(jnp.sum(steps), 1)
     mean = jnp.sum(paths.reward) / total
-    away = jnp.sum(paths.reward, axis=1) - mean * steps
+    deviation = jnp.sum(paths.reward, axis=1) - mean * steps
     columns = len(steps)
-    return mean, jnp.sqrt(jnp.sum(jnp.square(away)) * columns / max(columns - 1, 1)) / total
+    return mean, jnp.sqrt(jnp.sum(jnp.square(deviation)) * columns / max(columns - 1, 1)) / total
 
 
-def _targets(policy: PyTree, found: KLConstrainedControllers, paths: Paths) -> Targets:
-    """p at the states of the paths: the policy's own action there, and the controllers' change of it.
+def _targets(policy: PyTree, controllers: KLConstrainedControllers, paths: Paths) -> Targets:
+    """p at the states of the paths: the policy's mean action there plus the controllers' change of it.
 
-    Not what the linearised policy did there: the S-step would flatten the policy even where nothing is to be gained.
+    With the linearised policy's mean instead, the S-step would flatten the policy even where there is nothing to gain.
     """
-    rows = [x.reshape(-1, *x.shape[2:]) for x in (paths.state, found.actions, found.cholesky, paths.valid)]
-    obs, change, lower, valid = rows
+    columns = (paths.state, controllers.actions, controllers.cholesky, paths.valid)
+    obs, change, lower, valid = [x.reshape(-1, *x.shape[2:]) for x in columns]
     before = action_distribution(policy, obs)
     assert isinstance(before, DiagGaussian)
     return Targets.of(obs, before.mean + change, lower, valid.astype(obs.dtype))
 
 
-def _moved(old: PyTree, new: PyTree, paths: Paths) -> tuple[Float[Array, "N T A"], Float[Array, "N T A A"]]:
-    """By how much the mean actions and the covariances have changed in the states of the paths."""
+def _action_change(old: PyTree, new: PyTree, paths: Paths) -> tuple[Float[Array, "N T A"], Float[Array, "N T A A"]]:
+    """The changes of the mean actions and of the covariances in the states of the paths."""
     flat = paths.state.reshape(-1, paths.state.shape[-1])
     before, after = action_distribution(old, flat), action_distribution(new, flat)
     assert isinstance(before, DiagGaussian)
@@ -191,12 +194,12 @@ def _moved(old: PyTree, new: PyTree, paths: Paths) -> tuple[Float[Array, "N T A"
 
 def _require_usable(policy: PyTree, batch: Batch) -> Rollout:
     if batch.trajectory is None:
-        raise ConfigError("guided policy search fits a model to rollouts, and this batch has none")
+        raise ConfigError("guided policy search fits a model to rollouts, and this batch has none (trajectory=None)")
     require_gaussian(policy, batch.obs[0])
     states, actions = batch.obs.shape[1:], batch.action.shape[-1]
-    if len(states) != 1 or actions > LARGEST or states[0] + actions > MOST_COORDINATES:
+    if len(states) != 1 or actions > LARGEST or states[0] + actions > MAX_COORDINATES:
         raise ConfigError(
-            f"guided policy search fits products of at most {MOST_COORDINATES} coordinates, {LARGEST} of them actions, "
+            f"guided policy search fits products of at most {MAX_COORDINATES} coordinates, {LARGEST} of them actions, "
             f"and here observations are {list(states)} and actions [{actions}]"
         )
     return batch.trajectory.rollout

@@ -1,4 +1,4 @@
-"""What importance-sampled guided policy search maximises: the return of a policy that has taken none of the samples."""
+"""The objective of importance-sampled guided policy search: the return of a policy, from samples of other policies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from klimb.types import Mixture
 
 
 class Phi(NamedTuple):
-    """Φ and what it is made of, for T time steps.
+    """Φ and its parts, for T time steps.
 
     value: Φ(θ). mean_return: its first part, Σ_t of the self-normalised estimates of E r_t. log_normaliser: log Z_t.
     ess: effective sample size of the weights up to each step, as a fraction of the N samples.
@@ -35,13 +35,14 @@ def phi(
     """Φ(θ) = Σ_t [ (1/Z_t) Σ_i w_it r_it + w_r log Z_t ], Z_t = Σ_i w_it (Levine and Koltun 2013, eq. 2).
 
     w_it = π_θ(τ_i,1:t) / q(τ_i,1:t) over the steps up to t of the i-th of N trajectories, all of T steps. The dynamics
-    are the same above and below the line, and cancel. Everything is summed as logarithms.
+    occur in numerator and denominator and cancel. Sums are of logarithms.
 
     log_prob: log π_θ(a|s) of every step, differentiable in θ.
-    behaviour: what q is mixed of: guiding distributions and earlier policies, log q_k(a|s) `[K, T, N]` and log shares.
+    behaviour: the components of q, guides and earlier policies: log q_k(a|s) `[K, T, N]` and log shares.
     The mixture is one of whole trajectories: q(τ) = Σ_k share_k Π_t q_k(a_t|s_t).
-    regularisation: w_r. It holds the policy to where it explains the samples at all: without it the normalised weights
-    of a policy that has nothing to do with them are as good as any, and Z_t says so.
+    reward: r_it.
+    regularisation: w_r, positive. The self-normalised weights look fine even for a policy that gives the samples
+    negligible probability. Z_t is small for such a policy, so this term keeps the policy near the samples.
     """
     never = jnp.zeros(reward.shape, bool)
     log_weight = log_weights("per_decision", log_prob, behaviour, never)

@@ -1,4 +1,4 @@
-"""Teaching the policy what its local controllers do: the S-step of mirror-descent guided policy search."""
+"""Projecting the local controllers onto the policy: the S-step of mirror-descent guided policy search."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ OPTIMIZER = Optimizer.make("adam", None)
 
 
 def require_gaussian(policy: PyTree, obs: Any) -> None:
-    """ConfigError unless the policy's actions in a state (an array, or its shape) are Gaussian, and not squashed."""
+    """ConfigError unless the policy's actions are Gaussian and not squashed.
+
+    policy: a policy. obs: one observation, an array or its shape.
+    """
     kind = type(eqx.filter_eval_shape(partial(action_distribution, axes=0), policy, obs))
     if kind is not DiagGaussian:
         raise ConfigError(
@@ -35,7 +38,7 @@ def require_gaussian(policy: PyTree, obs: Any) -> None:
 class Targets(eqx.Module):
     """p(·|s) = N(mean, L Lᵀ) for every row. whitening: L⁻¹, whose WᵀW is the precision.
 
-    Axes: B rows, A actions. A row of weight 0 plays no part.
+    Axes: B rows, A actions. A row of weight 0 is ignored.
     """
 
     obs: Float[Array, " B *obs"]
@@ -47,7 +50,10 @@ class Targets(eqx.Module):
     def of(
         cls, obs: Float[Array, " B *obs"], mean: Float[Array, "B A"], lower: Float[Array, "B A A"], weight: Array
     ) -> Targets:
-        """From the Cholesky factors of the covariances."""
+        """Targets from the Cholesky factors of the covariances.
+
+        obs: s. mean: of p. lower: L. weight: of each row, not negative.
+        """
         identity = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
         return cls(obs, mean, solve_lower(lower, identity), weight)
 
@@ -55,19 +61,21 @@ class Targets(eqx.Module):
         """KL(π‖p) in nats, of a diagonal Gaussian π.
 
         ½ (Σ_j σ_j² P_jj + ‖W (μ_π − μ_p)‖² − A) − Σ_j log σ_j − log det W, with the precision P = WᵀW.
+
+        policy: π at the rows' states.
         """
         assert isinstance(policy, DiagGaussian)
-        # Each dimension as e^d − 1 − d, with d = 2 log(σ W_jj), and what is beside the diagonal.
+        # Without cancellation: e^d − 1 − d for each diagonal entry, with d = 2 log(σ W_jj), and the other entries.
         diagonal = jnp.diagonal(self.whitening, axis1=-2, axis2=-1)
-        beside = jnp.sum(jnp.square(self.whitening), axis=-2) - jnp.square(diagonal)
+        off_diagonal = jnp.sum(jnp.square(self.whitening), axis=-2) - jnp.square(diagonal)
         log_ratio = 2 * (policy.log_std + jnp.log(diagonal))
-        spread = jnp.sum(jnp.expm1(log_ratio) - log_ratio + jnp.exp(2 * policy.log_std) * beside, axis=-1)
-        apart = jnp.sum(self.whitening * (policy.mean - self.mean)[..., None, :], axis=-1)
-        return 0.5 * (spread + jnp.sum(jnp.square(apart), axis=-1))
+        of_variances = jnp.sum(jnp.expm1(log_ratio) - log_ratio + jnp.exp(2 * policy.log_std) * off_diagonal, axis=-1)
+        distance = jnp.sum(self.whitening * (policy.mean - self.mean)[..., None, :], axis=-1)
+        return 0.5 * (of_variances + jnp.sum(jnp.square(distance), axis=-1))
 
 
 class Projected(NamedTuple):
-    """The policy, Adam's moments, and the mean KL(π‖p) that is left."""
+    """The policy, Adam's moments, and the remaining mean KL(π‖p) in nats."""
 
     policy: PyTree
     moments: optax.OptState
@@ -86,21 +94,29 @@ def project(
 ) -> Projected:
     """θ ← argmin mean KL(π_θ(·|s)‖p(·|s)) by Adam over shuffled minibatches (Montgomery and Levine 2016, eq. 4).
 
-    In this direction the means are weighted by the precision of the targets: what matters to the cost counts.
-    moments: `OPTIMIZER.init(θ)` at first.
+    In this direction of the KL the means are weighted by the precision of the targets, so that the actions that matter
+    most to the cost are fitted best.
+
+    key: for the order of the rows. policy: where to start. targets: p in every row. moments: Adam's, at first
+    `OPTIMIZER.init(θ)`. learning_rate: step size. epochs: passes over the rows, at least 1. minibatch_size: rows per
+    step.
     """
     theta, rebuild = flatten(policy)
     rows = len(targets.weight)
 
     def loss(vector: Array, minibatch: Targets) -> Array:
+        """vector: θ. minibatch: some rows."""
         kl = minibatch.kl(action_distribution(rebuild(vector), minibatch.obs))
         return weighted_mean(kl, minibatch.weight)
 
     def descend(carry: tuple, chosen: Array) -> tuple[tuple, None]:
-        gradient = jax.grad(loss)(carry[0], take_rows(targets, chosen))
-        return OPTIMIZER.apply_gradient(carry[0], -gradient, carry[1], learning_rate), None
+        """carry: θ and Adam's moments. chosen: numbers of the rows of a minibatch."""
+        theta, moments = carry
+        gradient = jax.grad(loss)(theta, take_rows(targets, chosen))
+        return OPTIMIZER.apply_gradient(theta, -gradient, moments, learning_rate), None
 
     def epoch(carry: tuple, key: Array) -> tuple[tuple, None]:
+        """carry: θ and Adam's moments. key: for the order of the rows."""
         return jax.lax.scan(descend, carry, shuffled(key, rows, max(1, rows // minibatch_size)))
 
     (theta, moments), _ = jax.lax.scan(epoch, (theta, moments), jax.random.split(key, epochs))

@@ -1,6 +1,8 @@
-"""The samples of importance-sampled guided policy search: who has run from where, and how likely it was to whom."""
+"""The samples of importance-sampled guided policy search: runs and their log-probs under every behaviour."""
 
 from __future__ import annotations
+
+import enum
 
 import equinox as eqx
 import jax
@@ -10,16 +12,25 @@ from jaxtyping import Array, Bool, Float
 from klimb.guided.guides import ModelRollout
 from klimb.types import Mixture, Rollout
 
-NEVER = -1e6  # the log share of a behaviour that has taken no run, finite so that it can be added and taken away
+NO_SHARE = -1e6
+"""The log share of a behaviour without runs, finite so that it can be added and subtracted."""
+
+
+class Behaviour(enum.IntEnum):
+    """What sampled a run: the current policy, the best policy so far, or the guide."""
+
+    POLICY = 0
+    BEST = 1
+    GUIDE = 2
 
 
 class GuidedSamples(eqx.Module):
-    """M runs from each of S start states: the policy's, one of the best policy or once more of the guide, the guide's.
+    """M runs from each of S start states: one of the policy, one of the best policy or the guide, the rest the guide's.
 
-    Axes: leading memory slots and S starts, T steps, M runs, O observation, A action dimensions, B = 3 behaviours
-    (policy, best, guide). log_prob: log q_b(a|s) of every step of every run. taken: by which behaviour each run was.
-    guide_mean: what the guide would do in these states, with deviation guide_std. alive: the decision counts. cut: the
-    run says nothing of this step: its episode's clock cut it off before, it is not finite, or the guide was none.
+    Axes: leading memory slots and S starts, T steps, M runs, O observation, A action dimensions, B behaviours
+    (`Behaviour`). log_prob: log q_b(a|s) of every step of every run. taken: which behaviour sampled each run.
+    guide_mean, guide_std: the guide's action in these states. alive: the step counts. cut: the run has no data for this
+    step, because its episode was truncated before, because it is not finite, or because there was no usable guide.
     """
 
     obs: Float[Array, "*slots T M O"]
@@ -34,48 +45,55 @@ class GuidedSamples(eqx.Module):
 
 
 def mixture(log_prob: Float[Array, "B T M"], taken: Bool[Array, "B M"], cut: Bool[Array, "T M"]) -> Mixture:
-    """The behaviours in shares of the runs that go on, which fall when a run of theirs is cut.
+    """The mixture of the behaviours, in shares of the runs that are not cut; a share falls when one of its runs is cut.
 
-    The weights are of log-probs summed over time: a share that changes is added as its changes.
+    Weights come from log-probs summed over time, so the changes of the log share are added to the log-probs.
+
+    log_prob: of every behaviour. taken: which behaviour sampled each run. cut: the run has no data for the step.
     """
     counts = jnp.sum(taken & ~cut[:, None], axis=2)
     share = counts / jnp.maximum(jnp.sum(counts, axis=1, keepdims=True), 1)
-    level = jnp.where(counts > 0, jnp.log(jnp.maximum(share, 1e-6)), NEVER).astype(log_prob.dtype)
-    changes = jnp.diff(level, axis=0, prepend=jnp.zeros_like(level[:1]))
+    log_share = jnp.where(counts > 0, jnp.log(jnp.maximum(share, 1e-6)), NO_SHARE).astype(log_prob.dtype)
+    changes = jnp.diff(log_share, axis=0, prepend=jnp.zeros_like(log_share[:1]))
     return Mixture(log_prob + changes.T[:, :, None], jnp.zeros(len(log_prob), log_prob.dtype))
 
 
 def own_runs(rollout: Rollout) -> tuple[ModelRollout, Bool[Array, "N T"]]:
-    """The policy's own runs, one a column, and the rows that it has none for.
+    """The policy's own runs, one per column of the rollout, and the steps that they have no data for.
 
-    A run begins where the column's first episode does, or with the rollout where that leaves more steps, and is cut off
-    where the rollout ends or the clock sets the next episode going. After the end of the task it stays where it is.
+    A run begins with the first episode that starts in the first half of the column, else with the rollout. It is
+    truncated where the rollout or the episode's time limit ends. After the end of the task its state does not change.
+
+    rollout: `[T, N]` steps, with `time` and `env_state`.
     """
     assert rollout.env_state is not None
     assert rollout.time is not None
     length = len(rollout.time)
     first = jnp.argmax(rollout.time == 0, axis=0)
     first = jnp.where(first > length // 2, 0, first)
-    since = jnp.arange(length)[:, None]
-    rows = jnp.minimum(first + since, length - 1)
+    step = jnp.arange(length)[:, None]
+    rows = jnp.minimum(first + step, length - 1)
     run = jax.tree.map(
         lambda x: jnp.take_along_axis(x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=0),
         (rollout.env_state, rollout.obs, rollout.action, rollout.reward, rollout.terminated, rollout.truncated),
     )
-    physics, obs, action, reward, terminated, truncated = run
-    dead = _before(terminated & ~_before(truncated))
-    cut = ((first + since >= length) | _before(truncated)) & ~dead
-    columns = (physics, obs, action, jnp.where(dead | cut, 0, reward), ~(dead | cut))
+    env_state, obs, action, reward, terminated, truncated = run
+    ended = _any_before(terminated & ~_any_before(truncated))
+    cut = ((first + step >= length) | _any_before(truncated)) & ~ended
+    columns = (env_state, obs, action, jnp.where(ended | cut, 0, reward), ~(ended | cut))
     return ModelRollout(*(jnp.moveaxis(x, 0, 1) for x in columns)), jnp.moveaxis(cut, 0, 1)
 
 
-def _before(flag: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
-    """Whether there has been one in the steps before."""
+def _any_before(flag: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
+    """Whether the flag is set in any earlier step."""
     return jnp.cumsum(flag, axis=0) - flag > 0
 
 
 def mean_return(samples: GuidedSamples, runs: slice) -> Float[Array, ""]:
-    """Of runs as long as the horizon, from the mean reward of the steps that were not cut; 0 without any."""
-    there = ~samples.cut[..., runs]
+    """The return of runs over the whole horizon, from the mean reward of the steps that are not cut; 0 if all are.
+
+    samples: of one iteration, `[S, ...]`. runs: which of the M runs.
+    """
+    has_data = ~samples.cut[..., runs]
     horizon = samples.reward.shape[1]
-    return horizon * jnp.sum(samples.reward[..., runs]) / jnp.maximum(jnp.sum(there), 1)
+    return horizon * jnp.sum(samples.reward[..., runs]) / jnp.maximum(jnp.sum(has_data), 1)

@@ -1,4 +1,4 @@
-"""Guided policy search: optimised trajectories show the way, and a KL keeps them and the policy together."""
+"""Guided policy search: a policy learns from optimised trajectories, under a KL between them and the policy."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from klimb.types import Batch, UpdateInfo
 
 @dataclass(frozen=True, config=STRICT)
 class GuidedPolicySearch:
-    """Let optimised trajectories show the policy where reward is (Levine and Koltun 2013; Montgomery and Levine 2016).
+    """The policy learns from optimised trajectories (Levine and Koltun 2013; Montgomery and Levine 2016).
 
     importance_sampling  plans through known dynamics from the states that the policy starts from; first imitates the
                          plans, then climbs Φ(θ) = Σ_t [E_w r_t + w_r log Z_t] on samples of policy and guides
     mirror_descent       fits dynamics and rewards to the policy's episodes, improves linear-Gaussian controllers around
                          them under KL(new‖old) ≤ ε, and projects these onto the policy
 
-    For continuous actions. The first is for environments with `dynamics` and `cost` (`ClassicControl`), the second for
-    any. Options are of both, of importance_sampling (down to climb_kl), and of mirror_descent.
+    For continuous actions. importance_sampling is for environments with `dynamics` and `cost` (`ClassicControl`),
+    mirror_descent for any. method and learning_rate are options of both; those down to climb_kl are of
+    importance_sampling, the rest of mirror_descent.
     """
 
     method: Literal["importance_sampling", "mirror_descent"] = "importance_sampling"
@@ -38,31 +39,31 @@ class GuidedPolicySearch:
     learning_rate: Positive = 1e-3
     """Adam's step size, for climbing Φ and for the projection."""
     guiding_samples: Annotated[int, Field(ge=1, le=2**10)] = 4
-    """Runs of a guide from its start; of the policy there is one, and of the best so far (of the guide, at first)."""
+    """Runs of each guide, besides one of the policy and one of the best policy so far (at first, of the guide)."""
     temperature: Positive = 0.01
-    """α: of the guides, in units of reward: how much reward a nat of their entropy is worth."""
+    """α of the guides: the reward that one nat of their entropy is worth, in units of reward."""
     adaptation: NonNegative = 10.0
-    """κ: how much log π_θ counts in what guides are planned for, in units of α; 0 for guides that do not adapt."""
+    """κ: weight of log π_θ in the reward that guides are planned for, in units of α; 0 for guides that do not adapt."""
     restarts: Annotated[int, Field(ge=1, le=2**10)] = 8
     """Random starting points of each plan, while the policy imitates."""
     supervised_iterations: Annotated[int, Field(ge=0, le=2**20)] = 6
-    """Iterations in which the policy imitates guides, before it climbs Φ."""
+    """Iterations in which the policy imitates guides, before it maximises Φ."""
     supervised_steps: Count = 4000
-    """Gradient steps on KL(guide‖π_θ) in each of them."""
+    """Gradient steps on KL(guide‖π_θ) in each of these iterations."""
     supervised_learning_rate: Positive = 3e-3
-    """Adam's step size at the first of these; it falls to 0 at the last."""
+    """Adam's step size at the first of these steps; it falls linearly to 0 at the last."""
     memory: Annotated[int, Field(ge=1, le=2**10)] = 6
     """Iterations whose samples are kept."""
     subset: Count = 64
-    """Starts whose samples Φ is fitted on: the newest, then those that the policy explains best."""
+    """Starts whose samples Φ is computed from: the newest, then those that the policy explains best."""
     regularisation: Positive = 0.01
-    """w_r at first, in units of the rewards' deviation; a tenth of it after a gain, ten times it after a loss."""
+    """w_r at first, in units of the rewards' standard deviation; divided by 10 after a gain, times 10 after a loss."""
     gradient_steps: Count = 50
-    """Most steps up Φ in one iteration."""
+    """Maximum number of steps up Φ in one iteration."""
     climb_kl: Positive = 0.02
-    """A step that would take the mean KL(old‖new) of all of them together beyond this, in nats, is halved."""
+    """Limit on the mean KL(old‖new) of all steps of an iteration together, in nats; a step beyond it is halved."""
     initial_epsilon: Positive = 0.1
-    """ε at first: KL(new‖old) of the controllers, nats a step; up to ten times that where gains are as predicted."""
+    """ε at first: KL(new‖old) of the controllers, nats per step; up to ten times that where gains are as predicted."""
     projection_epochs: Count = 20
     """Passes over the rows when the controllers are projected onto the policy."""
     minibatch_size: Count = 256
@@ -72,12 +73,17 @@ class GuidedPolicySearch:
     def traits(self) -> Traits:
         if self.method == "mirror_descent":
             return MIRROR_TRAITS
-        # The guides and the best policy take steps of their own beside the rollout's.
+        # Runs of the guides and of the best policy take environment steps in addition to the rollout's.
         steps = 2 + self.guiding_samples
         return replace(SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.memory * steps)
 
     def bind(self, environment: Any, setting: Setting) -> Rule:
-        """The method, at work in an environment. ConfigError where it can't be."""
+        """The rule of the chosen method for an environment.
+
+        environment: with continuous actions. setting: what the rule has to know of the training.
+
+        Raises ConfigError for discrete actions, and for importance_sampling without known dynamics and cost.
+        """
         if not isinstance(environment.actions, Box):
             raise ConfigError(
                 f"guided policy search is for continuous actions, and those of {environment.id} are discrete: "
@@ -86,16 +92,21 @@ class GuidedPolicySearch:
         return self._mirror_descent() if self.method == "mirror_descent" else self._sampled(environment, setting)
 
     def init(self, policy: PyTree) -> PyTree:
-        """What the method remembers, where it needs no environment (mirror_descent)."""
-        return self._on_its_own().init(policy)
+        """The rule's state, of mirror_descent, which needs no environment. policy: Gaussian."""
+        return self._without_environment().init(policy)
 
     def step(self, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree, UpdateInfo]:
-        """One step of the method, where it needs no environment (mirror_descent)."""
-        return self._on_its_own().step(key, policy, state, batch)
+        """One step of mirror_descent, which needs no environment.
 
-    def _on_its_own(self) -> Rule:
+        key: of the step's randomness. policy: Gaussian. state: of the last step. batch: with a trajectory.
+
+        Raises ConfigError for importance_sampling, and as `MirrorDescent.step`.
+        """
+        return self._without_environment().step(key, policy, state, batch)
+
+    def _without_environment(self) -> Rule:
         if self.method == "importance_sampling":
-            raise ConfigError("importance_sampling plans in an environment: put the rule there with bind")
+            raise ConfigError("importance_sampling plans in an environment: use the rule that bind returns")
         return self._mirror_descent()
 
     def _mirror_descent(self) -> Rule:
@@ -109,8 +120,8 @@ class GuidedPolicySearch:
     def _sampled(self, environment: Any, setting: Setting) -> Rule:
         if not isinstance(environment, ClassicControl):
             raise ConfigError(
-                f"{environment.id} does not tell its dynamics and cost, and --method importance_sampling plans with "
-                "them: use --method mirror_descent, which fits them to episodes"
+                f"{environment.id} has no known dynamics and cost, with which --method importance_sampling plans: "
+                "use --method mirror_descent, which fits them to episodes"
             )
         actions = environment.actions
         assert isinstance(actions, Box)

@@ -1,1 +1,1 @@
-"""Improve: the update rules, one a file, and the mathematics they share."""
+"""Improve: the update rules, one per file, and the mathematics that they share."""

@@ -1,4 +1,4 @@
-"""Whether a step is taken, and what is said of it: every rule ends here, with the policy that it returns."""
+"""Accepting or rejecting a step, and its diagnostics. The `step` of every rule ends here."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def accept_or_reject(
     old: Distribution | None = None,
     **extra: Extra,
 ) -> tuple[PyTree, PyTree, UpdateInfo]:
-    """The end of every step: (policy, state, info), measured on the policy that is returned.
+    """The end of every step: (policy, state, info). `info` describes the policy that is returned.
 
-    The new policy is returned when the status is ACCEPTED and everything is finite; else the old one, bit for bit. The
-    new state is returned unless something is not finite: then the status is NONFINITE.
+    The new policy is returned if the status is ACCEPTED and everything is finite; else the old one, bit for bit. The
+    new state is returned unless something is non-finite: then the status is NONFINITE.
 
-    policy, state: what the step was given. new_policy, new_state: what it proposes.
-    batch: the rows that it was computed from.
-    status: what the rule's own search says of the proposal, a `Status`.
-    kl_direction: the KL that the rule constrains, for `kl_max`: old_new is KL(π_old‖π_new), new_old the other one.
-    old: the distributions `[B]` of the old policy, where the rule has them already.
+    policy, state: what `Rule.step` was given. new_policy, new_state: what it proposes.
+    batch: the rows that the proposal was computed from.
+    status: the outcome of the rule's own search, a `Status`.
+    kl_direction: the KL that `kl_max` reports: old_new is KL(π_old‖π_new), new_old is KL(π_new‖π_old).
+    old: the distributions `[B]` of the old policy if the rule has them already; None computes them.
     extra: the rule's own metrics by name. A function is called with the distributions, `[B]`, of the policy returned.
     """
     old = action_distribution(policy, batch.obs) if old is None else old
@@ -63,7 +63,10 @@ def accept_or_reject(
 
 
 def finite_batch(batch: Batch) -> Array:
-    """Whether there are rows that count, all of them finite: observations, log-probs and advantages."""
+    """Whether there are rows of positive weight and all of them are finite: observation, log-prob and advantage.
+
+    batch: the rows.
+    """
     rows = jnp.isfinite(batch.advantage) & jnp.isfinite(batch.log_prob)
     if jnp.issubdtype(batch.obs.dtype, jnp.inexact):
         rows &= jnp.all(jnp.isfinite(batch.obs), axis=tuple(range(1, batch.obs.ndim)))
@@ -77,16 +80,21 @@ def all_finite(tree: PyTree) -> Array:
 
 
 def finite_move(old: Distribution, new: Distribution, batch: Batch) -> Array:
-    """Whether the new policy is a policy still: both divergences from the old one are finite on every row that counts.
+    """Whether KL(π_old‖π_new) and KL(π_new‖π_old) are finite on every row of positive weight.
 
-    Finite parameters can overflow in the network or in exp(log σ).
+    Finite parameters can still overflow in the network or in exp(log σ).
+
+    old, new: distributions `[B]`. batch: the rows.
     """
     rows = jnp.isfinite(kl_divergence(old, new)) & jnp.isfinite(kl_divergence(new, old))
     return jnp.all(rows | (batch.weight <= 0))
 
 
 def choose(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
-    """One of two trees of the same structure, whole: how a rejected step returns the old parameters bit for bit."""
+    """One of two trees of the same structure: a rejected step returns the old parameters bit for bit.
+
+    condition: a single bool. if_true, if_false: the trees; leaves that are not arrays come from `if_true`.
+    """
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, if_true, if_false)
 
 
@@ -99,18 +107,18 @@ def update_info(
     kl_direction: KLDirection = "old_new",
     **extra: Array | float,
 ) -> UpdateInfo:
-    """The fields all rules share, measured on the policy returned (`new`) against the one that was given (`old`).
+    """The fields that all rules share: the policy returned (`new`) compared with the one that was given (`old`).
 
     old, new: distributions of every row, `[B]`.
-    batch: the rows; those of weight 0 have no say.
+    batch: the rows; those of weight 0 are ignored.
     status: a `Status`.
-    kl_direction: the KL whose largest value over states is `kl_max`.
+    kl_direction: the KL whose maximum over states is `kl_max`.
     extra: the rule's own metrics by name, scalars.
     """
     kl_old_new, kl_new_old = kl_divergence(old, new), kl_divergence(new, old)
     constrained = kl_old_new if kl_direction == "old_new" else kl_new_old
     counted = batch.weight > 0
-    # Against π_old, not against whoever collected the batch: on the old policy's own data the two are the same.
+    # The gain is relative to π_old, which on older data is not the policy that collected the batch.
     log_ratio_old, ratio = log_ratio(old, batch), jnp.exp(log_ratio(new, batch))
     change = jnp.exp(log_ratio_old) * jnp.expm1(log_ratio(new, batch) - log_ratio_old)
     tv_bound = total_variation_bound(jnp.minimum(kl_old_new, kl_new_old))
@@ -152,10 +160,10 @@ def update_info(
 
 
 def standard_error(value: Float[Array, " B"], batch: Batch) -> Float[Array, ""]:
-    """Standard error of Σ w x / Σ w where rows of one environment depend on each other and environments do not.
+    """Standard error of Σ w x / Σ w. Rows of one environment may be correlated; environments are independent.
 
-    The spread of the environments' sums around their expectation: √(N/(N − 1) Σ_n (Σ_t w (x − x̄))²) / Σ w. Rows
-    without a trajectory of at least two environments count as independent.
+    √(N/(N − 1) Σ_n (Σ_t w (x − x̄))²) / Σ w over N environments. Rows count as independent if the batch has no
+    trajectory of at least two environments.
 
     value: x, `[B]`. batch: the rows with their weights w.
     """

@@ -1,4 +1,4 @@
-"""Fitting the critic: regression of V(s) on the value targets, after the policy has used the old values."""
+"""Fitting the critic: regression of V(s) on the value targets, after the policy's step has used the old values."""
 
 from __future__ import annotations
 
@@ -21,61 +21,69 @@ from klimb.types import Batch, take_rows, weighted_mean
 
 
 class CriticInfo(NamedTuple):
-    """value_loss: mean squared error on the last epoch, in the targets' standard deviations squared."""
+    """value_loss: mean squared error of the last epoch, in units of the targets' variance."""
 
     value_loss: Float[Array, ""]
 
 
 @dataclass(frozen=True, config=STRICT)
 class CriticFit:
-    """Minibatch Adam on mean (V(s) − target)², no clipping of the value."""
+    """Minibatch Adam on mean (V(s) − target)², without clipping of the value."""
 
     critic_learning_rate: Positive = 1e-3
     """Adam's step size for the critic."""
     critic_epochs: Count = 10
-    """Passes over the batch in one fit of the critic."""
+    """Passes over the batch per fit of the critic."""
     critic_num_minibatches: Count = 8
     """Minibatches per pass; has to divide num_steps × num_envs."""
 
     def start(self, critic: Critic) -> optax.OptState:
-        """Adam's moments."""
+        """Adam's moments before the first fit.
+
+        critic: the one that will be fitted.
+        """
         return self._optimizer.init(flatten(critic).theta)
 
     def fit(
         self, key: PRNGKeyArray, critic: Critic, state: optax.OptState, batch: Batch
     ) -> tuple[Critic, optax.OptState, CriticInfo]:
-        """All epochs on one batch: (critic, moments, info). A fit that ends non-finite is thrown away whole.
+        """All epochs on one batch: (critic, moments, info). A fit that ends non-finite is discarded as a whole.
 
         key: for the order of the rows. critic: before the fit. state: Adam's moments. batch: rows with value targets.
+
+        Raises ValueError if `critic_num_minibatches` does not divide the number of rows.
         """
         num_rows = batch.value_target.shape[0]
         require_divisible(num_rows, self.critic_num_minibatches, what="critic_num_minibatches")
         rescaled = rescale(critic, batch)
         theta, rebuild = flatten(rescaled)
         target = (batch.value_target - rescaled.target.mean) / rescaled.target.scale
-        # Rows without weight are emptied: a NaN in one would reach the gradient as 0·NaN.
+        # Rows of weight 0 are zeroed: a NaN in one would reach the gradient as 0·NaN.
         counted = batch.weight > 0
-        # What no gradient moves is computed once.
+        # The part of the encoding that does not depend on θ is computed once.
         inputs = jax.vmap(rescaled.encoder.inputs)(batch.obs)
         inputs = jnp.where(jnp.reshape(counted, counted.shape + (1,) * (inputs.ndim - 1)), inputs, 0)
         rows = (inputs, jnp.where(counted, target, 0), batch.weight)
 
         def loss(vector: Array, minibatch: tuple[Array, Array, Array]) -> Array:
+            """vector: the critic's parameters. minibatch: encoder inputs, scaled targets and weights of its rows."""
             x, y, weight = minibatch
             return weighted_mean(jnp.square(jax.vmap(rebuild(vector).scaled)(x) - y), weight)
 
         def descend(carry: tuple, order: Array) -> tuple[tuple, Array]:
+            """carry: parameters and moments. order: the row numbers of one minibatch."""
             vector, moments = carry
             value, gradient = jax.value_and_grad(loss)(vector, take_rows(rows, order))
             vector, moments = self._optimizer.apply_gradient(vector, -gradient, moments, self.critic_learning_rate)
             return (vector, moments), value
 
         def epoch(carry: tuple, key_shuffle: PRNGKeyArray) -> tuple[tuple, Array]:
+            """carry: parameters and moments. key_shuffle: for the order of the rows in this pass."""
             carry, losses = jax.lax.scan(descend, carry, shuffled(key_shuffle, num_rows, self.critic_num_minibatches))
             return carry, jnp.mean(losses)
 
         (theta, moments), losses = jax.lax.scan(epoch, (theta, state), jax.random.split(key, self.critic_epochs))
-        # Adam's squares can overflow where no parameter does, and would then hold it still for ever.
+        # Adam's second moments can overflow while all parameters are finite; those parameters would never move again.
         finite = all_finite((theta, moments))
         return (
             choose(finite, rebuild(theta), critic),
@@ -89,10 +97,12 @@ class CriticFit:
 
 
 def rescale(critic: Critic, batch: Batch) -> Critic:
-    """Take the batch's targets into the running scale, and change the last layer so that V(s) stays what it was.
+    """Update the running scale of the targets with a batch, and change the last layer so that V(s) stays the same.
 
-    A critic that has seen no target has nothing to keep: it starts at their mean, with outputs of their size.
-    Else targets of size 10⁻³ would blow its last layer up a thousandfold, for Adam to take down again.
+    A critic that has seen no target keeps its last layer instead: its values then start at the mean of the targets,
+    with their scale. Keeping V(s) would multiply the last layer by 1000 for targets of size 10⁻³.
+
+    critic: before the update. batch: rows with value targets; rows of weight 0 are left out.
     """
     old, new = critic.target, critic.target.update(batch.value_target, batch.weight)
     network, fresh = critic.network, critic.target.count == 0

@@ -1,4 +1,4 @@
-"""Distances between two action distributions: KL, total variation, and the bounds that tie them."""
+"""Divergences of two action distributions: KL, total variation, and bounds of one by the other."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from klimb.policies.distributions import Distribution
 
 
 class MonteCarlo(NamedTuple):
-    """A sampled value and the standard error of it, both `[...]`."""
+    """A Monte Carlo estimate and its standard error, both `[...]`."""
 
     value: Float[Array, "..."]
     standard_error: Float[Array, "..."]
 
 
 def kl_divergence(p: Distribution, q: Distribution) -> Float[Array, "..."]:
-    """KL(p‖q) = E_p[log p − log q] ≥ 0 in nats, `[...]`: the first argument takes the expectation, always.
+    """KL(p‖q) = E_p[log p − log q] ≥ 0 in nats, `[...]`. The expectation is always over the first argument.
 
-    Closed form for Categorical, DiagGaussian and TanhGaussian. Raises TypeError for two different kinds, ValueError
-    for squashed Gaussians in two different boxes.
+    Closed form for Categorical, DiagGaussian and TanhGaussian.
+
+    p, q: distributions of the same class. Raises TypeError for two different classes, ValueError for squashed
+    Gaussians in two different boxes.
     """
     _same_kind(p, q)
     return p.kl_to(q)
@@ -33,13 +35,16 @@ def total_variation(
 ) -> Float[Array, "..."] | MonteCarlo:
     """TV(p, q) = ½ Σ|p − q| (½ ∫|p − q|), in [0, 1], `[...]`.
 
-    Exact for Categorical and for Gaussians of one dimension, squashed or not. Gaussians of several dimensions
-    have no closed form unless their scales are equal: then give `key`, and `MonteCarlo(value, standard_error)`
-    comes back from `num_samples` draws of p and as many of q. With a `key` the answer is sampled for every kind
-    of distribution.
+    Exact for Categorical and for Gaussians of one dimension, squashed or not. Gaussians of several dimensions have a
+    closed form only if their scales are equal; for the others give `key`.
 
-    Raises ValueError for several dimensions without a `key` and for squashed Gaussians in two different boxes;
-    TypeError for two different kinds.
+    p, q: distributions of the same class.
+    key: None for the closed form; with a key the value is sampled, for every class of distribution.
+    num_samples: samples drawn from p, and as many from q; at least 2.
+
+    Returns the exact value without `key`, else `MonteCarlo(value, standard_error)`. Raises ValueError for several
+    dimensions with unequal scales and no `key`, and for squashed Gaussians in two different boxes; TypeError for two
+    different classes.
     """
     _same_kind(p, q)
     if key is not None:
@@ -48,10 +53,10 @@ def total_variation(
 
 
 def _sampled_total_variation(p: Distribution, q: Distribution, key: PRNGKeyArray, num_samples: int) -> MonteCarlo:
-    """E_m[|p − q|/(p + q)] over `num_samples` draws from each half of the mixture m = (p + q)/2.
+    """E_m[|p − q|/(p + q)] over `num_samples` samples of each component of the mixture m = (p + q)/2.
 
-    Drawn from p alone, ½|1 − q/p| has no finite variance where q is the wider one, and its standard error
-    would be far too small. |p − q|/(p + q) = |tanh(½ log p/q)| is never above 1.
+    With samples of p alone, ½|1 − q/p| has infinite variance if q is the wider one, and its standard error
+    would be far too small. |p − q|/(p + q) = |tanh(½ log p/q)| is at most 1.
     """
     if num_samples < 2:
         raise ValueError(f"num_samples = {num_samples} gives no standard error; choose at least 2")
@@ -68,7 +73,10 @@ def _sampled_total_variation(p: Distribution, q: Distribution, key: PRNGKeyArray
 
 
 def total_variation_bound(kl: Float[Array, "..."]) -> Float[Array, "..."]:
-    """min(√(KL/2), √(1 − e^{−KL})) ≥ TV: Pinsker for small KL (either direction), Bretagnolle-Huber for large."""
+    """min(√(KL/2), √(1 − e^{−KL})) ≥ TV: Pinsker for small KL, Bretagnolle-Huber for large.
+
+    kl: nats, in either direction; negative values (rounding) count as 0.
+    """
     kl = jnp.maximum(kl, 0)
     return jnp.minimum(jnp.sqrt(kl / 2), jnp.sqrt(-jnp.expm1(-kl)))
 

@@ -1,4 +1,4 @@
-"""The multiplier λ of a constraint D ≤ ε: what a unit of divergence costs, and how the price is found."""
+"""Updates of the Lagrange multiplier λ of a constraint D ≤ ε: dual ascent, and PPO's doubling and halving."""
 
 from __future__ import annotations
 
@@ -6,26 +6,34 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Scalar = Float[Array, ""]
-SMALLEST = 1e-6
+MIN_POSITIVE_MULTIPLIER = 1e-6
+"""Minimum λ in log space."""
 
 
 def dual_ascent(
     multiplier: Scalar, violation: Scalar, *, learning_rate: float, log_space: bool, largest: float
 ) -> Scalar:
-    """λ ← max(0, λ + α (D − ε)), or λ ← λ · exp(α (D − ε)): one step up the dual, up to `largest`.
+    """λ ← max(0, λ + α (D − ε)), or λ ← λ · exp(α (D − ε)): one ascent step on the dual function.
 
-    The gradient of the dual function is the constraint's violation D − ε. The projection keeps λ ≥ 0 and lets
-    it be 0, where the constraint does not bind; in log space λ stays positive and moves by factors.
-    The upper limit keeps λ D a number: 0 · ∞ would be NaN.
+    The gradient of the dual function is the constraint violation D − ε. If the constraint is inactive, the projection
+    onto λ ≥ 0 keeps λ at 0. In log space λ stays positive and changes by factors.
+
+    multiplier: λ ≥ 0. violation: D − ε, in units of D. learning_rate: α > 0.
+    log_space: whether log λ is updated instead of λ.
+    largest: maximum λ. It keeps λ D from being 0 · ∞ = NaN.
     """
     if log_space:
-        # Not down to 0, from where no factor leads back up.
-        return jnp.clip(multiplier * jnp.exp(learning_rate * violation), SMALLEST, largest)
+        # No multiplicative step leads away from λ = 0.
+        return jnp.clip(multiplier * jnp.exp(learning_rate * violation), MIN_POSITIVE_MULTIPLIER, largest)
     return jnp.clip(multiplier + learning_rate * violation, 0, largest)
 
 
 def adapt(multiplier: Scalar, divergence: Scalar, target: float, bounds: tuple[float, float]) -> Scalar:
-    """λ ← 2λ when D > 1.5 ε, λ/2 when D < ε/1.5, within `bounds` (Schulman et al. 2017, section 4)."""
+    """λ ← 2λ if D > 1.5 ε, λ/2 if D < ε/1.5 (Schulman et al. 2017, section 4).
+
+    multiplier: λ > 0. divergence: D, measured after the step. target: ε > 0, in the units of D.
+    bounds: minimum and maximum λ.
+    """
     doubled = jnp.where(divergence > 1.5 * target, 2 * multiplier, multiplier)
     adapted = jnp.where(divergence < target / 1.5, multiplier / 2, doubled)
     return jnp.clip(adapted, *bounds)

@@ -1,4 +1,4 @@
-"""The Fisher matrix of a policy: as products, as rows whose outer products it is, and whole."""
+"""The Fisher matrix F of a policy: as Fisher-vector products, and as a factor U with F = UᵀU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FisherKind = Literal["exact", "empirical"]
 
 
 class Linearised(NamedTuple):
-    """A policy's distributions on a batch, linearised in θ once: everything first-order comes from here.
+    """A policy's distributions on a batch, linearised in θ once. Gradients and Fisher-vector products share it.
 
-    distribution: π_θ(·|s), `[B]`. product: v ↦ F v. pull_back: a gradient in the distributions' parameters,
-    `[B]`, ↦ the gradient in θ.
+    distribution: π_θ(·|s), `[B]`. product: v ↦ F v. pull_back: a gradient with respect to the distributions'
+    parameters, `[B]`, ↦ the gradient with respect to θ.
     """
 
     distribution: Distribution
@@ -40,11 +40,13 @@ def linearise(
 ) -> Linearised:
     """F = Σ_s w_s J_sᵀ M_s J_s / Σw, J_s the Jacobian of the distribution's parameters.
 
-    Without `action`, M_s is the Fisher matrix of the distribution in its parameters: the Gauss-Newton form,
-    exact over actions. With the sampled actions `[B, *act]`, M_s = c_s c_sᵀ with c_s the gradient of log π(a_s|s)
-    in those parameters: the empirical Fisher E[∇log π ∇log πᵀ] that the lectures write. Both are positive
-    semi-definite by construction, unlike the Hessian of a sampled KL. One forward pass is stored; each product
-    is one tangent and one cotangent pass over it.
+    Without `action`, M_s is the Fisher matrix of the distribution in its own parameters: the Gauss-Newton form,
+    exact over actions. With `action`, M_s = c_s c_sᵀ, c_s the gradient of log π(a_s|s) with respect to those
+    parameters: the empirical Fisher matrix E[∇log π ∇log πᵀ]. Both are positive semi-definite by construction, unlike
+    the Hessian of a sampled KL. One forward pass is stored; each product takes one tangent and one cotangent pass.
+
+    distribution_at: θ ↦ the distributions `[B]`. theta: the parameters to linearise at.
+    weight: w_s ≥ 0 of every row. action: the sampled actions `[B, *act]`; None for the expectation over all actions.
     """
     distribution, push_forward = jax.linearize(distribution_at, theta)
     transpose = jax.linear_transpose(push_forward, theta)
@@ -63,11 +65,14 @@ def linearise(
 def fisher_vector_product(
     policy: PyTree, obs: Array, weight: Float[Array, " B"] | None = None, *, action: Array | None = None
 ) -> Callable[[Vector], Vector]:
-    """v ↦ F v, F = E_s E_a[∇log π ∇log πᵀ] over the rows of `obs` `[B, ...]` (weights `[B]`, default equal).
+    """v ↦ F v, F = E_s E_a[∇log π ∇log πᵀ].
 
-    The expectation over actions is exact; with sampled actions `[B, *act]` it is theirs (the empirical Fisher).
     Vectors are flat, in the order of `jax.flatten_util.ravel_pytree` of the policy's trainable arrays
-    (`klimb.types.trainable_filter`). The policy is linearised here, once; keep the function that is returned.
+    (`klimb.policies.parameters.trainable_filter`). The policy is linearised once per call of this function: reuse
+    the function that is returned.
+
+    policy: a callable pytree. obs: `[B, *obs]`. weight: of every observation, ≥ 0; None for equal weights.
+    action: sampled actions `[B, *act]` for the empirical Fisher matrix; None for the exact expectation over actions.
     """
     theta, rebuild = flatten(policy)
     weight = jnp.ones(obs.shape[0], theta.dtype) if weight is None else weight
@@ -75,20 +80,28 @@ def fisher_vector_product(
 
 
 def fisher_rows(policy: PyTree, batch: Batch, kind: FisherKind) -> Float[Array, "R P"]:
-    """U with UᵀU = F: one row a sample (empirical), or one for each distribution parameter of a sample (exact).
+    """U with UᵀU = F: one row per sample (empirical), or one per sample and distribution parameter (exact).
 
-    For batches with fewer rows than parameters, and as the explicit matrix of small policies. R × P numbers.
+    For batches with fewer rows than parameters, and for the explicit matrix of small policies. R × P numbers.
+
+    policy: a callable pytree. batch: the samples with their weights.
+    kind: exact for the expectation over all actions, empirical for the sampled actions.
     """
     theta, rebuild = flatten(policy)
     share = _share(batch.weight)
 
-    def root(vector: Vector, row: Array, action: Array, share: Array) -> Array:
-        # Linear in the distribution's parameters, with its coefficients held at the current policy.
-        here = rebuild(theta)(row)
-        parameters = rebuild(vector)(row)
+    def root(vector: Vector, obs: Array, action: Array, share: Array) -> Array:
+        """The function of θ whose Jacobian at the policy's θ is one sample's part of U.
+
+        It is linear in the distribution's parameters; its coefficients are those of the given policy.
+
+        vector: θ. obs, action: of one sample. share: the sample's weight as a fraction of the sum of weights.
+        """
+        current = rebuild(theta)(obs)
+        parameters = rebuild(vector)(obs)
         if kind == "exact":
-            return jnp.sqrt(share) * ravel_pytree(here.fisher_root(parameters))[0]
-        score = _score(jax.tree.map(lambda x: x[None], here), action[None])
+            return jnp.sqrt(share) * ravel_pytree(current.fisher_root(parameters))[0]
+        score = _score(jax.tree.map(lambda x: x[None], current), action[None])
         return jnp.sqrt(share) * _inner(score, jax.tree.map(lambda x: x[None], parameters))
 
     rows = jax.vmap(jax.jacrev(root), (None, 0, 0, 0))(theta, batch.obs, batch.action, share)
@@ -100,7 +113,7 @@ def _share(weight: Array) -> Array:
 
 
 def _score(distribution: Distribution, action: Array) -> Distribution:
-    """∇ log π(a_s|s) in the distributions' own parameters, `[B]`."""
+    """∇ log π(a_s|s) with respect to the distributions' own parameters, `[B]`."""
     return jax.grad(lambda d: jnp.sum(d.log_prob(action)))(distribution)
 
 

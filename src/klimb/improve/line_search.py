@@ -1,4 +1,4 @@
-"""Searching along a direction: the real surrogate has to improve and the real KL to stay inside its limit."""
+"""Line searches: a step is accepted if the surrogate itself, not its model, improves and the KL keeps its limit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from klimb.types import Status
 
 Vector = Float[Array, " P"]
 Evaluate = Callable[[Vector], tuple[Array, Array]]
+"""θ' ↦ (surrogate gain, KL), both scalars."""
 LineSearch = Literal["backtracking", "growing"]
 
 
 class SearchResult(NamedTuple):
-    """`theta` is meaningful only when `status` is ACCEPTED; else `status` says what the last try lacked.
+    """The outcome of a line search.
 
+    theta: the new parameters; meaningful only if `status` is ACCEPTED. status: else why the last try was rejected.
     scale: the fraction of the full step that was taken (or last tried). backtracks: tries after the full step.
     """
 
@@ -26,6 +28,32 @@ class SearchResult(NamedTuple):
     status: Int[Array, ""]
     scale: Float[Array, ""]
     backtracks: Int[Array, ""]
+
+
+class _Backtracking(NamedTuple):
+    """The carry of `backtrack`. factor: what the next try multiplies `scale` by."""
+
+    tries: Int[Array, ""]
+    candidate: Vector
+    scale: Float[Array, ""]
+    factor: Float[Array, ""]
+    status: Int[Array, ""]
+
+
+class _Growing(NamedTuple):
+    """The carry of `grow`. All steps are fractions of the full step.
+
+    proposal: the step to try next. best, best_kl: the longest accepted step, 0 before there is one, and its KL.
+    shortest_rejected: ∞ before there is one. last: the step tried last. status: its outcome.
+    """
+
+    tries: Int[Array, ""]
+    proposal: Float[Array, ""]
+    best: Float[Array, ""]
+    best_kl: Float[Array, ""]
+    shortest_rejected: Float[Array, ""]
+    last: Float[Array, ""]
+    status: Int[Array, ""]
 
 
 def backtrack(
@@ -37,32 +65,35 @@ def backtrack(
     factor: float,
     max_backtracks: int,
 ) -> SearchResult:
-    """θ + scale · full_step, from scale = 1 on: the first try with gain > 0 and KL ≤ max_kl.
+    """θ + scale · full_step, scale = 1 first: the first try with gain > 0 and KL ≤ max_kl.
 
-    Schulman et al. 2015, appendix C, but for the shortening near the limit.
+    Schulman et al. 2015, appendix C, except near the limit: a step whose KL is too large is multiplied by max_kl / KL
+    if that is larger than `factor`, any other rejected step by `factor`. The KL is about quadratic in the step, so
+    after exceeding the limit by a small fraction the next try is below it by the same fraction; `factor` = 0.8 would
+    give up a third of the trust region.
 
-    `evaluate(θ') -> (surrogate gain, KL)`, both scalars. At most `max_backtracks + 1` tries. A rejected try is
-    shortened by `factor`; one that only missed the KL limit by less than that, by max_kl / KL. The KL is
-    quadratic in the step, so the next try is then inside the limit by as much as this one was outside, instead
-    of giving away a third of the trust region for a hair's breadth.
+    evaluate: θ' ↦ (surrogate gain, KL), both scalars.
+    theta: the parameters before the step. full_step: the step for scale = 1.
+    max_kl: limit on the KL, > 0, in nats.
+    factor: minimum factor between two tries, in (0, 1).
+    max_backtracks: maximum number of tries after the full step, ≥ 0.
     """
 
-    def rejected(carry: tuple) -> Array:
-        tries, _, _, _, status = carry
-        return (status != Status.ACCEPTED) & (tries <= max_backtracks)
+    def rejected(now: _Backtracking) -> Array:
+        return (now.status != Status.ACCEPTED) & (now.tries <= max_backtracks)
 
-    def try_next(carry: tuple) -> tuple:
-        tries, _, scale, shorter, _ = carry
-        scale = scale * shorter
+    def try_next(now: _Backtracking) -> _Backtracking:
+        scale = now.scale * now.factor
         candidate = theta + scale * full_step
         gain, kl = evaluate(candidate)
-        status = _verdict(gain, kl, max_kl)
-        return tries + 1, candidate, scale, _shortening(status, kl, max_kl, factor).astype(theta.dtype), status
+        status = _outcome(gain, kl, max_kl)
+        shortening = _shortening(status, kl, max_kl, factor).astype(theta.dtype)
+        return _Backtracking(now.tries + 1, candidate, scale, shortening, status)
 
     one = jnp.ones((), theta.dtype)
-    start = (jnp.int32(0), theta, one, one, jnp.int32(Status.NO_IMPROVEMENT))
-    tries, candidate, scale, _, status = jax.lax.while_loop(rejected, try_next, start)
-    return SearchResult(candidate, status, scale, jnp.maximum(tries - 1, 0))
+    start = _Backtracking(jnp.int32(0), theta, one, one, jnp.int32(Status.NO_IMPROVEMENT))
+    end = jax.lax.while_loop(rejected, try_next, start)
+    return SearchResult(end.candidate, end.status, end.scale, jnp.maximum(end.tries - 1, 0))
 
 
 def grow(
@@ -74,53 +105,61 @@ def grow(
     factor: float,
     max_backtracks: int,
 ) -> SearchResult:
-    """The largest step with gain > 0 and KL ≤ max_kl that `max_backtracks + 1` tries find, shorter or longer than full.
+    """The longest step with gain > 0 and KL ≤ max_kl that is found, shorter or longer than the full step.
 
-    The quadratic model of the KL is off in both directions: where it overestimates, backtracking leaves part of
-    the trust region unused. After a good try the next one goes on to where the model, corrected by the KL just
-    measured, expects the limit (at most twice as far); after a bad one as `backtrack` does, but never back
-    behind a good one: between the two, to the middle. Ends within 1 % of the limit.
+    The quadratic model of the KL errs in both directions; if it overestimates, backtracking leaves part of the trust
+    region unused. After an accepted try the next one is where the model, corrected by the KL just measured, reaches
+    the limit (at most twice as far). After a rejected one the step is shortened as in `backtrack`. A next try that is
+    not between the longest accepted and the shortest rejected step is replaced by the middle of the two. Ends within
+    1 % of the limit.
+
+    evaluate: θ' ↦ (surrogate gain, KL), both scalars.
+    theta: the parameters before the step. full_step: the first step tried.
+    max_kl: limit on the KL, > 0, in nats.
+    factor: minimum factor by which a rejected step is shortened, in (0, 1).
+    max_backtracks: maximum number of tries after the full step, ≥ 0.
     """
 
-    def unfinished(carry: tuple) -> Array:
-        tries, _, _, best_kl, _, _, _ = carry
-        return (tries <= max_backtracks) & ~(best_kl >= 0.99 * max_kl)
+    def unfinished(now: _Growing) -> Array:
+        return (now.tries <= max_backtracks) & ~(now.best_kl >= 0.99 * max_kl)
 
-    def try_next(carry: tuple) -> tuple:
-        tries, proposal, best, best_kl, bad, _, _ = carry
-        gain, kl = evaluate(theta + proposal * full_step)
-        status = _verdict(gain, kl, max_kl)
-        good = status == Status.ACCEPTED
-        best, best_kl = jnp.where(good, proposal, best), jnp.where(good, kl, best_kl)
-        bad = jnp.where(good, bad, jnp.minimum(bad, proposal))
-        # A hair below the limit, which rounding of the KL would else overstep.
-        longer = proposal * jnp.clip(jnp.sqrt(0.998 * max_kl / jnp.where(good & (kl > 0), kl, max_kl)), 1.001, 2)
-        shorter = proposal * _shortening(status, kl, max_kl, factor)
-        following = jnp.where(good, longer, shorter)
-        middle = 0.5 * (best + bad)
-        between = (best > 0) & jnp.isfinite(bad) & ((following >= bad) | (following <= best))
-        following = jnp.where(between, middle, following).astype(theta.dtype)
-        return tries + 1, following, best, best_kl, bad, proposal, status
+    def try_next(now: _Growing) -> _Growing:
+        step = now.proposal
+        gain, kl = evaluate(theta + step * full_step)
+        status = _outcome(gain, kl, max_kl)
+        accepted = status == Status.ACCEPTED
+        best, best_kl = jnp.where(accepted, step, now.best), jnp.where(accepted, kl, now.best_kl)
+        rejected = jnp.where(accepted, now.shortest_rejected, jnp.minimum(now.shortest_rejected, step))
+        # Slightly below the limit: rounding of the KL could exceed the limit itself.
+        longer = step * jnp.clip(jnp.sqrt(0.998 * max_kl / jnp.where(accepted & (kl > 0), kl, max_kl)), 1.001, 2)
+        shorter = step * _shortening(status, kl, max_kl, factor)
+        proposal = jnp.where(accepted, longer, shorter)
+        middle = 0.5 * (best + rejected)
+        bisects = (best > 0) & jnp.isfinite(rejected) & ((proposal >= rejected) | (proposal <= best))
+        proposal = jnp.where(bisects, middle, proposal).astype(theta.dtype)
+        return _Growing(now.tries + 1, proposal, best, best_kl, rejected, step, status)
 
     one = jnp.ones((), theta.dtype)
     kl_type = jax.eval_shape(evaluate, theta)[1].dtype
-    start = (jnp.int32(0), one, 0 * one, jnp.zeros((), kl_type), one * jnp.inf, one, jnp.int32(Status.NO_IMPROVEMENT))
-    tries, _, best, _, _, last, status = jax.lax.while_loop(unfinished, try_next, start)
-    found = best > 0
-    scale = jnp.where(found, best, last)
-    status = jnp.where(found, Status.ACCEPTED, status).astype(jnp.int32)
-    return SearchResult(theta + scale * full_step, status, scale, jnp.maximum(tries - 1, 0))
+    status = jnp.int32(Status.NO_IMPROVEMENT)
+    start = _Growing(jnp.int32(0), one, 0 * one, jnp.zeros((), kl_type), one * jnp.inf, one, status)
+    end = jax.lax.while_loop(unfinished, try_next, start)
+    succeeded = end.best > 0
+    scale = jnp.where(succeeded, end.best, end.last)
+    status = jnp.where(succeeded, Status.ACCEPTED, end.status).astype(jnp.int32)
+    return SearchResult(theta + scale * full_step, status, scale, jnp.maximum(end.tries - 1, 0))
 
 
-def _verdict(gain: Array, kl: Array, max_kl: float | Array) -> Array:
+def _outcome(gain: Array, kl: Array, max_kl: float | Array) -> Array:
+    """The `Status` of one try."""
     status = jnp.where(gain > 0, Status.ACCEPTED, Status.NO_IMPROVEMENT)
     status = jnp.where(kl > max_kl, Status.KL_TOO_LARGE, status)
     return jnp.where(jnp.isfinite(gain) & jnp.isfinite(kl), status, Status.NONFINITE).astype(jnp.int32)
 
 
 def _shortening(status: Array, kl: Array, max_kl: float | Array, factor: float) -> Array:
-    """The next try as a fraction of a rejected one."""
+    """The next step as a fraction of a rejected one."""
     too_far = status == Status.KL_TOO_LARGE
-    # At least a thousandth shorter: less could be lost in the rounding of the KL.
+    # At least 0.1 % shorter: less could be lost in the rounding of the KL.
     shorter = jnp.clip(max_kl / jnp.where(too_far, kl, 1), factor, max(factor, 0.999))
     return jnp.where(too_far, shorter, factor)

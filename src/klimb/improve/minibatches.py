@@ -1,4 +1,4 @@
-"""Shuffled minibatches: the one place where a batch is cut up, for rules and for the critic."""
+"""Shuffled minibatches, for rules and for the critic."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from jaxtyping import Array, Int, PRNGKeyArray
 
 
 def require_divisible(num_rows: int, num_minibatches: int, *, what: str, num_envs: int = 1) -> None:
-    """ValueError with the numbers and the nearest `num_steps` that works, unless minibatches come out equal."""
+    """Raise ValueError unless the rows can be split into minibatches of equal size.
+
+    The message has the numbers and the nearest `num_steps` that works.
+
+    num_rows: rows per batch, num_steps × num_envs. num_minibatches: minibatches per pass.
+    what: name of the option, for the message. num_envs: environments in parallel, for the remedy.
+    """
     if num_rows % num_minibatches == 0 and num_rows >= num_minibatches:
         return
     num_steps = num_rows // num_envs
-    # n · num_envs is divisible for the multiples of this.
+    # num_steps · num_envs is divisible if num_steps is a multiple of this.
     unit = num_minibatches // math.gcd(num_minibatches, num_envs)
     below = num_steps // unit * unit
     remedy = below if below > 0 and num_steps - below <= below + unit - num_steps else below + unit
@@ -25,11 +31,13 @@ def require_divisible(num_rows: int, num_minibatches: int, *, what: str, num_env
 
 
 def shuffled(key: PRNGKeyArray, num_rows: int, num_minibatches: int) -> Int[Array, "M b"]:
-    """Every row number once, in random order: M minibatches of b rows. What does not fill the last one is left out.
+    """Every row number once, in random order: M minibatches of b rows. A remainder of fewer than M rows is left out.
 
-    Sorts numbers whose high bits are random and whose low bits are the row: one plain sort, 4 to 10 times
+    Sorts numbers whose high bits are random and whose low bits are the row number: one plain sort, 4 to 10 times
     cheaper on a CPU than `jax.random.permutation`, which sorts pairs. Two rows with the same random bits keep
-    their order, which for the sizes this is used for happens to one pair in 2¹⁶ or fewer.
+    their order; that happens to at most one pair in 2¹⁶.
+
+    key: for the order. num_rows: B. num_minibatches: M ≤ B.
     """
     row_bits = max(1, (num_rows - 1).bit_length())
     if row_bits > 16:

@@ -1,4 +1,4 @@
-"""The natural gradient's direction (F + ηI)⁻¹ g: by conjugate gradient, in the space of samples, or with F whole."""
+"""The natural gradient direction (F + ηI)⁻¹ g: by conjugate gradient, by the Woodbury identity, or with a dense F."""
 
 from __future__ import annotations
 
@@ -14,50 +14,67 @@ Solver = Literal["cg", "woodbury", "dense"]
 
 
 class Solve(NamedTuple):
-    """x with A x ≈ b, the number of products used, and whether a direction of no curvature was met."""
+    """A solution of A x ≈ b.
+
+    iterations: products A v used. breakdown: whether a direction p with pᵀA p ≤ 0 was met.
+    """
 
     x: Vector
     iterations: Int[Array, ""]
     breakdown: Bool[Array, ""]
 
 
+class _Iterate(NamedTuple):
+    """The carry of conjugate gradient: residual r = b − A x, its squared norm, and the next search direction p."""
+
+    iterations: Int[Array, ""]
+    x: Vector
+    residual: Vector
+    search: Vector
+    squared_norm: Float[Array, ""]
+    breakdown: Bool[Array, ""]
+
+
 def conjugate_gradient(product: Callable[[Vector], Vector], b: Vector, *, iterations: int, tolerance: float) -> Solve:
-    """x with A x ≈ b for a positive semi-definite A given by its products, from x = 0 (Hestenes & Stiefel 1952).
+    """x with A x ≈ b for a positive semi-definite A, from x = 0 (Hestenes & Stiefel 1952).
 
     Stops when ‖b − A x‖ ≤ tolerance · ‖b‖, after `iterations` products, or at a direction with pᵀA p ≤ 0
-    (`breakdown`; x is then the best so far). b = 0 gives x = 0.
+    (`breakdown`; x is then that of the step before). b = 0 gives x = 0.
 
-    Our own because a trust-region step has to know all three outcomes inside jit and vmap: `jax.scipy`'s
+    klimb has its own because a trust-region step has to know all three outcomes inside jit and vmap: `jax.scipy`'s
     reports none of them, and lineax's answers a zero operator with non-finite values.
+
+    product: v ↦ A v. b: the right-hand side. iterations: maximum number of products.
+    tolerance: relative residual at which to stop, ≥ 0.
     """
     target = jnp.square(tolerance) * jnp.vdot(b, b)
 
-    def unfinished(carry: tuple) -> Array:
-        k, _, _, _, rr, breakdown = carry
-        return (k < iterations) & (rr > target) & ~breakdown
+    def unfinished(now: _Iterate) -> Array:
+        return (now.iterations < iterations) & (now.squared_norm > target) & ~now.breakdown
 
-    def body(carry: tuple) -> tuple:
-        k, x, r, p, rr, _ = carry
-        ap = product(p)
-        curvature = jnp.vdot(p, ap)
+    def body(now: _Iterate) -> _Iterate:
+        image = product(now.search)
+        curvature = jnp.vdot(now.search, image)
         breakdown = ~(curvature > 0)
-        alpha = jnp.where(breakdown, 0, rr / jnp.where(breakdown, 1, curvature))
-        x = x + alpha * p
-        r = r - alpha * ap
-        rr_next = jnp.vdot(r, r)
-        p = r + (rr_next / rr) * p
-        return k + 1, x, r, p, rr_next, breakdown
+        alpha = jnp.where(breakdown, 0, now.squared_norm / jnp.where(breakdown, 1, curvature))
+        x = now.x + alpha * now.search
+        residual = now.residual - alpha * image
+        squared_norm = jnp.vdot(residual, residual)
+        search = residual + (squared_norm / now.squared_norm) * now.search
+        return _Iterate(now.iterations + 1, x, residual, search, squared_norm, breakdown)
 
-    start = (jnp.int32(0), jnp.zeros_like(b), b, b, jnp.vdot(b, b), jnp.bool_(False))
-    k, x, _, _, _, breakdown = jax.lax.while_loop(unfinished, body, start)
-    return Solve(x, k, breakdown)
+    start = _Iterate(jnp.int32(0), jnp.zeros_like(b), b, b, jnp.vdot(b, b), jnp.bool_(False))
+    end = jax.lax.while_loop(unfinished, body, start)
+    return Solve(end.x, end.iterations, end.breakdown)
 
 
 def woodbury(rows: Float[Array, "R P"], b: Vector, *, damping: float) -> Solve:
-    """x = (UᵀU + ηI)⁻¹ b = (b − Uᵀ (UUᵀ + ηI)⁻¹ U b) / η, with a matrix of R × R samples instead of P × P parameters.
+    """x = (UᵀU + ηI)⁻¹ b = (b − Uᵀ (UUᵀ + ηI)⁻¹ U b) / η: an R × R system instead of P × P (Woodbury identity).
 
-    The second form loses digits where η is far below F's largest eigenvalue; one step of iterative refinement
-    on the residual, which costs two more solves with the same matrix, brings them back.
+    The second form loses digits if η is far below F's largest eigenvalue. One step of iterative refinement restores
+    them, at the cost of one more solve with the same factorisation.
+
+    rows: U. b: the right-hand side. damping: η > 0.
     """
     gram = rows @ rows.T + damping * jnp.eye(len(rows), dtype=rows.dtype)
     factors = jax.scipy.linalg.lu_factor(gram)
@@ -71,16 +88,19 @@ def woodbury(rows: Float[Array, "R P"], b: Vector, *, damping: float) -> Solve:
 
 
 def dense(rows: Float[Array, "R P"], b: Vector, *, damping: float) -> Solve:
-    """x = (UᵀU + ηI)⁻¹ b with the matrix of P × P parameters whole: the oracle of the other two, for small policies."""
+    """x = (UᵀU + ηI)⁻¹ b with the dense P × P matrix: for small policies, and to check the other two solvers.
+
+    rows: U. b: the right-hand side. damping: η > 0.
+    """
     matrix = rows.T @ rows + damping * jnp.eye(b.size, dtype=b.dtype)
     return Solve(jnp.linalg.solve(matrix, b), jnp.int32(0), jnp.bool_(False))
 
 
 class Direction(NamedTuple):
-    """x ≈ (F + ηI)⁻¹ g with what a step needs to know of it.
+    """x ≈ (F + ηI)⁻¹ g with its curvature and the outcome of the solve.
 
     curvature: xᵀF x, undamped: damping regularises the solve, not the length. residual: ‖(F + ηI) x − g‖ / ‖g‖.
-    iterations: products used by the solve. breakdown: whether it met a direction of no curvature.
+    iterations: products used by the solve. breakdown: whether it met a direction p with pᵀ(F + ηI) p ≤ 0.
     """
 
     x: Vector
@@ -91,7 +111,10 @@ class Direction(NamedTuple):
 
     @classmethod
     def plain(cls, gradient: Vector) -> Direction:
-        """The gradient itself: the direction for F = I, which takes no solve."""
+        """The gradient itself: the direction for F = I, without a solve.
+
+        gradient: g.
+        """
         zero = jnp.zeros((), gradient.dtype)
         return cls(gradient, jnp.vdot(gradient, gradient), zero, jnp.int32(0), jnp.bool_(False))
 
@@ -99,9 +122,9 @@ class Direction(NamedTuple):
     def of(
         cls, gradient: Vector, solve: Solve, product: Callable[[Vector], Vector], *, damping: float | Array
     ) -> Direction:
-        """From a solution.
+        """The direction of a solution; it takes one more product.
 
-        gradient: g, the right-hand side. solve: x and how it was found. product: v ↦ F v. damping: η ≥ 0.
+        gradient: g, the right-hand side. solve: the solution. product: v ↦ F v. damping: η ≥ 0.
         """
         fisher_x = product(solve.x)
         scale = jnp.linalg.norm(gradient)
@@ -109,6 +132,9 @@ class Direction(NamedTuple):
         return cls(solve.x, jnp.vdot(solve.x, fisher_x), residual, solve.iterations, solve.breakdown)
 
     def step_size(self, max_kl: float | Array) -> Float[Array, ""]:
-        """α = √(2ε / xᵀF x): the step α x has a KL of ε to second order (the notes print gᵀF g in the denominator)."""
-        bends = self.curvature > 0
-        return jnp.where(bends, jnp.sqrt(2 * max_kl / jnp.where(bends, self.curvature, 1)), 0)
+        """α = √(2ε / xᵀF x): the step α x has a KL of ε to second order; 0 if the curvature is not positive.
+
+        max_kl: ε > 0, in nats.
+        """
+        curved = self.curvature > 0
+        return jnp.where(curved, jnp.sqrt(2 * max_kl / jnp.where(curved, self.curvature, 1)), 0)

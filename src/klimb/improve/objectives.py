@@ -1,4 +1,4 @@
-"""What a rule climbs: surrogates of J, and the distances that they are weighed against."""
+"""What a rule maximises: surrogates of the return J, and the divergences that penalise or limit them."""
 
 from __future__ import annotations
 
@@ -17,40 +17,58 @@ Divergence = Literal["kl_old_new", "kl_new_old", "tv"]
 
 
 def log_likelihood(policy: PyTree, batch: Batch) -> Float[Array, ""]:
-    """mean log π_θ(a|s) Â: at the parameters that collected the batch its gradient is the policy gradient."""
+    """mean log π_θ(a|s) Â: at the parameters that collected the batch its gradient is the policy gradient.
+
+    policy: π_θ, a callable pytree. batch: the rows.
+    """
     log_prob = action_distribution(policy, batch.obs).log_prob(batch.action)
     return batch.mean(log_prob * batch.advantage)
 
 
 def log_ratio(distribution: Distribution, batch: Batch) -> Float[Array, " B"]:
-    """log π_θ(a|s) − log π_β(a|s) against the recorded behaviour; rows of weight 0 give 0."""
+    """log π_θ(a|s) − log π_β(a|s), π_β the behaviour policy; 0 for rows of weight 0.
+
+    distribution: π_θ(·|s) of every row. batch: the rows, with the log-probs of π_β.
+    """
     difference = distribution.log_prob(batch.action) - batch.log_prob
     return jnp.where(batch.weight > 0, difference, 0)
 
 
 def surrogate_gain(distribution: Distribution, batch: Batch) -> Float[Array, ""]:
-    """mean (π_θ/π_β − 1) Â: the improvement promised to first order in the change of states (Kakade and Langford 2002).
+    """mean (π_θ/π_β − 1) Â: the predicted improvement, with the states of π_β (Kakade and Langford 2002).
 
-    The −1 makes it 0 at the old policy even when the sampled advantages do not average to 0.
+    The −1 makes it 0 at the old policy even if the sampled advantages do not average to 0.
+
+    distribution: π_θ(·|s) of every row. batch: the rows, with the log-probs of π_β.
     """
     return batch.mean(jnp.expm1(log_ratio(distribution, batch)) * batch.advantage)
 
 
 def directed_kl(old: Distribution, new: Distribution, direction: KLDirection) -> Float[Array, " B"]:
-    """KL(π_old‖π_new) for `old_new` (TRPO), KL(π_new‖π_old) for `new_old` (the lectures), a row each."""
+    """KL(π_old‖π_new) for `old_new` (as in TRPO), KL(π_new‖π_old) for `new_old`, in nats, per row.
+
+    old, new: distributions of every row. direction: which of the two.
+    """
     return kl_divergence(old, new) if direction == "old_new" else kl_divergence(new, old)
 
 
 def divergence_of(direction: KLDirection) -> Divergence:
-    """The divergence that a direction of the KL is."""
+    """The KL of a direction as a kind of divergence.
+
+    direction: old_new for KL(π_old‖π_new), new_old for KL(π_new‖π_old).
+    """
     return "kl_old_new" if direction == "old_new" else "kl_new_old"
 
 
 def divergence(kind: Divergence, old: Distribution, new: Distribution, batch: Batch) -> Float[Array, " B"]:
-    """KL in either direction, or total variation: how far the policy has moved, a row each.
+    """How far the policy has moved, per row: KL in either direction, or total variation.
 
-    Where the total variation has no closed form (Gaussians of several dimensions) a row is the sampled
+    If the total variation has no closed form (Gaussians of several dimensions), the value of a row is
     ½ |π_new/π_β − 1| of its action, whose mean over an on-policy batch is an unbiased estimate.
+
+    kind: the divergence. old, new: distributions of every row. batch: the rows.
+
+    Returns nats for a KL, else a number in [0, 1] (without a closed form, ≥ 0).
     """
     if kind == "kl_old_new":
         return kl_divergence(old, new)
@@ -66,14 +84,19 @@ def divergence(kind: Divergence, old: Distribution, new: Distribution, batch: Ba
 def penalised_gain(
     kind: Divergence, penalty: float | Array, old: Distribution, new: Distribution, batch: Batch
 ) -> Float[Array, ""]:
-    """Ā − λ D: the surrogate gain, less `penalty` times the mean divergence from the old policy."""
+    """Ā − λ D: the surrogate gain minus `penalty` times the mean divergence from the old policy.
+
+    kind: the divergence D. penalty: λ ≥ 0, in units of the advantage per unit of D.
+    old, new: distributions of every row. batch: the rows.
+    """
     return surrogate_gain(new, batch) - penalty * batch.mean(divergence(kind, old, new, batch))
 
 
 def has_signal(batch: Batch) -> Array:
-    """Whether any advantage is not zero.
+    """Whether any row of positive weight has an advantage other than 0.
 
-    Without one there is nothing to climb, but the gradient of a penalty is made of rounding noise, which an
-    adaptive optimiser would turn into a full step.
+    Without one the gradient of a penalised objective is rounding noise, which Adam would turn into a full step.
+
+    batch: the rows.
     """
     return jnp.any((batch.advantage != 0) & (batch.weight > 0))

@@ -1,4 +1,4 @@
-"""First-order steps on the flat parameter vector, for the rules that follow the gradient."""
+"""First-order gradient ascent on the flat parameter vector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Optimizer(NamedTuple):
         """Gradient ascent of a kind.
 
         kind: adam, or sgd for the plain gradient.
-        max_grad_norm: largest norm of the whole gradient, not of its elements; None does not clip.
+        max_grad_norm: maximum global norm of the gradient, not of its elements; None does not clip.
         """
         clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
         # ε = 1e-5 keeps Adam from turning gradients near rounding noise into full steps.
@@ -35,15 +35,18 @@ class Optimizer(NamedTuple):
         return cls(optax.chain(clip, direction))
 
     def init(self, theta: Vector) -> optax.OptState:
-        """The moments before the first step."""
+        """The moments before the first step.
+
+        theta: the parameters that will be optimised.
+        """
         return self.transform.init(theta)
 
     def apply_gradient(
         self, theta: Vector, gradient: Vector, moments: optax.OptState, learning_rate: float | Array
     ) -> tuple[Vector, optax.OptState]:
-        """One step up the gradient: (θ, moments).
+        """One ascent step: (θ, moments).
 
-        theta: the parameters. gradient: of what is maximised, at theta. moments: those of the last step.
+        theta: the parameters. gradient: of the objective that is maximised, at theta. moments: of the last step.
         learning_rate: step size, ≥ 0.
         """
         direction, moments = self.transform.update(gradient, moments)
@@ -52,9 +55,10 @@ class Optimizer(NamedTuple):
 
 
 def annealed(learning_rate: float, fraction_done: float | Array, anneal: bool) -> float | Array:
-    """The learning rate now: falling linearly to 0 over the run, or constant.
+    """The current learning rate: constant, or decreasing linearly to 0 over the run.
 
-    learning_rate: at the start. fraction_done: part of the training that is over, 0 to 1. anneal: whether it falls.
+    learning_rate: at the start, ≥ 0. fraction_done: fraction of the training done, in [0, 1].
+    anneal: whether it decreases.
     """
     return learning_rate * (1 - fraction_done) if anneal else learning_rate
 
@@ -92,29 +96,32 @@ def fit_epochs(
     num_minibatches: int,
     keep_going: Callable[[Vector], Array] | None = None,
 ) -> FitResult:
-    """Passes over shuffled minibatches, one gradient step each.
+    """Passes over shuffled minibatches, with one gradient step per minibatch.
 
-    optimizer: what makes a step of a gradient.
+    optimizer: computes the steps from the gradients.
     objective: `objective(θ, minibatch)` is the scalar that is maximised.
     key: for the order of the rows.
     theta, moments: the parameters and the optimiser's moments to start from.
-    batch: the rows. With one minibatch it is handed over as it is, with its trajectory.
-    learning_rate: step size.
-    epochs: largest number of passes.
+    batch: the rows. With one minibatch the objective gets the batch itself, with its trajectory.
+    learning_rate: step size, ≥ 0.
+    epochs: maximum number of passes.
     num_minibatches: minibatches per pass; rows that do not fill the last one are left out of the pass.
-    keep_going: asked with θ after every pass; a False ends the fit. None: all passes.
+    keep_going: called with θ after every pass; False ends the fit. None: all passes.
     """
 
     def ascend(theta: Vector, moments: optax.OptState, minibatch: Batch) -> tuple[Vector, optax.OptState, Array]:
+        """One step from `theta` and `moments` on one minibatch; also the gradient's norm before clipping."""
         gradient = jax.grad(objective)(theta, minibatch)
         theta, moments = optimizer.apply_gradient(theta, gradient, moments, learning_rate)
         return theta, moments, jnp.linalg.norm(gradient)
 
     def one_pass(key: PRNGKeyArray, theta: Vector, moments: optax.OptState) -> tuple[Vector, optax.OptState, Array]:
+        """One pass from `theta` and `moments`; key: for the order of the rows. Also the last gradient's norm."""
         if num_minibatches == 1:
             return ascend(theta, moments, batch)
 
         def body(carry: tuple, rows: Array) -> tuple[tuple, Array]:
+            """carry: parameters and moments. rows: the row numbers of one minibatch."""
             theta, moments = carry
             theta, moments, norm = ascend(theta, moments, batch.take(rows))
             return (theta, moments), norm

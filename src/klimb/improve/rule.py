@@ -1,4 +1,4 @@
-"""What a rule is: a small frozen object of hyperparameters with an `init` and a `step`, and what it says of itself."""
+"""The protocol of a rule, a frozen object of hyperparameters with `init` and `step`, and its `Traits`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ KLDirection = Literal["old_new", "new_old"]
 class Rule(Protocol):
     """An update rule. Both methods are pure and traceable: they run inside jit, scan and vmap over seeds.
 
-    A rule may have an attribute `traits`, a `Traits`; without it those are the defaults.
+    A rule may have an attribute `traits`, a `Traits`; without it the defaults hold.
     """
 
     def init(self, policy: PyTree) -> PyTree:
-        """What the rule remembers from one step to the next: optimiser moments, multipliers; () for nothing."""
+        """The state before the first step: optimiser moments, multipliers; () if the rule keeps none.
+
+        policy: the one that the first step will get.
+        """
         ...
 
     def step(self, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree, UpdateInfo]:
-        """(policy, state, info): the improved policy, or the one given, bit for bit, when the step is rejected.
+        """(policy, state, info): the improved policy, or the one given, bit for bit, if the step is rejected.
 
-        key: for whatever the step draws. policy: the one that collected the batch. state: what `init` or the last step
-        returned. batch: its rows of weight 0 are blank.
+        key: for random numbers. policy: the current one; it collected the batch, or its newest part.
+        state: returned by `init` or the last step. batch: the rows; those of weight 0 are zeros.
         """
         ...
 
 
 class KLLimit(NamedTuple):
-    """What a rule says of the KL of its steps.
+    """The limit that a rule sets on the KL of its steps.
 
-    limit: nats, on the mean over states; None for none. enforced: whether every accepted step keeps it, or steps only
-    aim at it. direction: old_new is KL(π_old‖π_new), new_old is KL(π_new‖π_old).
+    limit: on the mean over states, in nats; None for no limit. enforced: whether every accepted step keeps it; else
+    steps only aim at it. direction: old_new is KL(π_old‖π_new), new_old is KL(π_new‖π_old).
     """
 
     limit: float | None = None
@@ -52,40 +55,43 @@ NO_KL_LIMIT = KLLimit()
 
 @dataclass(frozen=True)
 class Traits:
-    """What the training loop, the report and the progress panel have to know of a rule, said by the rule itself."""
+    """A rule's description of itself for the training loop, the report and the progress panel."""
 
     title: str = ""
-    """How the rule is called in headings; by default the name of its class."""
+    """The rule's name in headings; by default the name of its class."""
     kl: KLLimit = NO_KL_LIMIT
     """The limit on the KL of a step."""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    """The rule's own metrics: what stands in `UpdateInfo.extra`, with titles and meanings."""
+    """The rule's own metrics, the keys of `UpdateInfo.extra`, with titles and meanings."""
     watched: tuple[str, ...] = ()
-    """Metrics that the progress panel shows in place of return and KL."""
+    """Metrics that the progress panel shows instead of return and KL."""
     learns_from: Literal["environment", "demonstrations", "both"] = "environment"
-    """Rollouts; demonstrations alone (an `OfflineRule`); or rollouts, and demonstrations where a run has some."""
+    """Rollouts; demonstrations alone (an `OfflineRule`); or rollouts, and demonstrations if the run has some."""
     history: int = 1
     """Rollouts that one step learns from: the last one, or the last K."""
     keeps_policies: bool = False
-    """Whether the history holds the policies too, for `Trajectory.mixture`."""
+    """Whether the history also holds the policies, for `Trajectory.mixture`."""
     num_minibatches: int = 1
-    """Minibatches per pass over the batch, which has to be divisible by it."""
+    """Minibatches per pass over the batch; it has to divide the number of rows."""
     uses_critic: bool = True
-    """Whether steps depend on advantages. A rule whose steps do not has no critic to wait for."""
+    """Whether steps depend on advantages. Only then does a step wait for the critic's warm-up."""
     owns_normalizer: bool = False
-    """Whether the rule updates the policy's observation statistics itself, instead of the loop."""
+    """Whether the rule, not the loop, updates the policy's observation statistics."""
     records_env_state: bool = False
-    """Whether rollouts hold the simulator's states (`Rollout.env_state`), of classic control."""
+    """Whether rollouts hold the simulator's states (`Rollout.env_state`); classic control only."""
     binds: bool = False
     """Whether the rule has to be bound to an environment before it is used (`EnvironmentRule.bind`)."""
     env_steps_per_row: int = 1
-    """Environment steps taken for each row of a rollout: more than one where the rule takes samples of its own."""
+    """Environment steps per row of a rollout: more than one if the rule collects samples of its own."""
     rows_kept: int = 1
-    """Rows that the rule keeps for each row of a rollout, for the bound on memory."""
+    """Rows that the rule keeps per row of a rollout, for the bound on memory."""
 
 
 def traits_of(rule: Rule) -> Traits:
-    """What a rule says of itself; for one that says nothing, the defaults. ConfigError for anything else."""
+    """A rule's `traits`, or the defaults if it has none.
+
+    rule: of any class. Raises ConfigError if its attribute `traits` is not a `Traits`.
+    """
     traits = getattr(rule, "traits", Traits())
     if not isinstance(traits, Traits):
         raise ConfigError(
@@ -96,7 +102,10 @@ def traits_of(rule: Rule) -> Traits:
 
 
 def rule_title(rule: Rule) -> str:
-    """How a rule is called in headings."""
+    """The name of a rule in headings.
+
+    rule: of any class.
+    """
     return traits_of(rule).title or type(rule).__name__
 
 
@@ -104,21 +113,29 @@ class OfflineRule(Rule, Protocol):
     """A rule that learns from demonstrations alone: one pass over them per step, until it is finished."""
 
     max_epochs: int
-    """Largest number of passes."""
+    """Maximum number of passes."""
 
     def finished(self, state: PyTree) -> Bool[Array, "..."]:
-        """Whether the training is over, for each seed."""
+        """Whether the training is over, per seed.
+
+        state: returned by `init` or the last step, with a leading axis of seeds or without.
+        """
         ...
 
 
 def is_offline(rule: Rule) -> TypeGuard[OfflineRule]:
-    """Whether a rule learns from demonstrations alone."""
+    """Whether a rule learns from demonstrations alone.
+
+    rule: of any class.
+    """
     return traits_of(rule).learns_from == "demonstrations"
 
 
 class Setting(NamedTuple):
-    """Where a rule is used. learns_scale: whether the policy's observation statistics are still being estimated.
+    """How a rule is used.
 
+    num_envs: environments in parallel. num_steps: steps per environment and iteration.
+    learns_scale: whether the policy's observation statistics are updated during the run.
     fresh: whether the policy starts from random parameters.
     """
 
@@ -129,15 +146,23 @@ class Setting(NamedTuple):
 
 
 class EnvironmentRule(Rule, Protocol):
-    """A rule that takes samples of its own, and has to know the environment: `Traits.binds`."""
+    """A rule that has to know the environment, because it collects samples of its own: `Traits.binds`."""
 
     def bind(self, environment: Any, setting: Setting) -> Rule:
-        """The rule at work in an environment. ConfigError where it can't be."""
+        """The rule for one environment.
+
+        environment: the one of the run. setting: how the rule is used. Raises ConfigError if it does not support them.
+        """
         ...
 
 
 def bind(rule: Rule, environment: Any, setting: Setting) -> Rule:
-    """The rule at work in an environment: most are the same in every one."""
+    """The rule for one environment; a rule without `Traits.binds` is returned as it is.
+
+    rule: of any class. environment: the one of the run. setting: how the rule is used.
+
+    Raises ConfigError if the rule does not support them.
+    """
     return rule.bind(environment, setting) if _binds(rule) else rule
 
 
@@ -146,7 +171,10 @@ def _binds(rule: Rule) -> TypeGuard[EnvironmentRule]:
 
 
 def with_values(rule: Any, values: Mapping[str, Any]) -> Any:
-    """The same rule with other numbers in some fields, past its checks: traced numbers have no size to check."""
+    """A copy of a rule with other values in some fields. They are not validated: they may be traced.
+
+    rule: of any class. values: by field name.
+    """
     if not values:
         return rule
     varied = copy.copy(rule)

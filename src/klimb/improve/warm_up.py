@@ -1,4 +1,4 @@
-"""The door to a rule's step: padding is blanked here, once, and no step is taken while the critic warms up."""
+"""Calling a rule's step: padding is set to zeros first, and no step is taken while the critic warms up."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from klimb.types import Batch, Status, UpdateInfo
 def take_step(
     rule: Rule, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch
 ) -> tuple[PyTree, PyTree, UpdateInfo]:
-    """`rule.step` on a batch whose rows of weight 0 are zeros, whatever they held: (policy, state, info).
+    """`rule.step` on the batch with its rows of weight 0 set to zeros: (policy, state, info).
 
-    key, policy, state: as `Rule.step` takes them.
+    rule: of any class. key, policy, state, batch: the arguments of `Rule.step`.
     """
     return rule.step(key, policy, state, batch.blank_padding())
 
@@ -26,12 +26,12 @@ def take_step(
 def step_unless(
     waiting: Bool[Array, ""] | bool, rule: Rule, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch
 ) -> tuple[PyTree, PyTree, UpdateInfo]:
-    """`take_step`; while `waiting`, the policy and state as they are, with status CRITIC_WARMUP.
+    """`take_step`; while `waiting`, the unchanged policy and state with status CRITIC_WARMUP.
 
-    waiting: False where no step ever waits. rule, key, policy, state, batch: as `take_step` takes them.
+    With an untrained critic the first advantages are noise, and steps along noise can destroy a pretrained policy.
 
-    With an untrained critic the first advantages are noise, and a trust region full of noise can undo a policy
-    that was cloned or trained before.
+    waiting: whether this step is skipped; the Python value False if none ever is.
+    rule, key, policy, state, batch: the arguments of `take_step`.
     """
     if waiting is False:
         return take_step(rule, key, policy, state, batch)

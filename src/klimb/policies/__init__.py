@@ -1,1 +1,1 @@
-"""Policies: a pytree that is called with one observation and answers with a distribution over actions."""
+"""Policies: pytrees that are called with one observation and return a distribution over actions."""

@@ -1,4 +1,4 @@
-"""What an action space means to klimb. Imports no JAX: worker processes start with it."""
+"""The interface of action spaces. Imports no JAX, because worker processes import it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 AnyArray = TypeVar("AnyArray")
 Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(outputs `[K, n, P]`, noise `[K, n, *act]`) ↦ actions as the policy has them, and as the environment gets them."""
+"""(outputs `[K, n, P]`, noise `[K, n, *act]`) ↦ (the policy's actions, the actions for the environment)."""
 
 
 class GaussianStyle(NamedTuple):
-    """How a network's outputs become a Gaussian. Spaces without one refuse both.
+    """How a network's outputs become a Gaussian. Both have to be False for spaces without one.
 
-    state_dependent_std: the network has a second half of outputs, which is added to the log standard deviation.
-    tanh_squash: the Gaussian goes through a tanh into the bounds, instead of being clipped.
+    state_dependent_std: a second half of the network's outputs is added to the log standard deviation.
+    tanh_squash: actions are squashed into the bounds by tanh, instead of being clipped.
     """
 
     state_dependent_std: bool = False
@@ -29,24 +29,30 @@ class GaussianStyle(NamedTuple):
 
 
 class ActionSpec(abc.ABC):
-    """One kind of action space: what a policy, a collector and a file have to know of it.
+    """One kind of action space: what policies, collectors and files need of it.
 
     A new kind is a frozen dataclass with these methods in a file of its own, and a line in `klimb.policies.actions`.
-    Noise of a sample has the shape of an action. Bounds of sizes keep files from asking for more than a machine has.
+    The noise of a sample has the shape of an action. `from_json` bounds sizes, because files may be malicious.
     """
 
     kind: ClassVar[str]
-    """Its name in files."""
+    """The kind's name in files."""
 
     @classmethod
     @abc.abstractmethod
     def from_space(cls, space: gymnasium.spaces.Space) -> ActionSpec | None:
-        """The spec of a Gymnasium space; None when the space is of another kind."""
+        """The spec of a Gymnasium space; None if the space is of another kind.
+
+        space: any Gymnasium space. Raises UnsupportedSpace for a space of this kind that klimb does not support.
+        """
 
     @classmethod
     @abc.abstractmethod
     def from_json(cls, fields: dict[str, Any]) -> ActionSpec:
-        """The inverse of `to_json`. ValueError, which says what is wrong, for anything else."""
+        """The inverse of `to_json`.
+
+        fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
+        """
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -55,41 +61,52 @@ class ActionSpec(abc.ABC):
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one action."""
+        """The shape of one action."""
 
     @property
     @abc.abstractmethod
     def dtype(self) -> type[np.generic]:
-        """Of actions in arrays."""
+        """The dtype of actions in arrays."""
 
     @abc.abstractmethod
     def num_outputs(self, style: GaussianStyle) -> int:
-        """Outputs of the network that the distribution is made of. UnsupportedSpace for a style it can't have."""
+        """P, the number of network outputs that the distribution needs.
+
+        style: of a Gaussian. Raises UnsupportedSpace if the space does not support it.
+        """
 
     @property
     @abc.abstractmethod
     def num_log_std(self) -> int:
-        """Log standard deviations that are parameters of their own, beside the network's outputs; 0 for none."""
+        """Number of log standard deviations that are parameters of the policy, apart from the network; 0 for none."""
 
     @abc.abstractmethod
     def distribution(self, output: Any, log_std: Any, style: GaussianStyle) -> Distribution:
-        """The distribution of a network's outputs `[..., P]` and the log standard deviations `[num_log_std]`."""
+        """The distribution over actions.
+
+        output: of the network, `[..., P]`. log_std: `[num_log_std]`; None if that is 0. style: of a Gaussian.
+        """
 
     @abc.abstractmethod
     def numpy_sampler(self, log_std: np.ndarray | None, style: GaussianStyle) -> Sampler:
-        """What `distribution` and its `sample_from` do, in NumPy, for collectors of host environments.
+        """`distribution` and its `sample_from` in NumPy, for collectors of host environments.
 
-        log_std: `[num_log_std]`, or with an axis of K seeds before it; None where there are none.
+        log_std: `[num_log_std]`, or with a leading axis of K seeds; None if there are none. style: of a Gaussian.
         """
 
     @abc.abstractmethod
     def clip(self, action: AnyArray) -> AnyArray:
-        """The action that the environment gets: bounds applied. A JAX or NumPy array with any leading axes.
+        """The action for the environment, clipped to the bounds.
 
-        Policies sample from unbounded distributions and are trained on what they sampled; only the environment sees
+        Policies sample from unbounded distributions and are trained on their own samples; only the environment gets
         the clipped value.
+
+        action: a JAX or NumPy array with any leading axes.
         """
 
     @abc.abstractmethod
     def problem(self, action: np.ndarray) -> str | None:
-        """What is wrong with recorded actions `[R, *act]`, in a few words; None when they are of this space."""
+        """What is wrong with recorded actions, in a few words; None if they are of this space.
+
+        action: `[R, *act]`, as read from a file.
+        """

@@ -1,4 +1,4 @@
-"""Which kinds of action spaces there are. Imports no JAX: worker processes start with it."""
+"""The registry of kinds of action spaces. Imports no JAX, because worker processes import it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ KINDS: tuple[type[ActionSpec], ...] = (Discrete, Box)
 
 
 def action_spec(space: gymnasium.spaces.Space) -> ActionSpec:
-    """What a Gymnasium action space means to klimb. UnsupportedSpace when it is of no kind that klimb has."""
+    """The spec of a Gymnasium action space.
+
+    space: of the environment's actions. Raises UnsupportedSpace if no kind of klimb's supports it.
+    """
     for kind in KINDS:
         spec = kind.from_space(space)
         if spec is not None:
@@ -27,7 +30,10 @@ def action_spec(space: gymnasium.spaces.Space) -> ActionSpec:
 
 
 def actions_from_json(fields: Any) -> ActionSpec:
-    """The inverse of `ActionSpec.to_json`. ValueError, which says what is wrong, for anything else."""
+    """The inverse of `ActionSpec.to_json`.
+
+    fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
+    """
     if isinstance(fields, dict):
         # Files of klimb 0.1.0 tell the kinds apart by their fields.
         name = fields.get("kind", "discrete" if "n" in fields else "box")

@@ -1,4 +1,4 @@
-"""Continuous actions in a box. Imports no JAX before a distribution is asked for."""
+"""Continuous actions in a box. Imports JAX only to make a distribution."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ MAX_DIMENSIONS = 2**16
 class Box(ActionSpec):
     """Continuous actions between `low` and `high` (±inf where unbounded), one number per dimension.
 
-    The network's output 0 is the middle of the box and 1 its edge; standard deviations start in half-widths.
+    The network's output 0 is the middle of the box and 1 its edge. The unit of standard deviations is the half-width.
+
+    low, high: the bounds of every dimension, low ≤ high.
     """
 
     low: tuple[float, ...]
@@ -81,7 +83,7 @@ class Box(ActionSpec):
 
     @property
     def bounded(self) -> np.ndarray:
-        """Dimensions with both bounds."""
+        """Whether a dimension has both bounds, per dimension."""
         return np.isfinite(self.low) & np.isfinite(self.high)
 
     def num_outputs(self, style: GaussianStyle) -> int:
@@ -94,6 +96,11 @@ class Box(ActionSpec):
         return len(self.low)
 
     def distribution(self, output: Any, log_std: Any, style: GaussianStyle) -> DiagGaussian | TanhGaussian:
+        """A Gaussian in the environment's units, or one squashed into the box.
+
+        output: of the network, `[..., P]`. log_std: `[D]`, in half-widths.
+        style: whether `output` has a second half that is added to `log_std`, and whether tanh squashes.
+        """
         import jax.numpy as jnp
 
         from klimb.policies.distributions import DiagGaussian, TanhGaussian
@@ -116,6 +123,7 @@ class Box(ActionSpec):
         free_std = np.exp(log_std) * (1 if style.tanh_squash else half_width)
 
         def sample(output: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """The `Sampler`: output and noise as there."""
             std = free_std
             if style.state_dependent_std:
                 output, offset = np.split(output, 2, axis=-1)

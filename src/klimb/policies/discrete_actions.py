@@ -1,4 +1,4 @@
-"""Discrete actions: one of n. Imports no JAX before a distribution is asked for."""
+"""Discrete actions: one of n. Imports JAX only to make a distribution."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ MAX_ACTIONS = 2**20
 
 @dataclass(frozen=True)
 class Discrete(ActionSpec):
-    """Actions 0 … n−1, of a categorical distribution."""
+    """Actions 0 … n−1, with a categorical distribution.
+
+    n: the number of actions.
+    """
 
     n: int
 
@@ -64,13 +67,17 @@ class Discrete(ActionSpec):
         return 0
 
     def distribution(self, output: Any, log_std: Any, style: GaussianStyle) -> Categorical:
+        """output: the logits. log_std, style: not used."""
         from klimb.policies.distributions import Categorical
 
         return Categorical(logits=output)
 
     def numpy_sampler(self, log_std: np.ndarray | None, style: GaussianStyle) -> Sampler:
+        """log_std, style: not used."""
+
         def sample(logits: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            # As `Categorical.sample_from`: the cumulative sum, inverted.
+            """The `Sampler`. logits: the network's outputs. noise: uniform in [0, 1)."""
+            # As in `Categorical.sample_from`: inverts the cumulative sum.
             probs = np.exp(logits - logits.max(-1, keepdims=True))
             cumulative = np.cumsum(probs, axis=-1)
             action = (cumulative <= noise[..., None] * cumulative[..., -1:]).sum(-1, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Action distributions: pytrees with any leading axes `[...]`, and the Fisher metric of their parameters."""
+"""Action distributions: pytrees with any leading axes `[...]`, and the Fisher matrix of their parameters."""
 
 from __future__ import annotations
 
@@ -19,35 +19,46 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # Gauss-Hermite quadrature for expectations under N(0, 1): E f(z) ≈ Σ wᵢ f(zᵢ).
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
-# The largest |tanh u| that `TanhGaussian.from_environment` answers for, in both precisions: |u| ≤ 7.25.
+# The maximum |tanh u| that `TanhGaussian.from_environment` inverts, in both precisions: |u| ≤ 7.25.
 NEAR_THE_EDGE = 1 - 1e-6
 
 
 class Distribution(eqx.Module):
     """A distribution over one action, with any leading axes `[...]`.
 
-    A new kind of distribution is a class with these methods. `klimb.kl_divergence` and `klimb.total_variation` check
-    that both of their arguments are of one kind before they ask for a divergence here.
+    A new kind of distribution is a subclass with these methods. `klimb.kl_divergence` and `klimb.total_variation`
+    check that both arguments are of the same class before they call the methods here.
     """
 
     @abc.abstractmethod
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Array:
-        """The randomness of `draws` samples: `[*draws, ...]`. It depends on the shapes alone, not on the parameters.
+        """Random numbers for samples, `[*draws, ...]`. They depend on the shapes alone, not on the parameters.
 
-        Collectors draw a whole rollout's noise at once: random bits are cheap in bulk and dear one by one.
+        Collectors draw the noise of a whole rollout at once: many small draws of random bits are much slower.
+
+        key: for the random numbers. draws: leading axes to add; () for one sample.
         """
 
     @abc.abstractmethod
     def sample_from(self, noise: Array) -> Array:
-        """The action that one draw of noise stands for: `[...]` discrete, `[..., D]` continuous."""
+        """The action of one sample, `[...]` discrete, `[..., D]` continuous.
+
+        noise: of one sample, from the method `noise`.
+        """
 
     def sample(self, key: PRNGKeyArray) -> Array:
-        """One action for each leading index."""
+        """One random action per leading index.
+
+        key: for the random numbers.
+        """
         return self.sample_from(self.noise(key))
 
     @abc.abstractmethod
     def log_prob(self, action: Array) -> Array:
-        """Log probability (or density) of an action, `[...]`, in nats."""
+        """Log probability (or density) of an action, `[...]`, in nats.
+
+        action: as `sample` returns it.
+        """
 
     @abc.abstractmethod
     def entropy(self) -> Array:
@@ -58,46 +69,67 @@ class Distribution(eqx.Module):
         """The most probable action."""
 
     def to_environment(self, action: Array) -> Array:
-        """The environment's action for one of this distribution's: the same, unless the kind says otherwise."""
+        """The action for the environment; the same unless a subclass overrides it.
+
+        action: as `sample` returns it.
+        """
         return action
 
     def from_environment(self, action: Array) -> Array:
-        """The inverse of `to_environment`, for actions that somebody else has taken."""
+        """The inverse of `to_environment`, for recorded actions such as demonstrations.
+
+        action: as the environment got it.
+        """
         return action
 
     @abc.abstractmethod
     def kl_to(self, other: Any) -> Array:
-        """KL(self‖other) in nats, `[...]`, for another distribution of the same kind."""
+        """KL(self‖other) in nats, `[...]`.
+
+        other: a distribution of the same class.
+        """
 
     @property
     def has_closed_form_tv(self) -> bool:
-        """Whether `tv_to` is exact for this kind and number of dimensions, whatever the parameters."""
+        """Whether `tv_to` is exact for this class and number of dimensions, whatever the parameters."""
         return False
 
     def tv_to(self, other: Any) -> Array:
-        """Total variation in [0, 1], `[...]`, in closed form. ValueError where there is none."""
+        """Total variation in [0, 1], `[...]`, in closed form.
+
+        other: a distribution of the same class. Raises ValueError if there is no closed form.
+        """
         raise ValueError(f"no closed form of the total variation is known for {type(self).__name__}: give key=")
 
     def require_comparable(self, other: Any) -> None:
-        """ValueError where two distributions of this kind have no divergence."""
+        """Raise ValueError if the divergences of two distributions of this class are not defined.
+
+        other: a distribution of the same class.
+        """
 
     @abc.abstractmethod
     def fisher_metric(self, tangent: PyTree) -> PyTree:
-        """M v: the Fisher matrix in the distribution's own parameters, times a tangent of them (of the same kind)."""
+        """M v, M the Fisher matrix with respect to the distribution's own parameters.
+
+        tangent: v, one number per parameter, in a distribution of this class. The product is returned in the same way.
+        """
 
     @abc.abstractmethod
     def fisher_root(self, tangent: PyTree) -> PyTree:
-        """Lᵀ v with M = L Lᵀ: as many numbers as parameters, whose squares add up to vᵀ M v."""
+        """Lᵀ v with M = L Lᵀ: one number per parameter; the sum of their squares is vᵀ M v.
+
+        tangent: v, as in `fisher_metric`.
+        """
 
 
 class Categorical(Distribution):
-    """π(a) = softmax(logits)_a over A actions. A logit of −inf is an action that can't be taken."""
+    """π(a) = softmax(logits)_a over A actions. A logit of −inf masks its action."""
 
     logits: Float[Array, "*batch A"]
 
     @property
     def log_probs(self) -> Float[Array, "*batch A"]:
-        """log π(a), normalised. A masked action gets the lowest finite number, so that 0 · log 0 is 0."""
+        """log π(a), normalised. It is finite for masked actions, so that 0 · log 0 is 0."""
         floor = jnp.finfo(self.logits.dtype).min / 2
         return jax.nn.log_softmax(jnp.maximum(self.logits, floor))
 
@@ -107,12 +139,13 @@ class Categorical(Distribution):
         return jnp.exp(self.log_probs)
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        # One uniform number an action: A times fewer random bits than the Gumbel trick.
+        """Uniform in [0, 1), for any key; draws: leading axes to add."""
+        # One uniform number per sample: A times fewer random bits than the Gumbel trick.
         return jax.random.uniform(key, (*draws, *self.logits.shape[:-1]), self.logits.dtype)
 
     def sample_from(self, noise: Float[Array, " *batch"]) -> Int[Array, " *batch"]:
-        # Inverts the cumulative sum. The comparison is with its own total, so that the last action of
-        # positive probability is taken when rounding leaves the total below the uniform number.
+        # Inverts the cumulative sum. The uniform number is scaled by the sum itself, so that the last action of
+        # positive probability is taken if rounding leaves the sum below 1.
         cumulative = jnp.cumsum(self.probs, axis=-1)
         threshold = noise[..., None] * cumulative[..., -1:]
         return jnp.sum((cumulative <= threshold).astype(jnp.int32), axis=-1)
@@ -131,7 +164,7 @@ class Categorical(Distribution):
     def kl_to(self, other: Categorical) -> Float[Array, " *batch"]:
         log_p, log_q = self.log_probs, other.log_probs
         probs = jnp.exp(log_p)
-        # Σ p (log p − log q) cancels to rounding noise for near-equal p, q, with either sign. Adding
+        # Σ p (log p − log q) is rounding noise of either sign for nearly equal p, q. Adding
         # Σ (q − p) = 0 turns every term into p·(eᵈ − 1 − d) ≥ 0 with d = log q − log p.
         difference = jnp.where(probs > 0, log_q - log_p, 0)
         return jnp.sum(jnp.where(probs > 0, probs * expm1_minus(difference), jnp.exp(log_q)), axis=-1)
@@ -163,6 +196,7 @@ class DiagGaussian(Distribution):
     log_std: Float[Array, "*batch D"]
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Standard normal, for any key; draws: leading axes to add."""
         return jax.random.normal(key, (*draws, *self.mean.shape), self.mean.dtype)
 
     def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -196,9 +230,9 @@ class DiagGaussian(Distribution):
             )
         concrete = not any(isinstance(scale, jax.core.Tracer) for scale in (self.log_std, other.log_std))
         if concrete and bool(jnp.all(self.log_std == other.log_std)):
-            # Equal scales: the half-space between the means decides, TV = erf(Mahalanobis distance / 2√2).
+            # Equal scales: p > q is a half-space, so TV = erf(Mahalanobis distance / 2√2).
             squared = jnp.sum(jnp.square((self.mean - other.mean) * jnp.exp(-self.log_std)), axis=-1)
-            # The root of 0 has no derivative, and the one at equality is to be 0.
+            # √0 has an infinite derivative; this makes the gradient 0 at equality.
             return jnp.where(squared > 0, erf(jnp.sqrt(jnp.where(squared > 0, squared, 1)) / 8**0.5), 0)
         raise ValueError(
             f"the total variation of Gaussians with {dimensions} dimensions and unequal scales has no closed form: "
@@ -218,9 +252,9 @@ class DiagGaussian(Distribution):
 class TanhGaussian(Distribution):
     """a = center + half_width · tanh(u) with u ~ N(mean, diag σ²): always inside its box, D dimensions.
 
-    Its actions are the u: `sample_from`, `mode`, `log_prob` and rollouts have them, because at the edge of the box
-    rounding has lost which u an a came from. Environments get a, from `to_environment`. Densities and entropy are
-    those of a.
+    The actions of `sample_from`, `mode`, `log_prob` and rollouts are u, because near the edge of the box rounding
+    makes u impossible to recover from a. Environments get a, from `to_environment`. Densities and entropy are those
+    of a.
     """
 
     mean: Float[Array, "*batch D"]
@@ -234,20 +268,24 @@ class TanhGaussian(Distribution):
         return DiagGaussian(mean=self.mean, log_std=self.log_std)
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
+        """Standard normal, for any key; draws: leading axes to add."""
         return self.base.noise(key, draws)
 
     def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         return self.base.sample_from(noise)
 
     def log_prob(self, action: Float[Array, "*batch D"]) -> Float[Array, " *batch"]:
-        """log N(u) − Σ log (half_width (1 − tanh² u)): the density of a at the u given."""
+        """log N(u) − Σ log (half_width (1 − tanh² u)): the log density of a.
+
+        action: u.
+        """
         return self.base.log_prob(action) - jnp.sum(self._log_stretch(action), axis=-1)
 
     def entropy(self) -> Float[Array, " *batch"]:
         """H[u] + E Σ log (half_width (1 − tanh² u)), the expectation by 32-point Gauss-Hermite quadrature.
 
-        It is numerical, as there is no closed form: the measured error of a dimension is below 1e-7 nats for
-        σ ≤ 1, 2e-4 for σ ≤ 2 and 0.1 for σ ≤ e².
+        There is no closed form. The measured error per dimension is below 1e-7 nats for σ ≤ 1, 2e-4 for σ ≤ 2 and
+        0.1 for σ ≤ e².
         """
         column = (-1,) + (1,) * self.mean.ndim
         nodes, weights = (jnp.asarray(x, self.mean.dtype).reshape(column) for x in (NODES, WEIGHTS))
@@ -255,23 +293,29 @@ class TanhGaussian(Distribution):
         return self.base.entropy() + jnp.sum(stretch, axis=(0, -1))
 
     def mode(self) -> Float[Array, "*batch D"]:
-        """The most probable u. Its a is the median of each dimension; the density of a may peak at an edge instead."""
+        """The most probable u. Its a is the median of each dimension; the density of a may be larger at an edge."""
         return self.mean
 
     def to_environment(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """center + half_width · tanh(u)."""
+        """center + half_width · tanh(u).
+
+        action: u.
+        """
         center, half_width = self._box(action)
         low, high = (jnp.asarray(bound, action.dtype) for bound in (self.low, self.high))
-        # Rounding in the sum may go past an edge.
+        # Rounding of the sum may exceed a bound.
         return jnp.clip(center + half_width * jnp.tanh(action), low, high)
 
     def from_environment(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """tanh⁻¹((a − center) / half_width); an a at an edge is taken a millionth of the half-width inside it."""
+        """tanh⁻¹((a − center) / half_width), with a clipped to 10⁻⁶ half-widths inside the bounds.
+
+        action: a.
+        """
         center, half_width = self._box(action)
         return jnp.arctanh(jnp.clip((action - center) / half_width, -NEAR_THE_EDGE, NEAR_THE_EDGE))
 
     def kl_to(self, other: TanhGaussian) -> Float[Array, " *batch"]:
-        # Squashing both by the same one-to-one map changes no divergence.
+        # The same bijection applied to both changes no divergence.
         return self.base.kl_to(other.base)
 
     @property
@@ -289,17 +333,17 @@ class TanhGaussian(Distribution):
             )
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
-        """The base's: a is a function of u and u of a, so that both have the same scores."""
+        """That of the base: a is a bijection of u that does not depend on the parameters, so the scores are equal."""
         return self._squash(self.base.fisher_metric(tangent))
 
     def fisher_root(self, tangent: PyTree) -> PyTree:
-        """The base's."""
+        """That of the base."""
         return self._squash(self.base.fisher_root(tangent))
 
     def _log_stretch(self, u: Float[Array, "*draws D"]) -> Float[Array, "*draws D"]:
-        """log da/du = log half_width + log (1 − tanh² u), a dimension each."""
+        """log da/du = log half_width + log (1 − tanh² u), per dimension."""
         _, half_width = self._box(u)
-        # 1 − tanh² u = 4 / (eᵘ + e⁻ᵘ)², of which 1 − tanh(u)² itself would keep no digit from |u| = 9 on.
+        # 1 − tanh² u = 4 / (eᵘ + e⁻ᵘ)²; computed as 1 − tanh(u)² it would lose all digits for |u| ≥ 9.
         return jnp.log(half_width) + 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
 
     def _box(self, like: Array) -> tuple[Float[Array, " D"], Float[Array, " D"]]:

@@ -1,4 +1,4 @@
-"""Encoders: from an observation to the features that a network's layers start from."""
+"""Encoders: from an observation to the feature vector that a network's dense layers read."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from klimb.policies.observations import ObservationSpec
 
 
 class Encoder(eqx.Module):
-    """What reads observations: a pytree that policy and critic each have one of.
+    """A pytree that maps observations to feature vectors. Policy and critic have one each.
 
-    An encoder of one's own is a class with `num_features` and `features`; convolutions, embeddings and the like have
-    their arrays as fields. It is called with one observation at a time, under vmap.
+    A custom encoder is a subclass with `num_features` and `features`; the arrays of its convolutions or embeddings are
+    fields. It is called with one observation at a time, under vmap.
     """
 
     @property
@@ -25,20 +25,26 @@ class Encoder(eqx.Module):
         """F, the length of a feature vector."""
 
     def inputs(self, obs: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The part of the encoding that no gradient moves: the critic's fit computes it once for all its epochs."""
+        """The part of the encoding without trainable arrays: the critic's fit computes it once for all its epochs.
+
+        obs: one observation.
+        """
         return obs
 
     @abc.abstractmethod
     def features(self, inputs: Float[Array, "..."]) -> Float[Array, "... F"]:
-        """The feature vector of what `inputs` has made of an observation."""
+        """The feature vector.
+
+        inputs: returned by the method `inputs`.
+        """
 
     def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "... F"]:
         return self.features(self.inputs(obs))
 
     def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Encoder:
-        """The same encoder with a batch of observations taken into its running statistics, where it has any.
+        """The same encoder with its running statistics, if it has any, updated by a batch.
 
-        obs: rows. weight: rows of weight 0 are left out.
+        obs: rows. weight: of every row, ≥ 0; rows of weight 0 are left out.
         """
         return self
 
@@ -50,7 +56,10 @@ class FlatEncoder(Encoder):
 
     @classmethod
     def of(cls, observations: ObservationSpec) -> FlatEncoder:
-        """For a space. UnsupportedSpace when its observations are not one-dimensional."""
+        """A fresh encoder.
+
+        observations: of the policy or critic. Raises UnsupportedSpace if they are not one-dimensional.
+        """
         if len(observations.shape) != 1:
             raise UnsupportedSpace(
                 f"observations of shape {list(observations.shape)} need a network of their own: give one with --policy "
@@ -70,4 +79,5 @@ class FlatEncoder(Encoder):
         return inputs
 
     def observe(self, obs: Float[Array, "B F"], weight: Float[Array, " B"]) -> FlatEncoder:
+        """The same encoder with obs in its statistics; rows of weight 0 are left out."""
         return FlatEncoder(self.normalizer.update(obs, weight))

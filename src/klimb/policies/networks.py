@@ -1,4 +1,4 @@
-"""Policy and critic networks: an encoder and a perceptron each, separate, so that the Fisher matrix is the policy's."""
+"""Policy and critic networks: an encoder and dense layers each. They share no parameters."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu
 
 @dataclass(frozen=True, config=STRICT)
 class NetworkOptions:
-    """The networks that are made for a run, where it is not given others."""
+    """The networks of a run that is not given a policy or critic."""
 
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, kept inside the policy."""
     hidden: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
-    """Hidden layer sizes of the policy, and of the critic unless critic_hidden says otherwise."""
+    """Hidden layer sizes of the policy, and of the critic without critic_hidden."""
     critic_hidden: Annotated[tuple[Width, ...], Field(max_length=16)] | None = None
-    """Hidden layer sizes of the critic; none for those of the policy."""
+    """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
     initial_log_std: float = 0.0
-    """Log standard deviation of the first Gaussian policy, in half-widths of the action box."""
+    """Initial log standard deviation of a Gaussian policy; the unit of σ is the half-width of the action box."""
     state_dependent_std: bool = False
-    """Let the network say the standard deviation in each state; continuous actions only."""
+    """Compute the standard deviation from the observation; continuous actions only."""
     tanh_squash: bool = False
-    """Squash the Gaussian by tanh into the action box instead of clipping what is outside; bounded boxes only."""
+    """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
     policy: Name | None = None
-    """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
+    """Your own function, module:name, that makes the policy: (observations, actions, key) -> policy."""
     critic: Name | None = None
-    """A function of your own, module:name, that makes the critic: (observations, key) -> critic."""
+    """Your own function, module:name, that makes the critic: (observations, key) -> critic."""
 
 
 class MLP(eqx.Module):
-    """Fully connected layers over the last axis; any leading axes. Orthogonal weights, zero biases.
+    """Fully connected layers over the last axis, with any leading axes. Orthogonal weights, zero biases.
 
-    Layer sizes `sizes[0] → … → sizes[-1]`; hidden gain √2 and `output_gain` at the end (Engstrom et al. 2020
-    and Andrychowicz et al. 2021 found both to matter more than the algorithm).
+    Layer sizes `sizes[0] → … → sizes[-1]`. The gain is √2 for hidden layers and `output_gain` for the last one
+    (Engstrom et al. 2020 and Andrychowicz et al. 2021 found that both matter more than the algorithm).
     """
 
     weights: tuple[Float[Array, "fan_in fan_out"], ...]
@@ -79,18 +79,20 @@ class MLP(eqx.Module):
 
 
 def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fan_in fan_out"]:
-    """A uniformly random matrix with orthonormal columns (rows, when there are fewer of them).
+    """A uniformly random matrix with orthonormal columns (rows, if there are fewer of them).
 
-    Gram-Schmidt on a Gaussian matrix, twice over so that rounding does not add up: the Q of its QR
-    factorisation, written in plain operations because LAPACK's QR must not be vmapped over seeds. On the CPU
-    of JAX 0.10 a batched factorisation waits, on XLA's own worker threads, for work queued to those same
-    threads; with two of them in one program on two cores it waits for ever.
+    The Q of a Gaussian matrix's QR factorisation, by Gram-Schmidt, applied twice against accumulated rounding. Plain
+    operations, because LAPACK's QR under vmap can deadlock on the CPU with JAX 0.10: a batched factorisation
+    waits, on XLA's worker threads, for work that is queued to the same threads.
+
+    key: for the random numbers. fan_in: rows. fan_out: columns.
     """
     long, short = max(fan_in, fan_out), min(fan_in, fan_out)
     columns = jax.random.normal(key, (short, long))
 
     def orthonormalise(j: Array, basis: Array) -> Array:
-        # Rows of `basis` after j are still zero, so projecting on all of them is projecting on the first j.
+        """Set row `j` of `basis`, which has j orthonormal rows."""
+        # The other rows of `basis` are still zero, so they do not change the projection.
         vector = columns[j]
         for _ in range(2):
             vector = vector - (basis @ vector) @ basis
@@ -101,13 +103,13 @@ def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fa
 
 
 class NetworkPolicy(eqx.Module):
-    """observation → encoder → perceptron → distribution: categorical for discrete actions, diagonal Gaussian for a box.
+    """observation → encoder → dense layers → distribution: categorical for discrete actions, Gaussian for a box.
 
-    The Gaussian is in the environment's own units: the network's output 0 is the middle of the box and 1 its
-    edge, and the standard deviation starts at `exp(log_std)` half-widths whatever the units are.
-    With `tanh_squash` that Gaussian, in units of the half-width from the middle, goes through a tanh into the box.
-    With `state_dependent_std` the network has a second half of outputs, which is added to `log_std`.
-    Call it with one observation or with any leading axes.
+    The network's output is rescaled to the action box: 0 is the middle of the box and 1 its edge, and the standard
+    deviation is `exp(log_std)` half-widths. Actions are in the environment's units.
+    With `tanh_squash` the Gaussian is in half-widths from the middle, and tanh squashes its samples into the box.
+    With `state_dependent_std` a second half of the network's outputs is added to `log_std`.
+    It accepts one observation or any leading axes.
     """
 
     encoder: Encoder
@@ -132,11 +134,11 @@ class NetworkPolicy(eqx.Module):
     ) -> None:
         """A fresh policy.
 
-        observations: what it reads; a number stands for so many real inputs. actions: what it decides.
-        hidden: sizes of the hidden layers between features and outputs. activation: of these.
-        initial_log_std: log standard deviation of the first Gaussian, in half-widths of the box.
-        state_dependent_std, tanh_squash: for continuous actions only.
-        encoder: one of your own; None for the one of flat observations. key: for the weights.
+        observations: the observation space; an integer n is short for n real numbers. actions: the action space.
+        hidden: sizes of the hidden layers between features and outputs. activation: of the hidden layers.
+        initial_log_std: initial log standard deviation of a Gaussian; the unit of σ is the half-width of the box.
+        state_dependent_std, tanh_squash: as in `GaussianStyle`; for continuous actions only.
+        encoder: your own; None for `FlatEncoder`. key: for the weights.
 
         Raises UnsupportedSpace for observations that are not flat without an encoder, for `tanh_squash` in a box
         without bounds, and for either option with discrete actions.
@@ -146,7 +148,7 @@ class NetworkPolicy(eqx.Module):
         self.observations = _spec(observations)
         self.encoder = FlatEncoder.of(self.observations) if encoder is None else encoder
         sizes = [self.encoder.num_features, *hidden, outputs]
-        # ×0.01 at the head: the first policy is close to uniform, so no action is preferred by accident.
+        # Gain 0.01 of the last layer: the initial policy hardly depends on the random weights.
         self.network = MLP(sizes, activation=activation, output_gain=0.01, key=key)
         free = actions.num_log_std
         self.log_std = jnp.full(free, initial_log_std, float) if free else None
@@ -156,15 +158,19 @@ class NetworkPolicy(eqx.Module):
         return self.actions.distribution(self.network(self.encoder(obs)), self.log_std, self.style)
 
     def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> NetworkPolicy:
-        """The same policy with a batch of observations taken into its statistics; rows of weight 0 are left out."""
+        """The same policy with its encoder's statistics updated by a batch.
+
+        obs: rows. weight: of every row; rows of weight 0 are left out.
+        """
         return eqx.tree_at(lambda policy: policy.encoder, self, self.encoder.observe(obs, weight))
 
 
 class Critic(eqx.Module):
     """State value V(s) of the policy being improved.
 
-    The network works in units of the value targets' running mean and standard deviation, so that one learning rate
-    fits rewards of any scale; rescaling leaves the function as it was (PopArt, van Hasselt et al. 2016).
+    The network's output is relative to the running mean and standard deviation of the value targets, so that one
+    learning rate fits rewards of any scale. Updating these statistics leaves V(s) unchanged (PopArt, van Hasselt
+    et al. 2016).
     """
 
     encoder: Encoder
@@ -182,9 +188,11 @@ class Critic(eqx.Module):
     ) -> None:
         """A fresh critic.
 
-        observations: what it reads; a number stands for so many real inputs. hidden, activation: of the layers
-        between features and value. encoder: one of your own; None for the one of flat observations. key: for the
-        weights. Raises UnsupportedSpace for observations that are not flat without an encoder.
+        observations: the observation space; an integer n is short for n real numbers. hidden: sizes of the hidden
+        layers between features and value. activation: of the hidden layers. encoder: your own; None for `FlatEncoder`.
+        key: for the weights.
+
+        Raises UnsupportedSpace if the observations are not one-dimensional and there is no encoder.
         """
         self.encoder = FlatEncoder.of(_spec(observations)) if encoder is None else encoder
         sizes = [self.encoder.num_features, *hidden, 1]
@@ -195,16 +203,22 @@ class Critic(eqx.Module):
         return self.scaled(self.encoder.inputs(obs)) * self.target.scale + self.target.mean
 
     def scaled(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The value in units of the targets, from what `encoder.inputs` has made of observations."""
+        """The value in units of the targets: before it is multiplied by `target.scale` and shifted.
+
+        inputs: returned by `encoder.inputs`.
+        """
         return self.network(self.encoder.features(inputs))[..., 0]
 
     def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Critic:
-        """The same critic with a batch of observations taken into its statistics; rows of weight 0 are left out."""
+        """The same critic with its encoder's statistics updated by a batch.
+
+        obs: rows. weight: of every row; rows of weight 0 are left out.
+        """
         return eqx.tree_at(lambda critic: critic.encoder, self, self.encoder.observe(obs, weight))
 
 
 class FunctionEncoder(Encoder):
-    """A critic of one's own, a pytree that maps one observation to a number, as an encoder with a single feature."""
+    """A custom critic, a pytree that maps one observation to a number, as an encoder with a single feature."""
 
     function: Callable[[Array], Array]
 
@@ -217,10 +231,12 @@ class FunctionEncoder(Encoder):
 
 
 def as_critic(critic: Any) -> Critic:
-    """A critic, or any pytree that maps one observation to a number made one.
+    """A `Critic` made of any pytree that maps one observation to a number.
 
-    Its value is scaled and shifted by two numbers of klimb's, which follow the targets' running mean and standard
-    deviation and are trained with it.
+    Its value is scaled and shifted by two numbers, which follow the targets' running mean and standard deviation and
+    are trained together with it.
+
+    critic: the pytree, or a `Critic`, which is returned as it is.
     """
     if isinstance(critic, Critic):
         return critic
@@ -229,7 +245,10 @@ def as_critic(critic: Any) -> Critic:
 
 
 def state_values(critic: Critic, obs: Float[Array, "T N *obs"]) -> Float[Array, "T N"]:
-    """V of a rollout's observations. The critic is called with one observation at a time, under vmap."""
+    """V(s) of a rollout's observations.
+
+    critic: called with one observation at a time, under vmap. obs: of every step and environment.
+    """
     return jax.vmap(jax.vmap(critic))(obs)
 
 

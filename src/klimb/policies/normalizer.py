@@ -1,4 +1,4 @@
-"""Running mean and variance of observations, kept inside the policy so that they are saved with it."""
+"""Running mean and variance of observations, kept in the policy so that they are saved with it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 VARIANCE_FLOOR = 1e-8
-"""Keeps a constant coordinate from becoming rounding noise."""
+"""Minimum variance: dividing a constant coordinate by a smaller one would amplify rounding noise."""
 
 
 class Normalizer(eqx.Module):
-    """(x − mean) / std, clipped to ±`clip`. The statistics are data, not parameters: no gradient moves them.
+    """(x − mean) / std, clipped to ±`clip`. The statistics are data, not trainable parameters.
 
-    Frozen while a batch is collected and learned from; `update` makes the next iteration's statistics, so the
-    ratio π_θ/π_old recomputed on a batch is 1 at the old parameters.
+    They are frozen while a batch is collected and learned from, so that the ratio π_θ/π_old on a batch is 1 at the
+    old parameters. `update` makes the statistics of the next iteration.
     """
 
     mean: Float[Array, " *obs"]
@@ -24,7 +24,10 @@ class Normalizer(eqx.Module):
 
     @classmethod
     def identity(cls, shape: tuple[int, ...]) -> Normalizer:
-        """Statistics that change nothing but the clipping, with no observation counted."""
+        """Mean 0 and variance 1, with no observation counted.
+
+        shape: of one observation.
+        """
         return cls(mean=jnp.zeros(shape), variance=jnp.ones(shape), count=jnp.zeros(()))
 
     def __call__(self, obs: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
@@ -32,13 +35,14 @@ class Normalizer(eqx.Module):
 
     @property
     def scale(self) -> Float[Array, " *obs"]:
-        """The standard deviation, with a floor that keeps a constant coordinate from becoming rounding noise."""
+        """The standard deviation, at least √VARIANCE_FLOOR."""
         return jnp.sqrt(jnp.maximum(self.variance, VARIANCE_FLOOR))
 
     def update(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Normalizer:
-        """Merge a batch (Chan et al. 1979, parallel variance). Rows of weight 0 and non-finite rows are left out.
+        """Merge a batch (Chan et al. 1979, parallel variance). A batch whose variance overflows is left out.
 
-        obs: rows. weight: whether they count. A batch whose variance overflows is left out whole.
+        obs: rows; non-finite ones are left out. weight: of every row; rows of weight 0 are left out, all others count
+        equally.
         """
         rows = (weight > 0) & jnp.all(jnp.isfinite(obs), axis=tuple(range(1, obs.ndim)))
         row = jnp.reshape(rows, rows.shape + (1,) * (obs.ndim - 1))
@@ -50,7 +54,7 @@ class Normalizer(eqx.Module):
         fraction = n / jnp.maximum(total, 1)
         delta = mean - self.mean
         merged = self.variance + fraction * (variance - self.variance + (1 - fraction) * jnp.square(delta))
-        # Numbers that are finite can have squares that are not.
+        # Squares of finite numbers can overflow.
         usable = jnp.all(jnp.isfinite(merged) & jnp.isfinite(delta))
         return Normalizer(
             mean=jnp.where(usable, self.mean + fraction * delta, self.mean),

@@ -1,4 +1,4 @@
-"""What an observation space means to klimb. Imports no JAX: worker processes start with it."""
+"""Kinds of observation spaces. Imports no JAX, because worker processes import it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class ObservationSpec(abc.ABC):
     """One kind of observation space. Rows of rollouts hold observations as arrays of one shape and dtype."""
 
     kind: ClassVar[str]
-    """Its name in files."""
+    """The kind's name in files."""
     dtype: ClassVar[type[np.generic]] = np.float32
-    """Of observations in arrays."""
+    """The dtype of observations in arrays."""
     is_scaled: ClassVar[bool] = True
     """Whether networks scale observations by their running mean and standard deviation."""
 
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one observation in arrays."""
+        """The shape of one observation in arrays."""
 
     @abc.abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -36,11 +36,14 @@ class ObservationSpec(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_json(cls, fields: dict[str, Any]) -> ObservationSpec:
-        """The inverse of `to_json`. ValueError, which says what is wrong, for anything else."""
+        """The inverse of `to_json`.
+
+        fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
+        """
 
     @property
     def size(self) -> int:
-        """Numbers in one observation."""
+        """The number of elements of one observation."""
         return int(np.prod(self.shape))
 
 
@@ -73,7 +76,7 @@ class BoxObservations(ObservationSpec):
 
 @dataclass(frozen=True)
 class OneHotObservations(ObservationSpec):
-    """Numbers 0 … n−1 as rows of n zeros with a single one: scaling would only blur them."""
+    """Integers 0 … n−1 as one-hot vectors of length n. Networks do not rescale them."""
 
     n: int
 
@@ -99,10 +102,10 @@ KINDS: tuple[type[ObservationSpec], ...] = (BoxObservations, OneHotObservations)
 
 
 def observation_spec(space: gymnasium.spaces.Space, *, one_hot: bool = False) -> ObservationSpec:
-    """What a Gymnasium observation space means to klimb.
+    """The spec of a Gymnasium observation space.
 
-    space: of the rows that collectors see. one_hot: whether a box holds one-hot rows of a discrete observation.
-    Raises UnsupportedSpace when it is of no kind that klimb has.
+    space: of the observations that collectors get. one_hot: whether a box holds one-hot vectors of a discrete space.
+    Raises UnsupportedSpace if no kind of klimb's supports it.
     """
     if isinstance(space, gymnasium.spaces.Box) and space.shape and 0 not in space.shape:
         return OneHotObservations(space.shape[0]) if one_hot else BoxObservations(space.shape)
@@ -113,7 +116,10 @@ def observation_spec(space: gymnasium.spaces.Space, *, one_hot: bool = False) ->
 
 
 def observations_from_json(fields: Any) -> ObservationSpec:
-    """The inverse of `ObservationSpec.to_json`. ValueError, which says what is wrong, for anything else."""
+    """The inverse of `ObservationSpec.to_json`.
+
+    fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
+    """
     if isinstance(fields, dict):
         for kind in KINDS:
             if kind.kind == fields.get("kind"):

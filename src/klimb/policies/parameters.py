@@ -1,4 +1,4 @@
-"""A policy's trainable arrays as one vector, and the way back."""
+"""A policy's trainable arrays as one vector θ, and the inverse."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from klimb.policies.normalizer import Normalizer
 
 
 class Flat(NamedTuple):
-    """A policy's trainable arrays as one vector θ of P numbers, and the way back.
+    """A policy's trainable arrays as one vector θ of P numbers, and the function θ ↦ policy.
 
-    One vector makes an optimiser step one fused operation, whatever the number of layers. The order is
-    `jax.flatten_util.ravel_pytree`'s.
+    With one vector an optimiser step is one fused operation, whatever the number of layers. The order is that of
+    `jax.flatten_util.ravel_pytree`.
     """
 
     theta: Float[Array, " P"]
@@ -25,9 +25,9 @@ class Flat(NamedTuple):
 
 
 def flatten(policy: PyTree) -> Flat:
-    """θ and the function θ → policy; whatever is not trainable is carried along unchanged.
+    """θ and the function θ ↦ policy; what is not trainable stays unchanged.
 
-    policy: any pytree, a critic's too; its inexact arrays are trainable, except a normaliser's statistics.
+    policy: any pytree, also a critic; its inexact arrays are trainable, except a normaliser's statistics.
     """
     trainable, fixed = eqx.partition(policy, trainable_filter(policy))
     theta, unravel = ravel_pytree(trainable)
@@ -35,9 +35,9 @@ def flatten(policy: PyTree) -> Flat:
 
 
 def trainable_filter(policy: PyTree) -> PyTree:
-    """True for every leaf that gradients move: inexact arrays, except a normaliser's running statistics.
+    """True for every trainable leaf: inexact arrays, except a normaliser's running statistics.
 
-    policy: any pytree; the result has its structure, with a bool in place of every leaf.
+    policy: any pytree; the result has the same structure with a bool for every leaf.
     """
 
     def mark(node: Any) -> PyTree:

@@ -1,4 +1,4 @@
-"""What a policy is, and the one way in which distributions are computed from observations."""
+"""The protocol of a policy, and the function that computes all distributions from observations."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from klimb.policies.distributions import Distribution
 
 @runtime_checkable
 class Policy(Protocol):
-    """A pytree that is called with one observation and answers with a distribution over actions.
+    """A pytree that is called with one observation and returns a distribution over actions.
 
-    Its arrays are its parameters; whatever else it holds is part of its structure. A user's own network is a policy by
-    being a callable pytree.
+    Its inexact arrays, except a normaliser's statistics, are its parameters. Any callable pytree with this signature
+    is a policy.
     """
 
     def __call__(self, obs: Array) -> Distribution:
-        """π(·|s) for one observation `[*obs]`."""
+        """π(·|s) for one observation `[*obs]`.
+
+        obs: the observation.
+        """
         ...
 
 
 @runtime_checkable
 class Observing(Protocol):
-    """A policy or critic that keeps statistics of what it observes."""
+    """A policy or critic that keeps running statistics of its observations."""
 
     def observe(self, obs: Array, weight: Array) -> Any:
-        """The same with a batch of observations `[B, *obs]` taken in; rows of weight 0 are left out."""
+        """The same policy or critic with its statistics updated by a batch.
+
+        obs: `[B, *obs]`. weight: `[B]`; rows of weight 0 are left out.
+        """
         ...
 
 
 def observe(network: Any, obs: Array, weight: Array) -> Any:
-    """The same policy or critic with a batch of observations taken into its statistics, where it keeps any.
+    """The same policy or critic with its statistics, if it keeps any, updated by a batch of observations.
 
     network: a policy or critic. obs: `[B, *obs]`. weight: `[B]`; rows of weight 0 are left out.
     """
@@ -45,7 +51,7 @@ def action_distribution(policy: Policy, obs: Array, *, axes: int = 1) -> Distrib
 
     policy: a callable pytree.
     obs: observations with `axes` leading axes: `[B, *obs]`, or `[T, N, *obs]` with `axes=2`.
-    axes: how many leading axes there are; 0 for a single observation.
+    axes: number of leading axes; 0 for a single observation.
 
     Returns distributions with the same leading axes.
     """

@@ -1,4 +1,4 @@
-"""How far promises are to be trusted: a line through (promised, brought), and how many agree within their errors."""
+"""How well predicted improvements match the realised ones: a fitted line, and the share within two standard errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ Pairs = Float[np.ndarray, " pairs"]
 
 @dataclass(frozen=True)
 class Calibration:
-    """realised ≈ intercept + slope · predicted. A slope of 1 through 0: promises are kept."""
+    """realised ≈ intercept + slope · predicted. Slope 1 and intercept 0: predictions are right on average.
+
+    slope_se: standard error of the slope.
+    """
 
     slope: float
     slope_se: float
@@ -21,14 +24,16 @@ class Calibration:
 
 
 def calibrate(predicted: Pairs, predicted_se: Pairs, realised: Pairs, realised_se: Pairs) -> Calibration | None:
-    """Weighted least squares, w = 1/(predicted_se² + realised_se²); None for fewer than 3 pairs or equal promises.
+    """Weighted least squares, w = 1/(predicted_se² + realised_se²); None for fewer than 3 pairs or equal predictions.
 
-    The error of the slope follows from the scatter about the line, √(Σ w r² / ((n − 2) Σ w (x − x̄)²)), so that it
-    holds for equal weights too. A promise's own error flattens the line: a slope below 1 is in part that.
+    predicted, realised: improvements, one pair per step. predicted_se, realised_se: their standard errors; NaN where
+    unknown.
+    The standard error of the slope follows from the residuals, √(Σ w r² / ((n − 2) Σ w (x − x̄)²)), so it is right for
+    equal weights too. Errors of the predictions bias the slope towards 0.
     """
     if len(predicted) < 3:
         return None
-    with np.errstate(all="ignore"):  # what is out of range ends as a line that is not finite, which is none
+    with np.errstate(all="ignore"):  # overflow ends in a line that is not finite, for which None is returned
         weight = _weights(predicted_se, realised_se)
         x_mean, y_mean = np.average(predicted, weights=weight), np.average(realised, weights=weight)
         x, y = predicted - x_mean, realised - y_mean
@@ -42,7 +47,7 @@ def calibrate(predicted: Pairs, predicted_se: Pairs, realised: Pairs, realised_s
 
 
 def _weights(predicted_se: Pairs, realised_se: Pairs) -> Pairs:
-    """Mean 1. A pair without both errors weighs as much as the median of the others; all the same if none has both."""
+    """Weights of mean 1. A pair that lacks an error gets the median weight; all are equal if every pair lacks one."""
     weight = np.where((predicted_se > 0) & (realised_se > 0), 1 / (predicted_se**2 + realised_se**2), np.nan)
     known = np.isfinite(weight)
     if not known.any():
@@ -52,7 +57,10 @@ def _weights(predicted_se: Pairs, realised_se: Pairs) -> Pairs:
 
 
 def share_within(predicted: Pairs, predicted_se: Pairs, realised: Pairs, realised_se: Pairs) -> float | None:
-    """Share of pairs that differ by at most 2 combined standard errors; None where no pair has both errors."""
+    """Share of pairs that differ by at most 2 combined standard errors; None where no pair has both errors.
+
+    predicted, predicted_se, realised, realised_se: as for `calibrate`.
+    """
     known = np.isfinite(predicted_se) & np.isfinite(realised_se)
     if not known.any():
         return None

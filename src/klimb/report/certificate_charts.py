@@ -1,4 +1,4 @@
-"""The charts of the step certificate: how far each step went, what it promised and brought, what was guaranteed."""
+"""The charts of the step certificate: each step's length, its predicted, realised and guaranteed improvement."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 from klimb.improve.divergences import total_variation_bound
 from klimb.report.averages import Column
 from klimb.report.calibration import calibrate, share_within
-from klimb.report.data import RunData, Spec, improvement_pairs, of_the_step, rejection_counts
+from klimb.report.data import RunData, Spec, aligned_to_step, improvement_pairs, rejection_counts
 from klimb.report.lines import json_number, json_numbers, line_chart, line_with_spread, mean_line
-from klimb.report.text import format_number, reason, si, with_error
+from klimb.report.text import format_number, reason, sentence, si, with_error
 
 MAX_DOTS = 1500
 
 
 def certificate_charts(run: RunData) -> list[Spec]:
+    """All charts of the step certificate for which a run has the metrics."""
     return [
         *kl_chart(run),
         *improvement_chart(run),
@@ -29,7 +30,7 @@ def certificate_charts(run: RunData) -> list[Spec]:
 
 
 def kl_chart(run: RunData) -> list[Spec]:
-    """KL in both directions, the constrained one first, against its limit; every rejected step is marked."""
+    """The KL in both directions, with the limit on the constrained one; rejected steps are marked."""
     names = {"old_new": ("kl_old_new", "KL(old‖new)"), "new_old": ("kl_new_old", "KL(new‖old)")}
     limit, enforced, constrained = run.traits.kl
     other = "old_new" if constrained == "new_old" else "new_old"
@@ -45,11 +46,11 @@ def kl_chart(run: RunData) -> list[Spec]:
         return []
     about = "How far each accepted step moved the policy: mean over states, in nats."
     if limit is not None:
-        word = "limit" if enforced else "target"
-        about += " A step beyond the limit is not taken." if enforced else " The target is aimed at, not enforced."
-        levels = [{"value": limit, "label": f"{word}{', enforced' if enforced else ''}: {format_number(limit)}"}]
+        kind = "limit" if enforced else "target"
+        about += " A step beyond the limit is rejected." if enforced else " The target is not enforced."
+        levels = [{"value": limit, "label": f"{kind}{', enforced' if enforced else ''}: {format_number(limit)}"}]
         if run.has(main) and limit > 0:
-            readout.append(("used on average", f"{np.nanmean(run.of_accepted(main)) / limit:.0%} of the {word}"))
+            readout.append(("used on average", f"{np.nanmean(run.of_accepted(main)) / limit:.0%} of the {kind}"))
     readout += _standard_error(run, main)
     layers += _rejection_marks(run)
     return [
@@ -58,9 +59,9 @@ def kl_chart(run: RunData) -> list[Spec]:
 
 
 def _worst_states(run: RunData, colors: dict[str, int]) -> list[Spec]:
-    """The largest KL over states, in each direction that has one; older records have only the constrained one."""
-    each = {"kl_old_new": "worst state, old‖new", "kl_new_old": "worst state, new‖old"}
-    lines = [(f"{name}_max", each[name], color) for name, color in colors.items() if run.has(f"{name}_max")]
+    """The largest KL over states, in both directions; older records have only the constrained one."""
+    labels = {"kl_old_new": "worst state, old‖new", "kl_new_old": "worst state, new‖old"}
+    lines = [(f"{name}_max", labels[name], color) for name, color in colors.items() if run.has(f"{name}_max")]
     if not lines and run.has("kl_max"):
         lines = [("kl_max", "worst state", 4)]
     return [
@@ -69,7 +70,7 @@ def _worst_states(run: RunData, colors: dict[str, int]) -> list[Spec]:
 
 
 def _standard_error(run: RunData, name: str) -> list[tuple[str, str]]:
-    """How exact the mean over states is, as a readout: the median over steps of its relative standard error."""
+    """The relative standard error of the mean over states, its median over steps, as a readout."""
     if not (run.has(name) and run.has(f"{name}_se")):
         return []
     mean, error = run.of_accepted(name), run.of_accepted(f"{name}_se")
@@ -80,7 +81,7 @@ def _standard_error(run: RunData, name: str) -> list[tuple[str, str]]:
 
 
 def _rejection_marks(run: RunData) -> list[Spec]:
-    """Rejected steps by reason: [point, how many]. None is lost to averaging: the counts add up to all of them."""
+    """Rejected steps by reason: [point, count]. The counts of all points add up to the number of rejected steps."""
     bucket = np.repeat(np.arange(len(run.edges) - 1), np.diff(run.edges))
     marks = []
     for color, (name, total) in enumerate(rejection_counts(run)):
@@ -92,7 +93,7 @@ def _rejection_marks(run: RunData) -> list[Spec]:
 
 
 def improvement_chart(run: RunData) -> list[Spec]:
-    """Predicted against realised improvement of accepted steps, with what the whole cloud says."""
+    """Predicted against realised improvement of accepted steps, with a fitted line and its numbers."""
     pairs = improvement_pairs(run)
     total = len(pairs["predicted"])
     if total == 0:
@@ -104,15 +105,15 @@ def improvement_chart(run: RunData) -> list[Spec]:
     measured = [pairs[name] for name in ("predicted", "predicted_se", "realised", "realised_se")]
     line, within = calibrate(*measured), share_within(*measured)
     about = (
-        "One dot a step: what its surrogate promised, and what the next batch measured under the same critic. "
-        "On the dashed line the promise was kept exactly"
+        "One dot per step: the improvement that its surrogate predicted, and the one measured on the next batch under "
+        "the same critic. On the dashed line both are equal"
     )
     about += "; the solid one is fitted, each step weighted by its errors." if line is not None else "."
     if len(shown) < total:
         about += f" {len(shown):,} of {total:,} steps are drawn; the numbers are of all."
     chart: Spec = {
         "kind": "scatter",
-        "title": "Promised and kept",
+        "title": "Predicted and realised improvement",
         "about": about,
         "points": points,
         "groups": ["first quarter", "second", "third", "last quarter of training"],
@@ -127,7 +128,7 @@ def improvement_chart(run: RunData) -> list[Spec]:
             "intercept": json_number(line.intercept),
             "span": json_numbers(np.array([pairs["predicted"].min(), pairs["predicted"].max()])),
         }
-        readout.append(("slope", f"{with_error(line.slope, line.slope_se)} kept of each unit promised"))
+        readout.append(("slope", f"{with_error(line.slope, line.slope_se)} realised per unit predicted"))
     if within is not None:
         readout.append(("within 2 standard errors", f"{within:.0%}"))
     return [{**chart, "readout": readout + _improvement_readout(pairs["predicted"], pairs["realised"])}]
@@ -140,16 +141,16 @@ def _improvement_readout(predicted: np.ndarray, realised: np.ndarray) -> list[tu
     readout.append(("improved", f"{np.mean(realised > 0):.0%} of {len(realised):,} steps"))
     if np.sum(predicted) > 0:
         readout.append(
-            ("kept in total", f"{np.sum(realised) / np.sum(predicted):.0%} of the promise".replace("-", "−"))
+            ("realised in total", f"{np.sum(realised) / np.sum(predicted):.0%} of the prediction".replace("-", "−"))
         )
     return readout
 
 
 def total_variation_chart(run: RunData) -> list[Spec]:
-    """Total variation, mean and worst, each under the bound its KL implies.
+    """The total variation, mean and worst state, each with the upper bound that the KL implies.
 
     TV is symmetric, so both directions of KL bound it; the bound is concave, so the mean TV is below the bound
-    of the mean KL. What was recorded is tighter: the mean over states of each state's own bound.
+    of the mean KL. The recorded bound is tighter: the mean over states of each state's own bound.
     """
     layers = []
     if run.has("tv_max"):
@@ -159,19 +160,19 @@ def total_variation_chart(run: RunData) -> list[Spec]:
         layers += line_with_spread(run, run.of_accepted("tv"), "mean over states")
         layers += _bound_line(run, "tv_bound", ["kl_old_new", "kl_new_old"], "bound, mean", 1)
     if layers and run.has("state_mismatch_bound"):
-        label = "bound on the shift of states visited"
-        shift = run.of_accepted("state_mismatch_bound")
-        layers.append(mean_line(run, shift, label, 4, dash=True, width=1.25, hidden=True))
+        label = "bound on the change of the state distribution"
+        mismatch = run.of_accepted("state_mismatch_bound")
+        layers.append(mean_line(run, mismatch, label, 4, dash=True, width=1.25, hidden=True))
     about = (
-        "The most that one step changed the probability of any set of actions. "
-        "Dashed: the bound that the KL implies (Pinsker or Bretagnolle–Huber, whichever is lower)."
+        "The largest change that one step made to the probability of any set of actions. "
+        "Dashed: the upper bound implied by the KL (Pinsker or Bretagnolle–Huber, whichever is lower)."
     )
     readout = _standard_error(run, "tv")
     return [line_chart("Total variation", about, layers, include=[0], log="auto", readout=readout)] if layers else []
 
 
 def _bound_line(run: RunData, recorded: str, kl: list[str], label: str, color: int) -> list[Spec]:
-    """A bound on the total variation: as recorded, or from the KL where a record lacks it."""
+    """A bound on the total variation: as recorded, or computed from the KL where it was not recorded."""
     directions = [name for name in kl if run.has(name)]
     bounds = [run.of_accepted(recorded)] if run.has(recorded) else []
     bounds += [tv_bound(run, *directions)] if directions else []
@@ -182,25 +183,25 @@ def _bound_line(run: RunData, recorded: str, kl: list[str], label: str, color: i
 
 
 def tv_bound(run: RunData, *names: str) -> Column:
-    """The least of the bounds that these KLs put on the total variation, per iteration and seed."""
+    """The lowest bound on the total variation that the KLs `names` of a run imply, per iteration and seed."""
     kl = np.fmin.reduce([run.of_accepted(name) for name in names])
     return np.asarray(total_variation_bound(jnp.asarray(kl)), dtype=float)
 
 
 def effective_sample_chart(run: RunData) -> list[Spec]:
-    """How much of the batch still speaks for the new policy."""
-    about = "Share of the batch left once its rows are weighted by new/old probability. 1 is an unmoved policy."
+    """The effective sample size of the batch under the new policy."""
     if not run.has("ess"):
         return []
-    layers = line_with_spread(run, run.of_accepted("ess"), "effective sample size")
-    return [line_chart("Effective sample size", about, layers, include=[1])]
+    title, meaning = run.metric("ess")
+    layers = line_with_spread(run, run.of_accepted("ess"), title.lower())
+    return [line_chart(title, sentence(meaning), layers, include=[1])]
 
 
 def guarantee_chart(run: RunData) -> list[Spec]:
-    """What each accepted step promised, brought, and was sure to bring, on an axis that shows all orders."""
+    """Predicted, realised and guaranteed improvement of each accepted step, on a symmetric logarithmic axis."""
     if not (run.has("guaranteed_improvement") and run.accepted.any()):
         return []
-    guaranteed, realised = run.of_accepted("guaranteed_improvement"), of_the_step(run, "realised_improvement")
+    guaranteed, realised = run.of_accepted("guaranteed_improvement"), aligned_to_step(run, "realised_improvement")
     columns = [(realised, "realised", 1, 1.25)]
     if run.has("predicted_improvement"):
         columns.append((run.of_accepted("predicted_improvement"), "predicted", 2, 1.75))
@@ -208,35 +209,33 @@ def guarantee_chart(run: RunData) -> list[Spec]:
     layers = [
         mean_line(run, x, label, color, width=width) for x, label, color, width in columns if np.isfinite(x).any()
     ]
-    real = np.abs(np.concatenate([x[np.isfinite(x)] for x, *_ in columns[:-1]]))
-    real = real[real > 0] if (real > 0).any() else np.abs(guaranteed[np.isfinite(guaranteed) & (guaranteed != 0)])
-    scale = 10.0 ** math.floor(math.log10(np.quantile(real, 0.9))) if len(real) else 1.0
+    sizes = np.abs(np.concatenate([x[np.isfinite(x)] for x, *_ in columns[:-1]]))
+    sizes = sizes[sizes > 0] if (sizes > 0).any() else np.abs(guaranteed[np.isfinite(guaranteed) & (guaranteed != 0)])
+    scale = 10.0 ** math.floor(math.log10(np.quantile(sizes, 0.9))) if len(sizes) else 1.0
     about = (
-        "What each accepted step promised and brought, and the least it was sure to bring, the batch taken as exact. "
-        f"Linear up to ±{format_number(scale)}, logarithmic beyond."
+        "Predicted and realised improvement of each accepted step, and the guaranteed lower bound, which takes the "
+        f"batch as exact. Linear up to ±{format_number(scale)}, logarithmic beyond."
     )
     readout = [("guaranteed, median", format_number(np.nanmedian(guaranteed), 3))]
     if np.isfinite(realised).any():
         readout.append(("realised, median", format_number(np.nanmedian(realised), 3)))
     options = {"include": [0], "log": "always", "symlog": scale, "unit": "reward per step", "height": 260}
-    return [line_chart("Guarantee and reality", about, layers, readout=readout, **options)]
+    return [line_chart("Guaranteed and realised improvement", about, layers, readout=readout, **options)]
 
 
 def excess_chart(run: RunData) -> list[Spec]:
-    """How many times longer each accepted step is than the longest with a guarantee."""
+    """The length of each accepted step relative to the longest step whose improvement is guaranteed."""
     if not (run.has("step_excess") and run.accepted.any()):
         return []
     excess = run.of_accepted("step_excess")
     known = excess[np.isfinite(excess)]
-    about = (
-        "How many times longer each accepted step is than the longest whose improvement is guaranteed. "
-        "Steps that learn in reasonable time go far beyond."
-    )
+    title, meaning = run.metric("step_excess")
+    about = f"{sentence(meaning)} Steps that learn in reasonable time are far longer."
     readout = [
         ("median step", f"{si(np.median(known))} times"),
         ("guaranteed", f"{np.sum(known <= 1):,} of {len(known):,} steps"),
     ]
-    layers = line_with_spread(run, excess, "beyond the guarantee")
+    layers = line_with_spread(run, excess, title.lower())
     levels = [{"value": 1, "label": "guaranteed"}]
     options = {"levels": levels, "readout": readout, "log": "always", "unit": "times"}
-    return [line_chart("Beyond the guarantee", about, layers, **options)]
+    return [line_chart(title, about, layers, **options)]

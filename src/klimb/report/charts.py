@@ -1,4 +1,4 @@
-"""The charts of the page but the certificate's, as specifications that `assets/charts.js` draws."""
+"""All charts of the page except those of the step certificate, as specifications that `assets/charts.js` draws."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ MAX_STRIPS = 16
 
 
 def likelihood_chart(run: RunData) -> Spec:
-    """What cloning climbs, and what it is judged by."""
-    about = "Mean log-likelihood of the demonstrator’s actions under the policy returned, in nats a row."
+    """Behaviour cloning's objective, on the episodes trained on and on those held out."""
+    about = "Mean log-likelihood of the demonstrator’s actions under the policy returned, in nats per row."
     layers = []
     if run.has("held_out_log_likelihood"):
         layers = line_with_spread(run, run.columns["held_out_log_likelihood"], "episodes held out", width=2.25)
@@ -26,7 +26,7 @@ def likelihood_chart(run: RunData) -> Spec:
 
 
 def return_chart(run: RunData) -> Spec:
-    """Learning curve against environment steps, with each seed's own line on request."""
+    """The learning curve over environment steps, with a line per seed that the legend switches on."""
     about = "Mean undiscounted return of the episodes that ended in each iteration."
     if not run.has("episode_return"):
         return line_chart("Episode return", f"{about} No episode has ended in this run.", [], wide=True)
@@ -54,22 +54,22 @@ def return_chart(run: RunData) -> Spec:
 
 
 def evaluation_chart(run: RunData) -> list[Spec]:
-    """The returns of the final evaluation: a strip a seed, or a histogram for one seed or very many."""
+    """The returns of the final evaluation: a strip per seed, or a histogram for one seed or for many."""
     seeds = [seed for seed in run.evaluation.seeds if len(seed.returns)] if run.evaluation else []
     if run.evaluation is None or not seeds:
         return []
-    everything = np.concatenate([seed.returns for seed in seeds])
-    how = "the most likely action at every step" if run.evaluation.deterministic else "sampled actions"
-    about = f"Returns of {len(everything):,} whole episodes after training, with {how}."
+    returns = np.concatenate([seed.returns for seed in seeds])
+    actions = "the most likely action at every step" if run.evaluation.deterministic else "sampled actions"
+    about = f"Returns of {len(returns):,} whole episodes after training, with {actions}."
     if 1 < len(seeds) <= MAX_STRIPS:
         chart: Spec = {"kind": "strips", "rows": [_strip(seed) for seed in seeds]}
     else:
-        chart = {"kind": "histogram", "height": 190, "yLabel": "episodes", **_bars(everything)}
+        chart = {"kind": "histogram", "height": 190, "yLabel": "episodes", **_bars(returns)}
     return [{"title": "Final evaluation", "about": about, "wide": True, "xLabel": "episode return", **chart}]
 
 
 def _bars(returns: np.ndarray) -> Spec:
-    """A histogram; one bar when all returns are the same, as in a task that is solved."""
+    """A histogram; one bar when all returns are equal, as in a solved task."""
     low, high = float(returns.min()), float(returns.max())
     if high - low <= 1e-6 * abs(high):
         counts, bounds = np.array([len(returns)]), np.array([low - 0.5, high + 0.5])
@@ -79,42 +79,24 @@ def _bars(returns: np.ndarray) -> Spec:
 
 
 def _strip(seed: SeedReturns) -> Spec:
-    """One seed's returns, at most 200 of them: evenly spaced quantiles say the same."""
+    """One seed's returns; of more than 200, evenly spaced quantiles."""
     shown = np.quantile(seed.returns, np.linspace(0, 1, min(len(seed.returns), 200)))
     mean = json_number(float(seed.returns.mean()))
     return {"label": f"seed {seed.seed}", "mean": mean, "values": json_numbers(shown)}
 
 
 def health_charts(run: RunData) -> list[Spec]:
-    """Whether the policy still explores, what the critic knows, and how fast all of it goes."""
-    entropy = "Mean entropy of the policy, in nats: how much it still explores."
-    explained = (
-        "What the critic knew of the value targets before it saw them. 1 is everything, 0 no more than their "
-        "mean. Triangles: below −1."
-    )
-    loss = "Mean squared error of the critic after its fit, in units of the targets’ variance."
-    rows = "Rows of demonstrations" if run.offline else "Environment steps"
-    speed = f"{rows} per second, all seeds together. Compilation slows the first iterations."
+    """Exploration, the critic, and speed."""
+    rows = "A step is a row of demonstrations. " if run.offline else ""
     return [
-        *metric_chart(run, "entropy", "Entropy", entropy),
-        *metric_chart(run, "explained_variance", "Explained variance", explained, include=[0, 1], floor=-1),
-        *metric_chart(run, "value_loss", "Value loss", loss, log="auto"),
-        *metric_chart(run, "steps_per_second", "Speed", speed, include=[0]),
+        *metric_chart(run, "entropy"),
+        *metric_chart(run, "explained_variance", "Triangles: below −1.", include=[0, 1], floor=-1),
+        *metric_chart(run, "value_loss", log="auto"),
+        *metric_chart(run, "steps_per_second", f"{rows}Compilation slows the first iterations.", include=[0]),
     ]
 
 
-_OWN = {
-    "backtracks": ("Backtracks", "Times the line search shortened the step."),
-    "cg_iterations": ("Conjugate gradient steps", "Fisher-vector products in one solve."),
-    "cg_residual": ("Conjugate gradient residual", "What the solve left over, relative to the gradient."),
-    "step_size": ("Step size", "Factor on the natural direction; 0 when rejected."),
-    "clip_fraction": ("Clip fraction", "Rows whose ratio ended outside the clip range."),
-    "epochs_done": ("Epochs", "Passes over the batch before stopping."),
-    "grad_norm": ("Gradient norm", "Before it is limited."),
-    "surrogate_gain": ("Surrogate gain", "In the units of the batch's advantages."),
-    "episode_length": ("Episode length", "Mean steps of the episodes that ended."),
-    "episodes": ("Episodes", "How many ended in the iteration."),
-}
+_LAST = ("surrogate_gain", "episode_length", "episodes")
 _ELSEWHERE = {
     *STANDARD_ERRORS,
     *("kl_old_new", "kl_new_old", "kl_max", "kl_old_new_max", "kl_new_old_max"),
@@ -126,12 +108,10 @@ _ELSEWHERE = {
 
 
 def own_charts(run: RunData) -> list[Spec]:
-    """Every metric that has no chart above: the rule's own, and whatever else was recorded."""
-    order = [name for name in run.columns if name not in _OWN] + list(_OWN)
+    """Every metric without another chart: the rule's own, others that were recorded, and the common ones."""
+    order = dict.fromkeys([*run.traits.metrics, *(name for name in run.columns if name not in _LAST), *_LAST])
     charts = []
     for name in order:
-        if name in _ELSEWHERE or not run.has(name):
-            continue
-        title, about = _OWN.get(name, (name.replace("_", " ").strip().capitalize() or name, ""))
-        charts += metric_chart(run, name, title, about, height=150, log="auto", connect=name == "episode_length")
+        if name not in _ELSEWHERE:
+            charts += metric_chart(run, name, height=150, log="auto", connect=name == "episode_length")
     return charts

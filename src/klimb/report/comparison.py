@@ -15,15 +15,19 @@ from jaxtyping import Float
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError, RunError, one_line
 from klimb.report.data import RunData, Spec, read_run
+from klimb.report.text import setting
 
 MAX_LABEL = 200
-# What may differ between runs of one algorithm: which seeds they are, and how often they were saved.
+# Options that may differ between runs of one algorithm, because they do not change what is learned.
 NOT_THE_ALGORITHM = ("seed", "num_seeds", "certificate", "cores", "workers", "checkpoint_every", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
 class Seed:
-    """One training: its score, and its learning curve of n iterations (NaN where no episode ended)."""
+    """One seed of one run: its score, and its learning curve over n iterations (NaN where no episode ended).
+
+    run: the run's name. env_steps, wall_time: steps and seconds at the end of each iteration.
+    """
 
     seed: int
     run: str
@@ -35,7 +39,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Group:
-    """The seeds of one algorithm on one environment."""
+    """The seeds of one algorithm (`label`) on one environment."""
 
     environment: str
     label: str
@@ -43,12 +47,13 @@ class Group:
 
     @property
     def scores(self) -> Float[np.ndarray, " seeds"]:
+        """The score of every seed."""
         return np.array([seed.score for seed in self.seeds])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All groups in the order in which their runs were named, and which scores they are compared by."""
+    """All groups in the order in which their runs were named, and the kind of scores they are compared by."""
 
     groups: list[Group]
     evaluated: bool
@@ -57,13 +62,16 @@ class Comparison:
 
     @property
     def environments(self) -> list[str]:
+        """The names of all environments."""
         return list(dict.fromkeys(group.environment for group in self.groups))
 
     @property
     def labels(self) -> list[str]:
+        """The labels of all algorithms."""
         return list(dict.fromkeys(group.label for group in self.groups))
 
     def on(self, environment: str) -> list[Group]:
+        """The groups on one environment."""
         return [group for group in self.groups if group.environment == environment]
 
     def of(self, label: str) -> dict[str, Group]:
@@ -77,7 +85,10 @@ class Comparison:
 
 
 def read_comparison(paths: list[Path]) -> Comparison:
-    """Runs of equal configuration but for their seeds are pooled. ConfigError when they can't be compared."""
+    """The comparison of the runs in some directories. Runs whose configurations differ only in the seeds are pooled.
+
+    Raises RunError when a directory is not a run, ConfigError when the runs can't be compared.
+    """
     if not paths:
         raise ConfigError("klimb compare takes at least one run directory, not 0: klimb compare RUN RUN")
     for path in paths:
@@ -104,38 +115,38 @@ def default_threshold(environment: str) -> float | None:
 
 
 def _environment(run: RunData) -> str:
-    """The environment's name, on one line; two names of the same thing become one."""
-    written = one_line(run.config["env"])
-    prefix, _, name = written.partition(":")
-    same = prefix == "jax" or (prefix == "gymnasium" and name not in BUILT_IN)
-    return name if same else written
+    """The environment's name, on one line, without a prefix that `make` would add by itself."""
+    full_name = one_line(run.config["env"])
+    prefix, _, name = full_name.partition(":")
+    redundant = prefix == "jax" or (prefix == "gymnasium" and name not in BUILT_IN)
+    return name if redundant else full_name
 
 
 def _algorithms(runs: list[RunData]) -> list[Spec]:
-    """What makes each run's algorithm: its rule, and its options under their names.
+    """The settings that identify each run's algorithm: its rule and its options.
 
-    A budget that all runs on an environment share belongs to the environment, which may need more than another.
+    `env_steps` is left out where all runs on an environment share it: environments may need different budgets.
     """
     budgets: dict[str, set[int]] = {}
     for run in runs:
         budgets.setdefault(_environment(run), set()).add(run.config["options"]["env_steps"])
     algorithms = []
     for run in runs:
-        left_out = NOT_THE_ALGORITHM + (("env_steps",) if len(budgets[_environment(run)]) == 1 else ())
-        options = {key: value for key, value in run.config["options"].items() if key not in left_out}
+        ignored = NOT_THE_ALGORITHM + (("env_steps",) if len(budgets[_environment(run)]) == 1 else ())
+        options = {key: value for key, value in run.config["options"].items() if key not in ignored}
         algorithms.append({"rule": run.config["rule"], **options})
     return algorithms
 
 
 def _labels(algorithms: list[Spec], runs: list[RunData]) -> list[str]:
-    """The rule's title with the settings that tell it from the others; the run's name too where that is not enough."""
+    """The rule's title with the settings in which it differs from the others; with the run's name if ambiguous."""
     labels = []
     for algorithm, run in zip(algorithms, runs, strict=True):
         rule = algorithm["rule"]
         rivals = [other["rule"] for other in algorithms if other["rule"]["name"] == rule["name"]]
-        settings = {**_telling(rule, rivals), **_telling(algorithm, algorithms)}
+        settings = {**_differing(rule, rivals), **_differing(algorithm, algorithms)}
         settings.pop("rule", None)
-        label = " ".join([run.rule_title, *(f"{key}={_written(value)}" for key, value in settings.items())])
+        label = " ".join([run.rule_title, *(f"{key}={_value(key, value)}" for key, value in settings.items())])
         labels.append(one_line(label, MAX_LABEL))
     first: dict[str, str] = {}
     meanings: dict[str, set[str]] = {}
@@ -146,8 +157,8 @@ def _labels(algorithms: list[Spec], runs: list[RunData]) -> list[str]:
     return [x if len(meanings[x]) == 1 else f"{x} ({first[key]})" for key, x in zip(keys, labels, strict=True)]
 
 
-def _telling(values: Spec, all_values: list[Spec]) -> Spec:
-    """The settings in which not all agree."""
+def _differing(values: Spec, all_values: list[Spec]) -> Spec:
+    """The settings that are not the same in `all_values`."""
     return {key: x for key, x in values.items() if len({_canonical(other.get(key)) for other in all_values}) > 1}
 
 
@@ -155,26 +166,22 @@ def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _written(value: Any) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return str(value).lower()
-        case list() | tuple():
-            return "×".join(map(str, value)) or "none"
-    return str(value)
+def _value(name: str, value: Any) -> str:
+    """A value in a label, written as on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return setting(name, value, times="×") if isinstance(value, list | tuple | None) else str(value)
 
 
 def _pool(label: str, runs: list[RunData], evaluated: bool) -> list[Seed]:
-    """The seeds of runs of one algorithm. ConfigError when a seed is there twice: it would count as two."""
+    """The seeds of all runs of one algorithm. ConfigError when two runs have the same seed: it would count twice."""
     seeds: dict[int, Seed] = {}
     for run in runs:
         for seed in _seeds(run, evaluated):
             if seed.seed in seeds:
                 raise ConfigError(
                     f"seed {seed.seed} of {label} on {_environment(run)} is there twice, in {seeds[seed.seed].run} and "
-                    f"in {run.name}: leave one of them out, or train it with another --seed"
+                    f"in {run.name}: omit one of them, or train it with another --seed"
                 )
             seeds[seed.seed] = seed
     return [seeds[number] for number in sorted(seeds)]
@@ -197,13 +204,13 @@ def _final_return(run: RunData, seed: int, curve: Float[np.ndarray, " n"]) -> fl
     if not np.isfinite(tail).any():
         raise ConfigError(
             f"{run.name}: seed {seed} finished no episode in the last {len(tail)} of its {len(curve)} iterations, so "
-            "it has no score; let it train on (klimb resume RUN), or leave it out"
+            "it has no score; let it train on (klimb resume RUN), or omit it"
         )
     return float(np.nanmean(tail))
 
 
 def _is_evaluated(run: RunData) -> bool:
-    """Whether there is a mean return of every seed's policy."""
+    """Whether the final evaluation has a mean return for every seed."""
     seeds = run.evaluation.seeds if run.evaluation else []
     return len(seeds) == run.num_seeds and all(math.isfinite(seed.mean) for seed in seeds)
 

@@ -1,4 +1,4 @@
-"""The figure of a comparison: learning curves with their bands, and beside them the scores with their intervals."""
+"""The figure of a comparison: learning curves on the left, scores on the right, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ FONT = 9.0
 
 
 def write_figure(path: Path, comparison: Comparison, threshold: float | None, resampling: Resampling) -> None:
-    """RunError when the file can't be written."""
+    """Draw a comparison into a file, whose ending is the format. RunError when it can't be written.
+
+    path: the file. comparison, threshold, resampling: as for `draw`.
+    """
     figure = draw(comparison, threshold, resampling)
     try:
         figure.savefig(path, dpi=200)
@@ -34,7 +37,11 @@ def write_figure(path: Path, comparison: Comparison, threshold: float | None, re
 
 
 def draw(comparison: Comparison, threshold: float | None, resampling: Resampling) -> Figure:
-    """One row an environment: learning curves on the left, scores on the right."""
+    """The figure: one row per environment, learning curves on the left, scores on the right.
+
+    comparison: what to draw. threshold: return at which a line is drawn; None for each environment's own.
+    resampling: of the intervals.
+    """
     environments, labels = comparison.environments, comparison.labels
     height = max(2.7, 0.9 + 0.42 * len(labels))
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
@@ -55,21 +62,23 @@ def draw(comparison: Comparison, threshold: float | None, resampling: Resampling
 def learning_curve(
     group: Group, resampling: Resampling, points: int = POINTS
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, "3 points"]]:
-    """Environment steps, and IQM over seeds with the ends of its interval, where all seeds have a return.
+    """Environment steps, and the interquartile mean over seeds with the ends of its interval.
 
-    Each seed's return is smoothed as for the time to a threshold, then interpolated. Empty without such steps.
+    group: the seeds. resampling: of the interval. points: number of points.
+    Each seed's return is smoothed as for the time to a threshold, then interpolated, over the steps at which all seeds
+    have a return. Empty if there are none.
     """
-    seen = [np.isfinite(seed.curve) for seed in group.seeds]
-    steps = [seed.env_steps[finite] for seed, finite in zip(group.seeds, seen, strict=True)]
+    known = [np.isfinite(seed.curve) for seed in group.seeds]
+    steps = [seed.env_steps[finite] for seed, finite in zip(group.seeds, known, strict=True)]
     if not all(len(x) > 1 for x in steps):
         return np.empty(0), np.empty((3, 0))
     start, stop = max(x[0] for x in steps), min(x[-1] for x in steps)
     if start >= stop:
         return np.empty(0), np.empty((3, 0))
     grid = np.linspace(start, stop, points)
-    smooth = [trailing_mean(seed.curve[finite]) for seed, finite in zip(group.seeds, seen, strict=True)]
+    smooth = [trailing_mean(seed.curve[finite]) for seed, finite in zip(group.seeds, known, strict=True)]
     returns = np.array([np.interp(grid, x, y) for x, y in zip(steps, smooth, strict=True)])
-    # The same seed at every step draws the same seeds: whole curves are resampled.
+    # The random seed is the same at every step, so that whole curves are resampled.
     estimates = [stratified_bootstrap([column], **asdict(resampling)) for column in returns.T]
     return grid, np.array([(estimate.value, estimate.low, estimate.high) for estimate in estimates]).T
 
@@ -101,7 +110,7 @@ def _draw_curves(axes: Axes, groups: list[tuple[Group, str]], threshold: float |
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Each curve's name to the right of it, names moved apart where curves end together."""
+    """Write each curve's name to the right of its end; names that would overlap are moved."""
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top)
     fractions = (np.array([y for _, y, _, _ in ends]) - bottom) / (top - bottom)
@@ -121,14 +130,18 @@ def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
 
 
 def spread(places: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n"]:
-    """Places in [0, 1] moved as little as order and a gap between neighbours allow; evenly if there is no room."""
+    """Positions moved as little as possible so that neighbours are a gap apart, in the same order.
+
+    places: positions in [0, 1]. gap: smallest distance between two of them; they are spread evenly if it does not fit.
+    """
     n = len(places)
     if (n - 1) * gap > 1:
         gap = 1 / (n - 1)
     order = np.argsort(places, kind="stable")
     offsets = gap * np.arange(n)
     free = places[order] - offsets
-    # Without gaps, places have to rise: the mean of the two monotone envelopes does, and keeps what already does.
+    # With the gaps subtracted, positions only have to be non-decreasing. The mean of the two monotone envelopes is, and
+    # leaves positions unchanged that already are.
     rising = (np.maximum.accumulate(free) + np.minimum.accumulate(free[::-1])[::-1]) / 2
     result = np.empty(n)
     result[order] = np.clip(rising, 0, 1 - offsets[-1]) + offsets
@@ -136,7 +149,7 @@ def spread(places: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n
 
 
 def _draw_scores(axes: Axes, groups: list[tuple[Group, str]], threshold: float | None, resampling: Resampling) -> None:
-    """One line an algorithm: a faint mark a seed, the IQM as a dot, its interval as a whisker."""
+    """One line per algorithm: a faint mark per seed, the interquartile mean as a dot, its interval as a bar."""
     _plain(axes)
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.08)
@@ -166,7 +179,7 @@ def _draw_scores(axes: Axes, groups: list[tuple[Group, str]], threshold: float |
 
 
 def _near(limits: tuple[float, float], threshold: float) -> bool:
-    """Whether a panel can show a threshold without squeezing its data into a corner."""
+    """Whether the threshold is close enough to the data to be shown in the same panel."""
     low, high = limits
     return bool(abs(threshold - (low + high) / 2) <= 0.8 * (high - low))
 

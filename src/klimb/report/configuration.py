@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from klimb.report.data import RunData, Spec
+from klimb.report.text import setting
 from klimb.rules import RULES
 from klimb.runs.config import TrainOptions
 
@@ -29,23 +30,11 @@ def _settings_html(title: str, values: Spec, defaults: Spec) -> str:
 
 def _setting_html(name: str, value: Any, default: Any) -> str:
     changed = _listed(value) != _listed(default)
-    note = f"<td>default {escape(_setting(default))}</td>" if changed else "<td></td>"
+    note = f"<td>default {escape(setting(name, default))}</td>" if changed else "<td></td>"
     return (
-        f"<tr{' class=changed' if changed else ''}><th>{escape(name)}</th><td>{escape(_setting(value))}</td>{note}</tr>"
+        f"<tr{' class=changed' if changed else ''}><th>{escape(name)}</th><td>{escape(setting(name, value))}</td>"
+        f"{note}</tr>"
     )
-
-
-def _setting(value: Any) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return "yes" if value else "no"
-        case list() | tuple():
-            return " × ".join(map(str, value)) or "none"
-        case int() if abs(value) >= 10_000:
-            return f"{value:,}"
-    return str(value)
 
 
 def _command_html(run: RunData) -> str:
@@ -56,9 +45,9 @@ def _command_html(run: RunData) -> str:
 
 
 def command(config: Spec) -> list[str]:
-    """The command line that repeats a run, quoted, word group by word group: what differs from its default.
+    """The command line that repeats a run, quoted, one item per flag: all settings that differ from their defaults.
 
-    The number of environment steps is always said.
+    The number of environment steps is always given.
     """
     rule = config["rule"]
     groups = [["klimb", "train", rule["name"], config["env"]]]
@@ -83,7 +72,7 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def _defaults(name: str) -> Spec:
-    """Default of every field of a rule (or of the options, under the name `options`)."""
+    """Defaults by field, of the rule `name`, or of the training options for the name `options`."""
     cls = TrainOptions if name == "options" else RULES.get(name)
     if cls is None:
         return {}

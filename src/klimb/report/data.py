@@ -1,11 +1,11 @@
-"""Reads a run's directory into columns: its configuration, its metrics, its final evaluation."""
+"""Reads a run's directory: its configuration, its metrics as columns, its final evaluation."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from klimb.errors import RunError, one_line, shown
-from klimb.improve.rule import Traits, traits_of
-from klimb.report.averages import Column, interquartile_mean
+from klimb.improve.rule import Traits, rule_title, traits_of
+from klimb.report.averages import Column
+from klimb.report.statistics import interquartile_mean
 from klimb.rules import UnknownRule
 from klimb.runs.config import RunConfig
 from klimb.runs.files import require_regular
-from klimb.runs.metrics import read_metrics
-from klimb.types import Status
+from klimb.runs.metrics import METRICS, read_metrics
+from klimb.types import Metric, Status
 
 Spec = dict[str, Any]
 
@@ -27,19 +28,19 @@ STANDARD_ERRORS = (
     *("predicted_improvement_se", "realised_improvement_se"),
     *("kl_old_new_se", "kl_new_old_se", "tv_se"),
 )
-"""Metrics that no line is drawn of: they say how exact others are."""
+"""Metrics without a line of their own: they are the standard errors of others."""
 
 MAX_POINTS = 600
 MAX_NUMBERS = 100_000  # in all series together: keeps the page under 1 MB
 MAX_METRICS = 1000
 MAX_REASONS = 32
 LARGEST = float(np.finfo(np.float32).max)
-"""Of the numbers that a run writes: what is larger is none of them, and its square is no number."""
+"""Metrics are single precision. A larger number comes from a damaged file, and its square would overflow."""
 
 
 @dataclass(frozen=True)
 class SeedReturns:
-    """What the final evaluation says of one seed's policy: `[episodes]` finite returns, their mean and its error."""
+    """The final evaluation of one seed's policy: the finite returns, the mean and its standard error."""
 
     seed: int
     mean: float
@@ -49,7 +50,10 @@ class SeedReturns:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The final evaluation: whole episodes of every seed's policy."""
+    """The final evaluation of all seeds.
+
+    episodes: per seed. deterministic: whether actions were the policy's mode instead of samples.
+    """
 
     episodes: int
     deterministic: bool
@@ -57,12 +61,12 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        """Mean return, over seeds too."""
+        """Mean return over episodes and seeds."""
         return float(np.mean([seed.mean for seed in self.seeds]))
 
     @property
     def standard_error(self) -> float:
-        """Of `mean`: over episodes with one seed, over the seeds' means with several."""
+        """Standard error of `mean`: over episodes for one seed, over the seeds' means for several."""
         if len(self.seeds) == 1:
             return self.seeds[0].standard_error
         return float(np.std([seed.mean for seed in self.seeds], ddof=1) / math.sqrt(len(self.seeds)))
@@ -70,9 +74,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run as columns: n iterations, one value a seed (or one for all). NaN where a number does not exist.
+    """A run as columns of n iterations, with one value per seed or one for all. NaN where a number does not exist.
 
-    `edges` are the first rows of the buckets that lines are averaged over, and n at the end.
+    traits: of the rule. edges: the first row of each bucket that lines are averaged over, and n at the end.
     """
 
     name: str
@@ -87,49 +91,60 @@ class RunData:
 
     @property
     def rule_title(self) -> str:
-        """How the rule is called in headings."""
+        """The rule's name in headings."""
         return self.traits.title
+
+    def metric(self, name: str) -> Metric:
+        """Title and meaning of a metric: the rule's own, a common one, or else the name itself without a meaning."""
+        unknown = Metric(name.replace("_", " ").strip().capitalize() or name, "")
+        return self.traits.metrics.get(name) or METRICS.get(name, unknown)
 
     @property
     def num_seeds(self) -> int:
+        """Number of seeds."""
         return self.status.shape[1]
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds' numbers, in the order of the columns."""
         first = self.config["options"]["seed"]
         return [first + i for i in range(self.num_seeds)]
 
     @property
     def accepted(self) -> Bool[np.ndarray, "n seeds"]:
-        """Steps that were taken."""
+        """Which steps were taken."""
         return self.status == Status.ACCEPTED.name
 
     @property
     def rejected(self) -> Bool[np.ndarray, "n seeds"]:
-        """Steps that were tried and not taken."""
-        taken = [status.name for status in Status if not status.rejected]
-        return ~np.isin(self.status, taken)
+        """Which steps were tried and not taken."""
+        not_rejected = [status.name for status in Status if not status.rejected]
+        return ~np.isin(self.status, not_rejected)
 
     @property
     def offline(self) -> bool:
-        """Whether no environment was stepped: iterations are passes over demonstrations."""
+        """Whether the run used no environment, so that iterations are passes over demonstrations."""
         return not self.env_steps.any()
 
     def has(self, name: str) -> bool:
+        """Whether the metric `name` was recorded, with at least one finite value."""
         return name in self.columns
 
     def of_accepted(self, name: str) -> Column:
-        """A metric without the steps not taken, which moved nothing; with them if there are no others."""
+        """The metric `name` with NaN at steps that were not taken; unchanged if no step was taken."""
         column = np.where(~self.accepted, np.nan, self.columns[name])
         return column if np.isfinite(column).any() else self.columns[name]
 
     def centre(self, name: str) -> Float[np.ndarray, " n"]:
-        """One number an iteration: the value, or the interquartile mean over seeds. Empty for no such metric."""
+        """The interquartile mean over seeds of the metric `name`, per iteration. Empty if it was not recorded."""
         return interquartile_mean(self.columns[name]) if self.has(name) else np.empty(0)
 
 
 def read_run(run_dir: Path) -> RunData:
-    """Everything the report needs from a run's directory."""
+    """Everything that the report needs from a run's directory.
+
+    Raises RunError when the directory holds no record or a damaged evaluation, ConfigError for a wrong config.toml.
+    """
     run_config = RunConfig.read(run_dir / "config.toml")
     config = _as_plain(run_config)
     path = run_dir / "metrics.jsonl"
@@ -146,7 +161,7 @@ def read_run(run_dir: Path) -> RunData:
     return RunData(
         name=one_line(run_dir.resolve().name),
         config=config,
-        traits=traits_of(run_config.rule),
+        traits=replace(traits_of(run_config.rule), title=rule_title(run_config.rule)),
         iteration=iteration,
         env_steps=env_steps,
         status=_statuses([record.get("status") for record in records], num_seeds),
@@ -157,7 +172,7 @@ def read_run(run_dir: Path) -> RunData:
 
 
 def _as_plain(config: RunConfig) -> Spec:
-    """The configuration, completed by its defaults. The settings of a rule that is not klimb's own are a stranger's."""
+    """The configuration with its defaults. Settings of a rule that could not be imported were never checked."""
     tree = config.to_dict()
     if isinstance(config.rule, UnknownRule):
         tree["rule"] = {one_line(key): _plain(value) for key, value in tree["rule"].items()}
@@ -186,7 +201,7 @@ def _read_records(path: Path) -> list[Spec]:
     except OSError as error:
         where, directory = one_line(path), one_line(path.parent)
         raise RunError(f"cannot read {where}: {error.strerror}; is {directory} the directory of a run?") from None
-    # After a crash and a resume an iteration may stand there twice: the later record is the one that counts.
+    # After a crash and a resume an iteration may be recorded twice: the later record counts.
     latest = {record["iteration"]: record for record in records if _is_record(record)}
     if not latest:
         raise RunError(f"{one_line(path)} holds no iteration yet: let the run finish at least one, then report again")
@@ -194,20 +209,20 @@ def _read_records(path: Path) -> list[Spec]:
 
 
 def _is_record(record: Any) -> bool:
-    # An integer that a float holds exactly: what is larger counts nothing.
+    # 2⁵³ is the largest range of integers that a float represents exactly; larger counts come from damaged files.
     counts = [record.get(name) for name in ("iteration", "env_steps")] if isinstance(record, dict) else [None]
     return all(type(count) is int and 0 <= count <= 2**53 for count in counts)
 
 
 def _check_size(path: Path, records: list[Spec], num_names: int, num_seeds: int) -> None:
-    """RunError for metrics that take more memory as columns than they can have had as text."""
+    """RunError for metrics that need far more memory as columns than their file is large."""
     if num_names > MAX_METRICS:
         raise RunError(f"{one_line(path)} has {num_names} different metrics; a report shows at most {MAX_METRICS}")
     size, cells = path.stat().st_size, len(records) * max(num_names, num_seeds)
     if cells > max(2**20, size):
         raise RunError(
             f"{one_line(path)} has {size} bytes, too few for {len(records)} iterations of {num_seeds} seeds with "
-            f"{num_names} metrics: its config.toml is another run's, or its records are no run's"
+            f"{num_names} metrics: its config.toml is that of another run, or the file is damaged"
         )
 
 
@@ -235,7 +250,7 @@ def _read_evaluation(path: Path) -> Evaluation | None:
 
 
 def _column(cells: list[Any], num_seeds: int) -> Column:
-    """`[n, seeds]`, or `[n, 1]` for a metric that all seeds share; NaN for everything that is not a finite number."""
+    """`[n, seeds]`, or `[n, 1]` for a metric that all seeds share; NaN for every cell that is not a finite number."""
     try:
         values = np.array(cells, dtype=float)
     except (ValueError, TypeError, OverflowError):
@@ -253,12 +268,12 @@ def _column(cells: list[Any], num_seeds: int) -> Column:
 
 
 def _number_or_nan(cell: Any) -> float:
-    # Python compares a number of any size.
+    # Compared before the conversion: Python compares integers of any size, float() overflows.
     return float(cell) if isinstance(cell, int | float) and -LARGEST <= cell <= LARGEST else math.nan
 
 
 def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]:
-    """Status names; a record without one counts as accepted. Of names that are not klimb's only so many are told."""
+    """Status names; a record without one counts as accepted. Unknown names beyond the first few become OTHER."""
     known = set(Status.__members__)
     status = np.full((len(cells), num_seeds), Status.ACCEPTED.name, dtype=object)
     for row, cell in enumerate(cells):
@@ -269,35 +284,37 @@ def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]
     return status
 
 
-def of_the_step(run: RunData, name: str) -> Column:
-    """A metric that judges an earlier record's step, moved to the record of that step; NaN for steps not taken.
+def aligned_to_step(run: RunData, name: str) -> Column:
+    """A metric that measures an earlier step, moved to the record of that step; NaN for steps that were not taken.
 
-    It is the previous record's; with `overlap`, where data is one policy old, the one before that.
+    run: whose metric. name: of the metric. The step is that of the previous record; with `overlap`, where data is one
+    policy old, that of the record before it.
     """
     lag = 2 if run.config["options"].get("overlap") else 1
     column = np.broadcast_to(run.columns.get(name, np.full((1, 1), np.nan)), run.status.shape)
-    moved = np.full(run.status.shape, np.nan)
-    follows = np.flatnonzero(run.iteration[lag:] - run.iteration[:-lag] == lag)
-    moved[follows] = np.where(run.accepted[follows], column[follows + lag], np.nan)
-    return moved
+    aligned = np.full(run.status.shape, np.nan)
+    # Rows whose record `lag` rows later is that of the iteration `lag` later: no record between them is missing.
+    rows = np.flatnonzero(run.iteration[lag:] - run.iteration[:-lag] == lag)
+    aligned[rows] = np.where(run.accepted[rows], column[rows + lag], np.nan)
+    return aligned
 
 
 def improvement_pairs(run: RunData) -> dict[str, np.ndarray]:
-    """What each accepted step promised beside what it brought, in reward a step, over all seeds."""
+    """Predicted and realised improvement of each accepted step, in reward per step, over all seeds, by name."""
     shape = run.status.shape
     missing = np.full(shape, np.nan)
     pairs = {
         "predicted": np.broadcast_to(run.columns.get("predicted_improvement", missing), shape),
         "predicted_se": np.broadcast_to(run.columns.get("predicted_improvement_se", missing), shape),
-        "realised": of_the_step(run, "realised_improvement"),
-        "realised_se": of_the_step(run, "realised_improvement_se"),
+        "realised": aligned_to_step(run, "realised_improvement"),
+        "realised_se": aligned_to_step(run, "realised_improvement_se"),
         "iteration": np.broadcast_to(run.iteration[:, None], shape),
         "seed": np.broadcast_to(np.array(run.seeds), shape),
     }
-    kept = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"])
-    return {name: values[kept] for name, values in pairs.items()}
+    complete = np.isfinite(pairs["predicted"]) & np.isfinite(pairs["realised"])
+    return {name: values[complete] for name, values in pairs.items()}
 
 
 def rejection_counts(run: RunData) -> list[tuple[str, int]]:
-    """(status, steps), the most frequent reason first."""
+    """(status, number of rejected steps), the most frequent status first."""
     return Counter(run.status[run.rejected].tolist()).most_common()

@@ -1,4 +1,4 @@
-"""The page as text, escaped: headings, numbers and tables; the charts go in as data for `assets/charts.js`."""
+"""The page as HTML: headings, numbers and tables, escaped; the charts are data for `assets/charts.js`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ MAX_ROWS = 200
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
-    """Write the report of a run and return where it is: `run_dir/report.html` unless `output` says otherwise.
+    """Write the report of a run. Returns the path of the page.
 
-    Raises RunError when the run has no record of an iteration yet or a file can't be read or written,
-    ConfigError when its configuration is wrong.
+    run_dir: directory of the run. output: the file to write; `run_dir/report.html` by default.
+    Raises RunError when the run has no record of an iteration yet or a file can't be read or written, ConfigError when
+    its configuration is wrong.
     """
     run_dir = Path(run_dir)
     output = run_dir / "report.html" if output is None else Path(output)
@@ -42,7 +43,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
 
 
 def render(run: RunData) -> str:
-    """The whole page as text."""
+    """The whole page as HTML."""
     parts = _sections(run)
     charts = [chart for part in parts for chart in part["charts"]]
     data = {
@@ -74,7 +75,7 @@ def render(run: RunData) -> str:
 
 
 def embed(data: Any) -> str:
-    """JSON that may stand inside a script element: ASCII, and without `<`, `>` and `&`."""
+    """`data` as JSON that is safe inside a script element: ASCII, and without `<`, `>` and `&`."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -97,13 +98,14 @@ def _sections(run: RunData) -> list[Spec]:
         },
         {
             "title": "Step certificate",
-            "lead": "How far each step went, and whether it kept its promise.",
+            "lead": "What is measured of every step: how far it moved the policy (KL, total variation), and the "
+            "improvement predicted for it, guaranteed for it, and realised on the next batch.",
             "charts": certificate_charts(run),
         },
         {"title": "Policy and critic", "lead": "", "charts": health_charts(run)},
         {
             "title": "More measurements",
-            "lead": "The rule’s own, and the episodes’.",
+            "lead": "The rule’s own metrics, and those of the episodes.",
             "small": True,
             "charts": own_charts(run),
         },
@@ -111,18 +113,18 @@ def _sections(run: RunData) -> list[Spec]:
 
 
 def _how_averaged(run: RunData) -> str:
-    """What lines and bands are, for all charts of the page."""
-    said = []
+    """What lines and bands stand for, in all charts of the page."""
+    sentences = []
     if run.num_seeds > 1:
-        said.append(
+        sentences.append(
             f"Lines are interquartile means of {run.num_seeds} seeds; "
-            "the stronger band holds the middle half of them, the fainter all."
+            "the darker band holds the middle half of them, the lighter one all."
         )
     per_point = len(run.iteration) / (len(run.edges) - 1)
     if per_point > 1:
         band = "" if run.num_seeds > 1 else "; the band spans them"
-        said.append(f"Each point is the mean of about {format_number(per_point, 2)} iterations{band}.")
-    return " ".join(said)
+        sentences.append(f"Each point is the mean of about {format_number(per_point, 2)} iterations{band}.")
+    return " ".join(sentences)
 
 
 def _sections_html(parts: list[Spec]) -> str:
@@ -163,17 +165,17 @@ def _headline(run: RunData) -> list[tuple[str, str, str]]:
     ended = np.flatnonzero(np.isfinite(returns))
     if len(ended):
         best = ended[np.argmax(returns[ended])]
-        over = "IQM of seeds, " if run.num_seeds > 1 else ""
-        tiles.append(("Best mean return", format_number(returns[best]), f"{over}at {si(run.env_steps[best])} steps"))
+        average = "IQM of seeds, " if run.num_seeds > 1 else ""
+        tiles.append(("Best mean return", format_number(returns[best]), f"{average}at {si(run.env_steps[best])} steps"))
         tiles.append(
-            ("Last mean return", format_number(returns[ended[-1]]), f"{over}iteration {run.iteration[ended[-1]]:,}")
+            ("Last mean return", format_number(returns[ended[-1]]), f"{average}iteration {run.iteration[ended[-1]]:,}")
         )
-    each = "each seed, " if run.num_seeds > 1 else ""
-    passes = f"{each}{count:,} iteration{'' if count == 1 else 's'}"
+    per_seed = "per seed, " if run.num_seeds > 1 else ""
+    iterations = f"{per_seed}{count:,} iteration{'' if count == 1 else 's'}"
     if run.offline:
-        tiles.append(("Passes", f"{count:,}", f"{each}over the demonstrations"))
+        tiles.append(("Passes", f"{count:,}", f"{per_seed}over the demonstrations"))
     else:
-        tiles.append(("Environment steps", si(run.env_steps[-1]), passes))
+        tiles.append(("Environment steps", si(run.env_steps[-1]), iterations))
     if run.has("wall_time"):
         tiles.append(("Wall time", duration(np.nanmax(run.columns["wall_time"])), "compilation included"))
     if run.has("steps_per_second"):
@@ -195,7 +197,8 @@ def _headline(run: RunData) -> list[tuple[str, str, str]]:
 
 def _evaluation_detail(evaluation: Evaluation) -> str:
     seeds = f" × {len(evaluation.seeds)} seeds" if len(evaluation.seeds) > 1 else ""
-    return f"± standard error, {evaluation.episodes} episodes{seeds}"
+    actions = "deterministic" if evaluation.deterministic else "sampled"
+    return f"± standard error, {evaluation.episodes} episodes{seeds}, {actions} actions"
 
 
 def _headline_html(run: RunData) -> str:
@@ -218,8 +221,8 @@ def _faults_html(run: RunData) -> str:
         return ""
     first = run.iteration[np.flatnonzero(faults)[0]]
     return (
-        f"<p>Environments were started anew {int(faults.sum()):,} times after a fault, first in iteration {first:,}; "
-        "the rows in question were left out.</p>"
+        f"<p>Environments were restarted {int(faults.sum()):,} times after a fault, first in iteration {first:,}; "
+        "the rows of a fault are not trained on.</p>"
     )
 
 
@@ -232,15 +235,15 @@ def _rejected_html(run: RunData) -> str:
         f'<li class="bad{i % 4}"><b>{count:,}</b> {escape(reason(name))}<span>{escape(message(name))}</span></li>'
         for i, (name, count) in enumerate(counts)
     )
-    where = np.argwhere(run.rejected)
+    rejected = np.argwhere(run.rejected)
     several = run.num_seeds > 1
     rows = "".join(
         f"<tr><td>{run.iteration[i]:,}</td>{f'<td>{run.seeds[s]}</td>' if several else ''}"
         f"<td>{round(run.env_steps[i]):,}</td><td>{escape(reason(run.status[i, s]))}</td>"
         f'<td title="{escape(message(run.status[i, s]))}">{escape(message(run.status[i, s]))}</td></tr>'
-        for i, s in where[:MAX_ROWS]
+        for i, s in rejected[:MAX_ROWS]
     )
-    first = f'<p class="quiet">The first {MAX_ROWS} of {len(where):,}.</p>' if len(where) > MAX_ROWS else ""
+    first = f'<p class="quiet">The first {MAX_ROWS} of {len(rejected):,}.</p>' if len(rejected) > MAX_ROWS else ""
     head = (
         f"<th>Iteration</th>{'<th>Seed</th>' if several else ''}<th>Steps</th><th>Reason</th><th>Cause and remedy</th>"
     )

@@ -1,7 +1,7 @@
-"""What a handful of seeds can say: interquartile means, bootstrap intervals, chances of doing better.
+"""Statistics of a few seeds: interquartile means, bootstrap intervals, probabilities of improvement.
 
 After Agarwal, Schwarzer, Castro, Courville, Bellemare (2021), "Deep reinforcement learning at the edge of the
-statistical precipice". A stratum is an environment: it holds one score a seed.
+statistical precipice". A stratum is an environment: it holds one score per seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from klimb.errors import ConfigError
 
-WINDOW = 5  # iterations that a learning curve is smoothed over
+WINDOW = 5
+"""Iterations over which a learning curve is smoothed."""
 
 Scores = Float[np.ndarray, " _"]
 Statistic = Callable[[Float[np.ndarray, "*batch n"]], Float[np.ndarray, "*batch"]]
@@ -24,7 +25,7 @@ Statistic = Callable[[Float[np.ndarray, "*batch n"]], Float[np.ndarray, "*batch"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of the scores as they are, and its percentile interval; NaN where there is none."""
+    """A statistic of the scores, and the ends of its percentile interval; these are NaN where there is none."""
 
     value: float
     low: float
@@ -33,7 +34,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How bootstrap intervals are made."""
+    """How bootstrap intervals are computed.
+
+    samples: number of resamples. seed: of the random numbers. confidence: of the interval, between 0 and 1.
+    Raises ConfigError for values out of range.
+    """
 
     samples: int = 2000
     seed: int = 0
@@ -46,7 +51,7 @@ class Resampling:
 
 
 class Reached(NamedTuple):
-    """When a threshold was first reached, both NaN if it never was."""
+    """When a threshold was first reached: environment steps and seconds, both NaN if it never was."""
 
     env_steps: float
     wall_time: float
@@ -57,20 +62,24 @@ def interquartile_mean(
 ) -> Float[np.ndarray, "*batch"]:
     """Mean of the middle half, over the last axis: 2 ∫ Q(u) du from u = ¼ to ¾.
 
-    Q is the empirical quantile function: a staircase on which the i-th smallest score is a step of width wᵢ (1/n
-    unless weights say otherwise). A step that lies across ¼ or ¾ counts by the part inside, so the result is exact
-    for every n: of 5 scores the second and the fourth have ¾ of the middle one's weight. For n divisible by 4 it is
-    the mean of the n/2 scores in the middle.
+    Q is the empirical quantile function: a step function on which the i-th smallest score is a step of width wᵢ. A
+    score that straddles a quartile is weighted by the fraction inside, so the result is exact for every n: of 5 scores
+    the second and the fourth have ¾ of the middle one's weight. For n divisible by 4 it is the mean of the n/2 scores
+    in the middle.
 
-    `weights` need not sum to 1. With weights 1/nₑ each of several strata has the same say, whatever its size nₑ.
+    scores: NaN stands for a missing score and is skipped; the result is NaN where all are missing. weights: the wᵢ,
+    positive, of any sum; None for equal ones. With weights 1/nₑ, strata of different sizes nₑ count equally.
     """
-    count = scores.shape[-1]
-    width = np.ones(count) if weights is None else weights
+    missing = np.isnan(scores)
+    width = np.where(missing, 0.0, 1.0 if weights is None else weights)
+    total = width.sum(axis=-1, keepdims=True)
     order = np.argsort(scores, axis=-1)
-    upper = np.cumsum(width[order], axis=-1)
-    lower, total = upper - width[order], width.sum()
-    inside = np.clip(np.minimum(upper, 0.75 * total) - np.maximum(lower, 0.25 * total), 0, None)
-    return np.asarray((inside * np.take_along_axis(scores, order, axis=-1)).sum(axis=-1) / (0.5 * total))
+    width = np.take_along_axis(width, order, axis=-1)
+    ordered = np.take_along_axis(np.where(missing, 0.0, scores), order, axis=-1)
+    upper = np.cumsum(width, axis=-1)
+    inside = np.clip(np.minimum(upper, 0.75 * total) - np.maximum(upper - width, 0.25 * total), 0, None)
+    middle, half = (inside * ordered).sum(axis=-1), 0.5 * total[..., 0]
+    return np.divide(middle, half, out=np.full(middle.shape, np.nan), where=half > 0)
 
 
 def stratified_bootstrap(
@@ -81,10 +90,12 @@ def stratified_bootstrap(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Percentile interval of a statistic, seeds being drawn with replacement within each stratum.
+    """A statistic with its percentile interval; seeds are drawn with replacement within each stratum.
 
-    `statistic` maps the strata, put one after the other on the last axis, to one number: `[samples, n]` to
-    `[samples]`. The interval is NaN when a stratum has a single score, whose spread nobody knows.
+    scores: of each stratum. statistic: maps the strata, concatenated on the last axis, to one number: `[samples, n]`
+    to `[samples]`. samples: number of resamples. seed: of the random numbers. confidence: between 0 and 1.
+    The interval is NaN when a stratum has a single score, whose variance is unknown. Raises ConfigError for samples or
+    a confidence out of range.
     """
     check_resampling(samples, confidence)
     value = float(statistic(np.concatenate(scores)))
@@ -98,13 +109,16 @@ def stratified_bootstrap(
 def aggregate_interquartile_mean(
     scores: Sequence[Scores], *, samples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> Estimate:
-    """IQM of scores of several environments. All have the same say, however many seeds ran on each."""
+    """Interquartile mean of the scores of several environments, which count equally whatever their numbers of seeds.
+
+    scores: of each environment. samples, seed, confidence: of the interval, as for `stratified_bootstrap`.
+    """
     weights = np.concatenate([np.full(len(stratum), 1 / len(stratum)) for stratum in scores])
 
-    def statistic(drawn: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch"]:
-        return interquartile_mean(drawn, weights)
+    def weighted_mean(resampled: Float[np.ndarray, "*batch n"]) -> Float[np.ndarray, "*batch"]:
+        return interquartile_mean(resampled, weights)
 
-    return stratified_bootstrap(scores, statistic, samples=samples, seed=seed, confidence=confidence)
+    return stratified_bootstrap(scores, weighted_mean, samples=samples, seed=seed, confidence=confidence)
 
 
 def probability_of_improvement(
@@ -112,8 +126,9 @@ def probability_of_improvement(
 ) -> Estimate:
     """P(X > Y) + ½ P(X = Y) for a random seed of each, averaged over environments, with its bootstrap interval.
 
-    In one environment it is U / (n m) with the U of Mann and Whitney; 1/2 means that neither does better.
-    The k-th strata of x and of y belong to the same environment.
+    In one environment it is U / (n m) with the U of Mann and Whitney; 1/2 means that neither is better.
+    x, y: scores of each environment, in the same order. samples, seed, confidence: of the interval, as for
+    `stratified_bootstrap`.
     """
     check_resampling(samples, confidence)
     better = [(a[:, None] > b) + 0.5 * (a[:, None] == b) for a, b in zip(x, y, strict=True)]
@@ -129,13 +144,19 @@ def probability_of_improvement(
 
 
 def normalised(scores: Float[np.ndarray, " n"], everyone: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
-    """(score − lowest) / (highest − lowest) with the extremes of everyone's scores; ½ where those are equal."""
+    """(score − lowest) / (highest − lowest); ½ where lowest and highest are equal.
+
+    scores: to normalise. everyone: the scores of all algorithms, whose extremes are lowest and highest.
+    """
     low, high = everyone.min(), everyone.max()
     return (scores - low) / (high - low) if high > low else np.full(len(scores), 0.5)
 
 
 def trailing_mean(values: Float[np.ndarray, " n"], window: int = WINDOW) -> Float[np.ndarray, " n"]:
-    """Mean of each value and those before it, `window` in all; of the first values, of as many as there are."""
+    """Mean over each value and the `window` − 1 values before it; at the start over as many values as there are.
+
+    values: in order. window: number of values, at least 1.
+    """
     padded = np.concatenate([np.full(window - 1, np.nan), values])
     return np.nanmean(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
 
@@ -148,8 +169,9 @@ def time_to_threshold(
 ) -> Reached:
     """Environment steps and seconds at which the smoothed return first reaches the threshold.
 
-    The return is smoothed over the last 5 iterations in which an episode ended; iterations without one (NaN) are
-    passed over.
+    The return is smoothed over the last 5 iterations in which an episode ended.
+    curve: return per iteration, NaN where no episode ended. env_steps, wall_time: steps and seconds at the end of each
+    iteration. threshold: in units of the return.
     """
     finite = np.isfinite(curve)
     smooth = trailing_mean(curve[finite]) if finite.any() else np.empty(0)
@@ -161,15 +183,18 @@ def time_to_threshold(
 
 
 def median_time(times: Float[np.ndarray, " seeds"]) -> float:
-    """Median over seeds, those that never got there (NaN) counting as later than all others; NaN if it is one."""
+    """Median over seeds of a time. NaN, a threshold never reached, counts as +∞; NaN if the median is +∞."""
     median = float(np.median(np.where(np.isnan(times), np.inf, times)))
     return median if math.isfinite(median) else math.nan
 
 
 def check_resampling(samples: int, confidence: float) -> None:
-    """ConfigError for what no bootstrap can do."""
+    """Check the options of a bootstrap. Raises ConfigError when one is out of range.
+
+    samples: at least 1. confidence: between 0 and 1, both excluded.
+    """
     if samples < 1:
-        raise ConfigError(f"samples = {samples}; a bootstrap needs at least 1, and some 2,000 to be steady")
+        raise ConfigError(f"samples = {samples}; a bootstrap needs at least 1, and some 2,000 for a stable interval")
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence = {confidence:g} is not between 0 and 1; for 95 % intervals choose 0.95")
 

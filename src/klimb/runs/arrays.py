@@ -1,7 +1,7 @@
 """Trees of arrays as safetensors files: names from the tree's paths, shapes checked before anything is allocated.
 
-A file's metadata holds a checksum over everything else in it. It tells damage, not intent: whoever can write the
-file can write the checksum.
+A file's metadata holds a checksum over everything else in it. It detects damage, not tampering: whoever can write
+the file can write the checksum too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from klimb.errors import one_line, shown
 from klimb.runs.files import write_atomically
 
 CHECKSUM = "sha256"
-# What safetensors itself reads is a little more. A checkpoint's metadata holds the states of host environments.
 MAX_HEADER = 2**26
+"""Largest header that is read, in bytes; safetensors' own limit is a little higher. A checkpoint's header holds the
+states of host environments."""
 # safetensors' names of the types klimb stores.
 _TYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -35,7 +36,11 @@ _TYPES = {
 
 
 def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
-    """Every array of `tree` under the name of its path, atomically. PRNG keys are stored as their data."""
+    """Write every array of a tree, under the name of its path, atomically.
+
+    path: the file. tree: its leaves are arrays; PRNG keys are stored as their data. metadata: strings to store with
+    them. Raises OSError when the file can't be written.
+    """
     arrays = {name: np.asarray(_plain(leaf), order="C") for name, leaf in _named(tree)}
     content = as_file(arrays, metadata)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
@@ -54,14 +59,14 @@ def load_arrays(
     max_header: int = MAX_HEADER,
     renamed: Callable[[str], str] = str,
 ) -> tuple[PyTree, dict[str, str]]:
-    """A tree like `template` (arrays or `jax.ShapeDtypeStruct`s) with the file's values, and the file's metadata.
+    """A tree like `template` with the file's values, and the file's metadata.
 
-    path: the file. template: shapes and types of its arrays. require_checksum: refuse a file without one, as other
-    tools write it. max_header: bytes that names and metadata may take. renamed: from the name of an array in the file
-    to that in the template.
+    path: the file. template: arrays or `jax.ShapeDtypeStruct`s. require_checksum: whether to refuse a file without a
+    checksum, which is what other tools write. max_header: largest size of names and metadata, in bytes. renamed: from
+    the name of an array in the file to that in the template.
 
-    Raises ValueError, naming the array, when the file is damaged, does not hold exactly these arrays, or is larger than
-    they are with `max_header` bytes for names and metadata.
+    Raises ValueError, naming the array, when the file is damaged, does not hold exactly these arrays, or is larger
+    than the arrays and `max_header` together.
     """
     expected = dict(_named(template))
     try:
@@ -82,9 +87,12 @@ def load_arrays(
 
 
 def as_file(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file of arrays and metadata, with a checksum. The same arrays give the same bytes."""
+    """The contents of a safetensors file with a checksum. The same arguments give the same bytes.
+
+    arrays: by name. metadata: strings by name.
+    """
     content = save(dict(arrays), {**metadata, CHECKSUM: _checksum(metadata, arrays)})
-    # safetensors itself writes the metadata in another order every time.
+    # safetensors does not sort the metadata: without this the bytes would differ from call to call.
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -96,13 +104,17 @@ def as_file(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
 def check_checksum(
     metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray], *, required: bool = False
 ) -> dict[str, str]:
-    """The metadata without its checksum. ValueError when that is not the contents', or is missing and `required`."""
-    rest = {name: value for name, value in metadata.items() if name != CHECKSUM}
+    """The metadata without its checksum.
+
+    metadata, arrays: as read from the file. required: whether a missing checksum is an error.
+    Raises ValueError when the checksum is not that of the contents, or is missing and `required`.
+    """
+    others = {name: value for name, value in metadata.items() if name != CHECKSUM}
     if required and CHECKSUM not in metadata:
         raise ValueError(f"it has no checksum (metadata {CHECKSUM})")
-    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(rest, arrays):
+    if CHECKSUM in metadata and metadata[CHECKSUM] != _checksum(others, arrays):
         raise ValueError("its contents do not match their checksum")
-    return rest
+    return others
 
 
 def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
@@ -111,17 +123,17 @@ def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> 
     header = [sorted(metadata.items()), [[name, str(arrays[name].dtype), arrays[name].shape] for name in names]]
     digest = hashlib.sha256(json.dumps(header).encode())
     for name in names:
-        # As bytes first: hashlib knows no bfloat16.
+        # View as bytes first: hashlib does not accept bfloat16.
         digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def _check_size(path: Path, most: int) -> None:
-    if not path.is_file():  # opening a pipe would wait for ever
+def _check_size(path: Path, maximum: int) -> None:
+    if not path.is_file():  # opening a named pipe would block
         raise ValueError("it is not a file")
     size = path.stat().st_size
-    if size > most:
-        raise ValueError(f"it has {size} bytes, and its arrays with their header take at most {most}")
+    if size > maximum:
+        raise ValueError(f"it has {size} bytes, and its arrays with their header take at most {maximum}")
 
 
 def _num_bytes(leaf: Any) -> int:
@@ -146,12 +158,12 @@ def _plain(leaf: Any) -> np.ndarray:
 
 
 def _stored(leaf: Any) -> Any:
-    """Shape and type of what stands in the file for a leaf."""
+    """Shape and dtype under which a leaf is stored in the file."""
     return jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
 
 
-def _check(name: str, found: Any, leaf: Any) -> None:
-    shape, dtype = tuple(found.get_shape()), _TYPES.get(found.get_dtype(), found.get_dtype())
+def _check(name: str, stored: Any, leaf: Any) -> None:
+    shape, dtype = tuple(stored.get_shape()), _TYPES.get(stored.get_dtype(), stored.get_dtype())
     expected = _stored(leaf)
     if shape != tuple(expected.shape) or dtype != str(expected.dtype):
         raise ValueError(

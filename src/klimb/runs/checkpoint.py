@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of an iteration in one safetensors file, written whole or not at all."""
+"""Checkpoints: the complete training state after an iteration in one safetensors file, written atomically."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger("klimb")
 
 
 class Checkpoint(NamedTuple):
-    """A state and what goes with it.
+    """A training state, and what is saved with it.
 
-    wall_time: seconds of training so far. host_states: where host environments stand (`Program.host_states`), or
-    None where that can't be saved.
+    state: a `TrainState`. iteration: iterations done. wall_time: seconds of training so far. host_states: the
+    simulator states of host environments (`Program.host_states`), or None where they can't be saved.
     """
 
     state: PyTree
@@ -32,67 +32,73 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
-    """Write `<iteration>.safetensors`, then delete all but the newest `keep`.
+    """Write `<iteration>.safetensors`, then delete old checkpoints. Returns the path of the new one.
 
-    Those of later iterations go too: the run has gone on from before them, since they were damaged. Raises OSError
-    when it can't be written; the others stay.
+    directory: is created if missing. checkpoint: to write. keep: number of checkpoints to keep, this one included.
+    Checkpoints of later iterations are deleted too: they were damaged, so the run was resumed from an earlier one.
+    Raises OSError when the file can't be written; the existing checkpoints are then kept.
     """
     directory.mkdir(exist_ok=True)
-    # What a process that was killed in the middle of writing has left.
-    for torn in directory.glob(".*.part"):
-        torn.unlink(missing_ok=True)
+    # Temporary files of a process that was killed while writing.
+    for temporary in directory.glob(".*.part"):
+        temporary.unlink(missing_ok=True)
     path = directory / f"{checkpoint.iteration:09d}.safetensors"
     write_checkpoint(path, checkpoint)
-    every = _newest_first(directory)
-    at = every.index(path)
-    for other in every[:at] + every[at + keep :]:
+    paths = _newest_first(directory)
+    index = paths.index(path)
+    for other in paths[:index] + paths[index + keep :]:
         with contextlib.suppress(OSError):
             other.unlink(missing_ok=True)
     return path
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """One file, atomically."""
-    told = {
+    """Write one checkpoint to the file `path`, atomically. Raises OSError when it can't be written.
+
+    path: the file. checkpoint: to write.
+    """
+    header = {
         "iteration": checkpoint.iteration,
         "wall_time": checkpoint.wall_time,
         "environments": checkpoint.host_states,
     }
-    save_arrays(path, checkpoint.state, {"format": FORMAT, "klimb": json.dumps(told)})
+    save_arrays(path, checkpoint.state, {"format": FORMAT, "klimb": json.dumps(header)})
 
 
 def load_checkpoint(directory: Path, template: PyTree, *, otherwise: Path | None = None) -> Checkpoint:
-    """The newest checkpoint that is whole, else the one of `otherwise`; `template` gives the structure.
+    """The newest undamaged checkpoint of a directory. Logs a warning when it is not the newest one.
 
-    Says so in a line when it is not the newest. Raises RunError when there is none, with what was wrong with each.
+    directory: of the checkpoints. template: a state of the same structure, shapes and dtypes. otherwise: a further
+    checkpoint file to try last.
+    Raises RunError when none is usable, with what is wrong with each.
     """
-    tried = []
+    failures = []
     for path in [*_newest_first(directory), *([otherwise] if otherwise is not None and otherwise.exists() else [])]:
         try:
             checkpoint = _read(path, template)
         except ValueError as error:
-            tried.append(f"{path.name}: {error}")
+            failures.append(f"{path.name}: {error}")
             continue
-        if tried:
-            logger.warning("%s can't be used; going on from iteration %d", "; ".join(tried), checkpoint.iteration)
+        if failures:
+            logger.warning("%s can't be used; resuming from iteration %d", "; ".join(failures), checkpoint.iteration)
         return checkpoint
-    found = "; ".join(tried) if tried else "the folder holds none"
-    raise RunError(f"{directory} has no usable checkpoint ({found})")
+    causes = "; ".join(failures) if failures else "the folder holds none"
+    raise RunError(f"{directory} has no usable checkpoint ({causes})")
 
 
 def _read(path: Path, template: PyTree) -> Checkpoint:
-    """One file's. ValueError when it is damaged, or of another format or run."""
+    """The checkpoint in one file. ValueError when it is damaged, or of another format or run."""
     state, metadata = load_arrays(path, template, require_checksum=True, renamed=current_name)
     if metadata.get("format") != FORMAT:
         raise ValueError(f"its format is {str(metadata.get('format'))[:40]!r}; this klimb reads {FORMAT!r}")
     try:
-        told = json.loads(metadata["klimb"])
-        host_states = told["environments"]
+        header = json.loads(metadata["klimb"])
+        host_states = header["environments"]
         if not isinstance(host_states, dict | None):
             raise TypeError
-        return Checkpoint(state, int(told["iteration"]), float(told["wall_time"]), host_states)
+        return Checkpoint(state, int(header["iteration"]), float(header["wall_time"]), host_states)
     except (KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"what it says of itself can't be read ({type(error).__name__})") from None
+        raise ValueError(f"its metadata can't be read ({type(error).__name__})") from None
 
 
 def _newest_first(directory: Path) -> list[Path]:

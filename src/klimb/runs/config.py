@@ -14,13 +14,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from klimb.collect.options import Collection
+from klimb.environments.registry import imported_module
 from klimb.errors import ConfigError, one_line, shown
 from klimb.estimate.estimator import Estimator
 from klimb.fields import MAX_NAME, STRICT, Count, Iterations, Name, build
 from klimb.improve.critic_fit import CriticFit
 from klimb.improve.minibatches import require_divisible
 from klimb.improve.rule import Rule, is_offline, traits_of
-from klimb.modules import require_trust
+from klimb.modules import module_of, require_trust
 from klimb.policies.networks import NetworkOptions
 from klimb.rules import RULES, UnknownRule, rule_class, rule_name
 from klimb.runs.files import require_regular
@@ -99,7 +100,10 @@ class TrainOptions(Logging, CriticFit, Starting, NetworkOptions, Estimator, Coll
 
 
 def num_iterations(rule: Rule, options: TrainOptions) -> int:
-    """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs."""
+    """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs.
+
+    rule, options: of the run.
+    """
     if is_offline(rule):
         return rule.max_epochs
     return -(-options.env_steps // (traits_of(rule).env_steps_per_row * options.batch_size))
@@ -197,6 +201,13 @@ class RunConfig:
         fields = {_RENAMED.get((name, key), key): value for key, value in fields.items()}
         rule = build(RULES[name], fields) if name in RULES else UnknownRule(name, fields)
         return cls(tree["env"], rule, build(TrainOptions, options))
+
+    @property
+    def names_modules(self) -> bool:
+        """Whether it names a module of the user's own, which is imported where this is trained with again."""
+        options, rule = self.options, rule_name(self.rule)
+        named = [name for name in (options.policy, options.critic, rule) if name is not None]
+        return imported_module(self.env) is not None or any(module_of(name) is not None for name in named)
 
     def require_modules(self, source: str | Path, *, trust: bool) -> RunConfig:
         """The same, ready to be trained with: with its rule, which may have to be imported.

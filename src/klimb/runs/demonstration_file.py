@@ -27,7 +27,10 @@ _TYPES = {"float32": "F32", "int32": "I32", "bool": "BOOL"}
 
 
 def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Path:
-    """Write one file, whole or not at all; returns its path."""
+    """Write one file, whole or not at all; returns its path.
+
+    demonstrations: what it is to hold. path: of the file. DemonstrationError when it can't be written.
+    """
     path = Path(path)
     actions = demonstrations.actions
     described = {"environment": demonstrations.environment, "actions": actions.to_json()}
@@ -114,7 +117,10 @@ def _described(text: str) -> tuple[str, ActionSpec]:
     match json.loads(text):
         # Printable, because it goes into messages of one line.
         case {"environment": str(environment), "actions": dict(actions)} if _is_name(environment):
-            return environment, actions_from_json(actions)
+            try:
+                return environment, actions_from_json(actions)
+            except ValueError as error:
+                raise ValueError(f"its description has no environment or no action space: {error}") from None
     raise ValueError("its description has no environment or no action space")
 
 

@@ -1,4 +1,4 @@
-"""The directory of one run: what is where, and how it is made, opened and kept."""
+"""The directory of one run: which files it holds, and how it is created, opened and written."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | Path, config: RunConfig, state: TrainState, policies: list[PyTree]) -> RunDirectory:
-        """A new directory with a state to start from, whole or not at all, and locked.
+        """A new run directory with its first checkpoint, locked. It appears complete or not at all.
 
-        RunError when there is something at `path` already: no run is ever overwritten.
+        path: where; nothing may exist there. config: of the run. state: before the first iteration. policies: one per
+        seed.
+        Raises RunError when `path` exists (no run is ever overwritten) or can't be written.
         """
         path = Path(path)
         if path.exists():
             raise RunError(f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {path}")
-        # Under another name until it can be resumed: a process killed meanwhile leaves no run behind.
+        # Renamed once it can be resumed: a process killed before that leaves no incomplete run behind.
         directory = cls(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"), config)
         try:
             directory.path.mkdir(parents=True)
@@ -63,7 +65,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
-        """An existing run. RunError when the directory is none."""
+        """The existing run at `path`. RunError when it is not a run directory, ConfigError for a wrong config.toml."""
         path = Path(path)
         try:
             exists, is_run = path.exists(), (path / "config.toml").is_file()
@@ -75,20 +77,24 @@ class RunDirectory:
         return cls(path, RunConfig.read(path / "config.toml"))
 
     def lock(self) -> None:
-        """Keep other processes from writing into it. RunError when one does, or when it would write elsewhere."""
+        """Lock the directory against other writers until `close`.
+
+        Raises RunError when another process holds the lock, or when a link would make klimb write somewhere else.
+        """
         for name in (".lock", FILE_NAME, "checkpoints", BEST):
             if (self.path / name).is_symlink():
                 raise RunError(f"{self.path / name} is a link; klimb writes into the run directory alone: remove it")
         self._lock = RunLock(self.path)
 
     def save(self, checkpoint: Checkpoint, policies: list[PyTree], *, score: float | None) -> None:
-        """The records and the policies first, then the checkpoint: whoever finds a checkpoint finds what led to it.
+        """Write records and policies, then the checkpoint, so that a checkpoint never lacks the records before it.
 
-        score: what the policies were worth, as far as is known; the best so far are kept in `best/` too.
-        Raises OSError when something can't be written, and RunError when the directory is gone.
+        checkpoint: to write. policies: one per seed. score: mean return of the episodes that ended since the last
+        checkpoint, None where unknown; the best-scoring checkpoint is kept in `best/` too.
+        Raises OSError when something can't be written, and RunError when the directory has been removed.
         """
         if not (self.path / "config.toml").exists():
-            raise RunError(f"the run directory {self.path} has been removed while the training was going on")
+            raise RunError(f"the run directory {self.path} has been removed during the training")
         if self._log is not None:
             self._log.flush()
         self._save_policies(policies, self.path)
@@ -98,39 +104,45 @@ class RunDirectory:
             folder.mkdir(exist_ok=True)
             self._save_policies(policies, folder)
             write_checkpoint(folder / "checkpoint.safetensors", checkpoint)
-            # Last: a process that is killed before this line writes all of it again.
+            # Written last: if the process is killed before this line, the score stays lower and all is written again.
             write_text(folder / "score.json", json.dumps({"iteration": checkpoint.iteration, "score": score}) + "\n")
         save_checkpoint(self.path / "checkpoints", checkpoint, keep=self.config.options.keep_checkpoints)
 
     def load(self, template: TrainState) -> Checkpoint:
-        """The newest usable checkpoint."""
+        """The newest usable checkpoint. RunError when there is none.
+
+        template: a state of the same structure, shapes and dtypes.
+        """
         return load_checkpoint(
             self.path / "checkpoints", template, otherwise=self.path / BEST / "checkpoint.safetensors"
         )
 
     def best_score(self) -> float | None:
-        """The highest score of any checkpoint: the mean return of the episodes that ended since the one before."""
+        """The score of the checkpoint in `best/`: the highest mean return between two checkpoints. None for none."""
         try:
             return float(json.loads((self.path / BEST / "score.json").read_text(encoding="utf-8"))["score"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
     def start_log(self, *, keep_until: int | None = None) -> None:
-        """Open the metrics for appending, without the records after iteration `keep_until`."""
+        """Open the metrics for appending. RunError when they can't be written.
+
+        keep_until: the iteration after which records are dropped; None keeps all.
+        """
         try:
             self._log = MetricsLog(self.path, keep_until=keep_until)
         except OSError as error:
             raise RunError(f"cannot write into {self.path}: {error.strerror}") from None
 
     def append(self, records: list[Record]) -> None:
-        """Add records to the metrics. What can't be written waits for the next time, with a line that says so."""
+        """Add records to the metrics. Those that can't be written wait for the next call, with a warning."""
         assert self._log is not None, "start_log comes first"
         try:
             self._log.append(records)
         except OSError as error:
             if not self._log_fails:
                 logger.warning(
-                    "%s can't be written (%s): records wait in memory, and the training goes on",
+                    "%s can't be written (%s): records wait in memory, and the training continues",
                     self.path / FILE_NAME,
                     error.strerror,
                 )
@@ -139,24 +151,27 @@ class RunDirectory:
             self._log_fails = False
 
     def write_waiting(self) -> None:
-        """The last try to write records that wait. Raises OSError."""
+        """Try once more to write the waiting records. Raises OSError when they still can't be written."""
         if self._log is not None:
             self._log.write_waiting()
 
     def history(self) -> list[Record]:
-        """All records so far."""
+        """All records so far, one per iteration."""
         path = self.path / FILE_NAME
         return read_metrics(path) if path.is_file() else []
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
-        """Keep an evaluation beside the policies, for the report. RunError when it can't be written."""
+        """Write `evaluation.json`, which the report reads. RunError when it can't be written.
+
+        evaluation: episodes, deterministic, and per seed the returns, lengths, mean and standard error.
+        """
         try:
             write_text(self.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
         except OSError as error:
             raise RunError(f"cannot write the evaluation into {self.path}: {error.strerror}") from None
 
     def close(self) -> None:
-        """Close the metrics, and let other processes write."""
+        """Close the metrics and release the lock."""
         if self._log is not None:
             self._log.close()
             self._log = None
@@ -166,15 +181,18 @@ class RunDirectory:
 
     def _save_policies(self, policies: list[PyTree], folder: Path) -> None:
         options = self.config.options
-        # What a process that was killed in the middle of writing has left.
-        for torn in folder.glob(".policy*.part"):
-            torn.unlink(missing_ok=True)
+        # Temporary files of a process that was killed while writing.
+        for temporary in folder.glob(".policy*.part"):
+            temporary.unlink(missing_ok=True)
         for k, policy in enumerate(policies):
             save_policy(policy, folder, name=policy_name(options.seed + k if options.num_seeds > 1 else None))
 
 
 def unused_directory(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `name-2`, `name-3` … that does not exist."""
+    """`parent/name`, or the first of `name-2`, `name-3` … that does not exist.
+
+    parent: folder of the runs. name: of the run.
+    """
     path, number = parent / name, 2
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1

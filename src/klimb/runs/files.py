@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Writing files atomically: a reader sees the old contents or the new, never a part."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` to a temporary name beside `path`, flush it to the disk, then rename: all of it or nothing.
+    """Write a temporary file in the same folder, flush it to the disk, then rename it to `path`.
 
-    Raises OSError, with nothing left behind, where that is not possible.
+    path: the file. write: is called with the path of the temporary file.
+    Raises OSError when that fails; the temporary file is then removed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    # Not through a link that somebody else may have put there.
+    # If the name exists it may be a link to another file, which must not be written.
     temporary.unlink(missing_ok=True)
     try:
         write(temporary)
@@ -29,20 +30,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A whole text file, atomically."""
+    """Write `text` in UTF-8 to the file `path`, atomically. Raises OSError when it can't be written."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def flush_directory(path: Path) -> None:
-    """A new name is on the disk only when its directory is. Not every system lets a directory be flushed."""
+    """Flush the directory `path` to the disk, without which a new file's name may be lost in a power cut.
+
+    Does nothing where the system can't flush directories.
+    """
     with contextlib.suppress(OSError):
         _flush(path)
 
 
 def require_regular(path: Path) -> None:
-    """OSError unless there is a file at `path`: whoever opens a pipe waits for its other end."""
+    """OSError unless `path` is a regular file: opening a named pipe would block."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def _flush(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One process a run directory."""
+"""A lock that lets only one process write into a run directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from klimb.errors import RunError
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes there have nobody to tell them apart
+except ImportError:  # Windows: nothing keeps two processes apart there
     fcntl = None  # type: ignore[assignment]
 
 
@@ -21,10 +21,10 @@ logger = logging.getLogger("klimb")
 
 
 class RunLock:
-    """Held from when it is made until `release`, or until the process ends, however it ends."""
+    """An exclusive lock, held from construction until `release` or the end of the process, even if it crashes."""
 
     def __init__(self, directory: Path) -> None:
-        """RunError when another process, or another training of this one, holds it."""
+        """Lock the run directory. RunError when another process, or another training in this one, holds the lock."""
         self._file: IO[str] | None = None
         path = directory / ".lock"
         try:
@@ -40,16 +40,16 @@ class RunLock:
             file.close()
             raise RunError(f"{directory} is being written by {holder}: wait for it, or stop it first") from None
         except OSError as error:
-            logger.warning("%s can't be locked (%s): see to it that nothing else writes there", path, error.strerror)
+            logger.warning("%s can't be locked (%s): let no other process write there", path, error.strerror)
         file.truncate(0)
-        # Who holds it is only said for the message: on a full disk it stays unsaid.
+        # The holder's name is for the error message only: a full disk is no reason to stop.
         with contextlib.suppress(OSError):
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         self._file = file
 
     def release(self) -> None:
-        """Let the next one in."""
+        """Release the lock. Does nothing when it was released before."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.truncate(0)

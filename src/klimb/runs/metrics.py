@@ -1,4 +1,4 @@
-"""What a run says of itself: one JSON object an iteration, and the same numbers for TensorBoard."""
+"""The metrics of a run: what they mean, their file (one JSON object per iteration), and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -18,17 +18,117 @@ import numpy as np
 
 from klimb.errors import one_line
 from klimb.runs.files import require_regular
-from klimb.types import Status
+from klimb.types import Metric, Status
 
 Record = dict[str, Any]
 FILE_NAME = "metrics.jsonl"
 
 logger = logging.getLogger("klimb")
 
+METRICS: dict[str, Metric] = {
+    "iteration": Metric("Iteration", "iterations done"),
+    "env_steps": Metric("Environment steps", "environment steps taken so far, per seed"),
+    "wall_time": Metric(
+        "Wall time", "seconds of training so far, compilation included, over all parts of a resumed run"
+    ),
+    "steps_per_second": Metric(
+        "Speed", "environment steps per second, all seeds together, in the call that the iteration was part of"
+    ),
+    "episode_return": Metric("Episode return", "mean undiscounted return of the episodes that ended in the iteration"),
+    "episode_length": Metric("Episode length", "mean number of steps of the episodes that ended in the iteration"),
+    "episodes": Metric("Episodes", "number of episodes that ended in the iteration"),
+    "env_faults": Metric(
+        "Environment faults",
+        "host environments: number of restarts in the iteration because an environment raised, hung, ended its "
+        "process or returned invalid values",
+    ),
+    "surrogate_gain": Metric(
+        "Surrogate gain",
+        "mean of (π_new/π_old − 1) Â, in the units of the advantages that the rule is given (normalised by default)",
+    ),
+    "predicted_improvement": Metric("Predicted improvement", "the surrogate gain in reward per step"),
+    "predicted_improvement_se": Metric(
+        "Predicted improvement, error", "standard error of the predicted improvement, in reward per step"
+    ),
+    "realised_improvement": Metric(
+        "Realised improvement",
+        "measured gain of the previous iteration's step, in reward per step: mean one-step TD residual on this batch "
+        "minus that on the previous batch, under the same critic; with --overlap, of the step one iteration earlier",
+    ),
+    "realised_improvement_se": Metric(
+        "Realised improvement, error", "standard error of the realised improvement, in reward per step"
+    ),
+    "kl_old_new": Metric("KL(old‖new)", "mean over states of KL(π_old‖π_new), in nats"),
+    "kl_new_old": Metric("KL(new‖old)", "mean over states of KL(π_new‖π_old), in nats"),
+    "kl_old_new_se": Metric(
+        "KL(old‖new), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
+    ),
+    "kl_new_old_se": Metric(
+        "KL(new‖old), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
+    ),
+    "kl_max": Metric("Largest KL", "largest KL over states, in the direction that the rule constrains, in nats"),
+    "kl_old_new_max": Metric("Largest KL(old‖new)", "largest KL(π_old‖π_new) over states, in nats"),
+    "kl_new_old_max": Metric("Largest KL(new‖old)", "largest KL(π_new‖π_old) over states, in nats"),
+    "tv": Metric(
+        "Total variation",
+        "mean over states of the total variation between π_old and π_new, 0 to 1; sampled for Gaussians of several "
+        "dimensions",
+    ),
+    "tv_max": Metric(
+        "Largest total variation",
+        "largest total variation over states, 0 to 1; an upper bound for Gaussians of several dimensions",
+    ),
+    "tv_se": Metric(
+        "Total variation, error", "standard error of the mean, with each environment of the rollout as one sample"
+    ),
+    "tv_bound": Metric(
+        "Bound on the total variation",
+        "upper bound on the mean total variation implied by the KL (Pinsker or Bretagnolle–Huber, state by state)",
+    ),
+    "tv_max_bound": Metric(
+        "Bound on the largest total variation",
+        "upper bound on the largest total variation implied by the KL (Pinsker or Bretagnolle–Huber)",
+    ),
+    "state_mismatch_bound": Metric(
+        "State mismatch bound",
+        "upper bound on the total variation between the discounted state distributions before and after the step",
+    ),
+    "guaranteed_improvement": Metric(
+        "Guaranteed improvement", "lower bound on the improvement, in reward per step; nearly always negative"
+    ),
+    "step_excess": Metric(
+        "Step excess",
+        "ratio of the step's length to that of the longest step whose improvement is guaranteed; at most 1 is "
+        "guaranteed",
+    ),
+    "entropy": Metric("Entropy", "mean entropy of the new policy, in nats"),
+    "ess": Metric(
+        "Effective sample size",
+        "effective sample size of the batch once its rows are weighted by the ratio of π_new to the policies that "
+        "collected it, as a fraction; 1 for a policy that did not move, on its own data",
+    ),
+    "status": Metric(
+        "Status",
+        "`ACCEPTED`; why the step was rejected (`KL_TOO_LARGE`, `NO_IMPROVEMENT`, `NONFINITE`, `CG_BREAKDOWN`); or "
+        "`CRITIC_WARMUP` where none was tried",
+    ),
+    "explained_variance": Metric(
+        "Explained variance",
+        "share of the variance of the value targets that the critic explained before it was fitted to them; 1 is all, "
+        "0 no more than their mean explains",
+    ),
+    "value_loss": Metric(
+        "Value loss", "mean squared error of the critic in the last epoch of its fit, in variances of the targets"
+    ),
+}
+"""The metrics common to all rules. A rule's own metrics are in its `Traits`."""
+
 
 def to_records(metrics: dict[str, np.ndarray], *, wall_time: list[float], steps_per_second: float) -> list[Record]:
-    """Records from arrays `[iterations, seeds]`: a number a metric with one seed, a list with several.
+    """One record per iteration: a number per metric with one seed, a list with several.
 
+    metrics: `[iterations, seeds]` each. wall_time: seconds of training at the end of each iteration.
+    steps_per_second: environment steps of all seeds together, per second.
     Non-finite numbers become None (null in JSON); statuses become their names.
     """
     count, num_seeds = metrics["iteration"].shape
@@ -59,20 +159,23 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """All whole records of a metrics file. A last line still being written is left out, and so are damaged ones."""
+    """All complete records of the metrics file `path`. Skips a last line still being written and damaged lines.
+
+    Logs a warning when lines are damaged. Raises OSError when the file can't be read.
+    """
     records, damaged = [], 0
-    for record, whole in _lines(path):
+    for record, complete in _lines(path):
         if record is not None:
             records.append(record)
         else:
-            damaged += whole
+            damaged += complete
     if damaged:
-        logger.warning("%s: %d damaged lines are left out", one_line(path), damaged)
+        logger.warning("%s: %d damaged lines are skipped", one_line(path), damaged)
     return records
 
 
 def _lines(path: Path) -> Iterator[tuple[Record | None, bool]]:
-    """Every line's record, None where it holds none, and whether it is a whole line."""
+    """For every line its record, or None where it holds none, and whether the line is complete."""
     require_regular(path)
     with path.open("rb") as file:
         for line in file:
@@ -84,48 +187,51 @@ def _parsed(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(record, dict) and type(record.get("iteration")) is int
-    return record if whole else None
+    return record if isinstance(record, dict) and type(record.get("iteration")) is int else None
 
 
-def _cut_back(path: Path, iteration: int) -> None:
-    """Drop what comes after the record of an iteration: it is about to be made again."""
+def _drop_after(path: Path, iteration: int) -> None:
+    """Truncate the file after the record of an iteration: later iterations are about to be repeated."""
     require_regular(path)
-    end, kept = 0, 0
+    end, size = 0, 0
     with path.open("rb") as file:
         for line in file:
             end += len(line)
             record = _parsed(line)
             if record is not None and record["iteration"] <= iteration and line.endswith(b"\n"):
-                kept = end
-    # In place: whoever follows the file keeps following, and a kill in between leaves whole lines.
-    os.truncate(path, kept)
+                size = end
+    # In place, so that `tail -f` keeps working; a process killed before this leaves complete lines.
+    os.truncate(path, size)
 
 
 class MetricsLog:
     """Appends records to `metrics.jsonl`, and to TensorBoard event files in the same directory."""
 
     def __init__(self, directory: Path, *, keep_until: int | None = None) -> None:
-        """`keep_until` drops the records after that iteration: they are about to be made again."""
+        """Open the files. Raises OSError when that fails.
+
+        directory: of the run. keep_until: records after this iteration are dropped, because it is resumed from there.
+        """
         path = directory / FILE_NAME
         if keep_until is not None and path.exists():
-            _cut_back(path, keep_until)
+            _drop_after(path, keep_until)
         self._file = path.open("ab", buffering=0)
         self._size = path.stat().st_size
         self._waiting = b""
         self._board = _Board(directory)
 
     def append(self, records: list[Record]) -> None:
-        """Write records, whole lines at a time. TensorBoard, which is for looking, gets the last of them.
+        """Write records, as complete lines. TensorBoard gets the last of them only, to keep its file small.
 
-        Raises OSError when they can't be written. The file then ends with a whole line, and they wait for the next try.
+        Raises OSError when they can't be written. The file then ends with a complete line, and the records wait for the
+        next call.
         """
         self._waiting += b"".join(_line(record) for record in records)
         self._board.add(records[-1])
         self.write_waiting()
 
     def write_waiting(self) -> None:
-        """Try again to write what could not be written. Raises OSError as `append` does."""
+        """Write the records that could not be written before. Raises OSError as `append` does."""
         if not self._waiting:
             return
         try:
@@ -138,7 +244,7 @@ class MetricsLog:
         self._waiting = b""
 
     def flush(self) -> None:
-        """Whatever has been appended is on the disk. Raises OSError as `append` does."""
+        """Write all records through to the disk. Raises OSError as `append` does."""
         self.write_waiting()
         os.fsync(self._file.fileno())
 
@@ -153,22 +259,22 @@ def _line(record: Record) -> bytes:
 
 
 class _Board:
-    """TensorBoard's event file. What can't be written is given up: every number is in the metrics."""
+    """TensorBoard's event file. It is closed after a write error: all numbers are in the metrics too."""
 
     def __init__(self, directory: Path) -> None:
-        # TensorBoard costs half a second to import: only runs that are written pay for it. Its `SummaryWriter` hands
-        # everything to a thread, and waits for ever when that has died of a full disk.
+        # Importing TensorBoard takes half a second, so it is imported only for runs that are written. Its
+        # `SummaryWriter` writes in a thread, and blocks for ever once a full disk has ended that thread.
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import RecordWriter
 
         self._writer: Any = None
         path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-        with self._giving_up():
+        with self._closing_on_error():
             self._writer = RecordWriter(str(path))
             self._write(Event(file_version="brain.Event:2", wall_time=time.time()))
 
     def add(self, record: Record) -> None:
-        """Write a record."""
+        """Write `record`."""
         if self._writer is None:
             return
         from tensorboardX.proto.event_pb2 import Event
@@ -176,7 +282,7 @@ class _Board:
 
         scalars = (scalar for name, value in record.items() for scalar in _scalars(name, value))
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in scalars])
-        with self._giving_up():
+        with self._closing_on_error():
             self._write(Event(summary=summary, wall_time=time.time(), step=record["env_steps"]))
 
     def close(self) -> None:
@@ -190,17 +296,17 @@ class _Board:
         self._writer.flush()
 
     @contextlib.contextmanager
-    def _giving_up(self) -> Iterator[None]:
+    def _closing_on_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            logger.warning("TensorBoard's events can't be written (%s): there will be no more of them", error.strerror)
+            logger.warning("TensorBoard's events can't be written (%s): no more will be written", error.strerror)
             self.close()
             self._writer = None
 
 
 def _scalars(name: str, value: Any) -> list[tuple[str, float | int]]:
-    """(tag, number) for TensorBoard: one tag, or one a seed."""
+    """(tag, number) for TensorBoard: one tag, or one per seed."""
     values = value if isinstance(value, list) else [value]
     tags = [name] if not isinstance(value, list) else [f"{name}/seed_{i}" for i in range(len(values))]
     numbers = [float(Status[v]) if name == "status" else v for v in values]

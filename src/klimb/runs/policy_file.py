@@ -116,8 +116,10 @@ def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy") 
 def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | None = None) -> Any:
     """The policy of a run or of a policy directory (or of one of its two files).
 
-    `seed` chooses among the policies of a run of several seeds; `like` gives the structure for a policy that
-    is not klimb's own network. Raises PolicyFileError, naming the file and what is wrong with it, when it is
+    path: of the run, the directory or the file. seed: chooses among the policies of a run of several seeds.
+    like: a policy of the same structure, for a class that is not klimb's own.
+
+    Raises PolicyFileError, naming the file and what is wrong with it, when it is
     missing, damaged or of another format.
     """
     directory, name = _locate(Path(path), seed)

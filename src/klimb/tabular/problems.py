@@ -1,4 +1,4 @@
-"""Where tabular problems come from: arrays (transition, reward, initial) that `TabularMDP` is made of."""
+"""Ready-made tabular problems, as the arrays (transition, reward, initial) that `TabularMDP` takes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ Parts = tuple[Any, np.ndarray, np.ndarray]
 """transition (a table or a `SparseTransition`), reward, initial."""
 
 DENSE_UP_TO = 128
-"""States up to which a table of S² numbers an action is the faster form."""
+"""Number of states up to which a table of S² numbers per action is the faster form."""
 
 
 class Outcomes(NamedTuple):
-    """What can come of (s, a): K successors with probability, reward, and whether the episode ends there."""
+    """The K possible outcomes of every (s, a): successor, probability, reward, and whether the episode ends.
+
+    initial: ρ(s).
+    """
 
     successor: Int[np.ndarray, "S A K"]
     probability: Float[np.ndarray, "S A K"]
@@ -28,6 +31,11 @@ class Outcomes(NamedTuple):
 
 
 def random_parts(seed: int, num_states: int, num_actions: int, successors: int | None) -> Parts:
+    """The arrays of `TabularMDP.random`.
+
+    seed: of NumPy's generator. num_states: S, at least 1. num_actions: A, at least 1. successors: states that can
+    follow each (s, a), from 1 to S (else ValueError); None for all of them.
+    """
     rng = np.random.default_rng(seed)
     reward = rng.normal(size=(num_states, num_actions))
     initial = rng.dirichlet(np.ones(num_states))
@@ -37,27 +45,34 @@ def random_parts(seed: int, num_states: int, num_actions: int, successors: int |
         raise ValueError(f"successors = {successors} has to be between 1 and the number of states, {num_states}")
     probability = rng.dirichlet(np.full(successors, 0.5), size=reward.shape)
     successor = rng.integers(num_states, size=(*reward.shape, successors))
-    return _fitting(SparseTransition(successor, probability)), reward, initial
+    return _dense_if_small(SparseTransition(successor, probability)), reward, initial
 
 
 def chain_parts(num_states: int, slip: float) -> Parts:
+    """The arrays of `TabularMDP.chain`.
+
+    num_states: length of the line, at least 1. slip: probability of the other action, in [0, 1]. Else ValueError.
+    """
     if num_states < 1:
         raise ValueError(f"num_states = {num_states}; a chain has at least 1")
     if not 0 <= slip <= 1:
         raise ValueError(f"slip = {slip} is outside [0, 1]")
     state = np.arange(num_states)
-    ways = np.stack([np.minimum(state + 1, num_states - 1), np.maximum(state - 1, 0)], axis=-1)
-    successor = np.stack([ways, ways[:, ::-1]], axis=1)
+    right_left = np.stack([np.minimum(state + 1, num_states - 1), np.maximum(state - 1, 0)], axis=-1)
+    successor = np.stack([right_left, right_left[:, ::-1]], axis=1)
     probability = np.broadcast_to([1 - slip, slip], successor.shape).copy()
     reward = np.zeros((num_states, 2))
     reward[-1, 0], reward[0, 1] = 1.0, 0.1
     initial = np.zeros(num_states)
     initial[0] = 1
-    return _fitting(SparseTransition(successor, probability)), reward, initial
+    return _dense_if_small(SparseTransition(successor, probability)), reward, initial
 
 
 def finite_horizon_parts(transition: Transition, reward: Numbers, initial: Numbers, horizon: int) -> Parts:
-    """State t·S + s, every layer leading to the next and the last one to the end."""
+    """The arrays of `TabularMDP.finite_horizon`: state t·S + s at time t, and an absorbing end.
+
+    transition: p(s'|s, a). reward: r(s, a). initial: ρ(s). horizon: steps, at least 1 (else ValueError).
+    """
     if horizon < 1:
         raise ValueError(f"horizon = {horizon} has to be at least 1")
     reward, initial = np.asarray(reward), np.asarray(initial)
@@ -76,20 +91,25 @@ def finite_horizon_parts(transition: Transition, reward: Numbers, initial: Numbe
     )
     rewards = np.concatenate([np.tile(reward, (horizon, 1)), np.zeros((1, num_actions))])
     first = np.concatenate([initial, np.zeros(len(rewards) - num_states)])
-    return _fitting(parts), rewards, first
+    return _dense_if_small(parts), rewards, first
 
 
 def gymnasium_parts(env: str | Any, **options: Any) -> Parts:
+    """The arrays of `TabularMDP.from_gymnasium`.
+
+    env: an id, with `options` for `gymnasium.make`, or an environment. Raises as `gymnasium_outcomes`.
+    """
     outcomes = gymnasium_outcomes(env, **options)
     successor, probability, reward, terminated, initial = outcomes
     num_states = len(initial)
     ends = np.zeros(num_states, bool)
     ends[successor[terminated & (probability > 0)]] = True
-    # What only an ended episode gets to is where it is over. A state that can also be gone through keeps its
-    # life, and what ends there goes to an end of its own.
-    alive = _visited(outcomes)
+    # A state that only the last step of an episode enters (a hole of FrozenLake) becomes absorbing. A state may also be
+    # passed through: say 0 → 1 → 0 where the second step sometimes ends the episode. Then 0 keeps its transitions, and
+    # every step that ends an episode leads to one additional absorbing state instead.
+    passed_through = _visited(outcomes)
     expected = np.sum(probability * reward, axis=-1)
-    if (ends & alive).any():
+    if (ends & passed_through).any():
         successor = np.where(terminated, num_states, successor)
         successor = np.concatenate([successor, np.full((1, *successor.shape[1:]), num_states)])
         probability = np.concatenate([probability, _certain(probability)])
@@ -98,11 +118,16 @@ def gymnasium_parts(env: str | Any, **options: Any) -> Parts:
     else:
         successor = np.where(ends[:, None, None], np.arange(num_states)[:, None, None], successor)
         expected = np.where(ends[:, None], 0.0, expected)
-    return _fitting(SparseTransition(successor, probability)), expected, initial
+    return _dense_if_small(SparseTransition(successor, probability)), expected, initial
 
 
 def gymnasium_outcomes(env: str | Any, **options: Any) -> Outcomes:
-    """The table `P` of a toy-text environment, padded with outcomes of probability 0."""
+    """The table `P` of a toy-text environment, padded with outcomes of probability 0.
+
+    env: an id, with `options` for `gymnasium.make`, or an environment.
+
+    Raises EnvironmentNotFound for an unknown id, ConfigError for an environment without a table.
+    """
     import gymnasium as gym
 
     if isinstance(env, str):
@@ -110,10 +135,10 @@ def gymnasium_outcomes(env: str | Any, **options: Any) -> Outcomes:
         if identifier not in gym.registry:
             raise EnvironmentNotFound(f"there is no environment {identifier!r}{nearest(identifier, gym.registry)}")
         env = gym.make(identifier, **options)
-    plain = env.unwrapped
-    table, initial = getattr(plain, "P", None), getattr(plain, "initial_state_distrib", None)
+    unwrapped = env.unwrapped
+    table, initial = getattr(unwrapped, "P", None), getattr(unwrapped, "initial_state_distrib", None)
     if not isinstance(table, dict) or initial is None:
-        name = env.spec.id if env.spec is not None else type(plain).__name__
+        name = env.spec.id if env.spec is not None else type(unwrapped).__name__
         raise ConfigError(
             f"{name} has no table of transitions (P, initial_state_distrib); Gymnasium's toy-text environments have: "
             "FrozenLake-v1, FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4"
@@ -136,18 +161,19 @@ def gymnasium_outcomes(env: str | Any, **options: Any) -> Outcomes:
 
 
 def _visited(outcomes: Outcomes) -> Bool[np.ndarray, " S"]:
-    """States that an episode can go on from: the first ones, and what follows before it ends."""
-    goes_on = (outcomes.probability > 0) & ~outcomes.terminated
+    """States in which an action is taken in some episode: the first ones, and all that follow before it ends."""
+    continues = (outcomes.probability > 0) & ~outcomes.terminated
     visited = outcomes.initial > 0
     while True:
-        after = visited.copy()
-        after[outcomes.successor[goes_on & visited[:, None, None]]] = True
-        if (after == visited).all():
+        expanded = visited.copy()
+        expanded[outcomes.successor[continues & visited[:, None, None]]] = True
+        if (expanded == visited).all():
             return visited
-        visited = after
+        visited = expanded
 
 
 def _certain(probability: np.ndarray) -> np.ndarray:
+    """Rows of one more state, whose first successor has probability 1."""
     row = np.zeros((1, *probability.shape[1:]))
     row[..., 0] = 1
     return row
@@ -160,8 +186,8 @@ def _sparse(transition: Transition) -> SparseTransition:
     return SparseTransition(np.broadcast_to(np.arange(probability.shape[-1]), probability.shape), probability)
 
 
-def _fitting(sparse: SparseTransition) -> Transition:
-    """As a table where there are few states; NumPy either way, for `TabularMDP` to check."""
+def _dense_if_small(sparse: SparseTransition) -> Transition:
+    """As a table if there are few states; NumPy arrays either way, which `TabularMDP` checks."""
     successor, probability = np.asarray(sparse.successor), np.asarray(sparse.probability)
     num_states, num_actions, _ = successor.shape
     if num_states > DENSE_UP_TO:

@@ -1,4 +1,4 @@
-"""A policy with one number for every state and action: the smallest there is."""
+"""The tabular softmax policy: one parameter for every state and action."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Sections of the lectures that one can run: exact gradients, statements checked on both sides, figures."""
+"""The theory of the lectures, executable: exact gradients, numerical checks of every statement, figures."""

@@ -1,4 +1,4 @@
-"""The batch a rule would see with infinitely many samples: every (s, a), weighted by how often it happens."""
+"""The batch a rule would see with infinitely many samples: every (s, a), weighted by its probability."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from klimb.types import Batch
 def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
     """S·A rows with weight d^π(s) π(a|s), exact advantages A^π and targets V^π.
 
-    `policy` maps a one-hot row `[S]` to a Categorical over the A actions or, failing that, a state number.
     Means over the batch are exact expectations, so that the step that trains a robot can be checked on a table.
+
+    mdp: the problem. policy: maps a one-hot row `[S]`, or if it can't a state number, to a Categorical over the A
+    actions.
     """
     num_states, num_actions = mdp.num_states, mdp.num_actions
     state = jnp.repeat(jnp.arange(num_states), num_actions)
@@ -41,9 +43,11 @@ def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
 
 
 def reads_rows(policy: PyTree, row: Array, num_actions: int) -> bool:
-    """Whether the policy answers a one-hot row with a distribution over the actions.
+    """Whether the policy maps a one-hot row to a distribution over the actions.
 
-    Asked this way round because a network, whose normaliser broadcasts, would answer a number as well.
+    One-hot rows are tried first, because a network, whose normaliser broadcasts, also accepts a state number.
+
+    policy: a callable pytree. row: one-hot, `[S]`. num_actions: A.
     """
     try:
         distribution = eqx.filter_eval_shape(policy, row)

@@ -1,4 +1,4 @@
-"""What a policy is worth on a tabular problem, and what the best is worth: no episodes, no error bars."""
+"""Exact returns of a policy and of the best policy on a tabular problem, without sampling episodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class ExactReturn(NamedTuple):
 
 
 def policy_table(mdp: TabularMDP, policy: PyTree) -> Float[Array, "S A"]:
-    """π(a|s) of a policy that reads one-hot rows or, failing that, state numbers."""
+    """π(a|s) as a table.
+
+    mdp: the problem. policy: reads one-hot rows or state numbers, as for `exact_batch`.
+    """
     rows = jnp.eye(mdp.num_states, dtype=jnp.float32)
     obs = rows if reads_rows(policy, rows[0], mdp.num_actions) else jnp.arange(mdp.num_states)
     distribution = action_distribution(policy, obs)
@@ -34,7 +37,10 @@ def policy_table(mdp: TabularMDP, policy: PyTree) -> Float[Array, "S A"]:
 
 
 def exact_return(mdp: TabularMDP, policy: PyTree) -> ExactReturn:
-    """By linear algebra in the precision of the problem's arrays."""
+    """Returns by linear algebra, in the precision of the problem's arrays.
+
+    mdp: the problem. policy: reads one-hot rows or state numbers, as for `exact_batch`.
+    """
     table = np.asarray(eqx.filter_jit(policy_table)(mdp, policy), np.asarray(mdp.reward).dtype)
     pi = jnp.asarray(table / table.sum(axis=1, keepdims=True))
     mode = jax.nn.one_hot(jnp.argmax(pi, axis=1), mdp.num_actions, dtype=pi.dtype)

@@ -1,4 +1,4 @@
-"""∇J and the Fisher matrix of a policy on a tabular problem, without a sample."""
+"""∇J and the Fisher matrix of a policy on a tabular problem, exactly."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from klimb.theory.exact_batch import exact_batch
 def policy_gradient(mdp: TabularMDP, policy: PyTree) -> Float[Array, " P"]:
     """∇J(θ) = Σ_s Σ_t γᵗ p(s_t = s) Σ_a π(a|s) ∇log π_θ(a|s) A^π(s, a) (Sutton et al. 2000).
 
-    Flat, in the order of `jax.flatten_util.ravel_pytree` of the policy's trainable arrays. `policy` as for
-    `exact_batch`.
+    mdp: the problem. policy: reads one-hot rows or state numbers, as for `exact_batch`.
+
+    Returns a flat vector, in the order of `jax.flatten_util.ravel_pytree` of the policy's trainable arrays.
     """
     batch = exact_batch(mdp, policy)
     theta, rebuild = flatten(policy)
@@ -26,7 +27,10 @@ def policy_gradient(mdp: TabularMDP, policy: PyTree) -> Float[Array, " P"]:
 
 
 def fisher_matrix(mdp: TabularMDP, policy: PyTree) -> Float[Array, "P P"]:
-    """F = E_{s∼d^π, a∼π}[∇log π ∇log πᵀ], d^π discounted and normalised: P × P numbers, for small policies."""
+    """F = E_{s∼d^π, a∼π}[∇log π ∇log πᵀ], d^π discounted and normalised: P × P numbers, for small policies.
+
+    mdp: the problem. policy: reads one-hot rows or state numbers, as for `exact_batch`.
+    """
     batch = exact_batch(mdp, policy)
     product = fisher_vector_product(policy, batch.obs, batch.weight)
     size = flatten(policy).theta.size

@@ -1,4 +1,4 @@
-"""What another policy promises on a tabular problem, and how far it is away: Ā, C and TV."""
+"""The surrogate Ā, the worst gain C and the total variation between two policies of a tabular problem."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ Table = Float[Array, "S A"]
 
 
 def surrogate(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
-    """Ā(π') = Σ_t γᵗ E_{s∼p_π^t} E_{a∼π'}[A^π(s, a)]: 0 at π, with the gradient of J there."""
+    """Ā(π') = Σ_t γᵗ E_{s∼p_π^t} E_{a∼π'}[A^π(s, a)]: 0 at π, with the gradient of J there.
+
+    mdp: the problem. pi: π(a|s). new: π'(a|s).
+    """
     return jnp.sum(mdp.occupancy(pi) * gains(mdp, pi, new))
 
 
 def gains(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, " S"]:
-    """E_{a∼π'}[A^π(s, a)], how much better one step of π' is than going on with π. Exactly 0 where π' = π."""
-    # Σ_a π A = 0: taken off, it takes off the rounding of A too.
+    """E_{a∼π'}[A^π(s, a)], the gain of one action from π' followed by π over π alone. Exactly 0 where π' = π.
+
+    mdp: the problem. pi: π(a|s). new: π'(a|s).
+    """
+    # Σ_a π A = 0 up to rounding: subtracting it removes the rounding error of A too.
     return jnp.sum((new - pi) * mdp.advantages(pi), axis=1)
 
 
 def worst_gain(mdp: TabularMDP, pi: Table, new: Table) -> Float[Array, ""]:
-    """C = max_s |E_{a∼π'} A^π(s, a)|, over the states that an episode can be in."""
+    """C = max_s |E_{a∼π'} A^π(s, a)|, over the states that are not absorbing.
+
+    mdp: the problem. pi: π(a|s). new: π'(a|s).
+    """
     return jnp.max(jnp.where(mdp.absorbing, 0, jnp.abs(gains(mdp, pi, new))))
 
 
 def state_variation(pi: Table, new: Table) -> Float[Array, " S"]:
-    """TV(π'(·|s), π(·|s))."""
+    """TV(π'(·|s), π(·|s)).
+
+    pi: π(a|s). new: π'(a|s).
+    """
     return 0.5 * jnp.sum(jnp.abs(new - pi), axis=1)

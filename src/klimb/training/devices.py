@@ -1,7 +1,7 @@
-"""Every core at work: seeds laid over the devices, or the two halves of one seed's learning side by side.
+"""Using all cores: several seeds are split over the devices; of one seed, policy and critic update at the same time.
 
-XLA runs networks of this size on one core, whatever its thread settings say. Two host devices are two such cores:
-each runs a program of its own, and they meet only where one needs what the other has made.
+XLA runs networks of this size on one core, whatever its thread settings are. With each core a device of its own, the
+devices run in parallel, and synchronise only where one needs results of another.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 AXIS = "devices"
-# AVX-512 where there is any: 7 % of an iteration. A fit of many minutes on one device is not a hang of the other,
-# which is what XLA takes it for after 40 seconds.
+# AVX-512, where the CPU has it, saves 7 % of an iteration. The timeout: by default XLA aborts when one device waits for
+# another for 40 seconds, which happens when the critic's fit takes minutes.
 CPU_OPTIONS = {"xla_cpu_prefer_vector_width": 512, "xla_cpu_collective_call_terminate_timeout_seconds": 10**6}
 
 
 def use_all_cores() -> None:
-    """Make every core a device of its own. It has to be said before JAX starts; afterwards it changes nothing.
+    """Make every core a JAX device of its own. Call it before JAX starts; afterwards it has no effect.
 
-    Where the number of devices has been chosen already (`jax_num_cpu_devices`, or XLA_FLAGS), it is left alone.
+    It has no effect either if the number of devices is already set (`jax_num_cpu_devices`, or in XLA_FLAGS).
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
@@ -38,25 +38,26 @@ def use_all_cores() -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available() -> Sequence[jax.Device]:
-    """The devices that a training is laid over, unless it is told how many."""
+    """The devices of this process."""
     return jax.local_devices()
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """What programs are compiled with; chosen by measurement (docs/performance.md)."""
+    """XLA's options for the training program, on CPUs only; chosen by measurement (docs/performance.md)."""
     return CPU_OPTIONS if jax.default_backend() == "cpu" else None
 
 
 class Layout:
-    """How a training of K seeds lies on the devices.
+    """How the K seeds of a training are distributed over devices.
 
-    Several seeds are cut into equal shares, one a device, the last of them filled up with copies of the last seed.
-    A single seed on two or more CPU devices is on two of them whole, and `run_concurrently` shares its work out.
+    num_seeds: K. devices: to use, at least one.
+    Several seeds are split into equal shares, one per device; the last share is padded with copies of the last seed.
+    A single seed on two or more CPU devices is replicated on two of them, and `run_concurrently` splits its work.
     """
 
     def __init__(self, num_seeds: int, devices: Sequence[jax.Device]) -> None:
@@ -69,19 +70,20 @@ class Layout:
 
     @property
     def role_axis(self) -> str | None:
-        """What `run_concurrently` is given: the axis over which one seed's work is shared out; None where it is not."""
+        """The axis for `run_concurrently`, over which one seed's work is split; None where it is not."""
         return AXIS if self.splits_roles else None
 
     def compile(self, function: Callable[..., PyTree], *, by_seed: Sequence[bool]) -> Any:
-        """`function` on every device's share of the seeds, as one program.
+        """A compiled function that applies `function` to every device's share of the seeds.
 
-        by_seed: of each argument, whether its leaves have the leading axis of seeds; all results do. The first
-        argument is given up.
+        function: of pytrees. by_seed: for each argument, whether its leaves have the leading axis of seeds; all results
+        have it. The buffers of the first argument are donated.
         """
         specs = tuple(self._spec if split else P() for split in by_seed)
         shared = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=self._spec, check_vma=False)
 
         def program(*arguments: PyTree) -> PyTree:
+            """`shared`, with the seeds padded to a multiple of the number of devices."""
             if self._padding == 0:
                 return shared(*arguments)
             padded = [self._pad(tree) if split else tree for tree, split in zip(arguments, by_seed, strict=True)]
@@ -95,9 +97,9 @@ class Layout:
         )
 
     def place(self, tree: PyTree) -> PyTree:
-        """A tree of arrays, leading axis of seeds, where the programs leave their results.
+        """A tree of arrays with the leading axis of seeds, on the devices where compiled functions leave their results.
 
-        From elsewhere the first call would be compiled for itself.
+        Without this, the first call would be compiled separately.
         """
         return jax.device_put(tree, self._sharding)
 
@@ -112,51 +114,52 @@ class Layout:
 def run_concurrently(
     first: Callable[[], PyTree], second: Callable[[], PyTree], axis: str | None
 ) -> tuple[PyTree, PyTree]:
-    """(first(), second()); with an axis of two devices, one on each at the same time, and both results on both.
+    """(first(), second()), each computed on a device of its own at the same time; both devices get both results.
 
-    Neither function may use collectives. Results are exchanged as bits: the same numbers as without an axis.
+    first, second: functions without collectives. axis: of two devices; None to compute both on one device.
+    Results are exchanged as bits, so the numbers are the same with and without an axis.
     """
     if axis is None:
         return first(), second()
     shapes = jax.eval_shape(first), jax.eval_shape(second)
 
-    def nothing(shape: PyTree) -> list[Array]:
-        return [jnp.zeros(word.shape, word.dtype) for word in jax.eval_shape(_words, shape)]
+    def zeros(shape: PyTree) -> list[Array]:
+        """Zeros in the place of the result of this shape that the other device computes."""
+        return [jnp.zeros(words.shape, words.dtype) for words in jax.eval_shape(_words, shape)]
 
-    here = jax.lax.axis_index(axis) == 0
-    mine = jax.lax.cond(
-        here,
-        lambda: (_words(first()), nothing(shapes[1])),
-        lambda: (nothing(shapes[0]), _words(second())),
+    own_results = jax.lax.cond(
+        jax.lax.axis_index(axis) == 0,
+        lambda: (_words(first()), zeros(shapes[1])),
+        lambda: (zeros(shapes[0]), _words(second())),
     )
-    # One meeting of the devices for all arrays, not one each.
-    flat, rebuild = ravel_pytree(mine)
-    words = rebuild(jax.lax.psum(flat, axis))
+    # One exchange for all arrays together is faster than one per array.
+    flat, unravel = ravel_pytree(own_results)
+    words = unravel(jax.lax.psum(flat, axis))
     return _from_words(words[0], shapes[0]), _from_words(words[1], shapes[1])
 
 
 def _words(tree: PyTree) -> list[Array]:
-    """The leaves of a tree as unsigned 32-bit numbers, bit for bit."""
+    """The leaves of a tree as unsigned 32-bit integers, bit for bit."""
+    return [_to_words(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
 
-    def word(x: Array) -> Array:
-        if x.dtype == bool:
-            return x.astype(jnp.uint32)
-        if x.dtype.itemsize < 4:
-            return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-        return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
-    return [word(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
+def _to_words(x: Array) -> Array:
+    if x.dtype == bool:
+        return x.astype(jnp.uint32)
+    if x.dtype.itemsize < 4:
+        return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def _from_words(words: list[Array], shapes: PyTree) -> PyTree:
     """The inverse of `_words`."""
-
-    def leaf(word: Array, shape: jax.ShapeDtypeStruct) -> Array:
-        if shape.dtype == bool:
-            return word.astype(bool)
-        if shape.dtype.itemsize < 4:
-            word = word.astype(f"uint{8 * shape.dtype.itemsize}")
-        return jax.lax.bitcast_convert_type(word, shape.dtype)
-
     leaves, structure = jax.tree.flatten(shapes)
-    return jax.tree.unflatten(structure, [leaf(*pair) for pair in zip(words, leaves, strict=True)])
+    return jax.tree.unflatten(structure, [_to_leaf(*pair) for pair in zip(words, leaves, strict=True)])
+
+
+def _to_leaf(words: Array, shape: jax.ShapeDtypeStruct) -> Array:
+    if shape.dtype == bool:
+        return words.astype(bool)
+    if shape.dtype.itemsize < 4:
+        words = words.astype(f"uint{8 * shape.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(words, shape.dtype)

@@ -27,7 +27,7 @@ class Diagnostics:
 
     def init(self) -> MeanResidual:
         """What is remembered before the first iteration: nothing known."""
-        # Not a weakly typed NaN: the second call would be traced anew.
+        # Not a weakly typed NaN: the second call would be traced again.
         unknown = jnp.zeros(()) * jnp.nan
         return MeanResidual(unknown, unknown)
 

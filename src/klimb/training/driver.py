@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import require_fit
-from klimb.environments.registry import Environment, imported_module, make, recorded_name, require_trust
+from klimb.environments.registry import Environment, make, recorded_name, require_trust
 from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
@@ -110,6 +110,7 @@ def start(
 ) -> Run:
     """A training from its first iteration to its last, by a configuration and the environment that it names.
 
+    config: of the run. environment: the one that it names.
     policy, critic, demonstrations: objects that the configuration can't name, as `train` takes them.
     run_dir, on_records, errors: as for `train`.
     """
@@ -140,7 +141,7 @@ def resume(
     """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
 
     The result is the same, byte for byte, as that of a run never interrupted: on compiled environments, and on those
-    whose simulator's state can be saved (docs/reliability.md). On others running episodes start anew.
+    whose simulator's state can be saved (docs/reliability.md). On others running episodes start again.
 
     run_dir: the run.
     env, rule, policy, critic, demonstrations: needed only for a run that was started from Python with objects that a
@@ -194,7 +195,7 @@ def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree |
     except ForeignPolicy as error:
         raise ConfigError(f"{error}; in Python: klimb.resume(run, policy=...)") from None
     except PolicyFileError as error:
-        logger.warning("%s; the checkpoint is used, and its policy written anew", error)
+        logger.warning("%s; the checkpoint is used, and its policy written again", error)
         return policy_for(environment, directory.config)
 
 
@@ -341,6 +342,6 @@ def _saved(writers: list[RunWriter]) -> str:
         return "; nothing was saved (no run directory)"
     if any(writer.directory is not None and writer.saved_at is None for writer in writers):
         return "; the checkpoint could not be written"
-    flag = "" if imported_module(directories[0].config.env) is None else " --trust-environment"
+    flag = " --trust-environment" if directories[0].config.names_modules else ""
     ways = " and ".join(f"klimb resume {directory.path}{flag}" for directory in directories)
     return f", checkpoint saved; go on with: {ways}"

@@ -69,7 +69,8 @@ class Iteration:
     ) -> tuple[TrainState, Metrics]:
         """estimate → improve and fit → update the normalisers, from a rollout of the current policy.
 
-        rollout: `[T, N]`. episodes: those that ended in it. demonstrations: as in a call.
+        state: before the iteration. rollout: `[T, N]`, of its policy. episodes: those that ended in it.
+        demonstrations: as in a call.
         """
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)

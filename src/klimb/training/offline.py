@@ -20,7 +20,8 @@ def offline_iteration(
 ) -> tuple[TrainState, Metrics]:
     """One pass over the demonstrations, for one seed: (state, metrics).
 
-    state: before the pass. policy_static: the part of the policy that is no array. demonstrations: rows `[T, N]`.
+    state: before the pass. rule: what makes it. policy_static: the part of the policy that is no array.
+    demonstrations: rows `[T, N]`.
     """
     key, key_step = jax.random.split(state.key)
     policy = eqx.combine(state.policy, policy_static)

@@ -1,4 +1,4 @@
-"""Metrics on their way off the devices."""
+"""Metrics stacked into few arrays for the transfer from the devices."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from jaxtyping import Array
 
 
 class PackedMetrics(eqx.Module):
-    """Metrics by name in few arrays: many small ones take longer to come off the devices than all that they say."""
+    """Scalar metrics stacked into one array per kind of number: transferring many small arrays is slow."""
 
     columns: tuple[Array, ...]
-    """`[names]` for one seed, `[K, names]` for several: real, signed and unsigned numbers."""
+    """One array per kind (floating point, signed, unsigned), `[names]` for one seed, `[K, names]` for several."""
     names: tuple[tuple[str, ...], ...] = eqx.field(static=True)
 
     @classmethod
     def of(cls, metrics: dict[str, Array]) -> PackedMetrics:
-        """One seed's metrics, scalars."""
+        """The metrics of one seed, scalars by name."""
         kinds: dict[Any, list[str]] = {}
         for name in sorted(metrics):
             kinds.setdefault(_kind(jnp.result_type(metrics[name])), []).append(name)
@@ -27,10 +27,10 @@ class PackedMetrics(eqx.Module):
         return cls(tuple(columns), tuple(tuple(names) for names in kinds.values()))
 
     def unpack(self) -> dict[str, np.ndarray]:
-        """`[K]` each."""
+        """The metrics of several seeds by name, `[K]` each."""
         arrays = [np.asarray(column) for column in self.columns]
-        both = zip(self.names, arrays, strict=True)
-        return {name: array[:, i] for names, array in both for i, name in enumerate(names)}
+        pairs = zip(self.names, arrays, strict=True)
+        return {name: array[:, i] for names, array in pairs for i, name in enumerate(names)}
 
 
 def _kind(dtype: Any) -> Any:

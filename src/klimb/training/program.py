@@ -92,7 +92,7 @@ class Program:
         return jax.eval_shape(self._init, self._copies.keys(), self._copies.values)
 
     def start(self, *, iteration: int, host_states: dict[str, Any] | None = None) -> None:
-        """Put the host environments where they were, or start their episodes anew.
+        """Put the host environments where they were, or start new episodes.
 
         iteration: the one that the training goes on from; with the run's seed it is the seed of new episodes.
         host_states: what `host_states()` said there, or None.

@@ -1,4 +1,4 @@
-"""What the policies of a run have been worth lately, for the choice of the best checkpoint."""
+"""The recent mean return of a run's policies, by which the best checkpoint is chosen."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from klimb.runs.metrics import Record
 
 
 class RecentScore:
-    """The mean return of the episodes that ended since the last time it was asked for, over the seeds' means."""
+    """The mean over seeds of the mean return of the episodes that ended since the last `draw`."""
 
     def __init__(self) -> None:
         self._sums: list[np.ndarray] = []
         self._counts: list[np.ndarray] = []
 
     def take_in(self, metrics: dict[str, np.ndarray]) -> None:
-        """The metrics of some iterations, `[iterations, seeds]`."""
+        """Add the metrics of some iterations, `[iterations, seeds]` each."""
         if "episodes" in metrics:
             counts = metrics["episodes"].astype(np.float64)
             self._counts.extend(counts)
             self._sums.extend(np.where(counts > 0, metrics["episode_return"] * counts, 0))
 
     def restore(self, records: list[Record]) -> None:
-        """The same from the records of iterations of a run that is gone on with."""
+        """Add the records of some iterations, when a run is resumed."""
         for record in records:
             counts, returns = (
                 np.atleast_1d(np.array(record.get(name), float)) for name in ("episodes", "episode_return")
@@ -33,8 +33,8 @@ class RecentScore:
                 self.take_in({"episodes": counts[None], "episode_return": returns[None]})
 
     def draw(self) -> float | None:
-        """The score, which then starts anew. None where a seed has ended no episode, or its return is not finite."""
-        # Summed exactly: the same however the iterations were grouped.
+        """The score, which is then reset. None where a seed has ended no episode, or its return is not finite."""
+        # Exact sums, so that the score does not depend on how iterations were grouped into calls.
         sums = [math.fsum(seed) for seed in zip(*self._sums, strict=True)]
         counts = [math.fsum(seed) for seed in zip(*self._counts, strict=True)]
         self._sums, self._counts = [], []

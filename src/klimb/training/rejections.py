@@ -1,4 +1,4 @@
-"""Steps that fail numerically, one after the other."""
+"""Counts consecutive steps that fail numerically."""
 
 from __future__ import annotations
 
@@ -8,35 +8,34 @@ from klimb.runs.metrics import Record
 from klimb.types import Status
 
 FAULTS = (Status.NONFINITE, Status.CG_BREAKDOWN)
-"""What no amount of further data mends by itself. A search that finds no better step is not one of them: so ends
-every training that has arrived."""
+"""Failures that more data does not cure. NO_IMPROVEMENT is not one of them: it is normal at convergence."""
 
 
 class Rejections:
-    """Counts, seed by seed, how many steps in a row have failed."""
+    """Counts, for each seed, how many steps in a row have failed. limit: number at which the training stops."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._in_a_row: np.ndarray = np.zeros(1, int)
         self._last = Status.NONFINITE
 
     def restore(self, records: list[Record]) -> None:
-        """Go on from a run's records. One that was stopped by the limit gets another chance."""
-        names = Status.__members__
+        """Continue the count of a resumed run from its records. A run that reached the limit starts at 0 again."""
+        members = Status.__members__
         for record in records:
-            told = record.get("status")
-            status = [names.get(str(name), Status.ACCEPTED) for name in (told if isinstance(told, list) else [told])]
-            self.count(np.array([status]))
+            names = record.get("status")
+            names = names if isinstance(names, list) else [names]
+            self.count(np.array([[members.get(str(name), Status.ACCEPTED) for name in names]]))
         if self.limit_reached:
             self._in_a_row = np.zeros(1, int)
 
     @property
     def remaining(self) -> int:
-        """How many more there may be: a call of so many iterations ends with the last of them."""
-        return max(1, self._most - int(self._in_a_row.min()))
+        """The smallest number of further failures that reaches the limit, at least 1: no call should be longer."""
+        return max(1, self._limit - int(self._in_a_row.min()))
 
     def count(self, status: np.ndarray) -> None:
-        """Take in statuses `[iterations, seeds]`."""
+        """Add the statuses of some iterations, `[iterations, seeds]`."""
         for row in status:
             failed = np.isin(row, FAULTS)
             self._in_a_row = np.where(failed, self._in_a_row + 1, 0)
@@ -45,11 +44,11 @@ class Rejections:
 
     @property
     def limit_reached(self) -> bool:
-        """Whether every seed has failed too often in a row. One that has while others learn spoils nothing."""
-        return bool((self._in_a_row >= self._most).all())
+        """Whether every seed has reached the limit: a training continues as long as one seed still learns."""
+        return bool((self._in_a_row >= self._limit).all())
 
     @property
     def message(self) -> str:
-        """What has happened, and what to do."""
+        """The number of failures, their cause and the remedy, in one line."""
         count = int(self._in_a_row.min())
         return f"{count} steps in a row were rejected as {self._last.name}: {self._last.message}"

@@ -1,4 +1,4 @@
-"""Where the records and checkpoints of a training go."""
+"""Writes the records, checkpoints and policies of a training, and makes its result."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ logger = logging.getLogger("klimb")
 
 @dataclass(frozen=True)
 class Run:
-    """A training that has ended: the policies (one a seed), the last state, and where it was written (or nowhere)."""
+    """The result of a training.
+
+    policies: one per seed. config: of the run. state: after the last iteration. directory: of the run, or None if it
+    was not written.
+    """
 
     policies: list[Any]
     config: RunConfig
     state: TrainState
     directory: Path | None
-    kept: list[Record] | None = field(default=None, repr=False)
-    """The records of a run that is not written anywhere."""
+    records: list[Record] | None = field(default=None, repr=False)
+    """The records of a run that was not written."""
 
     @property
     def policy(self) -> Any:
@@ -40,22 +44,26 @@ class Run:
 
     @cached_property
     def history(self) -> list[Record]:
-        """The records of all iterations: read from the run directory, where there is one."""
+        """The records of all iterations, read from the run directory if there is one."""
         if self.directory is None:
-            return self.kept or []
+            return self.records or []
         return RunDirectory(self.directory, self.config).history()
 
 
 class RunWriter:
-    """Some (`part`) of a program's copies as one run: in a directory, or in memory (`directory` None)."""
+    """Writes one run of a program, which may train several.
+
+    config: of the run. part: the run's copies among those of the program. directory: of the run; None to keep the
+    records in memory.
+    """
 
     def __init__(self, config: RunConfig, part: slice, directory: RunDirectory | None) -> None:
         self.config, self.directory = config, directory
         self._part = part
-        self._kept: list[Record] = []
+        self._records: list[Record] = []
         self._score = RecentScore()
         self.saved_at: int | None = None
-        """The iteration of the last checkpoint; None while there is none, or it could not be written."""
+        """The iteration of the last checkpoint; None while there is none, or when it could not be written."""
 
     @classmethod
     def create(
@@ -66,34 +74,44 @@ class RunWriter:
         state: TrainState,
         part: slice = slice(None),
     ) -> RunWriter:
-        """A new run, in a new directory unless it stays in memory."""
-        output = cls(config, part, None)
+        """A writer for a new run, with its first checkpoint.
+
+        config: of the run. run_dir: the directory to create, or None to keep the records in memory. program, state: of
+        all copies, before the first iteration. part: the run's copies.
+        Raises RunError when the directory exists or can't be written.
+        """
+        writer = cls(config, part, None)
         if run_dir is not None:
             policies = program.policies(state)[part]
-            output.directory = RunDirectory.create(run_dir, config, output._own(program, state), policies)
-            output.directory.start_log()
-            output.saved_at = 0
-        return output
+            writer.directory = RunDirectory.create(run_dir, config, writer._own(program, state), policies)
+            writer.directory.start_log()
+            writer.saved_at = 0
+        return writer
 
     def append(self, metrics: dict[str, np.ndarray], times: list[float], speed: float) -> list[Record]:
-        """The metrics of a call, `[iterations, copies]`."""
+        """Write the metrics of a call; returns their records.
+
+        metrics: `[iterations, copies]` each. times: seconds of training at the end of each iteration. speed:
+        environment steps per second.
+        """
         own = {name: values[:, self._part] for name, values in metrics.items()}
         records = to_records(own, wall_time=times, steps_per_second=speed)
         self._score.take_in(own)
         if self.directory is None:
-            self._kept.extend(records)
+            self._records.extend(records)
         else:
             self.directory.append(records)
         return records
 
     def load_history(self, iteration: int) -> list[Record]:
-        """The records of a run that is gone on with from the checkpoint of an iteration, whether or not it was due."""
+        """The records of a run that is resumed from the checkpoint of an iteration."""
         if self.directory is None or iteration == 0:
             return []
         self.saved_at = iteration
         records = self.directory.history()
         if [record["iteration"] for record in records[-1:]] != [iteration]:
             logger.warning("%s: the metrics do not reach up to iteration %d", self.directory.path, iteration)
+        # The score counts from the last regular checkpoint; the one resumed from may have been saved by a stop signal.
         due = iteration - iteration % self.config.options.checkpoint_every
         self._score.restore([record for record in records if record["iteration"] > due])
         return records
@@ -109,12 +127,12 @@ class RunWriter:
         wall_time: float,
         due: bool,
     ) -> None:
-        """A checkpoint, with the policies as files of their own. One that is due may be the best.
+        """Write a checkpoint, and the policies as files of their own.
 
-        program, state, policies: of all copies. host_states: where the host environments of all copies stand, or None.
-        iteration: that the state is after. wall_time: seconds of training so far. due: whether it may be the best.
-
-        Where it can't be written that is said, and the training goes on. RunError when the directory is gone.
+        program, state, policies: of all copies. host_states: the states of all copies' host environments, or None.
+        iteration: iterations done. wall_time: seconds of training so far. due: whether it is a regular checkpoint,
+        which may become the best one.
+        Logs a warning when it can't be written. Raises RunError when the directory has been removed.
         """
         if self.directory is None:
             return
@@ -131,35 +149,42 @@ class RunWriter:
         except OSError as error:
             self.saved_at = None
             logger.warning(
-                "%s: the checkpoint of iteration %d can't be written (%s); those before it stay, and the training goes "
-                "on",
+                "%s: the checkpoint of iteration %d can't be written (%s); earlier ones are kept, and the training "
+                "continues",
                 self.directory.path,
                 iteration,
                 error.strerror,
             )
 
     def unwritten(self, iteration: int) -> str | None:
-        """What the disk still lacks of a run that ends at an iteration, after a last try; None for nothing."""
+        """A message about what could not be written of a run that ends at an iteration; None if all was.
+
+        Tries once more to write waiting records.
+        """
         if self.directory is None:
             return None
-        lacking = [] if self.saved_at == iteration else ["the last checkpoint"]
+        missing = [] if self.saved_at == iteration else ["the last checkpoint"]
         try:
             self.directory.write_waiting()
         except OSError:
-            lacking.append("the last records")
-        return f"{self.directory.path} lacks {' and '.join(lacking)}" if lacking else None
+            missing.append("the last records")
+        return f"{self.directory.path} lacks {' and '.join(missing)}" if missing else None
 
     def result(self, program: Program, state: TrainState) -> Run:
-        """What has come of it."""
+        """The run's result.
+
+        program, state: of all copies, after the last iteration.
+        """
         path = None if self.directory is None else self.directory.path
         policies = program.policies(state)[self._part]
-        return Run(policies, self.config, self._own(program, state), path, self._kept)
+        return Run(policies, self.config, self._own(program, state), path, self._records)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files and release the lock."""
         if self.directory is not None:
             self.directory.close()
 
     def _own(self, program: Program, state: TrainState) -> TrainState:
-        everything = range(program.num_copies)
-        return state if everything[self._part] == everything else jax.tree.map(lambda x: x[self._part], state)
+        """The state of this run's copies."""
+        copies = range(program.num_copies)
+        return state if copies[self._part] == copies else jax.tree.map(lambda x: x[self._part], state)

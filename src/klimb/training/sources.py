@@ -62,7 +62,11 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, Records]:
-        """Run iterations, at most `max_iterations_per_call`. `state` is given up: its buffers are used again."""
+        """Run some iterations: (state, metrics).
+
+        state: before them; it is given up, and its buffers are used again. iterations: at most
+        `max_iterations_per_call`.
+        """
 
     @abc.abstractmethod
     def trace(self, state: TrainState) -> None:
@@ -77,7 +81,10 @@ class Source(abc.ABC):
         raise NotImplementedError
 
     def start(self, iteration: int, seed: int, host_states: dict[str, Any] | None) -> None:  # noqa: B027
-        """Put host environments where `capture` found them, or start their episodes anew from a seed."""
+        """Put host environments where they were, or start new episodes.
+
+        iteration: the next one. seed: of new episodes. host_states: what `capture` returned, or None for new episodes.
+        """
 
     def capture(self) -> dict[str, Any] | None:
         """Where host environments stand, as plain data; None where there are none, or that can't be saved."""
@@ -108,7 +115,7 @@ class CompiledSource(Source):
     def trace(self, state: TrainState) -> None:
         self.metric_shapes(state)
 
-    def metric_shapes(self, state: TrainState) -> Metrics:
+    def metric_shapes(self, state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an iteration's metrics, `[K, iterations]` each."""
         return jax.eval_shape(self._run, state, self._learner.copies.values, 1, self._learner.demonstrations)[1]
 
@@ -254,7 +261,7 @@ class DemonstrationSource(Source):
     def trace(self, state: TrainState) -> None:
         self.metric_shapes(state)
 
-    def metric_shapes(self, state: TrainState) -> Metrics:
+    def metric_shapes(self, state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an iteration's metrics, `[K]` each."""
         return jax.eval_shape(self._run, state, self._learner.demonstrations)[1]
 

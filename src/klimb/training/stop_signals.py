@@ -9,24 +9,24 @@ from typing import Any
 
 
 class StopSignals:
-    """SIGINT and SIGTERM ask for a stop after the current call; a second one stops at once."""
+    """Context in which SIGINT and SIGTERM are recorded in `received`; the second signal has its usual effect again."""
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        # Python delivers signals to the main thread only; elsewhere they are left alone.
+        # Python allows signal handlers in the main thread only; in other threads nothing is changed.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        for asked, handler in self._before.items():
-            signal.signal(asked, handler)
+        for handled, handler in self._previous.items():
+            signal.signal(handled, handler)

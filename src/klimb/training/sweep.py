@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from klimb.environments.registry import make, recorded_name
+from klimb.environments.registry import Environment, make, recorded_name
 from klimb.errors import ConfigError, RunError, nearest
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
@@ -32,6 +32,7 @@ def sweep(
 ) -> list[Run]:
     """Train with every combination of some values of the rule's fields, all seeds of all of them in one program.
 
+    env: a name (see `klimb.make`) or an environment object. rule: with the values of what is not varied.
     over: the values of each field, e.g. `{"max_kl": [0.003, 0.01, 0.03]}`. The fields are numbers that the rule only
     calculates with; those that decide what it does (counts, switches, choices) need runs of their own.
     run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
@@ -43,16 +44,31 @@ def sweep(
     Raises ConfigError for a field that the rule does not have or that can't be varied, and for values that are out of
     range or given twice; RunError when `run_dir` exists.
     """
-    rules = _combinations(rule, over)
-    environment, name = make(env), recorded_name(env)
-    trained = build(TrainOptions, options)
-    configs = [RunConfig(name, one, trained) for one in rules]
-    if is_offline(rule):
-        raise ConfigError(f"{rule_name(rule)} learns from demonstrations alone, a pass at a time, and can't be swept")
-    variations = {field: [getattr(one, field) for one in rules] for field in over}
+    config = RunConfig(recorded_name(env), rule, build(TrainOptions, options))
+    return start_sweep(config, make(env), over, run_dir=run_dir, on_records=on_records)
+
+
+def start_sweep(
+    config: RunConfig,
+    environment: Environment,
+    over: Mapping[str, Sequence[float]],
+    *,
+    run_dir: str | Path | None = None,
+    on_records: OnRecords | None = None,
+) -> list[Run]:
+    """A sweep by a configuration and the environment that it names.
+
+    config: of every run but for the fields that are varied. over, run_dir, on_records, errors: as for `sweep`.
+    """
+    rules = _combinations(config.rule, over)
+    configs = [dataclasses.replace(config, rule=one) for one in rules]
+    if is_offline(config.rule):
+        name = rule_name(config.rule)
+        raise ConfigError(f"{name} learns from demonstrations alone, one pass per call, and can't be swept")
     if run_dir is not None and Path(run_dir).exists():
         raise RunError(f"{run_dir} exists already; choose another directory for the sweep")
     first = configs[0]
+    variations = {field: [getattr(one, field) for one in rules] for field in over}
     demonstrations = demonstrations_for(environment, first, None)
     program = Program(first, environment, policy_for(environment, first), demonstrations, variations)
     try:
@@ -60,21 +76,21 @@ def sweep(
         program.source.trace(state)
     except jax.errors.ConcretizationTypeError:
         raise ConfigError(
-            f"{rule_name(rule)} decides by {', '.join(over)} what it does, so that the values can't share a program: "
-            "give each a run of its own"
+            f"{rule_name(config.rule)} decides by {', '.join(over)} what it does, so that the values can't share a "
+            "program: give each a run of its own"
         ) from None
-    each = trained.num_seeds
-    outputs: list[RunWriter] = []
+    each = config.options.num_seeds
+    writers: list[RunWriter] = []
     try:
-        for i, (one, config) in enumerate(zip(rules, configs, strict=True)):
+        for i, (one, own) in enumerate(zip(rules, configs, strict=True)):
             name = ",".join(f"{field}={getattr(one, field)!r}" for field in over)
             path = None if run_dir is None else Path(run_dir) / name
-            outputs.append(RunWriter.create(config, path, program, state, slice(i * each, (i + 1) * each)))
+            writers.append(RunWriter.create(own, path, program, state, slice(i * each, (i + 1) * each)))
     except RunError:
-        for output in outputs:
-            output.close()
+        for writer in writers:
+            writer.close()
         raise
-    return drive(program, state, outputs, on_records, iteration=0, wall_time=0.0)
+    return drive(program, state, writers, on_records, iteration=0, wall_time=0.0)
 
 
 def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:

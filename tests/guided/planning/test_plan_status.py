@@ -92,8 +92,8 @@ def test_mistakes_are_named() -> None:
         return jnp.sum(x**2) + jnp.sum(u**2)
 
     fails(Problem(lambda x, u: x, cost, 5, 1), jnp.ones((4, 1)), r"\(4, 1\).*\(5, 1\)")
-    fails(Problem(lambda x, u: x[:1], cost, 5, 1), None, r"dynamics has to answer with float32\[2\]")
-    fails(Problem(lambda x, u: x, lambda x, u: x, 5, 1), None, r"cost has to answer with float32\[\]")
+    fails(Problem(lambda x, u: x[:1], cost, 5, 1), None, r"dynamics has to return float32\[2\]")
+    fails(Problem(lambda x, u: x, lambda x, u: x, 5, 1), None, r"cost has to return float32\[\]")
     fails(Problem(lambda x, u: x, cost, 0, 1), None, "horizon is 0")
     fails(Problem(lambda x, u: x, cost, 5, 9), None, "this problem has 9")
     with pytest.raises(ConfigError, match="between the limits"):

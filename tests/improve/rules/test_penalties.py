@@ -13,7 +13,7 @@ import klimb
 from klimb import PPO, DualDescent, KLPenalty, Status
 from klimb.errors import ConfigError
 from klimb.fields import build
-from klimb.improve.dual import SMALLEST, adapt, dual_ascent
+from klimb.improve.dual import MIN_POSITIVE_MULTIPLIER, adapt, dual_ascent
 from problems import batch_on_table, make_mdp, make_table, mean_kl, probabilities, take
 
 FULL = {"num_minibatches": 1, "max_grad_norm": None}
@@ -114,7 +114,7 @@ def test_a_limit_that_does_not_bind_has_no_price(problem):
     assert info.extra["complementary_slackness"] == 0
     assert float(info.extra["constraint_violation"]) == pytest.approx(-5, abs=0.1)
     _, state, _ = take(DualDescent(log_multiplier=True, **options), policy, batch)
-    assert float(state.multiplier) == pytest.approx(SMALLEST)
+    assert float(state.multiplier) == pytest.approx(MIN_POSITIVE_MULTIPLIER)
 
 
 def test_the_multiplier_survives_and_follows_the_violation(problem):
@@ -169,7 +169,7 @@ def test_multiplier_updates(x64):
     assert up(99, 10) == 100
     assert up(0, 0.1) == pytest.approx(0.2)
     assert up(1, 0.25, log_space=True) == pytest.approx(np.exp(0.5))
-    assert up(1, -1e3, log_space=True) == SMALLEST
+    assert up(1, -1e3, log_space=True) == MIN_POSITIVE_MULTIPLIER
     assert up(1, 1e6, log_space=True) == 100
     assert up(0, 1, log_space=True) > 0
     for violation in (np.inf, 1e300):

@@ -10,7 +10,7 @@ from klimb.theory.figures import bounds
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.3])
 def test_drift_stays_below_both_bounds(epsilon: float) -> None:
-    found = bounds.numbers(epsilon=epsilon, horizon=41, problems=4)
+    found = bounds.compute(epsilon=epsilon, horizon=41, problems=4)
     assert np.all(found.random_epsilon <= epsilon + 1e-12)
     assert found.random_epsilon.max() == pytest.approx(epsilon)
     assert np.all(found.random <= found.coupling_bound + 1e-12)
@@ -22,7 +22,7 @@ def test_drift_stays_below_both_bounds(epsilon: float) -> None:
 
 
 def test_a_wrong_action_for_good_attains_the_bound() -> None:
-    found = bounds.numbers(horizon=61, problems=1)
+    found = bounds.compute(horizon=61, problems=1)
     np.testing.assert_allclose(found.corridor, 1 - (1 - found.epsilon) ** np.arange(61), atol=1e-12, rtol=0)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from klimb.cli.figure import figure
+from klimb.cli.main import execute
 from klimb.errors import ConfigError, RunError
 from klimb.theory.figures import style
 from klimb.theory.figures.registry import FIGURES, load
@@ -16,11 +16,11 @@ SMALLER = {"estimator-variance": {"batches": 100}, "bounds": {"problems": 2}}
 @pytest.mark.parametrize("name", FIGURES)
 def test_drawing_is_complete_and_reproducible(name: str, tmp_path: Path) -> None:
     module = load(name)
-    numbers = module.numbers(**SMALLER.get(name, {}))
+    data = module.compute(**SMALLER.get(name, {}))
     before = [mpl.rcParams[key] for key in style.SETTINGS]
     for k in range(2):
-        style.save(module.draw(numbers), tmp_path / f"{k}.svg")
-    style.save(module.draw(numbers), tmp_path / "drawing.png")
+        style.save(module.draw(data), tmp_path / f"{k}.svg")
+    style.save(module.draw(data), tmp_path / "drawing.png")
     assert [mpl.rcParams[key] for key in style.SETTINGS] == before
     first, second = ((tmp_path / f"{k}.svg").read_bytes() for k in range(2))
     assert first == second
@@ -28,14 +28,14 @@ def test_drawing_is_complete_and_reproducible(name: str, tmp_path: Path) -> None
     picture = (tmp_path / "drawing.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
-    assert 2 <= len(module.summary(numbers)) <= 5
+    assert 2 <= len(module.summary(data)) <= 5
 
 
 def test_both_kinds_are_written_where_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    figure(["kl-directions"])
+    execute(["figure", "kl-directions"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kl-directions.png", "kl-directions.svg"]
     said = capsys.readouterr().out.splitlines()
     assert said[:2] == ["kl-directions.png", "kl-directions.svg"]
@@ -43,19 +43,19 @@ def test_both_kinds_are_written_where_one_is(
 
 
 def test_one_file_where_one_is_named(tmp_path: Path) -> None:
-    figure(["kl-directions", "-o", str(tmp_path / "x.svg")])
-    figure(["-o", str(tmp_path / "x.png"), "kl-directions"])
+    execute(["figure", "kl-directions", "-o", str(tmp_path / "x.svg")])
+    execute(["figure", "-o", str(tmp_path / "x.png"), "kl-directions"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg"]
 
 
 def test_all_go_into_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("klimb.cli.figure.FIGURES", {name: FIGURES[name] for name in ("kl-directions", "bounds")})
-    figure(["all", "-o", str(tmp_path / "new" / "figures")])
+    execute(["figure", "all", "-o", str(tmp_path / "new" / "figures")])
     assert len(list((tmp_path / "new" / "figures").iterdir())) == 4
 
 
 def test_no_name_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    figure([])
+    execute(["figure"])
     said = capsys.readouterr().out
     for name, entry in FIGURES.items():
         assert f"{name} " in said
@@ -68,20 +68,20 @@ def test_no_name_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
         (["feilds"], "did you mean 'fields'"),
         (["fields", "-o", "x.pdf"], "neither a .png nor an .svg"),
         (["fields", "-o", "x"], "neither a .png nor an .svg"),
-        (["fields", "-o"], "-o needs a file name"),
-        (["fields", "bounds"], "'fields' and 'bounds'"),
+        (["fields", "-o"], "--output needs a value"),
+        (["fields", "bounds"], "'bounds' is one word too many"),
         (["all", "-o", "x.png"], "need a directory"),
-        (["fields", "--dpi", "3"], "no flag '--dpi'"),
+        (["fields", "--dpi", "3"], "no flag --dpi"),
     ],
 )
 def test_bad_input_is_said_plainly(arguments: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        figure(arguments)
+        execute(["figure", *arguments])
 
 
 def test_files_that_cannot_be_written_are_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write"):
-        figure(["kl-directions", "-o", str(tmp_path / "nowhere" / "x.png")])
+        execute(["figure", "kl-directions", "-o", str(tmp_path / "nowhere" / "x.png")])
     (tmp_path / "taken").write_text("")
     with pytest.raises(RunError, match="cannot make the directory"):
-        figure(["all", "-o", str(tmp_path / "taken")])
+        execute(["figure", "all", "-o", str(tmp_path / "taken")])

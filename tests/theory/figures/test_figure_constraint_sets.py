@@ -10,7 +10,7 @@ from klimb.theory.figures.linear_quadratic import LinearQuadratic
 
 @pytest.fixture(scope="module")
 def sets() -> ConstraintSets:
-    return constraint_sets.numbers()
+    return constraint_sets.compute()
 
 
 def quadratic(sets: ConstraintSets, delta: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ KINDS = list(NAMES)
 
 @pytest.fixture(scope="module")
 def measured() -> EstimatorVariance:
-    return estimator_variance.numbers(batches=1000)
+    return estimator_variance.compute(batches=1000)
 
 
 @pytest.mark.parametrize("kind", ["total_return", "reward_to_go", "value_baseline", "gae"])
@@ -59,7 +59,7 @@ def test_exact_gradient_is_the_central_difference_of_the_exact_return() -> None:
 
 
 def test_variance_shrinks_with_the_batch(measured: EstimatorVariance) -> None:
-    small = estimator_variance.numbers(batches=1000, episodes=4, seed=1)
+    small = estimator_variance.compute(batches=1000, episodes=4, seed=1)
     row = KINDS.index("value_baseline")
     ratio = small.variance[row] / measured.variance[row]
     assert abs(ratio - 4) < 0.6

@@ -11,7 +11,7 @@ POINTS = [(-1.8, 0.9), (-1.3, 0.05), (-1.0, 0.3), (-0.4, 0.6)]
 
 @pytest.fixture(scope="module")
 def found() -> fields.Fields:
-    return fields.numbers()
+    return fields.compute()
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.99])

@@ -9,7 +9,7 @@ from klimb.theory.figures.kl_directions import KLDirections, forward_kl, reverse
 
 @pytest.fixture(scope="module")
 def fits() -> KLDirections:
-    return kl_directions.numbers()
+    return kl_directions.compute()
 
 
 def nearby(fit: np.ndarray) -> list[np.ndarray]:

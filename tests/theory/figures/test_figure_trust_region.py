@@ -9,7 +9,7 @@ from klimb.theory.figures.trust_region import TrustRegion
 
 @pytest.fixture(scope="module")
 def curves() -> TrustRegion:
-    return trust_region.numbers()
+    return trust_region.compute()
 
 
 def test_surrogate_and_improvement_start_with_one_slope(curves: TrustRegion) -> None:

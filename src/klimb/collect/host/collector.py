@@ -88,8 +88,6 @@ class VectorCollector:
         self._act = jax.jit(partial(_act, policy_static, self._actions))
         self._complete = jax.jit(jax.vmap(partial(complete, policy_static)))
         self._tally = EpisodeTally(num_seeds, num_envs)
-        discrete = bool(np.issubdtype(self._actions.dtype, np.integer))
-        self._layout = Columns.layout(self.shape, self._observations.shape, self._actions.shape, discrete)
         self._numpy_spec = numpy_policy_spec(policy_static)
         self._stepping: Stepping | None = None
         self._open: Callable[[], Stepping]
@@ -98,13 +96,22 @@ class VectorCollector:
             spec: PolicySpec = self._numpy_spec or self._export(policy_shapes, workers)
             pack = self._parameters if isinstance(spec, NumpyPolicySpec) else partial(_pack, spec)
             self._open = lambda: Workers(
-                env_spec, spec, self.shape, self._layout, workers, pack, restart=restart, timeout=timeout
+                env_spec,
+                spec,
+                self.shape,
+                self._observations,
+                self._actions,
+                workers,
+                pack,
+                restart=restart,
+                timeout=timeout,
             )
         else:
+            layout = Columns.layout(self.shape, self._observations, self._actions)
             self._open = lambda: InProcess(
                 environment.vector(num_seeds * num_envs, restart=restart),
                 num_seeds,
-                lambda: Columns.empty(self._layout),
+                lambda: Columns.empty(layout),
                 self._decider,
             )
         self._under_way = False
@@ -207,7 +214,7 @@ class VectorCollector:
         _, num_seeds, num_envs = self.shape
         if faults:
             more = f" ({len(faults)} in this rollout)" if len(faults) > 1 else ""
-            logger.warning("environment %d: %s; it is started anew%s", faults[0].copy, faults[0].cause, more)
+            logger.warning("environment %d: %s; it is restarted%s", faults[0].copy, faults[0].cause, more)
         return np.bincount([fault.copy // num_envs for fault in faults], minlength=num_seeds).astype(np.int32)
 
     def _parameters(self, policy: PyTree) -> np.ndarray:
@@ -303,7 +310,7 @@ def complete(static: PyTree, policy: PyTree, rollout: HostRollout) -> Rollout:
     columns = rollout.columns
     obs, action = (jnp.reshape(x, (-1, *x.shape[2:])) for x in (columns.obs, columns.action))
     log_prob = action_distribution(eqx.combine(policy, static), obs).log_prob(action)
-    # An environment that was started anew cuts off what came before; a reset's own row comes after an end anyway.
+    # A restart cuts off the episode that came before; the row of a reset comes after an end anyway.
     breaks = jnp.concatenate([~jnp.asarray(columns.valid[1:]), jnp.zeros_like(columns.valid[:1])])
     truncated = columns.truncated | (breaks & ~columns.terminated)
     fields = {**columns._asdict(), "truncated": truncated, "time": rollout.time}

@@ -1,4 +1,4 @@
-"""The rollouts of a training on host environments, one after the other, each begun as early as it can be."""
+"""The rollouts of a training on host environments, each started as early as possible."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from klimb.collect.host.collector import HostRollout, VectorCollector
 
 
 class RolloutPipeline:
-    """What to learn from next, from a collector.
+    """The rollouts of a collector, in order.
 
-    keys: the number of a rollout ↦ `[K]` keys. A rollout's noise depends on them and on nothing learned, so that it
-    can be drawn beforehand.
-    overlap: the rollout after the one that is given is begun under the policy there is now, and goes on while that
-    one is learned from; the data is then one policy old.
+    collector: of the rollouts. keys: the number of a rollout ↦ `[K]` keys. A rollout's noise depends on them alone, so
+    that it can be drawn in advance.
+    overlap: whether the next rollout is collected while the last one is learned from; the data is then one policy old.
     """
 
     def __init__(
@@ -32,9 +31,10 @@ class RolloutPipeline:
         self._behaviour: PyTree | None = None
 
     def start(self, number: int, seed: int, host_states: dict[str, Any] | None = None) -> None:
-        """Put the environments where `capture` found them, or start all episodes anew from a seed.
+        """Restore the environments' states, or begin new episodes.
 
-        number: that of the next rollout.
+        number: of the next rollout. seed: of the environments. host_states: what `capture` returned; None for new
+        episodes. Raises RunError when the states do not fit.
         """
         self._number = number
         if host_states is None:
@@ -43,24 +43,27 @@ class RolloutPipeline:
             self.collector.restore(seed, host_states)
 
     def capture(self) -> dict[str, Any] | None:
-        """Where the environments stand; None where that can't be saved, or they have gone on already (`overlap`)."""
+        """The environments' states as plain data; None where they can't be saved or a rollout is under way."""
         return None if self.collector.under_way else self.collector.capture()
 
     def next(self, policy: PyTree) -> tuple[HostRollout, PyTree | None, EpisodeSummary]:
-        """A rollout, the policy it is of (None: the one that is given), and the episodes that ended in it."""
+        """A rollout, the policy that collected it (None if it is `policy`), and the episodes that ended in it.
+
+        policy: the current one, arrays `[K, ...]`. Raises EnvironmentFault for a fault that ends the training.
+        """
         if not self._overlap:
             self._begin(policy)
-            seen, episodes = self.collector.finish()
-            return seen, None, episodes
+            rollout, episodes = self.collector.finish()
+            return rollout, None, episodes
         if self._behaviour is None:
             self._begin(policy)
         behaviour = self._behaviour
-        seen, episodes = self.collector.finish()
+        rollout, episodes = self.collector.finish()
         self._begin(policy)
-        return seen, behaviour, episodes
+        return rollout, behaviour, episodes
 
     def prepare(self) -> None:
-        """Draw the next rollout's noise already: there is time while devices are busy learning."""
+        """Draw the next rollout's noise in advance, while the devices are busy with the update."""
         self._noise = self._draw()
 
     def _begin(self, policy: PyTree) -> None:

@@ -1,4 +1,4 @@
-"""The loop over a rollout's steps on host environments, into arrays made beforehand. Imports no JAX."""
+"""The loop over the steps of a rollout on host environments, into preallocated arrays. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -10,14 +10,40 @@ from typing import NamedTuple
 import numpy as np
 
 from klimb.environments.host import HostStep, HostVector
+from klimb.policies.action_spec import ActionSpec
+from klimb.policies.observations import ObservationSpec
 
 Decide = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(time step, observations `[K, n, ...]`) ↦ actions `[K, n, ...]`, as the policy has them and as the environment gets
-them."""
+"""(time step, observations `[K, n, ...]`) ↦ actions `[K, n, ...]`, as the policy samples them and as the environment
+gets them (clipped)."""
+
+
+class ArraySpec(NamedTuple):
+    """Shape and dtype of an array."""
+
+    shape: tuple[int, ...]
+    dtype: type[np.generic]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory it takes, rounded up to a multiple of 8 so that the next array is aligned."""
+        return -(-math.prod(self.shape) * np.dtype(self.dtype).itemsize // 8) * 8
+
+
+class ColumnsLayout(NamedTuple):
+    """Shapes and dtypes of `Columns`, in the same order."""
+
+    obs: ArraySpec
+    action: ArraySpec
+    reward: ArraySpec
+    terminated: ArraySpec
+    truncated: ArraySpec
+    next_obs: ArraySpec
+    valid: ArraySpec
 
 
 class Columns(NamedTuple):
-    """A rollout of K seeds but for what JAX computes of it: `[T, K, N, ...]`."""
+    """What environments and policies return in a rollout of K seeds, `[T, K, N, ...]`; JAX computes the rest."""
 
     obs: np.ndarray
     action: np.ndarray
@@ -28,59 +54,67 @@ class Columns(NamedTuple):
     valid: np.ndarray
 
     @classmethod
-    def layout(
-        cls, shape: tuple[int, int, int], observation: tuple[int, ...], action: tuple[int, ...], discrete: bool
-    ) -> Columns:
-        """Shapes and types, as (shape, type) pairs in the places of the arrays. `shape` is (T, K, N)."""
-        seen, flag = ((*shape, *observation), np.float32), (shape, np.bool_)
-        acted = ((*shape, *action), np.int32 if discrete else np.float32)
-        return cls(seen, acted, (shape, np.float32), flag, flag, seen, flag)  # type: ignore[arg-type]
+    def layout(cls, shape: tuple[int, int, int], observations: ObservationSpec, actions: ActionSpec) -> ColumnsLayout:
+        """Shapes and dtypes of the columns.
+
+        shape: (T, K, N). observations, actions: what one of each is.
+        """
+        obs = ArraySpec((*shape, *observations.shape), observations.dtype)
+        action = ArraySpec((*shape, *actions.shape), actions.dtype)
+        reward, flag = ArraySpec(shape, np.float32), ArraySpec(shape, np.bool_)
+        return ColumnsLayout(obs, action, reward, flag, flag, obs, flag)
 
     @classmethod
-    def empty(cls, layout: Columns) -> Columns:
-        """Fresh arrays."""
-        return cls(*(np.empty(shape, dtype) for shape, dtype in layout))
+    def empty(cls, layout: ColumnsLayout) -> Columns:
+        """New, uninitialised arrays of this layout."""
+        return cls(*(np.empty(spec.shape, spec.dtype) for spec in layout))
 
     @classmethod
-    def within(cls, layout: Columns, memory: memoryview) -> Columns:
-        """Arrays in the first `bytes_of(layout)` bytes of a memory."""
+    def within(cls, layout: ColumnsLayout, memory: memoryview) -> Columns:
+        """Arrays that share the first `bytes_of(layout)` bytes of a block of memory.
+
+        layout: of the arrays. memory: the block, at least as long.
+        """
         arrays, start = [], 0
-        for shape, dtype in layout:
-            count = math.prod(shape)
-            arrays.append(np.frombuffer(memory, dtype, count, start).reshape(shape))
-            start += -(-count * np.dtype(dtype).itemsize // 8) * 8
+        for spec in layout:
+            array = np.frombuffer(memory, spec.dtype, math.prod(spec.shape), start)
+            arrays.append(array.reshape(spec.shape))
+            start += spec.num_bytes
         return cls(*arrays)
 
 
-def bytes_of(layout: Columns) -> int:
-    """How much memory the arrays of a layout take, each from a multiple of 8 bytes on."""
-    return sum(-(-math.prod(shape) * np.dtype(dtype).itemsize // 8) * 8 for shape, dtype in layout)
+def bytes_of(layout: ColumnsLayout) -> int:
+    """Memory that the arrays of a layout take, in bytes."""
+    return sum(spec.num_bytes for spec in layout)
 
 
 class Stepper:
-    """Running copies of an environment: some (`part`) of the N of each of K seeds."""
+    """Running copies of an environment, and the observations they wait in.
+
+    vector: the copies, n of each of K seeds. part: which n of the N columns of a rollout they fill. seeds: K.
+    """
 
     def __init__(self, vector: HostVector, part: slice, seeds: int) -> None:
         self.vector, self._part, self._seeds = vector, part, seeds
         self._obs: np.ndarray | None = None
 
     def start_from(self, obs: np.ndarray) -> None:
-        """Say where the copies stand: `[K·n, ...]`."""
+        """Set the copies' observations after a reset, `[K·n, ...]`."""
         self._obs = self._by_seed(obs)
 
     def capture(self) -> dict[str, list] | None:
-        """Where the copies stand, as plain data by seed and copy; None where that can't be saved."""
+        """States and observations of all copies, as plain data by seed and copy; None where they can't be saved."""
         states = self.vector.capture()
         if states is None or self._obs is None:
             return None
-        each = len(states) // self._seeds
+        copies = len(states) // self._seeds
         return {
-            "states": [states[i * each : (i + 1) * each] for i in range(self._seeds)],
+            "states": [states[i * copies : (i + 1) * copies] for i in range(self._seeds)],
             "obs": self._obs.tolist(),
         }
 
     def restore(self, captured: dict[str, list]) -> None:
-        """Put them there, after a reset. RunError or ValueError when that is not where such copies can stand."""
+        """Restore, after a reset, what `capture` returned. RunError or ValueError when it does not fit."""
         with np.errstate(over="ignore"):
             obs = np.array(captured["obs"], np.float32)
         if self._obs is None or obs.shape != self._obs.shape:
@@ -89,12 +123,15 @@ class Stepper:
         self._obs = obs
 
     def roll(self, decide: Decide, columns: Columns) -> None:
-        """All steps of a rollout, into this part of its columns."""
+        """Run all steps of a rollout.
+
+        decide: the policy. columns: of the whole rollout; this part of them is filled.
+        """
         assert self._obs is not None, "reset comes before collect"
         obs, action, reward, terminated, truncated, next_obs, valid = (column[:, :, self._part] for column in columns)
         for t in range(len(reward)):
-            action[t], taken = decide(t, self._obs)
-            step: HostStep = self.vector.step(taken.reshape(-1, *taken.shape[2:]))
+            action[t], clipped = decide(t, self._obs)
+            step: HostStep = self.vector.step(clipped.reshape(-1, *clipped.shape[2:]))
             obs[t], next_obs[t] = self._obs, self._by_seed(step.next_obs)
             for column, values in (
                 (reward, step.reward),
@@ -110,6 +147,9 @@ class Stepper:
 
 
 def parts(count: int, groups: int) -> list[slice]:
-    """0 … count − 1 cut into consecutive parts of about the same size, none of them empty."""
+    """0 … count − 1 split into consecutive parts of about equal size, none of them empty.
+
+    count: number of items. groups: maximum number of parts.
+    """
     edges = np.linspace(0, count, min(count, groups) + 1).astype(int)
     return [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]

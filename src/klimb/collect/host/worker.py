@@ -20,9 +20,11 @@ import numpy as np
 
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
-from klimb.collect.host.stepping import Columns, Stepper, bytes_of
+from klimb.collect.host.stepping import Columns, ColumnsLayout, Stepper, bytes_of
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.errors import EnvironmentFault
+from klimb.policies.actions import actions_from_json
+from klimb.policies.observations import observations_from_json
 
 
 class SharedRollout:
@@ -31,20 +33,20 @@ class SharedRollout:
     Both sides make it from the same sizes. noise: `[T, K, N, *act]`. parameters: `[K, spec.size]`.
     """
 
-    def __init__(self, memory: Any, spec: PolicySpec, shape: tuple[int, int, int], layout: Columns) -> None:
+    def __init__(self, memory: Any, spec: PolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout) -> None:
         view = memoryview(memory)
         start = bytes_of(layout)
         self.columns = Columns.within(layout, view)
-        noise_shape = layout.action[0]
+        noise_shape = layout.action.shape
         count = int(np.prod(noise_shape))
         self.noise = np.frombuffer(view, np.float32, count, start).reshape(noise_shape)
         start += 4 * count
         self.parameters = np.frombuffer(view, np.float32, shape[1] * spec.size, start).reshape(shape[1], spec.size)
 
     @staticmethod
-    def size(spec: PolicySpec, shape: tuple[int, int, int], layout: Columns) -> int:
-        """Bytes in all."""
-        return bytes_of(layout) + 4 * (int(np.prod(layout.action[0])) + shape[1] * spec.size)
+    def size(spec: PolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout) -> int:
+        """Bytes in all. spec: of the policy. shape: (T, K, N). layout: of a rollout's columns."""
+        return bytes_of(layout) + 4 * (int(np.prod(layout.action.shape)) + shape[1] * spec.size)
 
 
 def serve() -> None:
@@ -55,7 +57,7 @@ def serve() -> None:
     task = json.loads(sys.stdin.readline())
     shape: tuple[int, int, int] = tuple(task["shape"])
     spec = decisions.from_dict(task["policy"])
-    layout = Columns.layout(shape, tuple(task["observation"]), tuple(task["action"]), task["discrete"])
+    layout = Columns.layout(shape, observations_from_json(task["observations"]), actions_from_json(task["actions"]))
     memory = mmap.mmap(task["memory"], SharedRollout.size(spec, shape, layout))
     _serve(task, SharedRollout(memory, spec, shape, layout), spec)
 

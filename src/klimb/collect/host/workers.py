@@ -1,4 +1,4 @@
-"""Worker processes that step a Gymnasium environment: parameters out, whole rollouts back, through shared memory."""
+"""Worker processes that step a Gymnasium environment. Policy parameters and rollouts go through shared memory."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ from klimb.collect.host.worker_process import WorkerLost, WorkerProcess
 from klimb.environments.adapters.gymnasium import copy_seeds
 from klimb.environments.host import Fault
 from klimb.errors import EnvironmentFault
+from klimb.policies.action_spec import ActionSpec
+from klimb.policies.observations import ObservationSpec
 
-MOST_LOSSES = 3
-"""Rollouts in a row that one worker may be lost in."""
+MAX_LOSSES = 3
+"""The number of consecutive rollouts in which the same worker is lost that stops the training."""
 REMEDY = "--workers 0 steps them in this process, with the whole traceback"
 
 
 class Workers:
-    """`count` processes with a share of the N environments of every seed each. They start at once, and in parallel.
+    """Worker processes, each with a share of the N environments of every seed. All start in parallel at construction.
 
-    timeout: seconds that a worker may take to answer. With `restart` a worker that is lost is started anew, and the
-    rows of its environments are not valid in that rollout; else, and when it is lost in `MOST_LOSSES` rollouts in a
-    row, that is an EnvironmentFault.
+    env_spec: how to make an environment (`HostEnvironment.env_spec`). spec: of the policy. shape: (T, K, N).
+    observations, actions: of the environment. count: number of processes, at most N. pack: from the policies' arrays
+    `[K, …]` to their parameters `[K, spec.size]`. timeout: seconds that a worker may take to answer.
+    restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then not
+    valid in that rollout. EnvironmentFault without `restart`, and when a worker is lost in `MAX_LOSSES` rollouts in a
+    row.
     """
 
     def __init__(
@@ -39,7 +44,8 @@ class Workers:
         env_spec: dict[str, Any],
         spec: PolicySpec,
         shape: tuple[int, int, int],
-        layout: Columns,
+        observations: ObservationSpec,
+        actions: ActionSpec,
         count: int,
         pack: Callable[[PyTree], np.ndarray],
         *,
@@ -48,15 +54,15 @@ class Workers:
     ) -> None:
         self._parts = parts(shape[2], count)
         self._restart, self._timeout, self._pack = restart, timeout, pack
+        layout = Columns.layout(shape, observations, actions)
         self._file = _memory_file(SharedRollout.size(spec, shape, layout))
         self._memory = mmap.mmap(self._file.fileno(), 0)
         self.shared = SharedRollout(self._memory, spec, shape, layout)
         self._task = {
             "shape": shape,
             "policy": decisions.to_dict(spec),
-            "discrete": bool(np.issubdtype(layout.action[1], np.integer)),
-            "observation": layout.obs[0][3:],
-            "action": layout.action[0][3:],
+            "observations": observations.to_json(),
+            "actions": actions.to_json(),
             "memory": self._file.fileno(),
             "env_spec": env_spec,
             "restart": restart,
@@ -75,29 +81,37 @@ class Workers:
             ) from None
 
     def reset(self, seed: int) -> None:
-        """Start all episodes again, with seeds derived from `seed`. Does not wait for it."""
+        """Begin new episodes in all environments, without waiting for it.
+
+        seed: that the seeds of all environments are derived from.
+        """
         seeds = copy_seeds(seed, self._seeds * self._copies).reshape(self._seeds, self._copies)
         self._seed = int(seeds[0, 0])
         for worker, part in zip(self._workers, self._parts, strict=True):
-            worker.ask("reset", seeds=[int(seed) for seed in seeds[:, part].reshape(-1)])
+            worker.send("reset", seeds=[int(seed) for seed in seeds[:, part].reshape(-1)])
 
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool = False) -> None:
-        """Let every worker begin a rollout.
+        """Begin a rollout in every worker.
 
-        policy: arrays `[K, …]`. noise: `[T, K, N, *act]`. at_once: makes no difference here.
+        policy: arrays of every seed's policy, `[K, …]`. noise: of its actions, `[T, K, N, *act]`. at_once: makes no
+        difference here.
         """
         self.shared.parameters[:] = self._pack(policy)
         self.shared.noise[:] = noise
         for worker in self._workers:
-            worker.ask("roll")
+            worker.send("roll")
 
     def finish(self) -> tuple[Columns, list[Fault]]:
-        """The rollout that was begun, as arrays of its own, and what went wrong; copies count over seeds, then N."""
+        """Wait for the rollout that was begun. Returns copies of its arrays, and the faults.
+
+        A fault's copy is counted over seeds, then environments: seed · N + environment. Raises EnvironmentFault as the
+        class says.
+        """
         faults: list[Fault] = []
         deadline = time.monotonic() + self._timeout
         for number, part in enumerate(self._parts):
             try:
-                answer = self._workers[number].hear(deadline, self._timeout)
+                answer = self._workers[number].receive(deadline, self._timeout)
             except WorkerLost as lost:
                 faults += self._replace(number, lost)
                 continue
@@ -112,7 +126,7 @@ class Workers:
         return Columns(*(column.copy() for column in self.shared.columns)), faults
 
     def capture(self) -> dict[str, list] | None:
-        """Where all copies stand, by seed and copy; None where that can't be saved, or a worker is lost."""
+        """The states of all environments, by seed and environment; None where they can't be saved."""
         try:
             captured = [answer["captured"] for answer in self._all("capture", [{}] * len(self._parts))]
         except (WorkerLost, EnvironmentFault):
@@ -125,26 +139,26 @@ class Workers:
         }
 
     def restore(self, captured: dict[str, list]) -> None:
-        """Put them there. EnvironmentFault when a worker can't."""
-        own = [{name: [seed[part] for seed in rows] for name, rows in captured.items()} for part in self._parts]
+        """Restore what `capture` returned. EnvironmentFault when a worker can't."""
+        shares = [{name: [seed[part] for seed in rows] for name, rows in captured.items()} for part in self._parts]
         try:
-            self._all("restore", [{"captured": one} for one in own])
-        except (WorkerLost, EnvironmentFault) as lost:
-            raise EnvironmentFault(f"the environments can't be put where the checkpoint left them: {lost}") from None
+            self._all("restore", [{"captured": share} for share in shares])
+        except (WorkerLost, EnvironmentFault) as error:
+            raise EnvironmentFault(f"the environments can't be restored from the checkpoint: {error}") from None
 
     def close(self) -> None:
         """End the processes."""
         for worker in self._workers:
-            # Those that wait for orders end at once.
+            # A worker that waits for orders ends at once when its input is closed.
             worker.end(patience=5.0)
         self._file.close()
 
-    def _all(self, order: str, words: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Every worker's answer to an order. WorkerLost or EnvironmentFault when one has none."""
-        for worker, one in zip(self._workers, words, strict=True):
-            worker.ask(order, **one)
+    def _all(self, order: str, arguments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Every worker's answer to an order, given with its own arguments. WorkerLost or EnvironmentFault."""
+        for worker, own in zip(self._workers, arguments, strict=True):
+            worker.send(order, **own)
         deadline = time.monotonic() + self._timeout
-        return [worker.hear(deadline, self._timeout) for worker in self._workers]
+        return [worker.receive(deadline, self._timeout) for worker in self._workers]
 
     @property
     def _copies(self) -> int:
@@ -158,15 +172,15 @@ class Workers:
         return WorkerProcess({**self._task, "part": (part.start, part.stop)}, (self._file.fileno(),))
 
     def _replace(self, number: int, lost: WorkerLost) -> list[Fault]:
-        """Another worker in the place of a lost one, whose rows of this rollout are not valid: the faults."""
+        """Replace a lost worker, and blank its rows of this rollout. Returns a fault for each of its environments."""
         part = self._parts[number]
         self._losses[number] += 1
-        story = f"{self._name(number)} {lost}"
-        # One whose environments can't even be made would be lost again.
-        if not (self._restart and self._workers[number].started) or self._losses[number] >= MOST_LOSSES:
+        cause = f"{self._name(number)} {lost}"
+        # A worker that could not make its environments would be lost again.
+        if not (self._restart and self._workers[number].started) or self._losses[number] >= MAX_LOSSES:
             times = f" ({self._losses[number]} rollouts in a row)" if self._losses[number] > 1 else ""
-            raise EnvironmentFault(f"{story}{times}; {REMEDY}")
-        # By force: it may hang, and nobody else may write into the memory from now on.
+            raise EnvironmentFault(f"{cause}{times}; {REMEDY}")
+        # Killed at once: it may hang, and must not write into the shared memory any more.
         self._workers[number].end(patience=0.0)
         for column in self.shared.columns:
             column[:, :, part] = 0
@@ -174,17 +188,17 @@ class Workers:
         self._restarts += 1
         seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
         count = self._seeds * (part.stop - part.start)
-        self._workers[number].ask("reset", seeds=[int(one) for one in copy_seeds(seed, count)])
+        self._workers[number].send("reset", seeds=[int(own_seed) for own_seed in copy_seeds(seed, count)])
         return [
-            Fault(seed * self._copies + copy, story)
+            Fault(seed * self._copies + copy, cause)
             for seed in range(self._seeds)
             for copy in range(part.start, part.stop)
         ]
 
 
 def _memory_file(size: int) -> IO[bytes]:
-    """A file that is memory and has no name, for other processes to inherit."""
-    named = hasattr(os, "memfd_create")  # Linux only
-    file = os.fdopen(os.memfd_create("klimb"), "w+b") if named else tempfile.TemporaryFile()  # noqa: SIM115
+    """An anonymous in-memory file (memfd), inherited by the workers; a temporary file where there is no memfd."""
+    has_memfd = hasattr(os, "memfd_create")  # Linux only
+    file = os.fdopen(os.memfd_create("klimb"), "w+b") if has_memfd else tempfile.TemporaryFile()  # noqa: SIM115
     file.truncate(size)
     return file

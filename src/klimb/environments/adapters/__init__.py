@@ -1,1 +1,1 @@
-"""Environments of other packages: one ecosystem a file."""
+"""Environments of other packages, one file per package."""

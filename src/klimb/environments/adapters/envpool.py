@@ -27,18 +27,23 @@ class EnvPoolEnvironment(HostEnvironment):
     action_space: gymnasium.spaces.Space
 
     def vector(self, copies: int, *, restart: bool = False) -> EnvPoolVector:
+        """A pool of copies. EnvPool can't restart single copies: faults end the training.
+
+        copies: their number. restart: is not used.
+        """
         return EnvPoolVector(self.name, copies)
 
 
 class EnvPoolVector(HostVector):
-    """EnvPool resets one step late: the row after an episode's end carries out the reset, and is not valid."""
+    """Copies in EnvPool, which resets one step late: the row after an episode's end is a reset, and is not valid."""
 
     def __init__(self, name: str, copies: int) -> None:
         self._name, self._copies = name, copies
         self._pool: Any = None
 
     def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
-        # EnvPool takes its seed when it is made, and seeds its copies with seed, seed + 1, …
+        # EnvPool takes its seed at construction, and seeds its copies with seed, seed + 1, …
+        """Create the pool with seeds derived from `seed`. Returns the first observations."""
         self.close()
         first = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
         self._pool = _open(self._name, self._copies, first)
@@ -49,6 +54,7 @@ class EnvPoolVector(HostVector):
         return self._obs
 
     def step(self, action: np.ndarray) -> HostStep:
+        """Step every copy with its row of `action`."""
         obs, reward, terminated, truncated, _ = self._pool.step(action)
         valid = ~self._resets
         self._obs = np.array(obs, np.float32)
@@ -56,6 +62,7 @@ class EnvPoolVector(HostVector):
         return HostStep(self._obs, self._obs, reward, terminated, truncated & ~terminated, valid)
 
     def close(self) -> None:
+        """Close the pool."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -64,7 +71,7 @@ class EnvPoolVector(HostVector):
 def make_envpool(name: str) -> EnvPoolEnvironment:
     """The EnvPool environment `name`.
 
-    Raises MissingExtra without EnvPool, EnvironmentNotFound for a name it does not know, UnsupportedSpace for
+    Raises MissingExtra if EnvPool is not installed, EnvironmentNotFound for an unknown name, UnsupportedSpace for
     observations that are not one-dimensional boxes.
     """
     envpool = _import(name)
@@ -86,7 +93,7 @@ def make_envpool(name: str) -> EnvPoolEnvironment:
 
 @contextlib.contextmanager
 def _without_space_warnings() -> Iterator[None]:
-    """EnvPool builds its float64 spaces in a way that Gymnasium warns about; nothing is lost."""
+    """Suppress Gymnasium's warnings about the way in which EnvPool builds its float64 spaces; they are harmless."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Any Gymnasium environment, many copies in one process, with same-step autoreset."""
+"""Gymnasium environments: several copies in one process, reset in the step in which an episode ends."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ logger = logging.getLogger("klimb")
 
 @dataclass(frozen=True)
 class GymnasiumEnvironment(HostEnvironment):
-    """A Gymnasium environment by its id (or `module:Id-v0`), or by a function that makes one.
+    """A Gymnasium environment, from the registry or from a function that makes one.
 
-    Observations that are not one-dimensional boxes (discrete, images, dictionaries) are flattened with
-    Gymnasium's own wrapper; discrete ones become one-hot rows.
+    Observations that are not one-dimensional boxes (discrete, images, dictionaries) are flattened with Gymnasium's
+    `FlattenObservation`; discrete ones become one-hot rows.
     """
 
     id: str
@@ -38,13 +38,18 @@ class GymnasiumEnvironment(HostEnvironment):
 
     @classmethod
     def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
-        """Makes one copy to read its spaces from."""
+        """An environment from a function that makes one; it is called once to read the spaces.
+
+        name: for messages and run directories. make: a function of no arguments that returns a new `gymnasium.Env`.
+        """
         return cls._from_maker(name, make, None)
 
     @classmethod
     def from_registry(cls, name: str, identifier: str, module: str | None) -> GymnasiumEnvironment:
-        """A registered environment; `module` is what has to be imported for `identifier` to be registered.
+        """A registered environment.
 
+        name: for messages and run directories. identifier: in Gymnasium's registry. module: the module whose import
+        registers it, or None.
         Raises EnvironmentFault when it can't be made, and Gymnasium's own errors.
         """
         try:
@@ -52,28 +57,29 @@ class GymnasiumEnvironment(HostEnvironment):
         except (ImportError, gym.error.Error):
             raise
         except Exception as error:
-            raise EnvironmentFault(f"{name} can't be made: {_said(error)}") from error
+            raise EnvironmentFault(f"{name} can't be made: {_described(error)}") from error
 
     @classmethod
     def _from_maker(
         cls, name: str, make: Callable[[], gym.Env], env_spec: dict[str, Any] | None
     ) -> GymnasiumEnvironment:
-        def flat() -> gym.Env:
-            return flattened(make())
-
-        env = flat()
+        env = flattened(make())
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
         space = env.observation_space
         env.close()
         assert isinstance(space, gym.spaces.Box)
-        return cls(name, flat, space, env.action_space, one_hot, env_spec)
+        return cls(name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec)
 
     def vector(self, copies: int, *, restart: bool = False) -> GymnasiumVector:
+        """Copies in this process.
+
+        copies: their number. restart: whether a copy with a fault is restarted.
+        """
         return GymnasiumVector(self.make, copies, restart=restart)
 
 
 def flattened(env: gym.Env) -> gym.Env:
-    """The same environment with observations in one-dimensional boxes."""
+    """The environment `env`, wrapped so that observations are one-dimensional boxes."""
     space = env.observation_space
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         return env
@@ -82,27 +88,28 @@ def flattened(env: gym.Env) -> gym.Env:
 
 def _env_spec(identifier: str, module: str | None) -> dict[str, Any] | None:
     spec = gym.registry[identifier]
-    # What was registered by hand as an object, or from the main script, can't be named to another process.
+    # An entry point that is an object, or stands in the main script, can't be imported by another process.
     if not isinstance(spec.entry_point, str) or spec.entry_point.startswith("__main__"):
         return None
     try:
         return {"spec": spec.to_json(), "module": module}
-    except (TypeError, ValueError):  # arguments that are no data
+    except (TypeError, ValueError):  # arguments that can't be written as JSON
         return None
 
 
 def make_from_spec(env_spec: dict[str, Any]) -> gym.Env:
-    """The environment that a `env_spec` describes."""
+    """The environment that `GymnasiumEnvironment.env_spec` describes."""
     if env_spec["module"] is not None:
         importlib.import_module(env_spec["module"])
     return flattened(gym.make(EnvSpec.from_json(env_spec["spec"])))
 
 
 class GymnasiumVector(HostVector):
-    """Copies stepped one after the other. An episode's last observation is kept; the next begins in the same step.
+    """Copies stepped one after the other. When an episode ends, the next one begins in the same step.
 
-    With `restart` a copy that raises, or gives what is no observation or reward, is made and started anew, and that
-    row is not valid; else, and when it fails again without one good step in between, that is an EnvironmentFault.
+    A copy has a fault when it raises or returns an invalid observation or reward. With `restart` it is then replaced
+    by a new environment, and the row is not valid. EnvironmentFault without `restart`, and when a copy has a fault in
+    two steps in a row.
     """
 
     def __init__(self, make: Callable[[], gym.Env], copies: int, *, restart: bool = False) -> None:
@@ -115,32 +122,34 @@ class GymnasiumVector(HostVector):
         self._faults: list[Fault] = []
 
     def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
+        """Start a new episode in every copy, with seeds derived from `seed`. Returns the first observations."""
         return self.reset_each(copy_seeds(seed, len(self._envs)))
 
     def reset_each(self, seeds: np.ndarray) -> Float[np.ndarray, " M *obs"]:
-        """Start every copy anew with a seed of its own."""
+        """Start a new episode in every copy, with a seed per copy. Returns the first observations."""
         self._seed = int(seeds[0])
         return np.stack([self._begin(copy, int(seed)) for copy, seed in enumerate(seeds)])
 
     def step(self, action: np.ndarray) -> HostStep:
+        """Step every copy with its row of `action`. Raises EnvironmentFault as the class says."""
         faults: dict[int, str] = {}
         steps = []
-        for copy, (env, one) in enumerate(zip(self._envs, action, strict=True)):
+        for copy, (env, own_action) in enumerate(zip(self._envs, action, strict=True)):
             try:
-                steps.append(_answer(*env.step(one)))
-            # An environment that ends the process means the episode, at most.
+                steps.append(_checked(*env.step(own_action)))
+            # SystemExit: an environment that calls sys.exit() must not end the training.
             except (Exception, SystemExit) as error:
-                steps.append(self._nothing())
-                faults[copy] = _said(error)
-        next_obs, reward, terminated, truncated = zip(*steps, strict=True)
+                steps.append(self._blank_step())
+                faults[copy] = _described(error)
+        next_obs, reward, terminations, truncations = zip(*steps, strict=True)
         successor: np.ndarray
         try:
             successor = self._observations(next_obs)
-            rewards = _numbers(reward, "reward", (len(reward),))
-        except _Unfit:
-            successor, rewards = self._one_by_one(next_obs, reward, faults)
-        over, cut = np.array(terminated, bool), np.array(truncated, bool)
-        obs, ended = successor, np.flatnonzero(over | cut)
+            rewards = _as_float32(reward, "reward", (len(reward),))
+        except _InvalidOutput:
+            successor, rewards = self._convert_each(next_obs, reward, faults)
+        terminated, truncated = np.array(terminations, bool), np.array(truncations, bool)
+        obs, ended = successor, np.flatnonzero(terminated | truncated)
         if len(ended):
             obs = successor.copy()
             for copy in map(int, ended):
@@ -148,26 +157,30 @@ class GymnasiumVector(HostVector):
                     obs[copy] = self._next_episode(copy)
         valid = self._all_valid
         if faults or self._failed_last.any():
-            over, cut, valid = self._mend(faults, obs, over, cut)
-        return HostStep(successor, obs, rewards, over, cut & ~over, valid)
+            terminated, truncated, valid = self._replace_faulty(faults, obs, terminated, truncated)
+        return HostStep(successor, obs, rewards, terminated, truncated & ~terminated, valid)
 
     def close(self) -> None:
+        """Close every copy. One that can't be closed is logged."""
         for copy, env in enumerate(self._envs):
             try:
                 env.close()
             except Exception as error:
-                logger.warning("copy %d of the environment can't be closed: %s", copy, _said(error))
+                logger.warning("copy %d of the environment can't be closed: %s", copy, _described(error))
 
     def take_faults(self) -> list[Fault]:
+        """The faults since the last call."""
         faults, self._faults = self._faults, []
         return faults
 
     def capture(self) -> list[dict[str, Any]] | None:
+        """The simulator state of every copy; None where a copy's class is not supported."""
         if not all(map(simulator_state.supported, self._envs)):
             return None
         return [simulator_state.capture(env) for env in self._envs]
 
     def restore(self, states: list[dict[str, Any]]) -> None:
+        """Put every copy into its captured state. RunError when a state does not fit."""
         for env, state in zip(self._envs, states, strict=True):
             simulator_state.restore(env, state)
 
@@ -177,32 +190,32 @@ class GymnasiumVector(HostVector):
         except Exception as error:
             if not self._restart:
                 raise EnvironmentFault(
-                    f"copy {copy} of the environment can't begin an episode: {_said(error)}"
+                    f"copy {copy} of the environment can't begin an episode: {_described(error)}"
                 ) from error
-            self._faults.append(Fault(copy, _said(error)))
-            return self._start_anew(copy)
+            self._faults.append(Fault(copy, _described(error)))
+            return self._replace(copy)
 
     def _begin(self, copy: int, seed: int) -> np.ndarray:
         try:
             return self._first(copy, seed)
         except Exception as error:
-            raise EnvironmentFault(f"copy {copy} of the environment can't be started: {_said(error)}") from error
+            raise EnvironmentFault(f"copy {copy} of the environment can't be started: {_described(error)}") from error
 
     def _first(self, copy: int, seed: int | None) -> np.ndarray:
         """The first observation of a new episode of a copy."""
-        first = self._envs[copy].reset(seed=seed)[0]
-        return self._observations([first])[0]
+        observation = self._envs[copy].reset(seed=seed)[0]
+        return self._observations([observation])[0]
 
     def _observations(self, observations: Sequence[Any]) -> np.ndarray:
-        return _numbers(observations, "observation", (len(observations), *(self._shape or ())))
+        return _as_float32(observations, "observation", (len(observations), *(self._shape or ())))
 
-    def _nothing(self) -> tuple[np.ndarray, float, bool, bool]:
+    def _blank_step(self) -> tuple[np.ndarray, float, bool, bool]:
         return np.zeros(self._shape or (), np.float32), 0.0, False, False
 
-    def _one_by_one(
+    def _convert_each(
         self, next_obs: Sequence[Any], reward: Sequence[Any], faults: dict[int, str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Observations and rewards where some copy's are none: that copy's are zeros, and its fault is noted."""
+        """Observations and rewards, with zeros for copies whose output is invalid; these are added to `faults`."""
         successor, rewards = (
             np.zeros((len(reward), *(self._shape or ())), np.float32),
             np.zeros(len(reward), np.float32),
@@ -210,29 +223,29 @@ class GymnasiumVector(HostVector):
         for copy, pair in enumerate(zip(next_obs, reward, strict=True)):
             try:
                 successor[copy] = self._observations(pair[:1])[0]
-                rewards[copy] = _numbers(pair[1:], "reward", (1,))[0]
-            except _Unfit as unfit:
-                faults.setdefault(copy, str(unfit))
+                rewards[copy] = _as_float32(pair[1:], "reward", (1,))[0]
+            except _InvalidOutput as error:
+                faults.setdefault(copy, str(error))
         return successor, rewards
 
-    def _mend(
-        self, faults: dict[int, str], obs: np.ndarray, over: np.ndarray, cut: np.ndarray
+    def _replace_faulty(
+        self, faults: dict[int, str], obs: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Start the copies with a fault anew: (terminated, truncated, valid), and their first observations in `obs`."""
+        """Replace the copies with a fault. Returns (terminated, truncated, valid), and sets their rows of `obs`."""
         valid = self._all_valid.copy()
-        over, cut = over.copy(), cut.copy()
+        terminated, truncated = terminated.copy(), truncated.copy()
         for copy, cause in faults.items():
             if not self._restart or self._failed_last[copy]:
-                again = " right after it was started anew" if self._restart else ""
+                again = " right after it was restarted" if self._restart else ""
                 raise EnvironmentFault(f"copy {copy} of the environment fails{again}: {cause}")
             self._faults.append(Fault(copy, cause))
-            over[copy] = cut[copy] = valid[copy] = False
-            obs[copy] = self._start_anew(copy)
+            terminated[copy] = truncated[copy] = valid[copy] = False
+            obs[copy] = self._replace(copy)
         self._failed_last = ~valid
-        return over, cut, valid
+        return terminated, truncated, valid
 
-    def _start_anew(self, copy: int) -> np.ndarray:
-        """Another environment in a copy's place, with a seed that depends on how many there have been."""
+    def _replace(self, copy: int) -> np.ndarray:
+        """Put a new environment in the place of a copy, with a new seed. Returns its first observation."""
         with contextlib.suppress(Exception):
             self._envs[copy].close()
         self._restarts += 1
@@ -240,37 +253,40 @@ class GymnasiumVector(HostVector):
         try:
             self._envs[copy] = self._make()
         except Exception as error:
-            raise EnvironmentFault(f"copy {copy} of the environment can't be made anew: {_said(error)}") from error
+            raise EnvironmentFault(f"copy {copy} of the environment can't be replaced: {_described(error)}") from error
         return self._begin(copy, int(seed))
 
 
-class _Unfit(Exception):
-    """What an environment gave is not what its spaces say."""
+class _InvalidOutput(Exception):
+    """An environment returned an observation or a reward that does not fit its spaces."""
 
 
-def _answer(obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> tuple[Any, Any, bool, bool]:
-    """What counts of an environment's answer to an action; an error where it is none."""
-    if reward is None:  # NumPy would take it for NaN
-        raise _Unfit("its reward is None")
+def _checked(obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> tuple[Any, Any, bool, bool]:
+    """What `step` of an environment returned, without the info. _InvalidOutput where there is no reward."""
+    if reward is None:  # NumPy would convert it to NaN
+        raise _InvalidOutput("its reward is None")
     return obs, reward, bool(terminated), bool(truncated)
 
 
-def _numbers(values: Sequence[Any], what: str, shape: tuple[int, ...]) -> np.ndarray:
-    """As float32 of a shape; _Unfit where they are none."""
+def _as_float32(values: Sequence[Any], what: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array of this shape; _InvalidOutput where the values can't be one."""
     try:
         array = np.array(values, np.float32)
     except (ValueError, TypeError, OverflowError) as error:
-        raise _Unfit(f"its {what} is no number or array of numbers ({_said(error)})") from None
+        raise _InvalidOutput(f"its {what} is not a number or an array of numbers ({_described(error)})") from None
     if array.shape != shape:
-        raise _Unfit(f"its {what} has the shape {array.shape[1:]} instead of {shape[1:]}")
+        raise _InvalidOutput(f"its {what} has the shape {array.shape[1:]} instead of {shape[1:]}")
     return array
 
 
-def _said(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """An exception in one line."""
-    return one_line(error if isinstance(error, _Unfit) else f"{type(error).__name__}: {error}", 200)
+    return one_line(error if isinstance(error, _InvalidOutput) else f"{type(error).__name__}: {error}", 200)
 
 
 def copy_seeds(seed: int, copies: int) -> np.ndarray:
-    """One seed a copy, spread out from one number so that neighbouring numbers share no episode."""
+    """One seed per copy.
+
+    seed: the number they are derived from; neighbouring numbers give unrelated seeds. copies: how many.
+    """
     return np.random.SeedSequence(seed).generate_state(copies)

@@ -17,13 +17,13 @@ from klimb.environments.base import CompiledEnvironment, Transition
 from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
 
 
-# Compared by identity: a gymnax environment has no equality, and its parameters may hold arrays.
+# Compared by identity: gymnax environments define no equality, and their parameters may hold arrays.
 @dataclass(frozen=True, eq=False)
 class GymnaxEnvironment(CompiledEnvironment):
     """A gymnax environment and its parameters.
 
-    Only gymnax's `step_env` and `is_truncated` are called, never its `step`, which resets by itself.
-    Observations are float32; those of a Discrete space are given one-hot, so that every policy can read them.
+    Only gymnax's `step_env` and `is_truncated` are called, never its `step`, which resets.
+    Observations are float32; those of a Discrete space are one-hot rows.
     """
 
     id: str
@@ -32,6 +32,7 @@ class GymnaxEnvironment(CompiledEnvironment):
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
+        """The box of observations, float32. Raises UnsupportedSpace for spaces other than Box and Discrete."""
         space = _gymnasium_space(self.env.observation_space(self.params), f"{self.id}'s observation")
         if isinstance(space, gymnasium.spaces.Discrete):
             return gymnasium.spaces.Box(0.0, 1.0, (int(space.n),), np.float32)
@@ -39,20 +40,27 @@ class GymnaxEnvironment(CompiledEnvironment):
 
     @property
     def action_space(self) -> gymnasium.spaces.Box | gymnasium.spaces.Discrete:
+        """The space of actions. Raises UnsupportedSpace for spaces other than Box and Discrete."""
         return _gymnasium_space(self.env.action_space(self.params), f"{self.id}'s action")
 
     @property
     def max_episode_steps(self) -> int:
+        """Steps after which an episode is truncated."""
         return int(self.params.max_steps_in_episode)
 
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Float[Array, " *obs_shape"]]:
+        """gymnax's state, and the observation, at the start of an episode."""
         obs, state = self.env.reset_env(key, self.params)
-        return _strong(state), self._observe(obs)
+        return _without_weak_types(state), self._observe(obs)
 
     def step(self, key: PRNGKeyArray, state: PyTree, action: Array) -> Transition:
+        """One step, without gymnax's own reset.
+
+        key: for the randomness of the step. state: gymnax's. action: in the action space.
+        """
         obs, state, reward, terminated, _ = self.env.step_env(key, state, action, self.params)
         return Transition(
-            state=_strong(state),
+            state=_without_weak_types(state),
             obs=self._observe(obs),
             reward=jnp.asarray(reward, jnp.float32),
             terminated=jnp.asarray(terminated, bool),
@@ -66,12 +74,12 @@ class GymnaxEnvironment(CompiledEnvironment):
         return jnp.asarray(obs, jnp.float32)
 
 
-# One object a name, so that making an environment twice does not compile twice.
+# One object per name, so that making an environment twice does not compile it twice.
 @functools.cache
 def make_gymnax(name: str) -> GymnaxEnvironment:
     """The gymnax environment `name`, e.g. `Breakout-MinAtar`, with its default parameters.
 
-    Raises MissingExtra without gymnax, and EnvironmentNotFound for a name that gymnax does not know.
+    Raises MissingExtra if gymnax is not installed, and EnvironmentNotFound for an unknown name.
     """
     try:
         import gymnax
@@ -95,6 +103,6 @@ def _gymnasium_space(space: Any, what: str) -> gymnasium.spaces.Box | gymnasium.
     return gymnasium.spaces.Box(low, high, dtype=space.dtype)
 
 
-def _strong(state: PyTree) -> PyTree:
-    """The state without weak types: gymnax counts time from a Python 0, so jit would compile twice."""
+def _without_weak_types(state: PyTree) -> PyTree:
+    """The state with strong dtypes: gymnax starts its clock at a Python 0, so that jit would compile twice."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), state)

@@ -1,1 +1,1 @@
-"""Classic control, compiled and differentiable: one environment a file."""
+"""Classic control, compiled and differentiable, one file per environment."""

@@ -27,7 +27,7 @@ class Acrobot(ClassicControl):
         φ₂ = m₂ r₂ g sin(θ₁ + θ₂)        φ₁ = (m₁ r₁ + m₂ ℓ₁) g sin θ₁ + φ₂ − c θ̇₂ (θ̇₂ + 2 θ̇₁) sin θ₂
 
     integrated by one Runge-Kutta step of fourth order. Source: Sutton & Barto 1998, section 11.3 (the
-    "book" dynamics of Gymnasium). Reward −1 a step, 0 on the one that brings the tip above the line.
+    "book" dynamics of Gymnasium). Reward −1 per step, 0 for the step that brings the tip above the line.
     """
 
     id = "jax:Acrobot-v1"
@@ -48,17 +48,24 @@ class Acrobot(ClassicControl):
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
+        """The box of (cos θ₁, sin θ₁, cos θ₂, sin θ₂, θ̇₁, θ̇₂)."""
         high = np.array([1, 1, 1, 1, self.max_rate_1, self.max_rate_2], np.float32)
         return gymnasium.spaces.Box(-high, high, dtype=np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
+        """Torque −1, 0 or 1 on the elbow, as 0, 1, 2."""
         return gymnasium.spaces.Discrete(3)
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " 4"]:
+        """Every coordinate uniform within ±`initial_spread`."""
         return jax.random.uniform(key, (4,), minval=-self.initial_spread, maxval=self.initial_spread)
 
     def dynamics(self, physics: Float[Array, " 4"], action: Int[Array, ""]) -> Float[Array, " 4"]:
+        """The state one time step later.
+
+        physics: (θ₁, θ₂, θ̇₁, θ̇₂). action: 0, 1 or 2.
+        """
         torque = self.max_torque * (action.astype(physics.dtype) - 1)
         angle_1, angle_2, rate_1, rate_2 = runge_kutta(lambda x: self._rate(x, torque), physics, self.time_step)
         return jnp.stack(
@@ -73,13 +80,19 @@ class Acrobot(ClassicControl):
     def reward(
         self, physics: Float[Array, " 4"], action: Int[Array, ""], successor: Float[Array, " 4"]
     ) -> Float[Array, ""]:
+        """−1, or 0 when the tip ends above the line.
+
+        physics, action: are not used. successor: the state after the step.
+        """
         return self.terminal(successor).astype(successor.dtype) - 1
 
     def observe(self, physics: Float[Array, " 4"]) -> Float[Array, " 6"]:
+        """(cos θ₁, sin θ₁, cos θ₂, sin θ₂, θ̇₁, θ̇₂)."""
         angle_1, angle_2, rate_1, rate_2 = physics
         return jnp.stack([jnp.cos(angle_1), jnp.sin(angle_1), jnp.cos(angle_2), jnp.sin(angle_2), rate_1, rate_2])
 
     def terminal(self, physics: Float[Array, " 4"]) -> Bool[Array, ""]:
+        """Whether the tip is more than one link's length above the first joint."""
         return -jnp.cos(physics[0]) - jnp.cos(physics[0] + physics[1]) > 1
 
     def _rate(self, physics: Float[Array, " 4"], torque: Float[Array, ""]) -> Float[Array, " 4"]:
@@ -101,5 +114,5 @@ class Acrobot(ClassicControl):
 
 
 def _wrap(angle: Float[Array, ""]) -> Float[Array, ""]:
-    """The same angle in [−π, π], by a number of turns that is constant under differentiation."""
+    """The same angle in [−π, π]. The number of turns has the derivative 0."""
     return angle - 2 * math.pi * jnp.round(angle / (2 * math.pi))

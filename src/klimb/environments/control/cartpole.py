@@ -43,17 +43,24 @@ class CartPole(ClassicControl):
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
         # Twice the limits, so that the observation that ends an episode is still inside.
+        """The box of (x, ẋ, θ, θ̇)."""
         high = np.array([2 * self.position_limit, np.inf, 2 * self.angle_limit, np.inf], np.float32)
         return gymnasium.spaces.Box(-high, high, dtype=np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Discrete:
+        """Push to the left or to the right, as 0, 1."""
         return gymnasium.spaces.Discrete(2)
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " 4"]:
+        """Every coordinate uniform within ±`initial_spread`."""
         return jax.random.uniform(key, (4,), minval=-self.initial_spread, maxval=self.initial_spread)
 
     def dynamics(self, physics: Float[Array, " 4"], action: Int[Array, ""]) -> Float[Array, " 4"]:
+        """The state one time step later.
+
+        physics: (x, ẋ, θ, θ̇). action: 0 or 1.
+        """
         position, velocity, angle, rate = physics
         sin, cos = jnp.sin(angle), jnp.cos(angle)
         mass = self.cart_mass + self.pole_mass
@@ -75,10 +82,16 @@ class CartPole(ClassicControl):
     def reward(
         self, physics: Float[Array, " 4"], action: Int[Array, ""], successor: Float[Array, " 4"]
     ) -> Float[Array, ""]:
+        """1.
+
+        physics, action, successor: are not used.
+        """
         return jnp.ones((), successor.dtype)
 
     def observe(self, physics: Float[Array, " 4"]) -> Float[Array, " 4"]:
+        """The state itself."""
         return physics
 
     def terminal(self, physics: Float[Array, " 4"]) -> Bool[Array, ""]:
+        """Whether the cart or the pole is beyond its limit."""
         return (jnp.abs(physics[0]) > self.position_limit) | (jnp.abs(physics[2]) > self.angle_limit)

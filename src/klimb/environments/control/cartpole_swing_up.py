@@ -27,12 +27,12 @@ class CartPoleSwingUp(ClassicControl):
         reward = −(1 − cos θ + c₁ (√(1 + x²) − 1) + c₂ ẋ² + c₃ θ̇² + c₄ F²), of the state *before* the step
 
     integrated by one Runge-Kutta step of fourth order. Source: Barto, Sutton & Anderson 1983, in the form of Florian
-    2007 with viscous friction of the cart; constants like Deisenroth's (2010). There are no walls: the reward pulls
-    the cart to the middle, by a smooth absolute value (Tassa, Erez & Todorov 2012) that is quadratic within a metre
-    and does not drown the rest where a bad policy drives. The task never terminates.
+    2007 with viscous friction of the cart; constants like Deisenroth's (2010). The track has no walls: the reward
+    keeps the cart near the middle with a smooth absolute value of x (Tassa, Erez & Todorov 2012), which is quadratic
+    within a metre and only linear far out, so that it does not dominate the other terms. The task never terminates.
 
-    The collector clips actions to the box. `dynamics` and `reward` do not, so that a force beyond the bounds has
-    a gradient that leads back. Of the cost's terms only 1 − cos θ is not convex, below the horizontal; it is
+    The collector clips actions to the box. `dynamics` and `reward` do not, so that the gradient at a force beyond the
+    bounds points back to them. The only non-convex term of the cost is 1 − cos θ, below the horizontal; it is
     ½ |(cos θ, sin θ) − (1, 0)|², whose Gauss-Newton Hessian is 1 everywhere.
     """
 
@@ -49,31 +49,42 @@ class CartPoleSwingUp(ClassicControl):
     velocity_cost: float = 0.01  # s²/m²
     rate_cost: float = 0.002  # s²/rad²
     force_cost: float = 0.001  # 1/N²
-    velocity_scale: float = 3.0  # m/s that are seen as 1
-    rate_scale: float = 8.0  # rad/s that are seen as 1
+    velocity_scale: float = 3.0  # m/s that are observed as 1
+    rate_scale: float = 8.0  # rad/s that are observed as 1
     initial_spread: float = 0.05  # every coordinate starts uniformly within ± this of hanging at rest
     max_episode_steps: int = 200
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
+        """The box of (x, scaled ẋ, cos θ, sin θ, scaled θ̇)."""
         high = np.array([np.inf, np.inf, 1, 1, np.inf], np.float32)
         return gymnasium.spaces.Box(-high, high, dtype=np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
+        """The box of forces F [N]."""
         return gymnasium.spaces.Box(-self.max_force, self.max_force, (1,), np.float32)
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " 4"]:
+        """Every coordinate uniform within ±`initial_spread` of hanging at rest."""
         unit = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
         return self.initial_spread * unit + jnp.array([0.0, 0.0, math.pi, 0.0])
 
     def dynamics(self, physics: Float[Array, " 4"], action: Float[Array, " 1"]) -> Float[Array, " 4"]:
+        """The state one time step later.
+
+        physics: (x, ẋ, θ, θ̇). action: (F,), not clipped.
+        """
         force = action[0].astype(physics.dtype)
         return runge_kutta(lambda x: self._rate(x, force), physics, self.time_step)
 
     def reward(
         self, physics: Float[Array, " 4"], action: Float[Array, " 1"], successor: Float[Array, " 4"]
     ) -> Float[Array, ""]:
+        """The reward of the state before the step.
+
+        physics: (x, ẋ, θ, θ̇) before the step. action: (F,). successor: is not used.
+        """
         position, velocity, angle, rate = physics
         return -(
             1
@@ -85,12 +96,14 @@ class CartPoleSwingUp(ClassicControl):
         )
 
     def observe(self, physics: Float[Array, " 4"]) -> Float[Array, " 5"]:
+        """(x, scaled ẋ, cos θ, sin θ, scaled θ̇)."""
         position, velocity, angle, rate = physics
         return jnp.stack(
             [position, velocity / self.velocity_scale, jnp.cos(angle), jnp.sin(angle), rate / self.rate_scale]
         )
 
     def terminal(self, physics: Float[Array, " 4"]) -> Bool[Array, ""]:
+        """False: the task never ends."""
         return jnp.zeros((), bool)
 
     def energy(self, physics: Float[Array, " 4"]) -> Float[Array, ""]:

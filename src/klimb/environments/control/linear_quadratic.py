@@ -1,4 +1,4 @@
-"""LinearQuadratic-v0: linear dynamics and a quadratic cost, whose best policy and return are known exactly."""
+"""LinearQuadratic-v0: linear dynamics and a quadratic cost, whose optimal policy and return are known exactly."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class LinearQuadratic(ClassicControl):
 
         reward = −(xᵀ Q x + uᵀ R u), of the state *before* the step
 
-    Q is positive semidefinite and R positive definite. Actions are unbounded: clipped ones would not be linear.
-    The best return over T steps from x₀ is −x₀ᵀ P_T x₀, of the Riccati recursion from P₀ = 0 (Anderson & Moore
-    1990, chapter 2). The task never terminates.
+    Q is positive semidefinite and R positive definite. Actions are unbounded: clipping would make it nonlinear.
+    The optimal return over T steps from x₀ is −x₀ᵀ P_T x₀, with P_T of the Riccati recursion from P₀ = 0 (Anderson &
+    Moore 1990, chapter 2). The task never terminates.
 
-    As it comes: a point mass of 1 kg in a plane. x is its place [m] and velocity [m/s], u the force on it [N],
-    held for 0.1 s. Matrices are tuples of rows, so that environments are values; `of` takes arrays.
+    By default a point mass of 1 kg in a plane: x is its position [m] and velocity [m/s], u the force on it [N],
+    constant for 0.1 s. Matrices are tuples of rows, so that environments can be compared and hashed; `of` takes arrays.
 
-    Raises ConfigError when the matrices do not fit each other, or Q, R or Σ are not what they have to be.
+    Raises ConfigError when the matrices do not fit each other, Q or Σ is not positive semidefinite, or R is not
+    positive definite.
     """
 
     id = "jax:LinearQuadratic-v0"
@@ -66,7 +67,12 @@ class LinearQuadratic(ClassicControl):
         initial_covariance: ArrayLike | None = None,
         max_episode_steps: int = 100,
     ) -> LinearQuadratic:
-        """From arrays A, B, Q, R, μ (by default zeros) and Σ (by default the identity)."""
+        """The problem with these matrices, as arrays.
+
+        transition: A. control: B. state_cost: Q. action_cost: R. initial_mean: μ, by default zeros.
+        initial_covariance: Σ, by default the identity. max_episode_steps: steps after which an episode is truncated.
+        Raises ConfigError as the class does.
+        """
         size = len(np.atleast_1d(transition))
         mean = np.zeros(size) if initial_mean is None else np.asarray(initial_mean)
         return cls(
@@ -96,34 +102,47 @@ class LinearQuadratic(ClassicControl):
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
+        """The unbounded box of x."""
         return gymnasium.spaces.Box(-np.inf, np.inf, (len(self.transition),), np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
+        """The unbounded box of u."""
         return gymnasium.spaces.Box(-np.inf, np.inf, (len(self.action_cost),), np.float32)
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " n"]:
-        # Not Cholesky's root, which a covariance of zeros does not have.
+        # Not the Cholesky factor, which does not exist for a covariance of zeros.
+        """A draw of x₀ ~ N(μ, Σ)."""
         eigenvalues, vectors = np.linalg.eigh(np.array(self.initial_covariance))
         root = vectors * np.sqrt(np.maximum(eigenvalues, 0))
         normal = jax.random.normal(key, (len(root),))
         return jnp.asarray(self.initial_mean, normal.dtype) + jnp.asarray(root, normal.dtype) @ normal
 
     def dynamics(self, physics: Float[Array, " n"], action: Float[Array, " m"]) -> Float[Array, " n"]:
+        """A x + B u.
+
+        physics: x. action: u.
+        """
         transition, control = (jnp.asarray(matrix, physics.dtype) for matrix in (self.transition, self.control))
         return transition @ physics + control @ action.astype(physics.dtype)
 
     def reward(
         self, physics: Float[Array, " n"], action: Float[Array, " m"], successor: Float[Array, " n"]
     ) -> Float[Array, ""]:
+        """−(xᵀ Q x + uᵀ R u).
+
+        physics: x before the step. action: u. successor: is not used.
+        """
         action = action.astype(physics.dtype)
         state_cost, action_cost = (jnp.asarray(cost, physics.dtype) for cost in (self.state_cost, self.action_cost))
         return -(physics @ state_cost @ physics + action @ action_cost @ action)
 
     def observe(self, physics: Float[Array, " n"]) -> Float[Array, " n"]:
+        """The state itself."""
         return physics
 
     def terminal(self, physics: Float[Array, " n"]) -> Bool[Array, ""]:
+        """False: the task never ends."""
         return jnp.zeros((), bool)
 
 
@@ -135,7 +154,7 @@ def _require_shape(name: str, entries: tuple, shape: tuple[int, ...]) -> None:
     rows = {np.shape(row) for row in entries}
     if len(entries) != shape[0] or rows != {shape[1:]}:
         raise ConfigError(
-            f"{name} of a linear-quadratic problem has to have the shape {list(shape)} beside its transition and "
+            f"{name} of a linear-quadratic problem has to have the shape {list(shape)} to fit its transition and "
             f"action_cost, and has {len(entries)} rows of the shapes {sorted(map(list, rows))}"
         )
     if not np.isfinite(entries).all():
@@ -145,7 +164,7 @@ def _require_shape(name: str, entries: tuple, shape: tuple[int, ...]) -> None:
 def _require_positive(name: str, matrix: np.ndarray, *, strictly: bool) -> None:
     smallest = float(np.linalg.eigvalsh(matrix)[0])
     symmetric = np.allclose(matrix, matrix.T, rtol=1e-6)
-    # Rounding may take an eigenvalue of 0 below it.
+    # Rounding may make an eigenvalue of 0 slightly negative.
     if not symmetric or smallest < -1e-9 * np.abs(matrix).max() or (strictly and smallest <= 0):
         kind = "positive definite" if strictly else "positive semidefinite"
         flaw = f"its smallest eigenvalue is {smallest:.3g}" if symmetric else "it is not symmetric"

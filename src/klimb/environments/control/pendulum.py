@@ -41,18 +41,25 @@ class Pendulum(ClassicControl):
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
+        """The box of (cos θ, sin θ, θ̇)."""
         high = np.array([1, 1, self.max_rate], np.float32)
         return gymnasium.spaces.Box(-high, high, dtype=np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
+        """The box of torques u [N m]."""
         return gymnasium.spaces.Box(-self.max_torque, self.max_torque, (1,), np.float32)
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " 2"]:
+        """θ and θ̇ uniform within ±`initial_angle` and ±`initial_rate`."""
         unit = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
         return unit * jnp.array([self.initial_angle, self.initial_rate])
 
     def dynamics(self, physics: Float[Array, " 2"], action: Float[Array, " 1"]) -> Float[Array, " 2"]:
+        """The state one time step later.
+
+        physics: (θ, θ̇). action: (u,).
+        """
         angle, rate = physics
         acceleration = 3 * self.gravity / (2 * self.length) * jnp.sin(angle) + 3 / (
             self.mass * self.length**2
@@ -63,19 +70,26 @@ class Pendulum(ClassicControl):
     def reward(
         self, physics: Float[Array, " 2"], action: Float[Array, " 1"], successor: Float[Array, " 2"]
     ) -> Float[Array, ""]:
+        """The reward of the state before the step.
+
+        physics: (θ, θ̇) before the step. action: (u,). successor: is not used.
+        """
         angle, rate = physics
         wrapped = angle - 2 * math.pi * jnp.round(angle / (2 * math.pi))
         torque = self._torque(physics, action)
         return -(jnp.square(wrapped) + 0.1 * jnp.square(rate) + 0.001 * jnp.square(torque))
 
     def observe(self, physics: Float[Array, " 2"]) -> Float[Array, " 3"]:
+        """(cos θ, sin θ, θ̇)."""
         angle, rate = physics
         return jnp.stack([jnp.cos(angle), jnp.sin(angle), rate])
 
     def terminal(self, physics: Float[Array, " 2"]) -> Bool[Array, ""]:
+        """False: the task never ends."""
         return jnp.zeros((), bool)
 
     def unbounded(self) -> Pendulum:
+        """The same with `max_torque` = ∞: no action is clipped."""
         return dataclasses.replace(self, max_torque=math.inf)
 
     def _torque(self, physics: Float[Array, " 2"], action: Float[Array, " 1"]) -> Float[Array, ""]:

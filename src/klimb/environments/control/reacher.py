@@ -20,18 +20,19 @@ class Reacher(ClassicControl):
     """Two uniform links in a horizontal plane, with a motor in each joint; differentiable everywhere.
 
     Physics: angle θ₁ of the first link from the x axis and θ₂ of the second from the first [rad], not wrapped;
-    their rates [rad/s]; the target's place [m], which no step moves. Action: torques τ of shoulder and elbow [N m].
+    their rates [rad/s]; the target's position [m], constant in an episode. Action: torques τ of shoulder and elbow
+    [N m].
 
         M(θ₂) θ̈ = τ − b θ̇ − h (−θ̇₂ (2 θ̇₁ + θ̇₂), θ̇₁²)        h = m₂ ℓ₁ r₂ sin θ₂        c = m₂ ℓ₁ r₂ cos θ₂
         M₁₁ = m₁ r₁² + I₁ + m₂ ℓ₁² + M₂₂ + 2 c        M₁₂ = M₂₁ = M₂₂ + c        M₂₂ = m₂ r₂² + I₂
         reward = −(|fingertip − target|² + c₁ |τ|²), of the state *before* the step
 
     with centres of mass r = ℓ/2 and moments of inertia I = m ℓ²/12, integrated by one Runge-Kutta step of fourth
-    order. Source: Spong, Hutchinson & Vidyasagar 2006, section 7.4; what is observed is that of Gymnasium's
-    Reacher-v5, in the same order. The task never terminates.
+    order. Source: Spong, Hutchinson & Vidyasagar 2006, section 7.4; observations are those of Gymnasium's Reacher-v5,
+    in the same order. The task never terminates.
 
-    The collector clips actions to the box. `dynamics` and `reward` do not, so that a torque beyond the bounds has
-    a gradient that leads back.
+    The collector clips actions to the box. `dynamics` and `reward` do not, so that the gradient at a torque beyond the
+    bounds points back to them.
     """
 
     id = "jax:PlanarReacher-v0"
@@ -44,7 +45,7 @@ class Reacher(ClassicControl):
     max_torque: float = 2.0  # N m, of each joint
     time_step: float = 0.05  # s
     torque_cost: float = 0.01  # m²/(N m)²
-    # A straight arm moves its fingertip neither out nor in, to first order.
+    # Not 0: to first order a straight arm can't move its fingertip outwards or inwards.
     initial_elbow: float = 1.0  # rad
     initial_spread: float = 0.1  # angles and rates start uniformly within ± this of (0, initial_elbow, 0, 0)
     nearest_target: float = 0.2  # m, from the shoulder
@@ -53,18 +54,20 @@ class Reacher(ClassicControl):
 
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
+        """The box of (cos θ, sin θ, target, θ̇, fingertip − target)."""
         far, reach = self.farthest_target, self.farthest_target + self.length_1 + self.length_2
-        # Rounding may take a sum of coordinates just past its bound.
+        # Rounding may take a sum of coordinates slightly beyond its bound.
         high = np.array([1, 1, 1, 1, far, far, np.inf, np.inf, reach, reach], np.float32) * np.float32(1 + 1e-5)
         high[:4] = 1
         return gymnasium.spaces.Box(-high, high, dtype=np.float32)
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
+        """The box of torques τ [N m]."""
         return gymnasium.spaces.Box(-self.max_torque, self.max_torque, (2,), np.float32)
 
     def initial(self, key: PRNGKeyArray) -> Float[Array, " 6"]:
-        """The target is uniform over the ring between the nearest and the farthest one."""
+        """Arm near (0, `initial_elbow`) at rest; target uniform over the ring between nearest and farthest target."""
         key_arm, key_target = jax.random.split(key)
         unit = jax.random.uniform(key_arm, (4,), minval=-1.0, maxval=1.0)
         arm = self.initial_spread * unit + jnp.array([0.0, self.initial_elbow, 0.0, 0.0])
@@ -75,25 +78,35 @@ class Reacher(ClassicControl):
         return jnp.concatenate([arm, distance * jnp.stack([jnp.cos(angle), jnp.sin(angle)])])
 
     def dynamics(self, physics: Float[Array, " 6"], action: Float[Array, " 2"]) -> Float[Array, " 6"]:
+        """The state one time step later.
+
+        physics: (θ₁, θ₂, θ̇₁, θ̇₂, target x, target y). action: τ, not clipped.
+        """
         arm, torque = physics[:4], action.astype(physics.dtype)
         return jnp.concatenate([runge_kutta(lambda x: self._rate(x, torque), arm, self.time_step), physics[4:]])
 
     def reward(
         self, physics: Float[Array, " 6"], action: Float[Array, " 2"], successor: Float[Array, " 6"]
     ) -> Float[Array, ""]:
-        miss = self.fingertip(physics) - physics[4:]
+        """The reward of the state before the step.
+
+        physics: before the step. action: τ. successor: is not used.
+        """
+        error = self.fingertip(physics) - physics[4:]
         effort = jnp.sum(jnp.square(action.astype(physics.dtype)))
-        return -(jnp.sum(jnp.square(miss)) + self.torque_cost * effort)
+        return -(jnp.sum(jnp.square(error)) + self.torque_cost * effort)
 
     def observe(self, physics: Float[Array, " 6"]) -> Float[Array, " 10"]:
+        """(cos θ, sin θ, target, θ̇, fingertip − target), two numbers each."""
         angles, rates, target = physics[:2], physics[2:4], physics[4:]
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), target, rates, self.fingertip(physics) - target])
 
     def terminal(self, physics: Float[Array, " 6"]) -> Bool[Array, ""]:
+        """False: the task never ends."""
         return jnp.zeros((), bool)
 
     def fingertip(self, physics: Float[Array, " 6"]) -> Float[Array, " 2"]:
-        """Where the end of the second link is [m], from the shoulder."""
+        """Position of the end of the second link [m], relative to the shoulder."""
         inner, outer = physics[0], physics[0] + physics[1]
         x = self.length_1 * jnp.cos(inner) + self.length_2 * jnp.cos(outer)
         y = self.length_1 * jnp.sin(inner) + self.length_2 * jnp.sin(outer)

@@ -10,7 +10,10 @@ from jaxtyping import Array, Float
 def runge_kutta(
     rate: Callable[[Float[Array, " D"]], Float[Array, " D"]], state: Float[Array, " D"], step: float
 ) -> Float[Array, " D"]:
-    """The state after `step` seconds of ẋ = rate(x), by the classical method of fourth order."""
+    """The state after one step of ẋ = rate(x), by the classical Runge-Kutta method of fourth order.
+
+    rate: x ↦ ẋ. state: x at the start. step: length of the step, in seconds.
+    """
     k1 = rate(state)
     k2 = rate(state + step / 2 * k1)
     k3 = rate(state + step / 2 * k2)

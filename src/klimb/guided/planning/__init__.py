@@ -1,1 +1,1 @@
-"""Trajectory optimisation through known dynamics. Nothing here learns."""
+"""Trajectory optimisation through known dynamics, without learning."""

@@ -1,4 +1,4 @@
-"""What is to be planned: dynamics, cost, horizon and limits; and running actions through it."""
+"""A planning problem (dynamics, cost, horizon, limits), and the path of given actions through it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Path(NamedTuple):
 
     @property
     def cost(self) -> Float[Array, ""]:
-        """What the whole path costs."""
+        """The cost of the whole path."""
         return jnp.sum(self.costs)
 
 
@@ -38,9 +38,10 @@ class Problem(eqx.Module):
 
     dynamics: (state [D], action [A]) ↦ state [D]. cost: (state [D], action [A]) ↦ scalar. Both twice differentiable
     JAX functions, or equinox modules whose parameters may then change without compiling again. Neither should clip
-    actions at `limits` itself: on the very limit, where good plans stay, such a function has no derivative.
-    final_cost: state [D] ↦ scalar; none means zero. limits: (low [A], high [A]), infinite where there is none.
-    time_varying: dynamics and cost are called with the time step in front, (t, state, action), t from 0 to T − 1.
+    actions to `limits`: at the limit, where good plans often are, a clipped function has no derivative.
+    horizon: T, at least 1. action_size: A, 1 to 8. final_cost: state [D] ↦ scalar; None for zero.
+    limits: (low [A], high [A]), infinite where an action has none. time_varying: dynamics and cost are called as
+    (t, state, action), with the time step t from 0 to T − 1.
     """
 
     dynamics: Callable
@@ -52,19 +53,19 @@ class Problem(eqx.Module):
     time_varying: bool = eqx.field(static=True, default=False)
 
     def step(self, t: Time, state: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, " D"]:
-        """The successor of a state."""
+        """The successor of a state. t: time step, 0 to T − 1. state: x_t. action: u_t."""
         return self.dynamics(t, state, action) if self.time_varying else self.dynamics(state, action)
 
     def step_cost(self, t: Time, state: Float[Array, " D"], action: Float[Array, " A"]) -> Float[Array, ""]:
-        """The cost of one step."""
+        """The cost of one step. t: time step, 0 to T − 1. state: x_t. action: u_t."""
         return self.cost(t, state, action) if self.time_varying else self.cost(state, action)
 
     def end_cost(self, state: Float[Array, " D"]) -> Float[Array, ""]:
-        """The cost of ending in a state."""
+        """The final cost. state: x_T."""
         return jnp.zeros((), state.dtype) if self.final_cost is None else self.final_cost(state)
 
     def bounds(self, dtype: jnp.dtype) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
-        """(low, high), infinite without limits."""
+        """(low, high) as arrays of a dtype, infinite without limits."""
         if self.limits is None:
             infinite = jnp.full(self.action_size, jnp.inf, dtype)
             return -infinite, infinite
@@ -72,26 +73,34 @@ class Problem(eqx.Module):
         return low.astype(dtype), high.astype(dtype)
 
     def random_actions(self, key: PRNGKeyArray, restarts: int, *, hold: int = 10) -> Float[Array, "R T A"]:
-        """Starting points for `restarts` plans: uniform between the limits, each action held for `hold` steps.
+        """Random actions that plans can start from, uniform between the limits and constant for several steps.
 
-        Held, because actions drawn afresh at every step cancel out and leave the neighbourhood of no action at all.
+        Actions that are independent at every step cancel out and hardly move the system.
+
+        key: of the random numbers. restarts: R. hold: steps that an action is held for, at least 1.
+
+        Raises ConfigError without limits.
         """
         if self.limits is None:
             raise ConfigError("random starting actions are drawn between the limits, and the problem has none")
         shape = (restarts, -(-self.horizon // hold), self.action_size)
         low, high = self.limits
-        drawn = jax.random.uniform(key, shape, low.dtype, low, high)
-        return jnp.repeat(drawn, hold, axis=1)[:, : self.horizon]
+        actions = jax.random.uniform(key, shape, low.dtype, low, high)
+        return jnp.repeat(actions, hold, axis=1)[:, : self.horizon]
 
     def follow(
         self,
         initial_state: Float[Array, " D"],
         controller: Callable[[Time, Float[Array, " D"]], Float[Array, " A"]],
     ) -> Path:
-        """The path of the actions u_t = controller(t, x_t), clipped to the limits."""
+        """The path of the actions u_t = controller(t, x_t), clipped to the limits.
+
+        initial_state: x_0. controller: (t, x_t) ↦ u_t.
+        """
         low, high = self.bounds(initial_state.dtype)
 
         def advance(state: Array, t: Array) -> tuple[Array, tuple]:
+            """state: x_t. t: time step."""
             action = jnp.clip(controller(t, state), low, high)
             return self.step(t, state, action), (state, action, self.step_cost(t, state, action))
 
@@ -99,7 +108,10 @@ class Problem(eqx.Module):
         return Path(jnp.concatenate([states, last[None]]), actions, jnp.append(costs, self.end_cost(last)))
 
     def check(self, initial_state: Float[Array, " D"]) -> None:
-        """Raises `ConfigError` for functions whose results are not of the shapes and the precision of the state."""
+        """Raises ConfigError for functions whose results do not have the expected shapes and the dtype of the state.
+
+        initial_state: x_0.
+        """
         if self.horizon < 1:
             raise ConfigError(f"a plan needs at least one time step, and the horizon is {self.horizon}")
         if not 1 <= self.action_size <= LARGEST:
@@ -107,17 +119,17 @@ class Problem(eqx.Module):
                 f"plans are for 1 to {LARGEST} action dimensions, and this problem has {self.action_size}"
             )
         action = jax.ShapeDtypeStruct((self.action_size,), initial_state.dtype)
-        before = [jax.ShapeDtypeStruct((), jnp.int32)] if self.time_varying else []
-        answers = {
-            "dynamics": jax.eval_shape(self.dynamics, *before, initial_state, action),
-            "cost": jax.eval_shape(self.cost, *before, initial_state, action),
+        time = [jax.ShapeDtypeStruct((), jnp.int32)] if self.time_varying else []
+        results = {
+            "dynamics": jax.eval_shape(self.dynamics, *time, initial_state, action),
+            "cost": jax.eval_shape(self.cost, *time, initial_state, action),
         }
         if self.final_cost is not None:
-            answers["final_cost"] = jax.eval_shape(self.final_cost, initial_state)
-        for name, found in answers.items():
+            results["final_cost"] = jax.eval_shape(self.final_cost, initial_state)
+        for name, result in results.items():
             shape = initial_state.shape if name == "dynamics" else ()
-            if (found.shape, found.dtype) != (shape, initial_state.dtype):
+            if (result.shape, result.dtype) != (shape, initial_state.dtype):
                 raise ConfigError(
-                    f"{name} has to answer with {initial_state.dtype}{list(shape)}, and answers with "
-                    f"{found.dtype}{list(found.shape)}"
+                    f"{name} has to return {initial_state.dtype}{list(shape)}, and returns "
+                    f"{result.dtype}{list(result.shape)}"
                 )

@@ -1,7 +1,7 @@
-"""Factorising and solving with matrices of a few rows, in plain operations.
+"""Factorising and solving with matrices of a few rows, without LAPACK.
 
-Actions have one to a handful of dimensions. Batched LAPACK calls inside vmapped programs can deadlock on CPU, and
-cost more in calls than in arithmetic at this size: the loops over the rows are unrolled while tracing instead.
+Actions have one to a handful of dimensions. Batched LAPACK calls inside vmapped programs can deadlock on CPU, and at
+this size the calls cost more than the arithmetic. So the loops over the rows are unrolled while tracing.
 Axes: `batch` any leading axes, A rows, C right-hand sides.
 """
 
@@ -24,7 +24,10 @@ class Cholesky(NamedTuple):
 
 
 def cholesky(matrix: Float[Array, "*batch A A"]) -> Cholesky:
-    """The lower factor. Positive definite means that every pivot is above the rounding of its own diagonal entry."""
+    """The lower factor L of M = L Lᵀ. Positive definite: every pivot is above the rounding error of its diagonal entry.
+
+    matrix: M, symmetric.
+    """
     size = matrix.shape[-1]
     tolerance = size * jnp.finfo(matrix.dtype).eps
     zero = jnp.zeros(matrix.shape[:-2], matrix.dtype)
@@ -35,16 +38,16 @@ def cholesky(matrix: Float[Array, "*batch A A"]) -> Cholesky:
         for j in range(i):
             row.append((matrix[..., i, j] - _dot(row, rows[j][:j], zero)) / rows[j][j])
         pivot = matrix[..., i, i] - _dot(row, row, zero)
-        good = (pivot > tolerance * jnp.abs(matrix[..., i, i])) & jnp.isfinite(pivot)
-        positive = positive & good
-        row.append(jnp.sqrt(jnp.where(good, pivot, 1)))
+        pivot_positive = (pivot > tolerance * jnp.abs(matrix[..., i, i])) & jnp.isfinite(pivot)
+        positive = positive & pivot_positive
+        row.append(jnp.sqrt(jnp.where(pivot_positive, pivot, 1)))
         rows.append(row)
-    full = [jnp.stack(row + [zero] * (size - len(row)), axis=-1) for row in rows]
-    return Cholesky(jnp.stack(full, axis=-2), positive)
+    padded = [jnp.stack(row + [zero] * (size - len(row)), axis=-1) for row in rows]
+    return Cholesky(jnp.stack(padded, axis=-2), positive)
 
 
 def solve_lower(lower: Float[Array, "*batch A A"], right: Float[Array, "*batch A C"]) -> Float[Array, "*batch A C"]:
-    """L⁻¹ B by forward substitution."""
+    """L⁻¹ B by forward substitution. lower: L, lower triangular. right: B."""
     rows: list[Array] = []
     for i in range(lower.shape[-1]):
         known = sum((lower[..., i, j, None] * rows[j] for j in range(i)), jnp.zeros_like(right[..., i, :]))
@@ -53,12 +56,12 @@ def solve_lower(lower: Float[Array, "*batch A A"], right: Float[Array, "*batch A
 
 
 def solve_upper(upper: Float[Array, "*batch A A"], right: Float[Array, "*batch A C"]) -> Float[Array, "*batch A C"]:
-    """U⁻¹ B by back substitution: forward substitution with the rows and columns in reverse."""
+    """U⁻¹ B by forward substitution with the rows and columns reversed. upper: U, upper triangular. right: B."""
     return solve_lower(upper[..., ::-1, ::-1], right[..., ::-1, :])[..., ::-1, :]
 
 
 def cholesky_solve(lower: Float[Array, "*batch A A"], right: Float[Array, "*batch A C"]) -> Float[Array, "*batch A C"]:
-    """(L Lᵀ)⁻¹ B."""
+    """(L Lᵀ)⁻¹ B. lower: L, lower triangular. right: B."""
     return solve_upper(jnp.swapaxes(lower, -1, -2), solve_lower(lower, right))
 
 
@@ -66,6 +69,8 @@ def inverse_root(matrix: Float[Array, "*batch A A"]) -> Cholesky:
     """The lower Cholesky factor of M⁻¹, without forming the inverse, which would square the condition number.
 
     Factorised from the last row up, M = U Uᵀ with U upper triangular; then M⁻¹ = U⁻ᵀ U⁻¹, and U⁻ᵀ is lower.
+
+    matrix: M, symmetric.
     """
     flipped, positive = cholesky(matrix[..., ::-1, ::-1])
     upper = flipped[..., ::-1, ::-1]

@@ -1,1 +1,1 @@
-"""The update rules, one a file."""
+"""The update rules, one per file."""

@@ -1,4 +1,4 @@
-"""Behaviour cloning: maximum likelihood of a demonstrator's actions, for as long as it helps on episodes held out."""
+"""Behaviour cloning: maximum likelihood of a demonstrator's actions, with early stopping on held-out episodes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from klimb.types import Batch, Metric, Rollout, Status, UpdateInfo
 
 
 class CloningState(NamedTuple):
-    """Where training stands, which may be behind the best policy: parameters, Adam's moments, epochs without gain."""
+    """The state of the ascent, which goes on past the best policy.
+
+    theta: parameters. moments: Adam's. waited: epochs since the held-out likelihood last rose.
+    """
 
     theta: Float[Array, " P"]
     moments: optax.OptState
@@ -30,26 +33,26 @@ class CloningState(NamedTuple):
 
 @dataclass(frozen=True, config=STRICT)
 class BehaviourCloning:
-    """maximise mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent a step.
+    """maximise mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent per step.
 
-    The full log-likelihood for every kind of distribution (the squared error of the slides is that of a Gaussian
-    whose σ is fixed). An epoch that raises the likelihood of the held-out episodes is accepted; else the policy
-    returned is the best so far while training goes on behind it, until `patience` epochs have brought nothing.
-    Advantages and behaviour log-probs play no part.
+    The full log-likelihood for every kind of distribution (for a Gaussian with fixed σ that is the squared error). An
+    epoch that raises the likelihood of the held-out episodes is accepted. Else the best policy so far is returned and
+    training continues, until `patience` epochs in a row have not raised it. Advantages and behaviour log-probs are not
+    used.
     """
 
     learning_rate: Positive = 1e-3
     """Adam's step size."""
     minibatch_size: Count = 256
-    """Rows of one gradient step."""
+    """Rows per gradient step."""
     max_epochs: Count = 200
-    """Most passes over the demonstrations."""
+    """Maximum number of passes over the demonstrations."""
     holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Share of the episodes (of the rows, when there is one episode) held out; 0 accepts every epoch."""
+    """Fraction of the episodes (of the rows, if there is one episode) held out; 0 accepts every epoch."""
     patience: Count = 10
-    """Epochs without a gain on what is held out before training ends."""
+    """Epochs without a higher held-out likelihood after which training ends."""
     max_grad_norm: Positive | None = None
-    """Limit on the gradient's global norm; none for no limit."""
+    """Maximum global norm of the gradient; none does not clip."""
 
     @property
     def traits(self) -> Traits:
@@ -67,21 +70,30 @@ class BehaviourCloning:
         )
 
     def init(self, policy: PyTree) -> CloningState:
-        """Training starts at the policy given."""
+        """The state of training before the first epoch.
+
+        policy: the one to start from.
+        """
         theta = flatten(policy).theta
         return CloningState(theta, self._optimizer.init(theta), jnp.int32(0))
 
     def finished(self, state: CloningState) -> Bool[Array, "..."]:
-        """Whether early stopping has ended the training."""
+        """Whether early stopping has ended the training.
+
+        state: after the last step, with a leading axis of seeds or without.
+        """
         return state.waited >= self.patience
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: CloningState, batch: Batch
     ) -> tuple[PyTree, CloningState, UpdateInfo]:
-        """One epoch.
+        """One epoch: (policy, state, info).
 
-        `info.extra`: log_likelihood of the rows trained on and held_out_log_likelihood (nats a row), both of the
-        policy returned; waited, the epochs since the last gain; grad_norm of the last minibatch.
+        key: for the order of the rows. policy: the best so far. state: where training continues from.
+        batch: the demonstrations.
+
+        `info.extra`: log_likelihood of the rows trained on and held_out_log_likelihood (nats per row), both of the
+        policy returned; waited, the epochs since the last gain; grad_norm of the last minibatch, before clipping.
         """
         _, rebuild = flatten(policy)
         held = self._held_out(batch)
@@ -89,6 +101,7 @@ class BehaviourCloning:
         judge = train if self.holdout == 0 else test
 
         def likelihood(policy: PyTree, batch: Batch) -> Array:
+            """mean log π(a|s) of a policy over the rows of a batch."""
             return batch.mean(action_distribution(policy, batch.obs).log_prob(batch.action))
 
         fitted = fit_epochs(
@@ -125,7 +138,7 @@ class BehaviourCloning:
         return Optimizer.make("adam", self.max_grad_norm)
 
     def _held_out(self, batch: Batch) -> Bool[Array, " B"]:
-        """Every k-th episode, k = 1/holdout: rows of one episode are too alike to test what the others teach."""
+        """The rows of every k-th episode, k = 1/holdout: whole episodes, because rows of one episode are correlated."""
         if self.holdout == 0:
             return jnp.zeros(batch.weight.shape, bool)
         rows = jnp.arange(len(batch.weight))
@@ -134,12 +147,12 @@ class BehaviourCloning:
             number, episodes = _episode_numbers(batch.trajectory.rollout, batch.weight)
             number, episodes = (jnp.where(episodes > 1, a, b) for a, b in ((number, rows), (episodes, len(rows))))
         every = round(1 / self.holdout)
-        # From the middle, because packing puts the longest episodes first.
+        # Not the first one of every k, because packing puts the longest episodes first.
         return number % every == jnp.minimum(every // 2, episodes - 1)
 
 
 def _episode_numbers(rollout: Rollout, weight: Float[Array, " B"]) -> tuple[Int[Array, " B"], Int[Array, ""]]:
-    """The number of each row's episode, counted along each column and then from column to column; and how many."""
+    """(the number of each row's episode, the number of episodes), counted environment by environment."""
     counted = (weight > 0).reshape(rollout.valid.shape)
     ended = (rollout.terminated | rollout.truncated) & counted
     before = jnp.cumsum(ended, axis=0) - ended

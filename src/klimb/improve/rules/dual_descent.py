@@ -1,4 +1,4 @@
-"""Dual descent: the price of moving rises while the policy moves too far, and falls while it moves too little."""
+"""Dual descent: the surrogate with a divergence penalty whose multiplier is adapted to keep the divergence at ε."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from klimb.types import Batch, Metric, UpdateInfo
 
 
 class DualState(NamedTuple):
-    """What survives from one iteration to the next: λ, and Adam's moments."""
+    """What is kept from one iteration to the next: λ and Adam's moments."""
 
     multiplier: Float[Array, ""]
     moments: optax.OptState
@@ -36,34 +36,34 @@ class DualDescent:
     """The constrained surrogate, maximise Ā(θ') subject to D(θ', θ) ≤ ε, through its Lagrangian.
 
     Alternates θ' ← a few epochs of ascent on Ā(θ') − λ (D(θ', θ) − ε), which need not reach the maximum, with
-    λ ← max(0, λ + α (D − ε)). λ is kept from one iteration to the next, so D is above ε in one iteration and
-    below it in another, and settles at ε on average wherever the constraint binds.
+    λ ← max(0, λ + α (D − ε)). λ is kept from one iteration to the next, so D is above ε in some iterations and
+    below it in others; on average it settles at ε if the constraint is active.
     """
 
     epsilon: Positive = 0.01
     """ε: the limit on the mean divergence (nats for KL; 0 to 1 for total variation)."""
     divergence: Divergence = "kl_old_new"
-    """D: kl_old_new is KL(π_old‖π_new), kl_new_old the lectures' direction, tv the total variation."""
+    """D: kl_old_new is KL(π_old‖π_new), kl_new_old is KL(π_new‖π_old), tv is the total variation."""
     initial_multiplier: NonNegative = 1.0
     """λ before the first update."""
     multiplier_learning_rate: Positive = 20.0
-    """α: how fast λ follows the violation D − ε."""
+    """α: step size of λ per unit of the constraint violation D − ε."""
     log_multiplier: bool = False
-    """Update log λ instead of λ: factors instead of differences; λ never reaches 0."""
+    """Update log λ instead of λ: multiplicative steps; λ never reaches 0."""
     max_multiplier: Positive = 1e4
-    """Largest λ."""
+    """Maximum λ."""
     rounds: Count = 1
-    """Alternations on one batch; the inner ascent goes on from where the last one ended."""
+    """Alternations per batch; each inner ascent starts where the last one ended."""
     learning_rate: Positive = 1e-3
     """Adam's step size for the inner ascent."""
     epochs: Count = 10
-    """Most passes over the batch in one inner ascent."""
+    """Maximum number of passes over the batch per inner ascent."""
     max_overshoot: Annotated[float, Field(ge=1)] = 2.0
-    """No further pass once D is past this many ε: λ need not know more, and one bad batch can't ruin a policy."""
+    """Stop the inner ascent once D > max_overshoot · ε; protects against a single bad batch."""
     num_minibatches: Count = 4
-    """Minibatches a pass; has to divide num_steps × num_envs."""
+    """Minibatches per pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
-    """Limit on the gradient's global norm; none for no limit."""
+    """Maximum global norm of the gradient; none does not clip."""
 
     @property
     def traits(self) -> Traits:
@@ -83,7 +83,10 @@ class DualDescent:
         )
 
     def init(self, policy: PyTree) -> DualState:
-        """λ at its first value, and Adam's moments."""
+        """λ = initial_multiplier, and Adam's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
         theta = flatten(policy).theta
         first = min(self.initial_multiplier, self.max_multiplier)
         return DualState(jnp.asarray(first, theta.dtype), self._optimizer.init(theta))
@@ -91,25 +94,30 @@ class DualDescent:
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: DualState, batch: Batch
     ) -> tuple[PyTree, DualState, UpdateInfo]:
-        """All rounds on one batch.
+        """All rounds on one batch: (policy, state, info).
+
+        key: for the order of the rows. policy, state, batch: as in `Rule.step`.
 
         `info.extra`: multiplier (the λ of the last inner ascent), constraint_violation D − ε and
-        complementary_slackness λ (D − ε) of the policy returned (0 at a solution), grad_norm of the last minibatch.
+        complementary_slackness λ (D − ε) of the policy returned (0 at a solution), grad_norm of the last minibatch,
+        before clipping. Raises ValueError if `num_minibatches` does not divide the number of rows.
         """
         require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
         old = action_distribution(policy, batch.obs)
 
-        def at(vector: Array) -> Distribution:
+        def distribution_at(vector: Array) -> Distribution:
             return action_distribution(rebuild(vector), batch.obs)
 
         def violation(new: Distribution) -> Array:
             return batch.mean(divergence(self.divergence, old, new, batch)) - self.epsilon
 
         def alternate(carry: tuple[Array, DualState], key: PRNGKeyArray) -> tuple[tuple[Array, DualState], Array]:
+            """One inner ascent and one update of λ. carry: (θ', state). key: for the order of the rows."""
             vector, (multiplier, moments) = carry
 
             def lagrangian(vector: Array, minibatch: Batch) -> Array:
+                """The penalised gain at θ' = vector on the rows of a minibatch."""
                 before, after = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
                 return penalised_gain(self.divergence, multiplier, before, after, minibatch)
 
@@ -123,11 +131,11 @@ class DualDescent:
                 learning_rate=self.learning_rate,
                 epochs=self.epochs,
                 num_minibatches=self.num_minibatches,
-                keep_going=lambda vector: violation(at(vector)) <= (self.max_overshoot - 1) * self.epsilon,
+                keep_going=lambda vector: violation(distribution_at(vector)) <= (self.max_overshoot - 1) * self.epsilon,
             )
             next_multiplier = dual_ascent(
                 multiplier,
-                violation(at(fitted.theta)),
+                violation(distribution_at(fitted.theta)),
                 learning_rate=self.multiplier_learning_rate,
                 log_space=self.log_multiplier,
                 largest=self.max_multiplier,

@@ -1,4 +1,4 @@
-"""KL penalty: ascent on the surrogate less a fixed price for every nat that the policy moves."""
+"""KL penalty: ascent on the surrogate minus a fixed multiple of the mean KL from the old policy."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from klimb.types import Batch, Metric, UpdateInfo
 
 @dataclass(frozen=True, config=STRICT)
 class KLPenalty:
-    """The constrained surrogate with its multiplier fixed by hand.
+    """The constrained surrogate with its multiplier λ fixed in advance.
 
-    maximise Ā(θ') − λ mean KL by a few epochs of minibatch ascent, Ā = mean (π_θ'/π_θ − 1) Â. How far the policy
-    moves is a result of λ and of the batch, not a limit: `DualDescent` finds the λ that keeps a limit.
+    maximise Ā(θ') − λ mean KL by a few epochs of minibatch ascent, Ā = mean (π_θ'/π_θ − 1) Â. The KL that results
+    depends on λ and on the batch and is not limited; `DualDescent` adapts λ to keep a limit.
     """
 
     kl_coef: NonNegative = 1.0
-    """λ: what a nat of mean KL costs, in units of the advantages; 0 for no penalty."""
+    """λ: penalty coefficient of the mean KL, in units of the advantage per nat; 0 for no penalty."""
     learning_rate: Positive = 1e-3
     """Adam's step size."""
     epochs: Count = 10
     """Passes over the batch."""
     num_minibatches: Count = 4
-    """Minibatches a pass; has to divide num_steps × num_envs."""
+    """Minibatches per pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
-    """Limit on the gradient's global norm; none for no limit."""
+    """Maximum global norm of the gradient; none does not clip."""
     kl_direction: KLDirection = "old_new"
-    """old_new: KL(π_old‖π_new), under the policy that collected the data; new_old: the lectures' direction."""
+    """The KL that is penalised. old_new: KL(π_old‖π_new); new_old: KL(π_new‖π_old)."""
     anneal_learning_rate: bool = False
-    """Lower the learning rate linearly to 0 over the run."""
+    """Decrease the learning rate linearly to 0 over the run."""
 
     @property
     def traits(self) -> Traits:
@@ -54,17 +54,27 @@ class KLPenalty:
         )
 
     def init(self, policy: PyTree) -> optax.OptState:
-        """Adam's moments."""
+        """Adam's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
         return self._optimizer.init(flatten(policy).theta)
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
     ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
-        """All epochs on one batch. `info.extra`: multiplier (λ), grad_norm of the last minibatch."""
+        """All epochs on one batch: (policy, state, info).
+
+        key: for the order of the rows. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: multiplier (λ), grad_norm of the last minibatch, before clipping. Raises ValueError if
+        `num_minibatches` does not divide the number of rows.
+        """
         require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
 
         def objective(vector: Array, minibatch: Batch) -> Array:
+            """The penalised gain at θ' = vector on the rows of a minibatch."""
             old, new = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
             return penalised_gain(divergence_of(self.kl_direction), self.kl_coef, old, new, minibatch)
 

@@ -1,4 +1,4 @@
-"""Natural gradient: the steepest way up when distance is the KL between policies, and plain ascent beside it."""
+"""Natural gradient: steepest ascent when distance is the KL between policies; also the plain normalised gradient."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from klimb.types import Batch, Metric, Status, UpdateInfo
 
 @dataclass(frozen=True, config=STRICT)
 class NaturalGradient:
-    """One step θ' = θ + α F⁻¹ g on the linearised surrogate (Kakade 2001), without a search.
+    """One step θ' = θ + α F⁻¹ g on the linearised surrogate (Kakade 2001), without a line search.
 
-    α = √(2ε / gᵀF⁻¹g) makes the KL ε to second order (the lecture notes print F for F⁻¹ under the root); a fixed
-    `learning_rate` takes the place of that. `normalised` is the same problem with the wrong ball, ‖θ' − θ‖² ≤ ε:
-    plain gradient ascent with α = √(ε / ‖g‖²), for comparison.
+    α = √(2ε / gᵀF⁻¹g) makes the KL ε to second order; a fixed `learning_rate` replaces it. For comparison,
+    `normalised` limits the distance between parameters instead, ‖θ' − θ‖² ≤ ε: the plain gradient with
+    α = √(ε / ‖g‖²).
     """
 
     epsilon: Positive = 0.01
     """ε: the KL aimed at, in nats; with `normalised` the squared length of the step."""
     learning_rate: Positive | None = None
-    """A fixed α; none to derive it from ε."""
+    """A fixed α; none derives it from ε."""
     normalised: bool = False
-    """Plain gradient, scaled to a fixed length, instead of the natural one."""
+    """Plain gradient, scaled to a fixed length, instead of the natural gradient."""
     solver: Solver = "cg"
-    """cg: Fisher-vector products; woodbury: a matrix in the space of samples; dense: in that of parameters."""
+    """cg: conjugate gradient; woodbury: a matrix of samples × samples; dense: of parameters × parameters."""
     fisher: FisherKind = "exact"
-    """exact: over all actions (Gauss-Newton); empirical: over the sampled ones, as the lectures write it."""
+    """exact: expectation over all actions (Gauss-Newton); empirical: over the sampled actions."""
     damping: NonNegative = 0.1
-    """η added to the diagonal of F in the solve; woodbury and dense need it positive."""
+    """η added to the diagonal of F in the solve; has to be positive for woodbury and dense."""
     cg_iterations: Count = 10
-    """Most Fisher-vector products in one solve by cg."""
+    """Maximum number of Fisher-vector products per solve by cg."""
     cg_tolerance: Annotated[float, Field(ge=0)] = 1e-5
     """cg stops when the residual falls below this fraction of the gradient's norm."""
 
@@ -70,13 +70,21 @@ class NaturalGradient:
         )
 
     def init(self, policy: PyTree) -> tuple[()]:
-        """The natural gradient remembers nothing."""
+        """(): there is no state.
+
+        policy: not used.
+        """
         return ()
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
     ) -> tuple[PyTree, tuple[()], UpdateInfo]:
-        """One step. `info.extra`: step_size (α), grad_norm; of the solve cg_iterations and cg_residual (relative)."""
+        """One step: (policy, state, info).
+
+        key: not used. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: step_size (α), grad_norm; of the solve cg_iterations and cg_residual (relative).
+        """
         theta, rebuild = flatten(policy)
         linear = linearise(
             lambda vector: action_distribution(rebuild(vector), batch.obs),

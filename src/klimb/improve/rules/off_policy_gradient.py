@@ -1,4 +1,4 @@
-"""Off-policy gradient: several steps on data that other policies collected, each sample weighted by importance."""
+"""Off-policy gradient: several steps on data of other policies, with importance weights for the current policy."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ from klimb.types import Batch, Metric, Mixture, UpdateInfo
 
 @dataclass(frozen=True, config=STRICT)
 class OffPolicyGradient:
-    """θ ← θ + α mean w_t ∇log π_θ(a_t|s_t) Â_t, with w the importance weight of π_θ against who collected the data.
+    """θ ← θ + α mean w_t ∇log π_θ(a_t|s_t) Â_t, w the importance weight of π_θ relative to the behaviour policy π_β.
 
-    trajectory     w = Π_t ρ_t over the whole trajectory: unbiased, and worth few samples
-    per_decision   w_t = Π_{t' ≤ t} ρ_t', and Â_t made of rewards each weighted by the decisions before it: the
-                   causal form, unbiased too
+    trajectory     w = Π_t ρ_t over the whole trajectory: unbiased, small effective sample size
+    per_decision   w_t = Π_{t' ≤ t} ρ_t', and in Â_t every reward is weighted by the ratios up to its step: the
+                   causal form, also unbiased
     per_step       w_t = ρ_t: drops the ratio of the state distributions; biased, low variance (the common form)
 
-    with ρ_t = π_θ(a_t|s_t)/π_β(a_t|s_t) taken anew for every gradient step. The data is the last batch, or the
-    last `history` batches, and demonstrations where a run has them. Trajectories are episodes, or what a rollout
-    holds of them. Without a trajectory (`Batch.trajectory` None) every row is a trajectory of one step.
+    with ρ_t = π_θ(a_t|s_t)/π_β(a_t|s_t) computed again for every gradient step. The data is the last batch, or the
+    last `history` batches, and demonstrations if the run has them. Trajectories are episodes, or the parts of them
+    in a rollout. Without a trajectory (`Batch.trajectory` None) every row is a trajectory of one step.
     """
 
     weighting: Weighting = "per_step"
     """trajectory, per_decision or per_step."""
     behaviour: Literal["recorded", "mixture"] = "recorded"
-    """The denominator: the policy that took the action, or the mixture of all of the history (balance heuristic)."""
+    """π_β. recorded: the policy that took the action; mixture: the mixture of the whole history (balance heuristic)."""
     history: Annotated[int, Field(ge=1, le=2**10)] = 1
     """Batches kept and learned from: the last one, or the last K."""
     gradient_steps: Count = 10
-    """Most gradient steps on one batch, each on all of it."""
+    """Maximum number of gradient steps per batch, each on the whole batch."""
     min_ess: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """No further gradient step once the weights are worth less than this fraction of the samples."""
+    """Stop the gradient steps once the effective sample size is below this fraction of the samples."""
     self_normalise: bool = False
-    """Divide the weights by their mean: a little bias for less variance."""
+    """Divide the weights by their mean: less variance, some bias."""
     max_weight: Positive | None = None
-    """Truncate weights (and the ratios inside per-decision advantages) at this; none for no limit."""
+    """Truncate weights (and the ratios inside per-decision advantages) at this; none does not truncate."""
     learning_rate: Positive = 1e-3
-    """α."""
+    """α: step size of the optimiser."""
     optimizer: OptimizerKind = "adam"
-    """adam, or sgd for the lectures' plain step."""
+    """adam, or sgd for the plain gradient step."""
     max_grad_norm: Positive | None = 0.5
-    """Limit on the gradient's global norm; none for no limit."""
+    """Maximum global norm of the gradient; none does not clip."""
 
     @property
     def traits(self) -> Traits:
@@ -75,7 +75,7 @@ class OffPolicyGradient:
                 ),
                 "largest_weight": Metric("Largest weight", "largest importance weight, as a share of their sum"),
                 "gradient_steps": Metric(
-                    "Gradient steps", "steps taken, the one after which the weights were worth too little included"
+                    "Gradient steps", "steps taken, including the one after which the sample size was too small"
                 ),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
@@ -83,20 +83,26 @@ class OffPolicyGradient:
 
     @property
     def _uses_mixture(self) -> bool:
-        """Whether each policy of the history is asked about the others' actions."""
+        """Whether weights need the log-probs of all actions under every policy of the history."""
         return self.behaviour == "mixture" and self.history > 1
 
     def init(self, policy: PyTree) -> optax.OptState:
-        """The optimiser's moments."""
+        """The optimiser's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
         return self._optimizer.init(flatten(policy).theta)
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
     ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
-        """All gradient steps on one batch.
+        """All gradient steps on one batch: (policy, state, info).
 
-        `info.extra`: weight_ess and largest_weight (as a share of all weights) of the returned policy, counted by
-        trajectory where weights are; gradient_steps done; grad_norm of the last, before it is limited.
+        key: not used. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: weight_ess and largest_weight (as a fraction of the sum of weights) of the policy returned, per
+        trajectory if weighting = trajectory, else per row; gradient_steps taken; grad_norm of the last, before
+        clipping.
         """
         theta, rebuild = flatten(policy)
 
@@ -132,11 +138,11 @@ class OffPolicyGradient:
         return Optimizer.make(self.optimizer, self.max_grad_norm)
 
     def _objective(self, distribution: Distribution, batch: Batch) -> Float[Array, ""]:
-        """Σ w log π(a|s) w_t Â_t / Σw with the importance weights and advantages held: its gradient is the estimate."""
+        """mean w_t Â_t log π(a_t|s_t), w_t and Â_t without gradient: its gradient is the policy gradient estimate."""
         log_prob = distribution.log_prob(batch.action)
-        held = jax.lax.stop_gradient(self._log_weights(log_prob, batch))
-        weight = self._limited(jnp.exp(held), batch)
-        return batch.mean(weight.reshape(-1) * self._advantage(held, batch) * log_prob)
+        log_weight = jax.lax.stop_gradient(self._log_weights(log_prob, batch))
+        weight = self._limited(jnp.exp(log_weight), batch)
+        return batch.mean(weight.reshape(-1) * self._advantage(log_weight, batch) * log_prob)
 
     def _log_weights(self, log_prob: Float[Array, " B"], batch: Batch) -> Float[Array, "T N"]:
         valid, ended = _arrangement(batch)
@@ -144,10 +150,10 @@ class OffPolicyGradient:
         trajectory = batch.trajectory
         if self._uses_mixture and trajectory is not None and trajectory.mixture is not None:
             behaviour = trajectory.mixture
-        # Rows that don't count take no part in any product.
-        ours = jnp.where(valid, log_prob.reshape(valid.shape), 0)
-        theirs = Mixture(jnp.where(valid, behaviour.log_prob, 0), behaviour.log_share)
-        return log_weights(self.weighting, ours, theirs, ended)
+        # The ratio of padding is 1, so that it does not change any product.
+        target = jnp.where(valid, log_prob.reshape(valid.shape), 0)
+        behaviour = Mixture(jnp.where(valid, behaviour.log_prob, 0), behaviour.log_share)
+        return log_weights(self.weighting, target, behaviour, ended)
 
     def _limited(self, weight: Array, batch: Batch) -> Array:
         if self.max_weight is not None:
@@ -166,7 +172,7 @@ class OffPolicyGradient:
         return jnp.where(batch.weight > 0, (advantage * residuals.discount).reshape(-1), 0)
 
     def _sample_size(self, distribution: Distribution, batch: Batch) -> tuple[Array, Array]:
-        """(effective sample size as a fraction, largest weight as a share of all of them)."""
+        """(effective sample size as a fraction, largest weight as a fraction of their sum)."""
         log_weight = self._log_weights(distribution.log_prob(batch.action), batch)
         valid, ended = _arrangement(batch)
         count = jnp.where(valid, batch.weight.reshape(valid.shape), 0)
@@ -178,7 +184,7 @@ class OffPolicyGradient:
 
 
 def _arrangement(batch: Batch) -> tuple[Bool[Array, "T N"], Bool[Array, "T N"]]:
-    """(rows that count, rows that end a trajectory); without a trajectory every row is one of its own."""
+    """(rows of positive weight, rows that end a trajectory); without trajectories every row is one of its own."""
     if batch.trajectory is None:
         return (batch.weight > 0)[None], jnp.ones((1, len(batch.weight)), bool)
     rollout = batch.trajectory.rollout
@@ -186,6 +192,6 @@ def _arrangement(batch: Batch) -> tuple[Bool[Array, "T N"], Bool[Array, "T N"]]:
 
 
 def _last_rows(valid: Bool[Array, "T N"], ended: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
-    """The last row that counts of every trajectory: at its end, before rows that don't count, or in the last step."""
+    """The last valid row of every trajectory: at its end, before padding, or in the last step."""
     follows = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
     return valid & (ended | ~follows)

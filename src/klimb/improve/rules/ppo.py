@@ -1,4 +1,4 @@
-"""PPO: several epochs of minibatch ascent on a surrogate that stops paying, or costs, once the policy has moved."""
+"""PPO: several epochs of minibatch ascent on the clipped surrogate, or on the surrogate with an adaptive KL penalty."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
 
 DEFAULT_TARGET_KL = 0.01
-"""Nats that the adaptive KL penalty aims at unless `target_kl` says otherwise."""
+"""The mean KL in nats that the adaptive penalty aims at if `target_kl` is None."""
 
 
 class PPOState(NamedTuple):
-    """What survives from one iteration to the next: λ of the KL penalty (unused with clipping), and Adam's moments."""
+    """What is kept from one iteration to the next: λ of the KL penalty (unused with clipping) and Adam's moments."""
 
     multiplier: Float[Array, ""]
     moments: optax.OptState
@@ -40,33 +40,33 @@ class PPO:
 
     penalty = clip   maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy,   ρ = π_θ(a|s)/π_old(a|s)
     penalty = kl     maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy; after each batch λ doubles
-                     when the KL is above 1.5 target_kl and halves when it is below target_kl / 1.5
+                     if the KL is above 1.5 target_kl and halves if it is below target_kl / 1.5
 
-    Neither limits how far the policy moves: the KL reported is a result, not a guarantee.
+    Neither enforces a limit on the KL.
     """
 
     learning_rate: Positive = 3e-4
     """Adam's step size."""
     penalty: Literal["clip", "kl"] = "clip"
-    """What keeps the policy near: the clipped ratio, or the adaptive KL penalty."""
+    """clip: clipped probability ratio; kl: adaptive KL penalty."""
     clip_eps: Fraction = 0.2
-    """ε: the ratio's range that still pays."""
+    """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
     epochs: Count = 10
     """Passes over the batch."""
     num_minibatches: Count = 4
-    """Minibatches a pass; has to divide num_steps × num_envs."""
+    """Minibatches per pass; has to divide num_steps × num_envs."""
     ent_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus."""
     max_grad_norm: Positive | None = 0.5
-    """Limit on the gradient's global norm; none for no limit."""
+    """Maximum global norm of the gradient; none does not clip."""
     target_kl: Positive | None = None
-    """Aimed at: the mean KL(π_old‖π_new) that ends the epochs (clip; none: never) or steers λ (kl; none: 0.01)."""
+    """Mean KL(π_old‖π_new) in nats. clip: stops the epochs above it (none: never); kl: target of λ (none: 0.01)."""
     kl_coef: Positive = 1.0
     """λ of the KL penalty on the first batch."""
     kl_coef_range: tuple[Positive, Positive] = (1e-3, 1e3)
-    """Smallest and largest λ."""
+    """Minimum and maximum λ."""
     anneal_learning_rate: bool = False
-    """Lower the learning rate linearly to 0 over the run."""
+    """Decrease the learning rate linearly to 0 over the run."""
 
     @model_validator(mode="after")
     def _ordered(self) -> PPO:
@@ -82,8 +82,8 @@ class PPO:
             kl=KLLimit(self._target_kl),
             num_minibatches=self.num_minibatches,
             metrics={
-                "clip_fraction": Metric("Clip fraction", "share of the rows whose ratio ended outside the clip range"),
-                "epochs_done": Metric("Epochs", "passes over the batch, the one that passed target_kl included"),
+                "clip_fraction": Metric("Clip fraction", "fraction of rows whose ratio ended outside the clip range"),
+                "epochs_done": Metric("Epochs", "passes over the batch, including the one that exceeded target_kl"),
                 "multiplier": Metric("Multiplier", "λ, the adapted penalty coefficient of the KL (penalty = kl)"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
@@ -91,11 +91,14 @@ class PPO:
 
     @property
     def _target_kl(self) -> float | None:
-        """The mean KL aimed at, in nats; None where the clipped surrogate runs all its epochs."""
+        """The mean KL aimed at, in nats; None if the clipped surrogate runs all its epochs."""
         return DEFAULT_TARGET_KL if self.target_kl is None and self.penalty == "kl" else self.target_kl
 
     def init(self, policy: PyTree) -> PPOState:
-        """λ at its first value, and Adam's moments."""
+        """λ = kl_coef, clipped to `kl_coef_range`, and Adam's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
         theta = flatten(policy).theta
         smallest, largest = self.kl_coef_range
         first = min(max(self.kl_coef, smallest), largest)
@@ -104,10 +107,12 @@ class PPO:
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: PPOState, batch: Batch
     ) -> tuple[PyTree, PPOState, UpdateInfo]:
-        """All epochs on one batch.
+        """All epochs on one batch: (policy, state, info).
 
-        `info.extra`: clip_fraction, epochs_done, grad_norm of the last minibatch; with penalty = kl also
-        multiplier, the λ that was used.
+        key: for the order of the rows. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: clip_fraction, epochs_done, grad_norm of the last minibatch, before clipping; with penalty = kl
+        also multiplier, the λ that was used. Raises ValueError if `num_minibatches` does not divide the number of rows.
         """
         require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
@@ -118,6 +123,7 @@ class PPO:
             return batch.mean(kl_divergence(old, action_distribution(rebuild(vector), batch.obs)))
 
         def objective(vector: Array, minibatch: Batch) -> Array:
+            """The clipped or penalised surrogate at θ = vector on the rows of a minibatch."""
             new = action_distribution(rebuild(vector), minibatch.obs)
             if by_penalty:
                 before = action_distribution(policy, minibatch.obs)

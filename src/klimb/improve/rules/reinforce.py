@@ -1,4 +1,4 @@
-"""REINFORCE: one gradient step on the log-likelihood of what was done, weighted by how well it went."""
+"""REINFORCE: one gradient step on the log-likelihood of the actions, weighted by their advantages."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from klimb.types import Batch, Metric, UpdateInfo
 
 @dataclass(frozen=True, config=STRICT)
 class Reinforce:
-    """The plain policy gradient (Williams 1992): θ ← θ + α mean ∇log π_θ(a|s) Â, one step a batch.
+    """The plain policy gradient (Williams 1992): θ ← θ + α mean ∇log π_θ(a|s) Â, one step per batch.
 
-    What Â is (total return, reward-to-go, with a baseline, GAE, n-step) is chosen where advantages are
-    estimated: `advantage` of `klimb.train`. The leading γᵗ of the exact gradient is dropped unless
-    `discount_states` of `klimb.train` asks for it.
+    The option `advantage` of `klimb.train` chooses Â: total return, reward-to-go, with a baseline, GAE or n-step. The
+    factor γᵗ of the exact gradient is dropped unless the option `discount_states` is set.
     """
 
     learning_rate: Positive = 1e-2
-    """α."""
+    """α: step size of the optimiser."""
     optimizer: OptimizerKind = "adam"
-    """adam, or sgd for the lectures' plain step."""
+    """adam, or sgd for the plain gradient step."""
     ent_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus."""
     max_grad_norm: Positive | None = None
-    """Limit on the gradient's global norm; none for no limit."""
+    """Maximum global norm of the gradient; none does not clip."""
     anneal_learning_rate: bool = False
-    """Lower the learning rate linearly to 0 over the run."""
+    """Decrease the learning rate linearly to 0 over the run."""
 
     @property
     def traits(self) -> Traits:
@@ -46,13 +45,21 @@ class Reinforce:
         )
 
     def init(self, policy: PyTree) -> optax.OptState:
-        """The optimiser's moments."""
+        """The optimiser's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
         return self._optimizer.init(flatten(policy).theta)
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
     ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
-        """One gradient step. `info.extra`: grad_norm, before it is limited."""
+        """One gradient step: (policy, state, info).
+
+        key: not used. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: grad_norm, before clipping.
+        """
         theta, rebuild = flatten(policy)
         gradient = jax.grad(lambda vector: self._objective(rebuild(vector), batch))(theta)
         learning_rate = annealed(self.learning_rate, batch.fraction_done, self.anneal_learning_rate)

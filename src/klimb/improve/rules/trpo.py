@@ -1,4 +1,4 @@
-"""TRPO: the natural direction, scaled to the trust region, kept only if it really improves inside it."""
+"""TRPO: a natural gradient step with a line search on the surrogate that enforces a limit on the KL."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class TRPO:
 
     maximise mean (π_θ'/π_θ) Â subject to mean KL ≤ max_kl, through
     x ≈ (F + damping·I)⁻¹ g by conjugate gradient, the full step √(2 max_kl / xᵀF x) · x (undamped F: damping
-    regularises the solve, not the length), and a line search on the real surrogate and the real KL.
-    A rejected search returns the old policy bit for bit.
+    regularises the solve, not the length), and a line search on the surrogate and the KL themselves, not on their
+    models. If the search finds no step, the old policy is returned bit for bit.
     """
 
     max_kl: Positive = 0.01
@@ -39,21 +39,21 @@ class TRPO:
     damping: NonNegative = 0.1
     """η added to the diagonal of the Fisher matrix in the solve."""
     cg_iterations: Count = 10
-    """Most Fisher-vector products in one solve."""
+    """Maximum number of Fisher-vector products per solve."""
     cg_tolerance: NonNegative = 1e-5
     """Conjugate gradient stops when the residual falls below this fraction of the gradient's norm."""
     fisher: FisherKind = "exact"
-    """exact: over all actions (Gauss-Newton); empirical: over the sampled ones, as the lectures write it."""
+    """exact: expectation over all actions (Gauss-Newton); empirical: over the sampled actions."""
     fisher_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the batch, drawn anew each step, that the Fisher matrix is made of; the line search uses all of it."""
+    """Fraction of the batch, drawn at random per step, for the Fisher matrix; the line search uses the whole batch."""
     line_search: LineSearch = "backtracking"
-    """backtracking: the first good step from the full one down; growing: the largest good step, longer ones too."""
+    """backtracking: shorten the full step until accepted; growing: also try longer steps, up to the limit."""
     backtrack_factor: Fraction = 0.8
     """Smallest factor by which the step shrinks after a rejected try."""
     max_backtracks: Annotated[int, Field(ge=0, le=2**20)] = 10
-    """Tries after the full step."""
+    """Maximum number of tries after the full step."""
     kl_direction: KLDirection = "old_new"
-    """old_new: KL(π_old‖π_new), under the policy that collected the data; new_old: the lectures' direction."""
+    """The KL that is limited. old_new: KL(π_old‖π_new); new_old: KL(π_new‖π_old)."""
 
     @property
     def traits(self) -> Traits:
@@ -69,13 +69,21 @@ class TRPO:
         )
 
     def init(self, policy: PyTree) -> tuple[()]:
-        """TRPO remembers nothing."""
+        """(): there is no state.
+
+        policy: not used.
+        """
         return ()
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
     ) -> tuple[PyTree, tuple[()], UpdateInfo]:
-        """One trust-region step. `info.extra`: cg_iterations, cg_residual (relative), backtracks, step_size."""
+        """One trust-region step: (policy, state, info).
+
+        key: for the rows of `fisher_fraction`. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: cg_iterations, cg_residual (relative), backtracks, step_size.
+        """
         theta, rebuild = flatten(policy)
 
         def distribution_at(vector: Array) -> Distribution:
@@ -94,7 +102,7 @@ class TRPO:
         direction = Direction.of(gradient, solve, product, damping=self.damping)
         step_size = direction.step_size(self.max_kl)
 
-        # 0 on the old policy's own data. On older data the surrogate has gained something before the step.
+        # 0 on data of the old policy. On older data the surrogate gain is not 0 before the step.
         before = surrogate_gain(old, batch)
 
         def evaluate(vector: Array) -> tuple[Array, Array]:
@@ -102,7 +110,7 @@ class TRPO:
             return surrogate_gain(new, batch) - before, batch.mean(directed_kl(old, new, self.kl_direction))
 
         search = backtrack if self.line_search == "backtracking" else grow
-        found = search(
+        result = search(
             evaluate,
             theta,
             step_size * direction.x,
@@ -110,13 +118,13 @@ class TRPO:
             factor=self.backtrack_factor,
             max_backtracks=self.max_backtracks,
         )
-        status = jnp.where(direction.breakdown, Status.CG_BREAKDOWN, found.status)
+        status = jnp.where(direction.breakdown, Status.CG_BREAKDOWN, result.status)
         status = jnp.where(jnp.all(jnp.isfinite(gradient)), status, Status.NONFINITE)
         policy, state, info = accept_or_reject(
             policy,
             state,
-            # A candidate that was not accepted may hold anything.
-            rebuild(jnp.where(status == Status.ACCEPTED, found.theta, theta)),
+            # A rejected candidate may be non-finite.
+            rebuild(jnp.where(status == Status.ACCEPTED, result.theta, theta)),
             state,
             batch,
             status=status,
@@ -124,9 +132,9 @@ class TRPO:
             old=old,
             cg_iterations=direction.iterations,
             cg_residual=direction.residual,
-            backtracks=found.backtracks,
+            backtracks=result.backtracks,
         )
-        taken = jnp.where(info.status == Status.ACCEPTED, step_size * found.scale, 0)
+        taken = jnp.where(info.status == Status.ACCEPTED, step_size * result.scale, 0)
         return policy, state, info.with_metrics(step_size=taken)
 
     def _linearise(self, rebuild: Callable[[Array], PyTree], theta: Array, batch: Batch) -> Linearised:

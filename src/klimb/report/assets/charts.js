@@ -72,7 +72,7 @@
     if (typeof log === "number") return (v) => Math.sign(v) * Math.log10(1 + Math.abs(v) / log);
     return log ? Math.log10 : (v) => v;
   }
-  // Zero and powers of ten on both sides, outwards as far apart as rows are.
+  // Zero and powers of ten on both sides, at least one row apart.
   function signedTicks([low, high], room, linear) {
     const f = warp(linear), gap = (f(high) - f(low)) / (room * 2.4);
     const plain = linear >= 1e-3 && Math.max(-low, high) < 2e4;
@@ -235,15 +235,15 @@
       }
     }
     marks.forEach((layer, row) => {
-      const foot = f.area.bottom + 13 + row * 11, most = Math.max(...layer.points.map(([, count]) => count));
-      const d = layer.points.map(([i, count]) => `M${f.x(data.steps[i]).toFixed(1)} ${foot}v${(-2 - (6 * count) / most).toFixed(1)}`).join("");
+      const foot = f.area.bottom + 13 + row * 11, largest = Math.max(...layer.points.map(([, count]) => count));
+      const d = layer.points.map(([i, count]) => `M${f.x(data.steps[i]).toFixed(1)} ${foot}v${(-2 - (6 * count) / largest).toFixed(1)}`).join("");
       svg(f.root, "path", { d, stroke: color(layer), "stroke-width": layer.points.length > 200 ? 1.2 : 2, fill: "none", "data-layer": "marks" });
     });
     for (const level of spec.levels || []) drawLevel(f, level, visible.find((layer) => layer.type === "line" && layer.color === 1));
     chart.cursor = svg(f.root, "g");
     chart.frame = f;
     chart.visible = visible;
-    listen(f.root, (event) => over(chart, event), () => leave());
+    listen(f.root, (event) => hover(chart, event), () => leave());
     f.root.addEventListener("keydown", (event) => step(chart, event));
   }
   // The label stands over the end where the line leaves it more room.
@@ -285,7 +285,7 @@
     }
     return Math.abs(x(data.steps[low]) - px) <= Math.abs(x(data.steps[high]) - px) ? low : high;
   }
-  function over(chart, event) {
+  function hover(chart, event) {
     const [px] = pointer(chart, event);
     focus(chart, nearest(px, chart.frame.x));
   }
@@ -331,9 +331,9 @@
       }
     }
     const range = data.first[i] === data.last[i] ? `iteration ${data.first[i]}` : `iterations ${data.first[i]}–${data.last[i]}`;
-    tell(chart, `${range} · ${format(data.steps[i])} ${data.unit[1]}`, rows, x(data.steps[i]), area.top);
+    showTooltip(chart, `${range} · ${format(data.steps[i])} ${data.unit[1]}`, rows, x(data.steps[i]), area.top);
   }
-  function tell(chart, title, rows, px, py) {
+  function showTooltip(chart, title, rows, px, py) {
     const { tooltip, frame: f, plot } = chart;
     tooltip.replaceChildren();
     html(tooltip, "p", "", title);
@@ -398,7 +398,7 @@
     svg(mark, "circle", { class: "dot", cx: px, cy: py, r: 4.5, fill: `var(--q${points.group[i]})` });
     const error = (e) => (e === null ? "" : ` ± ${format(+e.toPrecision(2))}`);
     const seed = new Set(points.seed).size > 1 ? ` · seed ${points.seed[i]}` : "";
-    tell(chart, `iteration ${points.iteration[i]}${seed}`, [
+    showTooltip(chart, `iteration ${points.iteration[i]}${seed}`, [
       [null, "predicted", format(points.predicted[i]) + error(xe)],
       [null, "realised", format(points.realised[i]) + error(ye)],
     ], px, Math.max(0, py - 30));
@@ -424,7 +424,7 @@
       const [px] = pointer(chart, event);
       const i = counts.findIndex((_, j) => px >= f.x(bounds[j]) && px < f.x(bounds[j + 1]));
       if (i < 0) return leave();
-      tell(chart, `return ${format(bounds[i])} to ${format(bounds[i + 1])}`, [["var(--c1)", "episodes", String(counts[i])]], f.x(bounds[i + 1]), f.area.top);
+      showTooltip(chart, `return ${format(bounds[i])} to ${format(bounds[i + 1])}`, [["var(--c1)", "episodes", String(counts[i])]], f.x(bounds[i + 1]), f.area.top);
     }, leave);
   }
   function drawStrips(chart) {
@@ -447,7 +447,7 @@
       const row = rows[i];
       if (!row) return leave();
       const sorted = [...row.values].sort((a, b) => a - b);
-      tell(chart, row.label, [
+      showTooltip(chart, row.label, [
         ["var(--ink)", "mean", format(row.mean)],
         ["var(--c1)", "median", format(quantile(sorted, 0.5))],
         [null, "lowest to highest", `${format(sorted[0])} to ${format(sorted[sorted.length - 1])}`],

@@ -1,1 +1,1 @@
-"""Figures of the theory: each module computes its `numbers`, draws them, and says them in a few lines."""
+"""Figures of the theory: each module has `compute` (the data), `draw` (the figure) and `summary` (a few lines)."""

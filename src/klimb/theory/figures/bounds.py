@@ -1,4 +1,4 @@
-"""Two policies that are never more than ε apart, and how far apart the states drift that they lead to."""
+"""The shift of the state distribution over time between two policies with TV ≤ ε in every state, and its bounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from klimb.theory.surrogate import state_variation
 
 @dataclass(frozen=True)
 class Bounds:
-    """TV(p_π'^t, p_π^t) for t = 0 … T − 1: of R random problems, and of one where a wrong action can't be undone."""
+    """TV(p_π'^t, p_π^t) for t = 0 … T − 1: of R random problems, and of one where a wrong action can't be undone.
+
+    epsilon: ε. random_epsilon: the total variation of the worst state, of each random problem.
+    """
 
     epsilon: float
     random_epsilon: Float[np.ndarray, " R"]
@@ -30,8 +33,11 @@ class Bounds:
     linear_bound: Float[np.ndarray, " T"]
 
 
-def numbers(epsilon: float = 0.05, horizon: int = 51, problems: int = 8) -> Bounds:
-    """Both kinds of problem, with two policies whose worst state has TV = ε."""
+def compute(epsilon: float = 0.05, horizon: int = 51, problems: int = 8) -> Bounds:
+    """Both kinds of problem, with two policies whose worst state has TV = ε.
+
+    epsilon: ε, in (0, 1]. horizon: time steps T. problems: number of random problems R.
+    """
     with jax.enable_x64(True):
         pairs = [_random_pair(seed, epsilon) for seed in range(problems)]
         time = np.arange(horizon)
@@ -46,7 +52,10 @@ def numbers(epsilon: float = 0.05, horizon: int = 51, problems: int = 8) -> Boun
 
 
 def drift(mdp: TabularMDP, pi: Float[Array, "S A"], new: Float[Array, "S A"], horizon: int) -> Float[np.ndarray, " T"]:
-    """TV = ½ Σ_s |p_π'(s_t = s) − p_π(s_t = s)| for every t."""
+    """TV = ½ Σ_s |p_π'(s_t = s) − p_π(s_t = s)| for every t.
+
+    mdp: the problem. pi: π(a|s). new: π'(a|s). horizon: time steps T.
+    """
     difference = _marginals(mdp, new, horizon) - _marginals(mdp, pi, horizon)
     return 0.5 * np.abs(np.asarray(difference)).sum(axis=1)
 
@@ -55,16 +64,16 @@ _marginals = eqx.filter_jit(TabularMDP.state_marginals)
 
 
 def _random_pair(seed: int, epsilon: float) -> tuple[TabularMDP, Array, Array]:
-    """Policies that are ε apart in every state, or as far as probabilities allow."""
-    # Few successors: where every state can follow every other, the past is forgotten at once.
+    """Policies with TV = ε in every state, or as far apart as two random policies are."""
+    # Few successors, because where every state can follow every other the difference vanishes at once.
     mdp = TabularMDP.random(seed, 12, 3, 0.9, successors=2)
     pi, other = np.random.default_rng(seed).dirichlet(np.full(3, 0.4), size=(2, 12))
-    apart = 0.5 * np.abs(other - pi).sum(axis=1, keepdims=True)
-    return mdp, jnp.asarray(pi), jnp.asarray(pi + np.minimum(1, epsilon / apart) * (other - pi))
+    variation = 0.5 * np.abs(other - pi).sum(axis=1, keepdims=True)
+    return mdp, jnp.asarray(pi), jnp.asarray(pi + np.minimum(1, epsilon / variation) * (other - pi))
 
 
 def _corridor(epsilon: float) -> tuple[TabularMDP, Array, Array]:
-    """State 0 is on track, where action 0 stays and action 1 leads to state 1, for good."""
+    """Two states: in state 0, action 0 stays there and action 1 leads to state 1, which is never left."""
     transition = np.zeros((2, 2, 2))
     transition[0, 0, 0] = transition[0, 1, 1] = 1
     transition[1, :, 1] = 1
@@ -72,50 +81,50 @@ def _corridor(epsilon: float) -> tuple[TabularMDP, Array, Array]:
     return mdp, jnp.array([[1.0, 0.0]] * 2), jnp.array([[1 - epsilon, epsilon]] * 2)
 
 
-def summary(numbers: Bounds) -> list[str]:
-    """How much of the bound is used."""
-    last = numbers.random.shape[1] - 1
-    share = numbers.random[:, 1:] / numbers.coupling_bound[1:]
-    gap = np.abs(numbers.corridor - numbers.coupling_bound).max()
+def summary(data: Bounds) -> list[str]:
+    """How tight the bounds are. data: of the figure."""
+    last = data.random.shape[1] - 1
+    share = data.random[:, 1:] / data.coupling_bound[1:]
+    gap = np.abs(data.corridor - data.coupling_bound).max()
     return [
-        f"ε = {numbers.epsilon:g}; at t = {last} the bounds are {numbers.coupling_bound[-1]:.4f} (coupling) and "
-        f"{numbers.linear_bound[-1]:.4f} (linear)",
-        f"{len(share)} random problems: TV at t = {last} up to {numbers.random[:, -1].max():.4f}, "
+        f"ε = {data.epsilon:g}; at t = {last} the bounds are {data.coupling_bound[-1]:.4f} (coupling) and "
+        f"{data.linear_bound[-1]:.4f} (linear)",
+        f"{len(share)} random problems: TV at t = {last} up to {data.random[:, -1].max():.4f}, "
         f"at most {share.max():.1%} of the bound at any t",
-        f"one wrong action for good: TV − (1 − (1 − ε)ᵗ) is 0 to {gap:.0e}",
+        f"a wrong action that can't be undone: TV − (1 − (1 − ε)ᵗ) is 0 to {gap:.0e}",
     ]
 
 
-@style.drawn
-def draw(numbers: Bounds) -> Figure:
-    """One panel a kind of problem, the same two bounds in both."""
+@style.with_style
+def draw(data: Bounds) -> Figure:
+    """One panel per kind of problem, with the same two bounds in both. data: of the figure."""
     figure = style.page(11.0, 4.1)
     left, right = figure.subplots(1, 2, sharey=True)
-    time = np.arange(len(numbers.corridor))
+    time = np.arange(len(data.corridor))
     for axes in (left, right):
-        _draw_bounds(axes, numbers, time)
-    for curve in numbers.random:
+        _draw_bounds(axes, data, time)
+    for curve in data.random:
         left.plot(time, curve, color=style.BLUE, linewidth=1.4, alpha=0.7)
-    right.plot(time[::2], numbers.corridor[::2], "o", color=style.BLUE, markersize=4.5, markeredgecolor="white")
-    height = numbers.random[:, -1].max() + 0.04
-    text = f"{len(numbers.random)} random problems, $\\epsilon={numbers.epsilon:g}$"
+    right.plot(time[::2], data.corridor[::2], "o", color=style.BLUE, markersize=4.5, markeredgecolor="white")
+    height = data.random[:, -1].max() + 0.04
+    text = f"{len(data.random)} random problems, $\\epsilon={data.epsilon:g}$"
     style.label(left, text, float(time[-1] - 1), height, style.BLUE, ha="right", fontsize=12)
-    at = int(0.7 / numbers.epsilon)
+    at = int(0.7 / data.epsilon)
     text = "every wrong action\nis for good"
-    style.label(right, text, at + 1.5, numbers.corridor[at] - 0.03, style.BLUE, fontsize=12, va="top", linespacing=1.3)
+    style.label(right, text, at + 1.5, data.corridor[at] - 0.03, style.BLUE, fontsize=12, va="top", linespacing=1.3)
     left.set_title("States that mix forget most of the difference")
     right.set_title("One wrong action, and no way back: the bound is tight")
     left.set_ylabel(r"$\mathrm{TV}(p^t_{\pi'},\,p^t_{\pi})$")
     return figure
 
 
-def _draw_bounds(axes: Axes, numbers: Bounds, time: np.ndarray) -> None:
+def _draw_bounds(axes: Axes, data: Bounds, time: np.ndarray) -> None:
     axes.grid(axis="y")
-    axes.plot(time, numbers.linear_bound, color=style.QUIET, linewidth=1.4, linestyle=(0, (5, 3)))
-    axes.plot(time, numbers.coupling_bound, color=style.ORANGE, linewidth=2.2)
+    axes.plot(time, data.linear_bound, color=style.QUIET, linewidth=1.4, linestyle=(0, (5, 3)))
+    axes.plot(time, data.coupling_bound, color=style.ORANGE, linewidth=2.2)
     axes.set(xlim=(0, time[-1]), ylim=(0, 1.02), xlabel=r"time  $t$")
-    at = int(0.62 / numbers.epsilon)
-    style.label(axes, r"$\epsilon t$", at - 1.5, numbers.linear_bound[at], style.QUIET, ha="right", fontsize=13)
-    at = min(int(1.5 / numbers.epsilon), len(time) - 1)
+    at = int(0.62 / data.epsilon)
+    style.label(axes, r"$\epsilon t$", at - 1.5, data.linear_bound[at], style.QUIET, ha="right", fontsize=13)
+    at = min(int(1.5 / data.epsilon), len(time) - 1)
     text = r"$1-(1-\epsilon)^t$"
-    style.label(axes, text, at + 2.0, numbers.coupling_bound[at] - 0.01, style.ORANGE, va="top", fontsize=13)
+    style.label(axes, text, at + 2.0, data.coupling_bound[at] - 0.01, style.ORANGE, va="top", fontsize=13)

@@ -14,7 +14,7 @@ from klimb.tabular.mdp import TabularMDP
 
 @dataclass(frozen=True)
 class Problem:
-    """Episodes of exactly `horizon` steps, not discounted, so that no estimator is in want of a factor γᵗ."""
+    """Undiscounted episodes of exactly `horizon` steps, so that no estimator needs a factor γᵗ. pi: π(a|s)."""
 
     transition: Float[np.ndarray, "S A S"]
     reward: Float[np.ndarray, "S A"]
@@ -24,7 +24,10 @@ class Problem:
 
 
 def problem(seed: int = 3, states: int = 5, actions: int = 3, horizon: int = 20) -> Problem:
-    """A random one, whose rewards are paid on top of 1 a step: a part that is the same for all actions."""
+    """A random problem. Rewards vary around 1, the same mean for all actions, which a baseline can remove.
+
+    seed: of NumPy's generator. states, actions: their numbers. horizon: steps per episode.
+    """
     rng = np.random.default_rng(seed)
     logits = 0.5 * rng.normal(size=(states, actions))
     pi = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -35,7 +38,10 @@ def problem(seed: int = 3, states: int = 5, actions: int = 3, horizon: int = 20)
 
 
 def simulate(task: Problem, count: int, seed: int) -> tuple[Int[np.ndarray, "T1 N"], Int[np.ndarray, "T N"]]:
-    """States, with the one after the last step, and actions of `count` episodes."""
+    """The states, including the one after the last step, and the actions of `count` episodes.
+
+    task: the problem. count: episodes. seed: of NumPy's generator.
+    """
     rng = np.random.default_rng(seed)
 
     def draw_from(probabilities: Float[np.ndarray, "N K"]) -> Int[np.ndarray, " N"]:
@@ -50,7 +56,7 @@ def simulate(task: Problem, count: int, seed: int) -> tuple[Int[np.ndarray, "T1 
 
 
 def exact_values(task: Problem) -> Float[np.ndarray, "T1 S"]:
-    """V_t(s), what is still to come with the steps that are left, and 0 at the end."""
+    """V_t(s), the expected sum of the rewards of the remaining steps, and 0 at the end. task: the problem."""
     value = np.zeros((task.horizon + 1, len(task.initial)))
     for t in reversed(range(task.horizon)):
         value[t] = np.sum(task.pi * (task.reward + task.transition @ value[t + 1]), axis=1)
@@ -58,7 +64,7 @@ def exact_values(task: Problem) -> Float[np.ndarray, "T1 S"]:
 
 
 def exact_gradient(task: Problem) -> Float[np.ndarray, " P"]:
-    """∇J with respect to the logits, by differentiating the exact J of the problem that stops after T steps."""
+    """∇J in the logits, by differentiating the exact J of the problem that stops after T steps. task: the problem."""
     mdp = TabularMDP.finite_horizon(task.transition, task.reward, task.initial, task.horizon)
 
     def objective(logits: Float[Array, "S A"]) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""What each idea takes off the noise of the policy gradient: one problem, one policy, the same episodes."""
+"""The variance of policy gradient estimators: one problem, one policy, the same episodes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ NAMES: dict[AdvantageKind, str] = {
 
 @dataclass(frozen=True)
 class EstimatorVariance:
-    """Of K estimators over M batches of `episodes`: variance, trace of the covariance, and its standard error."""
+    """Of K estimators over M batches of `episodes` episodes.
+
+    variance: trace of the covariance. standard_error: of the variance. mean: of the estimates.
+    mean_error: the standard error of each of its components. exact: ∇J.
+    """
 
     episodes: int
     horizon: int
@@ -39,22 +43,25 @@ class EstimatorVariance:
     exact: Float[np.ndarray, " P"]
 
 
-def numbers(batches: int = 2000, episodes: int = 16, seed: int = 0) -> EstimatorVariance:
-    """Gradient estimates of seeded batches, with the very functions that training uses, and exact values."""
+def compute(batches: int = 2000, episodes: int = 16, seed: int = 0) -> EstimatorVariance:
+    """Gradient estimates of random batches, with the functions that training uses and exact values.
+
+    batches: M, at least 2. episodes: per batch, at least 1. seed: of the simulation.
+    """
     task = problem()
-    state, action = simulate(task, batches * episodes, seed)
-    now, after = state[:-1], state[1:]
+    states, action = simulate(task, batches * episodes, seed)
+    state, next_state = states[:-1], states[1:]
     value, time = exact_values(task), np.arange(task.horizon)[:, None]
     estimates = np.empty((len(NAMES), batches, task.pi.size))
     with jax.enable_x64(True):
-        rollout = _rollout(task, now, action, after)
+        rollout = _rollout(task, state, action, next_state)
         arrays = jax.tree.map(
             lambda x: jnp.asarray(x).reshape(task.horizon, batches, episodes, *x.shape[2:]),
-            (rollout, value[time, now], value[time + 1, after]),
+            (rollout, value[time, state], value[time + 1, next_state]),
         )
         for row, kind in enumerate(NAMES):
-            advantage = np.asarray(_advantages(kind, *arrays)).reshape(now.shape)
-            estimates[row] = _gradients(task, now, action, advantage, batches)
+            advantage = np.asarray(_advantages(kind, *arrays)).reshape(state.shape)
+            estimates[row] = _gradients(task, state, action, advantage, batches)
         exact = exact_gradient(task)
     squares = np.sum(np.square(estimates - estimates.mean(axis=1, keepdims=True)), axis=2)
     return EstimatorVariance(
@@ -69,8 +76,9 @@ def numbers(batches: int = 2000, episodes: int = 16, seed: int = 0) -> Estimator
 
 
 def _rollout(
-    task: Problem, state: Int[np.ndarray, "T N"], action: Int[np.ndarray, "T N"], after: Int[np.ndarray, "T N"]
+    task: Problem, state: Int[np.ndarray, "T N"], action: Int[np.ndarray, "T N"], next_state: Int[np.ndarray, "T N"]
 ) -> Rollout:
+    """All episodes as one rollout that ends with its last row."""
     last = np.zeros(state.shape, bool)
     last[-1] = True
     columns = {
@@ -80,7 +88,7 @@ def _rollout(
         "reward": task.reward[state, action],
         "terminated": last,
         "truncated": np.zeros_like(last),
-        "next_obs": after.astype(float),
+        "next_obs": next_state.astype(float),
         "valid": np.ones_like(last),
     }
     return Rollout(**{name: jnp.asarray(column) for name, column in columns.items()})
@@ -89,7 +97,7 @@ def _rollout(
 def _advantages(
     kind: AdvantageKind, rollout: Rollout, value: Float[Array, "T M N"], next_value: Float[Array, "T M N"]
 ) -> Float[Array, "T M N"]:
-    """Batch by batch: the average of one batch is no business of another's."""
+    """Advantages of each of the M batches by itself, because one estimator subtracts the batch's average."""
 
     def of_one(*parts: Any) -> Float[Array, "T N"]:
         return estimate_advantages(kind, *parts, gamma=1.0, gae_lambda=0.95, n_step=1).advantage
@@ -112,40 +120,36 @@ def _gradients(
     return gradient.reshape(batches, -1) * batches / state.shape[1]
 
 
-def summary(numbers: EstimatorVariance) -> list[str]:
-    """Every estimator's variance, and its share of the first one's."""
+def summary(data: EstimatorVariance) -> list[str]:
+    """Every estimator's variance, and its ratio to the first one's. data: of the figure."""
     return [
-        f"{kind:<21} variance {variance:8.4f} ± {error:.4f}   {_share(variance / numbers.variance[0])}"
-        for kind, variance, error in zip(NAMES, numbers.variance, numbers.standard_error, strict=True)
+        f"{kind:<21} variance {variance:8.4f} ± {error:.4f}   {_share(variance / data.variance[0])}"
+        for kind, variance, error in zip(NAMES, data.variance, data.standard_error, strict=True)
     ]
 
 
-@style.drawn
-def draw(numbers: EstimatorVariance) -> Figure:
-    """A dot an estimator with its 95 % interval, on a scale of factors."""
+@style.with_style
+def draw(data: EstimatorVariance) -> Figure:
+    """One dot per estimator with its 95 % interval, on a logarithmic scale. data: of the figure."""
     figure = style.page(9.0, 3.7)
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.grid(axis="x", which="major")
-    left = 10 ** np.floor(np.log10(numbers.variance.min() / 1.5))
+    left = 10 ** np.floor(np.log10(data.variance.min() / 1.5))
     colours = (style.ORANGE, style.GOLD, style.PINK, style.BLUE, style.GREEN)
-    for row, (variance, error, colour) in enumerate(
-        zip(numbers.variance, numbers.standard_error, colours, strict=True)
-    ):
+    for row, (variance, error, colour) in enumerate(zip(data.variance, data.standard_error, colours, strict=True)):
         axes.plot([left, variance], [row, row], color=colour, alpha=0.35, linewidth=2)
         ends = variance + 1.96 * error * np.array([-1, 1])
         axes.plot(ends, [row, row], color=colour, linewidth=4)
         axes.plot(variance, row, "o", color=colour, markersize=9, markeredgecolor="white")
         text = _with_error(variance, 1.96 * error)
         if row > 0:
-            text += f"    {_share(variance / numbers.variance[0])} of the first"
-        style.beside(axes, text, (variance, float(row)), (12.0, 0.0), colour)
+            text += f"    {_share(variance / data.variance[0])} of the first"
+        style.annotate(axes, text, (variance, float(row)), (12.0, 0.0), colour)
     _name_rows(axes, colours)
-    axes.set_xlim(left, 6 * numbers.variance.max())
-    axes.set_xlabel(
-        f"variance of the estimate of $\\nabla J$ from {numbers.episodes} episodes  (trace of its covariance)"
-    )
-    about = f"5 states, 3 actions, {numbers.horizon} steps\nof about 1 reward each"
+    axes.set_xlim(left, 6 * data.variance.max())
+    axes.set_xlabel(f"variance of the estimate of $\\nabla J$ from {data.episodes} episodes  (trace of its covariance)")
+    about = f"5 states, 3 actions, {data.horizon} steps\nof about 1 reward each"
     place: dict[str, Any] = {
         "transform": axes.transAxes,
         "ha": "right",

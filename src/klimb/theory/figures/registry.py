@@ -1,4 +1,4 @@
-"""Which figures there are."""
+"""The figures by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from klimb.errors import ConfigError, nearest
 
 
 class Entry(NamedTuple):
-    """Where a figure is made, and what it shows, in one line."""
+    """The module that makes a figure, and what the figure shows, in one line."""
 
     module: str
     title: str
@@ -21,14 +21,14 @@ FIGURES = {
     "constraint-sets": Entry("constraint_sets", "the circle, the Fisher ellipse and the true KL contours at one θ"),
     "kl-directions": Entry("kl_directions", "one Gaussian fitted to two modes: KL(p‖q) covers, KL(q‖p) seeks"),
     "estimator-variance": Entry("estimator_variance", "the noise of the policy gradient, by estimator, measured"),
-    "bounds": Entry("bounds", "how far apart two policies' states drift, against 1 − (1 − ε)ᵗ and εt"),
+    "bounds": Entry("bounds", "shift of the state distribution between two policies, against 1 − (1 − ε)ᵗ and εt"),
     "trust-region": Entry("trust_region", "surrogate, true improvement and guarantee along the natural direction"),
 }
-"""By the name that the command line knows it by."""
+"""By the name on the command line."""
 
 
 def load(name: str) -> ModuleType:
-    """The figure's module, with `numbers`, `draw` and `summary`. ConfigError for a name that there is not."""
+    """The module of the figure called `name`, with `compute`, `draw` and `summary`. ConfigError for an unknown name."""
     if name not in FIGURES:
         raise ConfigError(f"there is no figure {name!r}{nearest(name, FIGURES)}; there are {', '.join(FIGURES)}")
     return importlib.import_module(f"klimb.theory.figures.{FIGURES[name].module}")

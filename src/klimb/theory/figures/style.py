@@ -1,4 +1,4 @@
-"""One look for all figures, set only while one is drawn or saved: nobody else's Matplotlib settings change."""
+"""The style of all figures, in effect only while one is drawn or saved: the user's settings do not change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BLUE, ORANGE, GREEN, PINK, GOLD = "#0072b2", "#d55e00", "#008a63", "#ad4f88", "#
 INK, QUIET, GRID = "#16191d", "#6b7178", "#e6e8eb"
 SUFFIXES = (".png", ".svg")
 
-# `Any`, since Matplotlib types these by every key that there is.
+# `Any`, because Matplotlib's own type lists every key.
 SETTINGS: Any = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
@@ -46,17 +46,17 @@ SETTINGS: Any = {
     "lines.solid_capstyle": "round",
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
-    # Without a salt the ids in an SVG are drawn at random.
+    # Without a salt the ids in an SVG file are random.
     "svg.hashsalt": "klimb",
 }
 
 
-def drawn(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
-    """`draw` under these settings, its figure on a canvas of its own that needs no screen."""
+def with_style(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
+    """Decorates a `draw` function: it runs under these settings, and its figure gets a canvas that needs no screen."""
 
-    def styled(numbers: Any) -> Figure:
+    def styled(data: Any) -> Figure:
         with mpl.rc_context(SETTINGS):
-            figure = draw(numbers)
+            figure = draw(data)
             FigureCanvasAgg(figure)
             return figure
 
@@ -65,21 +65,29 @@ def drawn(draw: Callable[[Any], Figure]) -> Callable[[Any], Figure]:
 
 
 def page(width: float, height: float) -> Figure:
-    """An empty figure, in inches, whose parts make room for one another."""
+    """An empty figure with automatic layout. width, height: in inches."""
     return Figure(
         figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1, wspace=0.04, hspace=0.04)
     )
 
 
 def label(axes: Axes, text: str, x: float, y: float, colour: str, *, opaque: bool = False, **options: Any) -> Text:
-    """Words in the colour of what they name, at data coordinates, legible on top of lines; opaque: breaking them."""
+    """Text on a white box, legible on top of lines.
+
+    axes: to write on. text: the label. x, y: position in data coordinates. colour: of the curve that it names.
+    opaque: the box hides the lines behind it completely. options: of `Axes.text`.
+    """
     options.setdefault("fontsize", 11)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 1 if opaque else 0.8}
     return axes.text(x, y, text, color=colour, bbox=box, **options)
 
 
-def beside(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], colour: str) -> None:
-    """Words at an offset in points from a point, such as a curve's end, outside the axes too."""
+def annotate(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], colour: str) -> None:
+    """Text next to a point, such as a curve's end; it may be outside the axes.
+
+    axes: to write on. text: the label. point: in data coordinates. offset: from it, in typographic points.
+    colour: of the curve that it names.
+    """
     axes.annotate(
         text,
         point,
@@ -93,7 +101,10 @@ def beside(axes: Axes, text: str, point: tuple[float, float], offset: tuple[floa
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, width: float = 2.0) -> None:
-    """An arrow whose tip is exactly at `end`."""
+    """An arrow whose tip is exactly at `end`.
+
+    axes: to draw on. start, end: in data coordinates. colour: of the arrow. width: of the line, in typographic points.
+    """
     properties = {
         "arrowstyle": "-|>,head_length=0.5,head_width=0.24",
         "color": colour,
@@ -106,13 +117,18 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 
 
 def check_suffix(path: Path) -> None:
-    """ConfigError unless the file's name ends in a kind that figures are written as."""
+    """ConfigError unless `path` ends in one of `SUFFIXES`."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"{path} is neither a .png nor an .svg file: choose -o figure.png or -o figure.svg")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """The same bytes every time. RunError when the file can't be written."""
+    """Writes a figure, with the same bytes every time.
+
+    figure: what to write. path: a .png or .svg file.
+
+    Raises ConfigError for another suffix, RunError when the file can't be written.
+    """
     check_suffix(path)
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     try:

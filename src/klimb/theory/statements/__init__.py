@@ -1,1 +1,1 @@
-"""What the theory says, one file a section: every statement as a function that computes both of its sides."""
+"""The statements of the theory, one file per section: each a function of a problem `p` that computes both sides."""

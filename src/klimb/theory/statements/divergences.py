@@ -17,19 +17,20 @@ DIVERGENCES = Section("4")
 GAUSSIANS = Section("4")
 
 
-@DIVERGENCES.equal("KL", "KL(p‖q) = Σ p (log p − log q), both ways round, every state")
-def _(p: Problem) -> Sides:
+@DIVERGENCES.equal("KL", "KL(p‖q) = Σ p (log p − log q), both directions, every state")
+def kl_of_tables(p: Problem) -> Sides:
     old, new = Categorical(logits=p.logits), Categorical(logits=p.new_logits)
 
-    def plain(a: Categorical, b: Categorical) -> Array:
+    def by_definition(a: Categorical, b: Categorical) -> Array:
+        """KL(a‖b)."""
         return jnp.sum(jnp.where(a.probs > 0, a.probs * (a.log_probs - b.log_probs), 0), axis=-1)
 
     left = jnp.stack([kl_divergence(old, new), kl_divergence(new, old)])
-    return left, jnp.stack([plain(old, new), plain(new, old)])
+    return left, jnp.stack([by_definition(old, new), by_definition(new, old)])
 
 
 @DIVERGENCES.at_most("KL is not negative", "0 ≤ KL(p‖q), and 0 = KL(p‖p)")
-def _(p: Problem) -> Sides:
+def kl_not_negative(p: Problem) -> Sides:
     old, new = Categorical(logits=p.logits), Categorical(logits=p.new_logits)
     zero = jnp.zeros(len(p.logits))
     return jnp.stack([zero, zero, kl_divergence(old, old)]), jnp.stack(
@@ -38,31 +39,31 @@ def _(p: Problem) -> Sides:
 
 
 @DIVERGENCES.equal("total variation", "TV = ½ Σ|p − q| = the largest difference in probability of any set of actions")
-def _(p: Problem) -> Sides:
+def total_variation_of_tables(p: Problem) -> Sides:
     variation = total_variation(Categorical(logits=p.logits), Categorical(logits=p.new_logits))
     assert not isinstance(variation, tuple)
     return variation, jnp.sum(jnp.maximum(p.new - p.pi, 0), axis=-1)
 
 
 @DIVERGENCES.equal("curvature, old to new", "d²/dt² KL(π_θ‖π_{θ+tδ}) = δᵀFδ at t = 0: KL ≈ ½ δᵀFδ")
-def _(p: Problem) -> Sides:
+def kl_curvature_old_new(p: Problem) -> Sides:
     return _curvature(p, lambda old, new: kl_divergence(old, new)), _quadratic_form(p)
 
 
 @DIVERGENCES.equal("curvature, new to old", "d²/dt² KL(π_{θ+tδ}‖π_θ) = δᵀFδ at t = 0: the same")
-def _(p: Problem) -> Sides:
+def kl_curvature_new_old(p: Problem) -> Sides:
     return _curvature(p, lambda old, new: kl_divergence(new, old)), _quadratic_form(p)
 
 
-@DIVERGENCES.equal("Fisher matrix", "F from products = E[∇log π ∇log πᵀ], entry by entry")
-def _(p: Problem) -> Sides:
+@DIVERGENCES.equal("Fisher matrix", "F from Fisher-vector products = E[∇log π ∇log πᵀ], every entry")
+def fisher_matrix_entries(p: Problem) -> Sides:
     batch = p.batch
     scores = jax.jacobian(lambda logits: jax.nn.log_softmax(logits).ravel())(p.logits).reshape(p.logits.size, -1)
     return p.fisher, scores.T @ (batch.weight[:, None] * scores)
 
 
 class Gaussians(eqx.Module):
-    """Pairs of Gaussians of one dimension, `[pairs]` each, and a pair of several dimensions, `[D]`."""
+    """Pairs (p, q) of Gaussians in one dimension, `[pairs]` each, and one pair (wide_p, wide_q) in D dimensions."""
 
     p: DiagGaussian
     q: DiagGaussian
@@ -70,8 +71,8 @@ class Gaussians(eqx.Module):
     wide_q: DiagGaussian
 
     @classmethod
-    def some(cls) -> Gaussians:
-        """Near and far, equal and unequal scales, narrow within wide."""
+    def examples(cls) -> Gaussians:
+        """Pairs with near and far means, equal and unequal scales, and a narrow one inside a wide one."""
         mean_p, std_p = jnp.array([0.0, 0.0, 1.0, -1.0, 0.0]), jnp.array([1.0, 1.0, 0.5, 2.0, 0.2])
         mean_q, std_q = jnp.array([1.0, 0.1, 1.0, 1.5, 0.05]), jnp.array([1.0, 1.1, 2.0, 0.3, 1.0])
         one = [(mean[:, None], jnp.log(std)[:, None]) for mean, std in ((mean_p, std_p), (mean_q, std_q))]
@@ -79,9 +80,10 @@ class Gaussians(eqx.Module):
         return cls(*(DiagGaussian(mean=mean, log_std=log_std) for mean, log_std in (*one, *several)))
 
 
-@GAUSSIANS.equal("KL of Gaussians", "the closed form = ∫ p (log p − log q), both ways round")
-def _(g: Gaussians) -> Sides:
+@GAUSSIANS.equal("KL of Gaussians", "the closed form = ∫ p (log p − log q), both directions")
+def kl_of_gaussians(g: Gaussians) -> Sides:
     def integral(a: DiagGaussian, b: DiagGaussian) -> Array:
+        """∫ a (log a − log b)."""
         return _integrate(lambda x: jnp.exp(_log_density(a, x)) * (_log_density(a, x) - _log_density(b, x)))
 
     left = jnp.stack([kl_divergence(g.p, g.q), kl_divergence(g.q, g.p)])
@@ -89,7 +91,7 @@ def _(g: Gaussians) -> Sides:
 
 
 @GAUSSIANS.equal("total variation of Gaussians", "the closed form = ½ ∫|p − q|, equal and unequal scales")
-def _(g: Gaussians) -> Sides:
+def total_variation_of_gaussians(g: Gaussians) -> Sides:
     variation = total_variation(g.p, g.q)
     assert not isinstance(variation, tuple)
     difference = lambda x: jnp.abs(jnp.exp(_log_density(g.p, x)) - jnp.exp(_log_density(g.q, x)))  # noqa: E731
@@ -97,7 +99,7 @@ def _(g: Gaussians) -> Sides:
 
 
 @GAUSSIANS.at_most("several dimensions", "sampled TV − 5 standard errors ≤ the bounds from either KL")
-def _(g: Gaussians) -> Sides:
+def total_variation_in_several_dimensions(g: Gaussians) -> Sides:
     sampled = total_variation(g.wide_p, g.wide_q, key=jax.random.key(0), num_samples=16384)
     assert isinstance(sampled, tuple)
     kls = jnp.stack([kl_divergence(g.wide_p, g.wide_q), kl_divergence(g.wide_q, g.wide_p)])
@@ -105,8 +107,8 @@ def _(g: Gaussians) -> Sides:
     return jnp.stack([low, low]), total_variation_bound(kls)
 
 
-@GAUSSIANS.equal("forward fit", "the Gaussian q of least KL(p‖q) has the mean and the variance of the mixture p")
-def _(g: Gaussians) -> Sides:
+@GAUSSIANS.equal("forward fit", "the Gaussian q of minimal KL(p‖q) has the mean and the variance of the mixture p")
+def forward_kl_fit(g: Gaussians) -> Sides:
     weights, means, stds = jnp.array([0.4, 0.6]), jnp.array([-2.0, 1.5]), jnp.array([0.5, 0.8])
     parts = DiagGaussian(mean=means[:, None], log_std=jnp.log(stds)[:, None])
     mean = weights @ means
@@ -125,11 +127,12 @@ def _(g: Gaussians) -> Sides:
 
 
 def _log_density(distribution: DiagGaussian, x: Float[Array, " n"]) -> Float[Array, "pairs n"]:
+    """log p(x) of every distribution at every x."""
     return jax.vmap(lambda d: d.log_prob(x[:, None]))(distribution)
 
 
 def _integrate(integrand: Callable[[Array], Array]) -> Array:
-    """The trapezoidal rule, so fine that the kinks of |p − q| cost less than 1e-9."""
+    """A Riemann sum, so fine that the error at the kinks of |p − q| is below 1e-9."""
     x, step = jnp.linspace(-30, 30, 2**20 + 1, retstep=True)
     return jnp.sum(integrand(x), axis=-1) * step
 
@@ -146,5 +149,6 @@ def _curvature(p: Problem, divergence: Callable[[Categorical, Categorical], Arra
 
 
 def _quadratic_form(p: Problem) -> Float[Array, ""]:
+    """δᵀFδ."""
     delta = p.direction.ravel()
     return delta @ p.fisher @ delta

@@ -1,4 +1,4 @@
-"""What a statement is, and what it is about."""
+"""The types of a statement, of a section of statements, and of the problem that they are checked on."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Sides = tuple[Array, Array]
 class Problem(eqx.Module):
     """An MDP with an old and a new policy, a direction δ in the old one's parameters, and all short trajectories.
 
-    What many statements speak of is computed when the first one does, and kept: a program of sixty statements
-    would solve the same few linear systems hundreds of times.
+    Quantities that many statements use are cached: without that, sixty statements in one program would solve the same
+    few linear systems hundreds of times.
     """
 
     mdp: TabularMDP
@@ -40,25 +40,29 @@ class Problem(eqx.Module):
 
     @classmethod
     def random(cls, mdp: TabularMDP, seed: int = 0, *, step: float = 0.5) -> Problem:
-        """Random softmax policies; `step` is how far, in standard deviations of the logits, the new one is away."""
+        """Random softmax policies.
+
+        mdp: the problem. seed: of NumPy's generator. step: distance of the new policy from the old one, in standard
+        deviations of the logits, not negative.
+        """
         rng = np.random.default_rng(seed)
-        logits, away, direction = rng.normal(size=(3, *mdp.reward.shape))
-        new_logits = logits + step * away
+        logits, change, direction = rng.normal(size=(3, *mdp.reward.shape))
+        new_logits = logits + step * change
         return cls(mdp, jnp.asarray(logits), jnp.asarray(new_logits), jnp.asarray(direction), Trajectories.of(mdp))
 
     @property
     def old(self) -> SoftmaxTable:
-        """The policy that is improved."""
+        """The old policy, as a module."""
         return SoftmaxTable(self.logits)
 
     @property
     def pi(self) -> Float[Array, "S A"]:
-        """Its table of probabilities."""
+        """π(a|s), the old policy's table."""
         return jax.nn.softmax(self.logits)
 
     @property
     def new(self) -> Float[Array, "S A"]:
-        """The new policy's table."""
+        """π'(a|s), the new policy's table."""
         return jax.nn.softmax(self.new_logits)
 
     @cached_property
@@ -83,12 +87,12 @@ class Problem(eqx.Module):
 
     @cached_property
     def occupancy(self) -> Float[Array, " S"]:
-        """Σ_t γᵗ p_π^t."""
+        """Σ_t γᵗ p_π^t, of the old policy."""
         return self.mdp.occupancy(self.pi)
 
     @cached_property
     def new_occupancy(self) -> Float[Array, " S"]:
-        """The same under the new policy."""
+        """Σ_t γᵗ p_π'^t, of the new policy."""
         return self.mdp.occupancy(self.new)
 
     @cached_property
@@ -103,7 +107,7 @@ class Problem(eqx.Module):
 
     @cached_property
     def worst_gain(self) -> Float[Array, ""]:
-        """C."""
+        """C = max_s |E_{a∼π'} A^π|."""
         return worst_gain(self.mdp, self.pi, self.new)
 
     @cached_property
@@ -128,12 +132,12 @@ class Problem(eqx.Module):
 
     @cached_property
     def fisher(self) -> Float[Array, "P P"]:
-        """F."""
+        """F, the Fisher matrix of the old policy."""
         return fisher_matrix(self.mdp, self.old)
 
     @cached_property
     def rollout(self) -> Rollout:
-        """All trajectories as one rollout whose episodes end with its last row; log-probs are the old policy's."""
+        """All trajectories as one rollout whose last row ends every episode; log-probs are the old policy's."""
         paths = self.trajectories
         last = jnp.zeros(paths.state.shape, bool).at[-1].set(True)
         return Rollout(
@@ -150,7 +154,11 @@ class Problem(eqx.Module):
 
 @dataclass(frozen=True)
 class Statement:
-    """One line of the theory. `sides` computes left and right, of one shape: the relation holds element by element."""
+    """An equation or inequality of the theory, claimed for every element of two arrays.
+
+    section: of the lectures. name: short, as `klimb verify` prints it. text: the formula. relation: between the sides.
+    sides: computes (left, right) from a problem. needs_discount: the statement is for γ < 1 only.
+    """
 
     section: str
     name: str
@@ -160,27 +168,30 @@ class Statement:
     needs_discount: bool = False
 
 
-Say = Callable[[Callable[..., Sides]], Callable[..., Sides]]
+Decorator = Callable[[Callable[..., Sides]], Callable[..., Sides]]
 
 
 class Section(list[Statement]):
-    """The statements of one section, in order; `equal` and `at_most` add the function that they decorate."""
+    """The statements of one section, in order. `equal` and `at_most` are decorators that append a statement.
+
+    Both take its name, its text (the formula) and options of `Statement` such as needs_discount.
+    """
 
     def __init__(self, number: str) -> None:
         super().__init__()
         self.number = number
 
-    def equal(self, name: str, text: str, **options: bool) -> Say:
-        """left = right."""
-        return self._say(name, text, "=", **options)
+    def equal(self, name: str, text: str, **options: bool) -> Decorator:
+        """Claims left = right of the sides that the decorated function computes. name, text, options: see the class."""
+        return self._add(name, text, "=", **options)
 
-    def at_most(self, name: str, text: str, **options: bool) -> Say:
-        """left ≤ right."""
-        return self._say(name, text, "≤", **options)
+    def at_most(self, name: str, text: str, **options: bool) -> Decorator:
+        """Claims left ≤ right of the sides that the decorated function computes. name, text, options: see the class."""
+        return self._add(name, text, "≤", **options)
 
-    def _say(self, name: str, text: str, relation: Relation, **options: bool) -> Say:
-        def keep(sides: Callable[..., Sides]) -> Callable[..., Sides]:
+    def _add(self, name: str, text: str, relation: Relation, **options: bool) -> Decorator:
+        def register(sides: Callable[..., Sides]) -> Callable[..., Sides]:
             self.append(Statement(self.number, name, text, relation, sides, **options))
             return sides
 
-        return keep
+        return register

@@ -1,1 +1,1 @@
-"""Where the first NaN of an iteration was made."""
+"""Finds the operation that produced the first NaN of an iteration."""

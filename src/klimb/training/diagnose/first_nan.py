@@ -1,7 +1,7 @@
-"""Where a NaN comes from: the operation that made it, not the many that passed it on.
+"""Finds the operation that produced a NaN, not the many that propagated it.
 
-JAX's own `debug_nans` and `checkify.float_checks` stop at any operation with a NaN in its output. Here NaN also says
-"unknown", on purpose, and is passed on; what is looked for is an operation that made one of numbers.
+JAX's own `debug_nans` and `checkify.float_checks` stop at any operation with a NaN in its output. klimb also uses NaN
+on purpose, for "unknown"; the operation to find is one that produced a NaN from inputs without NaN.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# There is no public way from an equation to the line that made it.
+# JAX has no public function from an equation to its source line.
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 from jaxtyping import Array
@@ -24,44 +24,47 @@ from jaxtyping import Array
 from klimb.training.diagnose.flat_program import INFINITE, NAN, Equation, FlatProgram, mark
 
 INTERNALS = {"equinox", "jaxtyping", "beartype", "optax"}
-MOST_INPUTS = 4
+"""Libraries whose frames are skipped in the search for the source line."""
+MAX_INPUTS = 4
+"""Inputs of an operation that are described."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """An operation that made a NaN of numbers, or an infinity of finite ones."""
+    """An operation that produced a NaN from inputs without NaN, or an infinity from finite inputs."""
 
     primitive: str
-    """JAX's name of it: log, div, …"""
+    """Its name in JAX: log, div, …"""
     where: str
-    """`klimb/estimate/advantages.py:88 (gae)`: the innermost line that is not inside a library."""
+    """Its innermost source line outside libraries, e.g. `klimb/estimate/advantages.py:88 (gae)`."""
     inputs: str
-    """`f32[64,2] in [-3.1, 4.2]`: shape and range of each input."""
+    """Shape and range of each input, e.g. `f32[64,2] in [-3.1, 4.2]`."""
     infinity: Origin | None = None
-    """The operation that made the infinities among the inputs, if it is one of the function's."""
+    """The operation that produced the infinities among the inputs, if the function did."""
 
     def __str__(self) -> str:
-        """In one line."""
-        before = "" if self.infinity is None else f"; its infinity is from {self.infinity}"
-        return f"{self.primitive} at {self.where} of {self.inputs}{before}"
+        """The origin in one line."""
+        infinity = "" if self.infinity is None else f"; its infinity is from {self.infinity}"
+        return f"{self.primitive} at {self.where} of {self.inputs}{infinity}"
 
 
 def first_nan(function: Callable[..., Any], *arguments: Any) -> Origin | None:
-    """The first operation, as executed, that makes a NaN which reaches a result of `function(*arguments)`.
+    """The first operation, in order of execution, that produced a NaN which reaches a result of a function.
 
-    It is one whose inputs hold no NaN and whose output does. From every result that holds a NaN it is followed back,
-    array by array, through calls, branches taken and steps of loops, to what made it; the earliest such operation is
-    returned. None where there is no NaN in the results, or where each was there before: in the arguments, a literal
-    or a constant. A NaN that no result holds is not reported: one that `where` leaves out, or that only a comparison
-    or `isfinite` sees, in the condition of a loop for example.
+    function: traceable, of pytrees of arrays and PRNG keys. arguments: to call it with.
 
-    `arguments` are pytrees of arrays, PRNG keys among them; results too. The function is traced, and compiled again
-    with a mark beside every value, so that what hangs on a rounding error may come out otherwise than it did. All
-    carries of a loop are kept that a NaN comes out of. Raises whatever tracing the function raises.
+    The operation has a NaN in its output and none in its inputs. The search starts at every result with a NaN and
+    follows it back, array by array, through calls, the branches taken and the steps of loops. Returns the earliest
+    such operation; None if no result has a NaN, or if every NaN was already in the arguments, a literal or a constant.
+    A NaN that reaches no result is not reported: one that `where` does not select, or that only a comparison or
+    `isfinite` reads, in the condition of a loop for example.
+
+    The function is compiled again with a mark for every value, so rounding may differ from the original run. Memory:
+    all carries of a loop that returns a NaN are stored. Raises what tracing the function raises.
     """
     closed = jax.make_jaxpr(function)(*arguments)
     inputs = jax.tree.leaves(arguments)
-    # Only what a NaN result depends on is compiled with marks, which costs several times as much.
+    # Compiling with marks takes several times as long: only what a result with a NaN depends on is compiled so.
     marks = np.asarray(_marks_of_results(closed)(*inputs))
     trail = _follow(closed, inputs, set(np.flatnonzero(marks & NAN).tolist()), set())
     return None if trail.made is None else trail.made.origin(trail.infinity)
@@ -71,12 +74,15 @@ def explain_first_nan(function: Callable[..., Any], *arguments: Any) -> str:
     """`first_nan` of `function(*arguments)`, in one line for a message."""
     origin = first_nan(function, *arguments)
     if origin is None:
-        return "no operation of it made a NaN of numbers: look for infinities"
+        return "none of its operations produced a NaN from other numbers: look for infinities"
     return f"the first NaN was made by {origin}"
 
 
 class _Site(NamedTuple):
-    """One operation in one evaluation of the jaxpr that it is in."""
+    """One operation, in one evaluation of its jaxpr.
+
+    flat: the program. equation: the operation. inputs: of the program. line: the equation whose source line is shown.
+    """
 
     flat: FlatProgram
     equation: Equation
@@ -84,20 +90,23 @@ class _Site(NamedTuple):
     line: JaxprEqn | None = None
 
     def origin(self, infinity: _Site | None = None) -> Origin:
-        source, given = self.equation.source, self.equation.inputs
-        texts = [_describe(value) for value in self.flat.at(given[:MOST_INPUTS], self.inputs)]
-        more = len(given) - len(texts)
+        """The operation's description. infinity: the operation that produced its infinite inputs."""
+        source, operands = self.equation.source, self.equation.inputs
+        texts = [_describe(value) for value in self.flat.at(operands[:MAX_INPUTS], self.inputs)]
+        more = len(operands) - len(texts)
         inputs = ", ".join(texts + ([f"{more} more"] if more else []))
-        before = None if infinity is None else infinity.origin()
-        return Origin(source.primitive.name, _where(self.line or self.equation.line or source), inputs, before)
+        cause = None if infinity is None else infinity.origin()
+        return Origin(source.primitive.name, _where(self.line or self.equation.line or source), inputs, cause)
 
 
 @dataclass
 class _Trail:
-    """Where the NaN was found to come from, and by which numbers (positions, once it is handed out) it came in.
+    """State of the search: the values that are still to be followed back, and the operations found.
 
-    `infinite` is followed from what made the NaN, back to what made its infinities. `seen` says whether what was to
-    be followed was there at all: compiled otherwise, a rounding error can be another.
+    nan, infinite: numbers of values with a NaN or an infinity to follow; in the result of a search, positions among
+    the inputs. made: the operation that produced the NaN. infinity: the one that produced the infinities among the
+    inputs of `made`. seen: whether the NaN or infinity to follow occurred at all: in a program that was compiled
+    differently it may not, because of rounding.
     """
 
     nan: set[int]
@@ -107,13 +116,16 @@ class _Trail:
     seen: bool = True
 
     def relabel(self, line: JaxprEqn | None) -> None:
-        """Put what was found inside a function of JAX's on the line that calls it."""
+        """Attribute operations inside a function of JAX to the line that calls it."""
         if line is not None:
             self.made = self.made and self.made._replace(line=line)
             self.infinity = self.infinity and self.infinity._replace(line=line)
 
     def join(self, earlier: _Trail, place: Callable[[int], int]) -> None:
-        """Go on with what was found in something that was executed earlier; `place` numbers its inputs."""
+        """Continue with the result of a search in operations executed earlier.
+
+        earlier: that result. place: position of an input ↦ number of the value here.
+        """
         if earlier.made is not None:
             self.made, self.infinity, self.infinite = earlier.made, earlier.infinity, set()
         self.infinity = earlier.infinity or self.infinity
@@ -122,7 +134,7 @@ class _Trail:
 
 
 def _follow(closed: ClosedJaxpr, arguments: Sequence[Any], nan: set[int], infinite: set[int]) -> _Trail:
-    """From these outputs' NaN and infinities, where they hold any, back to what made them or to the inputs."""
+    """Follow the NaN and infinities of some outputs, by position, back to their origin or to the inputs."""
     if not nan and not infinite:
         return _Trail(set(), set(), seen=False)
     flat = _flat(closed.jaxpr)
@@ -134,27 +146,27 @@ def _follow(closed: ClosedJaxpr, arguments: Sequence[Any], nan: set[int], infini
     )
     trail.seen = bool(trail.nan or trail.infinite)
     for k, equation in reversed(list(enumerate(flat.equations))):
-        wanted = [{i for i, n in enumerate(equation.outputs) if n in found} for found in (trail.nan, trail.infinite)]
+        wanted = [{i for i, n in enumerate(equation.outputs) if n in values} for values in (trail.nan, trail.infinite)]
         if not any(wanted):
             continue
-        # What a select did not take of a case has no part in what comes out.
-        seen = [0, *selects[k]] if k in selects else [marks[n] for n in equation.inputs]
-        before = _Trail(set(), set(), seen=False)
+        # Elements that a select did not take do not affect its output.
+        input_marks = [0, *selects[k]] if k in selects else [marks[n] for n in equation.inputs]
+        earlier = _Trail(set(), set(), seen=False)
         if k in insides:
-            before = FOLLOW[equation.source.primitive.name](equation.source, insides[k], *wanted)
-            before.relabel(equation.line)
-        if not before.seen:
-            before = _made_or_passed_on(_Site(flat, equation, inputs), seen, *map(bool, wanted))
-        trail.join(before, equation.inputs.__getitem__)
+            earlier = FOLLOW[equation.source.primitive.name](equation.source, insides[k], *wanted)
+            earlier.relabel(equation.line)
+        if not earlier.seen:
+            earlier = _produced_or_propagated(_Site(flat, equation, inputs), input_marks, *map(bool, wanted))
+        trail.join(earlier, equation.inputs.__getitem__)
     offset = len(closed.consts)
     for name in ("nan", "infinite"):
-        found = getattr(trail, name)
-        setattr(trail, name, {i - offset for i, n in enumerate(flat.inputs) if n in found and i >= offset})
+        values = getattr(trail, name)
+        setattr(trail, name, {i - offset for i, n in enumerate(flat.inputs) if n in values and i >= offset})
     return trail
 
 
-def _made_or_passed_on(site: _Site, marks: Sequence[int], nan: bool, infinite: bool) -> _Trail:
-    """For an operation whose output is to be followed, by the marks of its inputs."""
+def _produced_or_propagated(site: _Site, marks: Sequence[int], nan: bool, infinite: bool) -> _Trail:
+    """Whether an operation produced the NaN or infinity of its output or propagated it, by the marks of its inputs."""
     bad = {bit: {i for i, mark in enumerate(marks) if mark & bit} for bit in (NAN, INFINITE)}
     if nan and not bad[NAN]:
         return _Trail(set(), bad[INFINITE], made=site)
@@ -189,9 +201,9 @@ def _follow_while(source: JaxprEqn, inputs: list[Any], nan: set[int], infinite: 
     params = source.params
     first = params["cond_nconsts"]
     last = first + params["body_nconsts"]
-    goes_on, step = _compiled(params["cond_jaxpr"]), _compiled(params["body_jaxpr"])
+    continues, step = _compiled(params["cond_jaxpr"]), _compiled(params["body_jaxpr"])
     carry, history = inputs[last:], []
-    while bool(goes_on(*inputs[:first], *carry)[0]):
+    while bool(continues(*inputs[:first], *carry)[0]):
         history.append([*inputs[first:last], *carry])
         carry = step(*history[-1])
     return _follow_steps(params["body_jaxpr"], history, range(last, len(inputs)), first, nan, infinite)
@@ -200,22 +212,24 @@ def _follow_while(source: JaxprEqn, inputs: list[Any], nan: set[int], infinite: 
 def _follow_steps(
     body: ClosedJaxpr, history: list[list[Any]], carry: range, offset: int, nan: set[int], infinite: set[int]
 ) -> _Trail:
-    """Through the steps of a loop, the last one first; input i of a step is input i + offset of the loop.
+    """Follow through the steps of a loop, the last one first.
 
-    `carry` are the carry's positions among the loop's inputs; its outputs come first, those of each step after them.
+    body: one step. history: the inputs of every step. carry: positions of the carry among the loop's inputs; among the
+    outputs the carry comes first, and the outputs of each step after it. offset: input i of a step is input i + offset
+    of the loop. nan, infinite: positions of the loop's outputs to follow.
     """
-    each = [{i for i in wanted if i >= len(carry)} for wanted in (nan, infinite)]
-    trail = _Trail({carry[i] for i in nan - each[0]}, {carry[i] for i in infinite - each[1]})
+    stacked = [{i for i in wanted if i >= len(carry)} for wanted in (nan, infinite)]
+    trail = _Trail({carry[i] for i in nan - stacked[0]}, {carry[i] for i in infinite - stacked[1]})
     trail.seen = not history
     for inputs in reversed(history):
-        found = [{i - carry.start for i in wanted if i in carry} for wanted in (trail.nan, trail.infinite)]
+        carried = [{i - carry.start for i in wanted if i in carry} for wanted in (trail.nan, trail.infinite)]
         trail.nan -= set(carry)
         trail.infinite -= set(carry)
-        before = _follow(body, inputs, found[0] | each[0], found[1] | each[1])
-        if before.made is not None:
-            each[1] = set()
-        trail.join(before, lambda i: i + offset)
-        trail.seen |= before.seen
+        earlier = _follow(body, inputs, carried[0] | stacked[0], carried[1] | stacked[1])
+        if earlier.made is not None:
+            stacked[1] = set()
+        trail.join(earlier, lambda i: i + offset)
+        trail.seen |= earlier.seen
     return trail
 
 
@@ -237,6 +251,10 @@ def _marks_of_results(closed: ClosedJaxpr) -> Callable[..., Array]:
     return jax.jit(lambda *inputs: jnp.stack([*map(mark, jaxpr_as_fun(closed)(*inputs)), jnp.uint8(0)]))
 
 
+def _is_outside_libraries(frame: source_info_util.Frame) -> bool:
+    return not frame.file_name.startswith("<@") and INTERNALS.isdisjoint(Path(frame.file_name).parts)
+
+
 @jax.jit
 def _row(columns: list[Any], t: Any) -> list[Any]:
     return [x[t] for x in columns]
@@ -251,11 +269,8 @@ def _describe(value: Array) -> str:
 
 
 def _where(source: JaxprEqn) -> str:
-    def ours(frame: source_info_util.Frame) -> bool:
-        return not frame.file_name.startswith("<@") and INTERNALS.isdisjoint(Path(frame.file_name).parts)
-
     frames = list(source_info_util.user_frames(source.source_info.traceback))
-    frame = next(filter(ours, frames), next(iter(frames), None))
+    frame = next(filter(_is_outside_libraries, frames), next(iter(frames), None))
     if frame is None:
         return "an unknown line"
     file = Path(frame.file_name)

@@ -1,4 +1,4 @@
-"""A traced program in one list of operations, with a mark beside every value: whether it holds a NaN or an infinity."""
+"""A traced program as one list of operations, with a mark for every value: whether it has a NaN or an infinity."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# There is no public way to tell JAX's own functions from the user's.
+# JAX has no public function to tell its own functions from the user's.
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array
 
 INFINITE, NAN = 1, 2
-# One operation each, which can be looked into.
+# Operations with a jaxpr inside that `first_nan` follows by itself.
 BRANCHING = {"cond", "scan", "while"}
-# Written out in place; whatever else holds a jaxpr and is no loop or branch counts as one operation.
+# Calls that are inlined. Any other operation with a jaxpr inside, unless it is branching, counts as one operation.
 CALLS = {
     *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
     *("custom_jvp_call", "custom_jvp_call_jaxpr", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
-ARRANGES = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims", "stop_gradient", "copy", "reshard"}
+# Operations that only move elements, so that the output has the mark of the input.
+REARRANGING = {"broadcast_in_dim", "reshape", "squeeze", "transpose", "expand_dims", "stop_gradient", "copy", "reshard"}
 
 
 class Equation(NamedTuple):
-    """One operation, with the numbers of the values it is from and of those it makes.
+    """One operation.
 
-    `line` is the equation that says on which line it is: its own, or the outermost call of a function of JAX's. What
-    JAX traced once it uses again, with the lines of the first caller.
+    source: in the jaxpr. inputs, outputs: numbers of the values it reads and makes. line: the equation that has its
+    source line; None for `source` itself. Inside a function of JAX it is the outermost call of that function, because
+    JAX caches traced functions with the lines of their first caller.
     """
 
     source: JaxprEqn
@@ -39,7 +41,7 @@ class Equation(NamedTuple):
 
 
 class FlatProgram:
-    """A jaxpr with all calls written out. Values are numbered; constants come first among the inputs."""
+    """A jaxpr with all calls inlined. Values are numbered; constants come first among the inputs."""
 
     def __init__(self, jaxpr: Jaxpr) -> None:
         self.equations: list[Equation] = []
@@ -47,7 +49,7 @@ class FlatProgram:
         self._mark_of: list[int] = []
         self._marked: set[int] = set()
         self.inputs = self._new(len(jaxpr.constvars) + len(jaxpr.invars))
-        self.outputs = self._write_out(jaxpr, self.inputs, None)
+        self.outputs = self._inline(jaxpr, self.inputs, None)
 
     def _new(self, count: int) -> list[int]:
         new = list(range(len(self._mark_of), len(self._mark_of) + count))
@@ -59,84 +61,97 @@ class FlatProgram:
         self._constants[number] = value
         return number
 
-    def _write_out(self, jaxpr: Jaxpr, inputs: Sequence[int], line: JaxprEqn | None) -> list[int]:
+    def _inline(self, jaxpr: Jaxpr, inputs: Sequence[int], line: JaxprEqn | None) -> list[int]:
+        """Append the equations of a jaxpr whose inputs have these numbers. Returns the numbers of its outputs."""
         numbers: dict[Var, int] = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
 
-        def read(atom: Any) -> int:
+        def number_of(atom: Any) -> int:
+            """The number of a variable or literal."""
             return self._constant(np.asarray(atom.val)) if isinstance(atom, Literal) else numbers[atom]
 
         for equation in jaxpr.eqns:
-            given = [read(atom) for atom in equation.invars]
+            operands = [number_of(atom) for atom in equation.invars]
             called = _called(equation)
             if called is None:
-                made = self._new(len(equation.outvars))
-                self.equations.append(Equation(equation, given, made, line))
-                if _holds_the_same(equation):
-                    self._mark_of[made[0]] = self._mark_of[given[0]]
+                results = self._new(len(equation.outvars))
+                self.equations.append(Equation(equation, operands, results, line))
+                if _keeps_mark(equation):
+                    self._mark_of[results[0]] = self._mark_of[operands[0]]
             else:
                 constants = [self._constant(value) for value in called.consts]
-                inside = equation if line is None and _is_of_jax(called.jaxpr) else line
-                made = self._write_out(called.jaxpr, [*constants, *given], inside)
-            numbers.update(zip(equation.outvars, made, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+                inner_line = equation if line is None and _is_of_jax(called.jaxpr) else line
+                results = self._inline(called.jaxpr, [*constants, *operands], inner_line)
+            numbers.update(zip(equation.outvars, results, strict=True))
+        return [number_of(atom) for atom in jaxpr.outvars]
 
     def _equations_of(self, values: set[int]) -> list[int]:
-        """The equations, by number, that some values depend on."""
-        needed, found = set(values), []
+        """The numbers of the equations on which some values depend, in order."""
+        needed, equations = set(values), []
         for k, equation in reversed(list(enumerate(self.equations))):
             if not needed.isdisjoint(equation.outputs):
-                found.append(k)
+                equations.append(k)
                 needed.update(equation.inputs)
-        return found[::-1]
+        return equations[::-1]
 
     def _values(self, inputs: Sequence[Any], equations: Sequence[int]) -> dict[int, Any]:
+        """Evaluate some equations: all values by number."""
         values = self._constants | dict(zip(self.inputs, inputs, strict=True))
-        for source, given, made, _ in (self.equations[k] for k in equations):
+        for source, operands, outputs, _ in (self.equations[k] for k in equations):
             primitive = source.primitive
             with source.ctx.manager:
-                results = primitive.bind(*(values[i] for i in given), **primitive.get_bind_params(source.params))
-            values.update(zip(made, results if primitive.multiple_results else [results], strict=True))
+                results = primitive.bind(*(values[i] for i in operands), **primitive.get_bind_params(source.params))
+            values.update(zip(outputs, results if primitive.multiple_results else [results], strict=True))
         return values
 
     def marks(self, inputs: Sequence[Any], wanted: set[int]) -> tuple[list[int], dict[int, list[int]], dict[int, Any]]:
-        """The marks of all values that some outputs depend on; of what each select took of its cases; loops' inputs."""
+        """Evaluate the program with marks.
+
+        inputs: of the program. wanted: positions of the outputs whose dependencies are evaluated.
+        Returns the marks of all values (0 where not evaluated), for each `select_n` the marks of the elements that it
+        took from each case, and the inputs of each branching operation; the latter two by number of the equation.
+        """
         if not wanted <= self._marked:
             self._marked |= wanted
             self._program = self._with_marks(self._equations_of({self.outputs[i] for i in self._marked}))
         marks, selects, insides = self._program(inputs)
         marks, selects = jax.device_get((marks, selects))
         all_marks = [int(marks.get(n, 0)) for n in self._mark_of]
-        return all_marks, {k: [int(mark) for mark in found] for k, found in selects.items()}, insides
+        return all_marks, {k: [int(mark) for mark in case_marks] for k, case_marks in selects.items()}, insides
 
     def _with_marks(self, equations: Sequence[int]) -> Callable[..., Any]:
-        def run(inputs: Sequence[Any]) -> tuple:
+        def evaluate(inputs: Sequence[Any]) -> tuple:
+            """(marks, selects, insides), as `marks` returns them."""
             values = self._values(inputs, equations)
             insides, selects = {}, {}
             for k in equations:
-                source, given, made, _ = self.equations[k]
+                source, operands, outputs, _ = self.equations[k]
                 if source.primitive.name in BRANCHING:
-                    insides[k] = [values[i] for i in given]
-                elif source.primitive.name == "select_n" and has_marks(values[made[0]]):
-                    which, *cases = (values[i] for i in given)
+                    insides[k] = [values[i] for i in operands]
+                elif source.primitive.name == "select_n" and has_marks(values[outputs[0]]):
+                    which, *cases = (values[i] for i in operands)
                     selects[k] = [mark(case, which == n) for n, case in enumerate(cases)]
             marks = {n: mark(values[n]) for n in {self._mark_of[n] for n in values} if has_marks(values[n])}
             return marks, selects, insides
 
-        return jax.jit(run)
+        return jax.jit(evaluate)
 
     def at(self, numbers: Sequence[int], inputs: Sequence[Any]) -> list[Any]:
-        """Some of the values."""
+        """Some of the values.
+
+        numbers: of the values. inputs: of the program.
+        """
         equations = self._equations_of(set(numbers))
 
-        def run(inputs: Sequence[Any]) -> list[Any]:
+        def evaluate(inputs: Sequence[Any]) -> list[Any]:
+            """The values."""
             values = self._values(inputs, equations)
             return [jnp.asarray(values[i]) for i in numbers]
 
-        return jax.jit(run)(inputs)
+        return jax.jit(evaluate)(inputs)
 
 
 def _called(equation: JaxprEqn) -> ClosedJaxpr | None:
-    """What an equation that is only a call calls."""
+    """The function that a call equation calls; None for other equations."""
     if equation.primitive.name not in CALLS:
         return None
     name = next(name for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in equation.params)
@@ -149,20 +164,24 @@ def _is_of_jax(jaxpr: Jaxpr) -> bool:
     return file is not None and not source_info_util.is_user_filename(file)
 
 
-def _holds_the_same(equation: JaxprEqn) -> bool:
-    """Whether what comes out holds what goes in, elsewhere: its mark is the same."""
+def _keeps_mark(equation: JaxprEqn) -> bool:
+    """Whether the output has the elements of the input, so that its mark is the same."""
     avals: list[Any] = [atom.aval for atom in (*equation.invars[:1], *equation.outvars)]
     if equation.primitive.name == "convert_element_type":
         return has_marks(avals[0]) and avals[0].dtype == avals[1].dtype
-    return equation.primitive.name in ARRANGES and 0 not in avals[1].shape
+    return equation.primitive.name in REARRANGING and 0 not in avals[1].shape
 
 
 def has_marks(value: Any) -> bool:
+    """Whether an array can have a NaN or an infinity, by its dtype."""
     return bool(jnp.issubdtype(value.dtype, jnp.inexact))
 
 
 def mark(value: Any, taken: Any = True) -> Array:
-    """Whether there is an infinity, and a NaN, among the numbers of an array: bits."""
+    """The bits INFINITE and NAN, for an array with an infinity or a NaN.
+
+    value: the array. taken: which elements count.
+    """
     if not has_marks(value):
         return jnp.uint8(0)
     bits = jnp.where(jnp.isnan(value), NAN, jnp.where(jnp.isinf(value), INFINITE, 0)).astype(jnp.uint8)

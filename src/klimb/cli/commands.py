@@ -1,0 +1,49 @@
+"""The table of commands. `klimb --help`, the nearest name for a wrong one, completion and every page follow from it.
+
+It imports nothing heavy: what a command needs is imported when the command is run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+from klimb.errors import ConfigError, nearest
+
+
+class Entry(NamedTuple):
+    """What is typed after the name of a command, and what the command does, in one line."""
+
+    words: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Entry("RULE ENV [FLAGS]", "train a policy, evaluate it and write a report"),
+    "sweep": Entry("RULE ENV --over FIELD V... [FLAGS]", "train with several values of a field in one program"),
+    "resume": Entry("RUN [FLAGS]", "continue a run from its newest checkpoint"),
+    "evaluate": Entry("RUN [FLAGS]", "returns of whole episodes under a run's policy"),
+    "record": Entry("RUN [FLAGS]", "keep episodes of a run's policy as demonstrations"),
+    "report": Entry("RUN [FLAGS]", "write the report of a run again"),
+    "compare": Entry("RUN... [FLAGS]", "put runs side by side, with intervals"),
+    "verify": Entry("[FLAGS]", "compute both sides of every statement of the theory"),
+    "figure": Entry("[NAME] [FLAGS]", "draw a figure of the theory, or list the figures"),
+    "list": Entry("[SECTION]", "list rules, environments, figures or metrics"),
+    "completion": Entry("SHELL", "print a completion script for bash, zsh or fish"),
+}
+"""Every command. `klimb.cli.NAME` holds the rest of it, as `COMMAND`."""
+
+
+def usage(name: str) -> str:
+    """How a command is typed. name: a key of `COMMANDS`."""
+    return f"klimb {name} {COMMANDS[name].words}"
+
+
+def load(name: str) -> Any:
+    """The `klimb.cli.parser.Command` of a name, whose module is imported. ConfigError when there is none.
+
+    name: as it is typed.
+    """
+    if name not in COMMANDS:
+        raise ConfigError(f"there is no command {name!r}{nearest(name, COMMANDS)} (see klimb --help)")
+    return importlib.import_module(f"klimb.cli.{name}").COMMAND

@@ -1,0 +1,52 @@
+"""The table of metrics in docs/runs.md says what `METRICS` and the rules' traits say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import klimb
+from klimb.guided.search import GuidedPolicySearch
+from klimb.improve.rule import traits_of
+from klimb.rules import RULES
+from klimb.runs.metrics import METRICS
+from klimb.types import Metric
+
+DOCS = Path(__file__).parents[2] / "docs" / "runs.md"
+
+
+def metrics_of_rules() -> dict[tuple[str, Metric], list[str]]:
+    """(name, title and meaning) ↦ names of the rules that record it with this meaning."""
+    rules = {name: cls() for name, cls in RULES.items()}
+    rules["guided"] = GuidedPolicySearch(method="importance_sampling")
+    rules["guided (mirror descent)"] = GuidedPolicySearch(method="mirror_descent")
+    names: dict[tuple[str, Metric], list[str]] = {}
+    for rule_name, rule in rules.items():
+        for metric_name, metric in traits_of(rule).metrics.items():
+            names.setdefault((metric_name, metric), []).append(rule_name)
+    return names
+
+
+def rows() -> list[str]:
+    """The lines of the two tables."""
+    common = [f"| `{name}` | {metric.title} | {metric.meaning} |" for name, metric in METRICS.items()]
+    own = [
+        f"| `{name}` | {metric.title} | {metric.meaning} | {', '.join(rules)} |"
+        for (name, metric), rules in metrics_of_rules().items()
+    ]
+    return common + own
+
+
+def test_the_docs_list_every_metric_with_its_meaning():
+    section = DOCS.read_text().partition("## Metrics\n")[2]
+    written = [line for line in section.splitlines() if line.startswith("| `")]
+    assert written == rows(), "docs/runs.md has to say:\n" + "\n".join(rows())
+
+
+def test_no_rule_has_a_metric_of_a_common_name():
+    assert not METRICS.keys() & {name for name, _ in metrics_of_rules()}
+
+
+def test_a_run_records_the_common_metrics_and_the_rules_own():
+    rule = klimb.TRPO()
+    run = klimb.train("CartPole-v1", rule, env_steps=64, num_envs=4, num_steps=8, hidden=(4,))
+    assert run.history[-1].keys() == (METRICS.keys() - {"env_faults"}) | traits_of(rule).metrics.keys()
