@@ -7,7 +7,7 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import equinox as eqx
@@ -91,14 +91,21 @@ def rule_id(rule: Rule) -> str:
     return type(rule).__name__ + "".join(f",{name}={value}" for name, value in fields)
 
 
-def over(condition: Callable[[Rule], bool]):
-    """A test of every rule that meets the condition; the variants only with `make test-slow`."""
-    rules = [pytest.param(rule, id=rule_id(rule)) for rule in RULES if condition(rule)]
-    rules += [pytest.param(rule, id=rule_id(rule), marks=pytest.mark.slow) for rule in VARIANTS if condition(rule)]
-    return pytest.mark.parametrize("rule", rules)
+def over(condition: Callable[[Rule], bool], quick: Collection[Rule] = RULES):
+    """A test of every rule that meets the condition; those that are not `quick` only with `make test-slow`."""
+    return pytest.mark.parametrize(
+        "rule",
+        [
+            pytest.param(rule, id=rule_id(rule), marks=[] if rule in quick else pytest.mark.slow)
+            for rule in (*RULES, *VARIANTS)
+            if condition(rule)
+        ],
+    )
 
 
 each_rule = over(lambda rule: True)
+# Where every rule needs a compilation of its own, and what is tested is hardly the rule's.
+each_rule_slowly = over(lambda rule: True, quick=[TRPO(), PPO()])
 # Cloning climbs the likelihood of what was done, whatever came of it.
 each_rule_with_advantages = over(lambda rule: not isinstance(rule, BehaviourCloning))
 
@@ -148,7 +155,11 @@ def make_case(name: str, seed: int = 0) -> Case:
     return Case(policy, batch)
 
 
-@pytest.fixture(params=["table", "categorical", "gaussian"])
+# Between them the table and the Gaussian have what the categorical network has.
+CATEGORICAL = pytest.param("categorical", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["table", CATEGORICAL, "gaussian"])
 def name(request):
     with jax.enable_x64(request.param == "table"):
         yield request.param
@@ -320,14 +331,14 @@ def test_is_traced_once_in_ten_steps(rule, gaussian):
     assert moved(gaussian.policy, policy) > 1e-4
 
 
-@each_rule
+@each_rule_slowly
 def test_jit_changes_nothing_but_speed(rule, table):
     policy, batch = table
     eager = rule.step(jax.random.key(0), policy, rule.init(policy), given(rule, batch))
     assert_close(eager, take(rule, table), rtol=1e-8, atol=1e-10)
 
 
-@each_rule
+@each_rule_slowly
 def test_seeds_run_together_as_they_run_alone(rule, x64):
     cases = [make_case("table", seed) for seed in range(3)]
     static = eqx.partition(cases[0], eqx.is_array)[1]
@@ -383,7 +394,7 @@ JUNK = {
 
 
 @pytest.mark.parametrize("junk", JUNK)
-@pytest.mark.parametrize("name", ["categorical", "gaussian"], indirect=True)
+@pytest.mark.parametrize("name", [CATEGORICAL, "gaussian"], indirect=True)
 @each_rule
 def test_padding_has_no_say(rule, case, junk):
     spoilt = Case(case.policy, change(case.batch, slice(-PADDING, None), **JUNK[junk]))
@@ -421,7 +432,14 @@ def test_a_batch_that_is_not_finite_is_rejected_whole(rule, name, case, column, 
         assert_stood_still(info)
 
 
-@pytest.mark.parametrize("rule_class", [c for c in dict.fromkeys(map(type, RULES)) if hasattr(c, "learning_rate")])
+@pytest.mark.parametrize(
+    "rule_class",
+    [
+        pytest.param(rule_class, marks=[] if rule_class is PPO else pytest.mark.slow)
+        for rule_class in dict.fromkeys(map(type, RULES))
+        if hasattr(rule_class, "learning_rate")
+    ],
+)
 def test_a_policy_that_overflows_is_not_returned(rule_class, gaussian):
     """Parameters of 10⁴ are finite; a deviation of exp(10⁴) is not, nor is its divergence from the old policy."""
     rule = rule_class(learning_rate=1e4)

@@ -28,8 +28,15 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
+def is_long(page: Path, code: str) -> bool:
+    """Whether a block trains or plans, which is compiled for seconds; those of the README always run."""
+    return page.name != "README.md" and re.search(r"\b(train|sweep|plan\w*)\(", code) is not None
+
+
 EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{i}") for page in PAGES for i, code in enumerate(blocks(page, "python"))
+    pytest.param(code, id=f"{page.name}-{i}", marks=[pytest.mark.slow] if is_long(page, code) else [])
+    for page in PAGES
+    for i, code in enumerate(blocks(page, "python"))
 ]
 IN_BLOCKS = [
     line.split("#")[0].strip()

@@ -82,7 +82,7 @@ def test_memory_is_bounded(collected):
     ("env", "behaviour"),
     [
         ("CartPole-v1", "mixture"),
-        ("gymnasium:CartPole-v1", "recorded"),
+        pytest.param("gymnasium:CartPole-v1", "recorded", marks=pytest.mark.slow),
         pytest.param("CartPole-v1", "recorded", marks=pytest.mark.slow),
         pytest.param("gymnasium:CartPole-v1", "mixture", marks=pytest.mark.slow),
     ],

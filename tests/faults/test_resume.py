@@ -93,6 +93,7 @@ def kill_and_resume(path, kills: int, seed: int) -> int:
     return hit
 
 
+@pytest.mark.slow
 @fault("a training on a compiled environment is killed (SIGKILL) at random moments, 3 times", "the same bytes")
 def test_killed_a_few_times(uninterrupted, tmp_path):
     assert kill_and_resume(tmp_path / "run", 3, seed=0) >= 2

@@ -591,6 +591,7 @@ def test_a_cost_that_allows_no_guide_is_refused_by_its_time_step() -> None:
         guides_of(Concave(), horizon=10).check()
 
 
+@pytest.mark.slow
 def test_a_cost_that_is_flat_in_some_places_is_not_refused() -> None:
     """Hanging at rest nothing of the swing-up's cost is convex in the angle; not every start is hopeless."""
     guides_of(CartPoleSwingUp(), horizon=10).check()

@@ -108,13 +108,18 @@ def test_a_method_gets_its_fields() -> None:
     assert placed.guides.environment == pendulum
     assert placed.guides.temperature == SAMPLED.temperature
     assert placed.learns_scale
-    for changed in ({"normalize_observations": False}, {"init_from": "somewhere"}):
-        config = RunConfig("Pendulum-v1", SAMPLED, TrainOptions(**SMALL, **changed))
-        assert not Program(config, pendulum).iteration.rule.learns_scale
-    assert Program(RunConfig("Pendulum-v1", SAMPLED, TrainOptions(**SMALL)), pendulum).iteration.rule == placed
     mirror = bind(MIRROR, pendulum, setting)
     assert mirror == MirrorDescent(initial_epsilon=0.1, epochs=2, minibatch_size=32, learning_rate=1e-3)
     assert bind(klimb.TRPO(), pendulum, setting) == klimb.TRPO()
+
+
+@pytest.mark.slow  # to bind it is to try the planner
+def test_a_training_says_whether_the_scale_is_learned() -> None:
+    pendulum = klimb.make("Pendulum-v1")
+    for changed in ({}, {"normalize_observations": False}, {"init_from": "somewhere"}):
+        rule = Program(RunConfig("Pendulum-v1", SAMPLED, TrainOptions(**SMALL, **changed)), pendulum).iteration.rule
+        setting = Setting(num_envs=3, num_steps=16, learns_scale=not changed, fresh="init_from" not in changed)
+        assert rule == bind(SAMPLED, pendulum, setting)
 
 
 @pytest.mark.parametrize("rule", [SAMPLED, MIRROR], ids=["sampled", "mirror"])

@@ -33,6 +33,9 @@ CLIMBERS = {
 }
 
 
+QUICK = {"trpo", "natural gradient cg", "dual descent", "kl penalty", "ppo with kl penalty"}
+
+
 @eqx.filter_jit
 def climb(rule, mdp, policy):
     """J and the KL in both directions, after each of 50 steps."""
@@ -47,7 +50,9 @@ def climb(rule, mdp, policy):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("name", CLIMBERS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CLIMBERS]
+)
 def test_climbs_to_the_optimum_without_a_step_back(x64, name, seed):
     """50 exact steps: J never falls and ends within 1 % of value iteration's optimum."""
     rule, mdp, policy = CLIMBERS[name], make_mdp(seed), SoftmaxTable(jnp.zeros((S, A)))

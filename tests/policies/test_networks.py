@@ -294,7 +294,10 @@ def test_ratios_are_one_on_what_was_just_collected(options):
 
 @pytest.mark.parametrize(
     ("options", "rule"),
-    list(zip(OPTIONS, (klimb.PPO(), klimb.TRPO(), klimb.Reinforce()), strict=True)),
+    [
+        pytest.param(options, rule, marks=[] if len(options) == 2 else pytest.mark.slow)
+        for options, rule in zip(OPTIONS, (klimb.PPO(), klimb.TRPO(), klimb.Reinforce()), strict=True)
+    ],
     ids=lambda x: "+".join(x) if isinstance(x, dict) else type(x).__name__,
 )
 def test_options_train(options, rule):

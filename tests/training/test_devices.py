@@ -226,6 +226,7 @@ def test_no_more_devices_are_used_than_there_are_seeds_or_cores():
     assert {leaf.sharding.device_set == {both[0]} for leaf in jax.tree.leaves(state)} == {True}
 
 
+@pytest.mark.slow
 def test_resume_on_two_devices_gives_the_same_bytes(tmp_path):
     """Gone on with from the checkpoint at 3 of 5 iterations."""
     options = {**SMALL, "env_steps": 5 * 128, "cores": 2, "checkpoint_every": 3}

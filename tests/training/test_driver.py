@@ -90,7 +90,7 @@ def test_seeds_of_one_program_are_the_runs_they_would_be_alone(whole_run):
         "total_return",
         pytest.param("reward_to_go", marks=pytest.mark.slow),
         pytest.param("reward_to_go_average", marks=pytest.mark.slow),
-        "n_step",
+        pytest.param("n_step", marks=pytest.mark.slow),
     ],
 )
 def test_every_advantage_choice_trains(advantage):

@@ -44,7 +44,9 @@ def curved_problem(horizon: int) -> Problem:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize(("states", "actions", "horizon"), [(1, 1, 5), (4, 1, 30), (2, 3, 12)])
+@pytest.mark.parametrize(
+    ("states", "actions", "horizon"), [(1, 1, 5), pytest.param(4, 1, 30, marks=pytest.mark.slow), (2, 3, 12)]
+)
 @pytest.mark.parametrize("second_order", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_iteration_reaches_the_riccati_optimum(states: int, actions: int, horizon: int, second_order: bool) -> None:
     rng = np.random.default_rng(states)
@@ -141,7 +143,7 @@ def test_the_curvature_is_exact_with_second_derivatives_and_gauss_newton_without
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("second_order", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_curved_problem_ends_where_a_general_optimiser_does(second_order: bool) -> None:
     problem, state = curved_problem(8), jnp.asarray([0.5, -0.3])
     found = plan(problem, state, second_order=second_order, settings=Settings(cost_tolerance=0.0))

@@ -13,7 +13,10 @@ from klimb.theory.figures.registry import FIGURES, load
 SMALLER = {"estimator-variance": {"batches": 100}, "bounds": {"problems": 2}}
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("bounds", "kl-directions") else pytest.param(name, marks=pytest.mark.slow) for name in FIGURES],
+)
 def test_drawing_is_complete_and_reproducible(name: str, tmp_path: Path) -> None:
     module = load(name)
     data = module.compute(**SMALLER.get(name, {}))
