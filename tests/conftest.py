@@ -30,8 +30,9 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
-# Every compiled program has some memory maps of its own, of which Linux allows a process 65530, and some memory.
-MAX_MAPS = 15_000
+# Every compiled program has some tens of memory maps of its own, of which Linux allows a process 65530; and memory: a
+# process that keeps the programs of all tests has 4 gigabytes.
+MAX_MAPS = 4_000
 
 
 def pytest_configure(config: pytest.Config) -> None:
