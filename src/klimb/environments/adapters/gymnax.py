@@ -33,7 +33,9 @@ class GymnaxEnvironment(CompiledEnvironment):
     @property
     def observation_space(self) -> gymnasium.spaces.Box:
         """The box of observations, float32. Raises UnsupportedSpace for spaces other than Box and Discrete."""
-        space = _gymnasium_space(self.env.observation_space(self.params), f"{self.id}'s observation")
+        # Gymnax computes bounds with JAX, and they may be asked for while a program is traced.
+        with jax.ensure_compile_time_eval():
+            space = _gymnasium_space(self.env.observation_space(self.params), f"{self.id}'s observation")
         if isinstance(space, gymnasium.spaces.Discrete):
             return gymnasium.spaces.Box(0.0, 1.0, (int(space.n),), np.float32)
         return gymnasium.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
@@ -41,7 +43,8 @@ class GymnaxEnvironment(CompiledEnvironment):
     @property
     def action_space(self) -> gymnasium.spaces.Box | gymnasium.spaces.Discrete:
         """The space of actions. Raises UnsupportedSpace for spaces other than Box and Discrete."""
-        return _gymnasium_space(self.env.action_space(self.params), f"{self.id}'s action")
+        with jax.ensure_compile_time_eval():
+            return _gymnasium_space(self.env.action_space(self.params), f"{self.id}'s action")
 
     @property
     def max_episode_steps(self) -> int:
