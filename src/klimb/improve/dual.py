@@ -11,7 +11,7 @@ MIN_POSITIVE_MULTIPLIER = 1e-6
 
 
 def dual_ascent(
-    multiplier: Scalar, violation: Scalar, *, learning_rate: float, log_space: bool, largest: float
+    multiplier: Scalar, violation: Scalar, *, learning_rate: float | Array, log_space: bool, largest: float | Array
 ) -> Scalar:
     """λ ← max(0, λ + α (D − ε)), or λ ← λ · exp(α (D − ε)): one ascent step on the dual function.
 
@@ -28,7 +28,7 @@ def dual_ascent(
     return jnp.clip(multiplier + learning_rate * violation, 0, largest)
 
 
-def adapt(multiplier: Scalar, divergence: Scalar, target: float, bounds: tuple[float, float]) -> Scalar:
+def adapt(multiplier: Scalar, divergence: Scalar, target: float | Array, bounds: tuple[float, float]) -> Scalar:
     """λ ← 2λ if D > 1.5 ε, λ/2 if D < ε/1.5 (Schulman et al. 2017, section 4).
 
     multiplier: λ > 0. divergence: D, measured after the step. target: ε > 0, in the units of D.

@@ -62,7 +62,7 @@ def backtrack(
     full_step: Vector,
     *,
     max_kl: float | Array,
-    factor: float,
+    factor: float | Array,
     max_backtracks: int,
 ) -> SearchResult:
     """θ + scale · full_step, scale = 1 first: the first try with gain > 0 and KL ≤ max_kl.
@@ -102,7 +102,7 @@ def grow(
     full_step: Vector,
     *,
     max_kl: float | Array,
-    factor: float,
+    factor: float | Array,
     max_backtracks: int,
 ) -> SearchResult:
     """The longest step with gain > 0 and KL ≤ max_kl that is found, shorter or longer than the full step.
@@ -157,9 +157,9 @@ def _outcome(gain: Array, kl: Array, max_kl: float | Array) -> Array:
     return jnp.where(jnp.isfinite(gain) & jnp.isfinite(kl), status, Status.NONFINITE).astype(jnp.int32)
 
 
-def _shortening(status: Array, kl: Array, max_kl: float | Array, factor: float) -> Array:
+def _shortening(status: Array, kl: Array, max_kl: float | Array, factor: float | Array) -> Array:
     """The next step as a fraction of a rejected one."""
     too_far = status == Status.KL_TOO_LARGE
     # At least 0.1 % shorter: less could be lost in the rounding of the KL.
-    shorter = jnp.clip(max_kl / jnp.where(too_far, kl, 1), factor, max(factor, 0.999))
+    shorter = jnp.clip(max_kl / jnp.where(too_far, kl, 1), factor, jnp.maximum(factor, 0.999))
     return jnp.where(too_far, shorter, factor)

@@ -35,7 +35,9 @@ class _Iterate(NamedTuple):
     breakdown: Bool[Array, ""]
 
 
-def conjugate_gradient(product: Callable[[Vector], Vector], b: Vector, *, iterations: int, tolerance: float) -> Solve:
+def conjugate_gradient(
+    product: Callable[[Vector], Vector], b: Vector, *, iterations: int, tolerance: float | Array
+) -> Solve:
     """x with A x ≈ b for a positive semi-definite A, from x = 0 (Hestenes & Stiefel 1952).
 
     Stops when ‖b − A x‖ ≤ tolerance · ‖b‖, after `iterations` products, or at a direction with pᵀA p ≤ 0
@@ -68,7 +70,7 @@ def conjugate_gradient(product: Callable[[Vector], Vector], b: Vector, *, iterat
     return Solve(end.x, end.iterations, end.breakdown)
 
 
-def woodbury(rows: Float[Array, "R P"], b: Vector, *, damping: float) -> Solve:
+def woodbury(rows: Float[Array, "R P"], b: Vector, *, damping: float | Array) -> Solve:
     """x = (UᵀU + ηI)⁻¹ b = (b − Uᵀ (UUᵀ + ηI)⁻¹ U b) / η: an R × R system instead of P × P (Woodbury identity).
 
     The second form loses digits if η is far below F's largest eigenvalue. One step of iterative refinement restores
@@ -87,7 +89,7 @@ def woodbury(rows: Float[Array, "R P"], b: Vector, *, damping: float) -> Solve:
     return Solve(x, jnp.int32(0), jnp.bool_(False))
 
 
-def dense(rows: Float[Array, "R P"], b: Vector, *, damping: float) -> Solve:
+def dense(rows: Float[Array, "R P"], b: Vector, *, damping: float | Array) -> Solve:
     """x = (UᵀU + ηI)⁻¹ b with the dense P × P matrix: for small policies, and to check the other two solvers.
 
     rows: U. b: the right-hand side. damping: η > 0.

@@ -23,7 +23,7 @@ class Optimizer(NamedTuple):
     transform: optax.GradientTransformation
 
     @classmethod
-    def make(cls, kind: OptimizerKind, max_grad_norm: float | None) -> Optimizer:
+    def make(cls, kind: OptimizerKind, max_grad_norm: float | Array | None) -> Optimizer:
         """Gradient ascent of a kind.
 
         kind: adam, or sgd for the plain gradient.
@@ -54,7 +54,7 @@ class Optimizer(NamedTuple):
         return theta + learning_rate * direction, moments
 
 
-def annealed(learning_rate: float, fraction_done: float | Array, anneal: bool) -> float | Array:
+def annealed(learning_rate: float | Array, fraction_done: float | Array, anneal: bool) -> float | Array:
     """The current learning rate: constant, or decreasing linearly to 0 over the run.
 
     learning_rate: at the start, ≥ 0. fraction_done: fraction of the training done, in [0, 1].

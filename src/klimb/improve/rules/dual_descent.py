@@ -88,8 +88,8 @@ class DualDescent:
         policy: the one that the first step will get.
         """
         theta = flatten(policy).theta
-        first = min(self.initial_multiplier, self.max_multiplier)
-        return DualState(jnp.asarray(first, theta.dtype), self._optimizer.init(theta))
+        first = jnp.minimum(self.initial_multiplier, self.max_multiplier)
+        return DualState(first.astype(theta.dtype), self._optimizer.init(theta))
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: DualState, batch: Batch

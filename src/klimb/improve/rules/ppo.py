@@ -101,8 +101,8 @@ class PPO:
         """
         theta = flatten(policy).theta
         smallest, largest = self.kl_coef_range
-        first = min(max(self.kl_coef, smallest), largest)
-        return PPOState(jnp.asarray(first, theta.dtype), self._optimizer.init(theta))
+        first = jnp.clip(jnp.asarray(self.kl_coef, theta.dtype), smallest, largest)
+        return PPOState(first, self._optimizer.init(theta))
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: PPOState, batch: Batch
