@@ -149,7 +149,7 @@ def test_lists_have_a_line_for_everything(capsys):
         assert set(names) <= set(listed)
         assert listed.items() <= everything.items()
         assert all(len(text) > 10 for text in listed.values())
-    assert "trust region" in everything["trpo"]
+    assert "limit on the KL" in everything["trpo"]
     assert everything["fields"] == FIGURES["fields"].title
 
 

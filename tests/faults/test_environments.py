@@ -133,8 +133,9 @@ class Collecting:
     def __init__(self, environment, workers, **options):
         make = eqx.filter_vmap(lambda key: NetworkPolicy(2, Discrete(2), hidden=(4,), key=key))
         self.policy, static = eqx.partition(make(jax.random.split(jax.random.key(0), SEEDS)), eqx.is_array)
+        one = jax.tree.map(lambda x: x[0], self.policy)
         shape = {"num_seeds": SEEDS, "num_envs": ENVS, "num_steps": STEPS}
-        self.collector = VectorCollector(environment, static, **shape, workers=workers, restart=True, **options)
+        self.collector = VectorCollector(environment, static, one, **shape, workers=workers, restart=True, **options)
 
     def __enter__(self):
         self.collector.reset(5)

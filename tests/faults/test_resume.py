@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import equinox as eqx
 import gymnasium as gym
 import jax
 import numpy as np
@@ -177,7 +178,7 @@ def test_other_environments_restart(tmp_path):
             checkpoint.unlink()
     shutil.rmtree(path / "best", ignore_errors=True)
     resumed = klimb.resume(path, env=environment)
-    # 32 steps of the first episodes were done: they end in the third iteration, or begin there anew.
+    # 32 steps of the first episodes were done: they end in the third iteration, or begin there again.
     assert [record["episodes"] for record in whole.history] == [0, 0, 3, 0, 3, 0]
     assert [record["episodes"] for record in resumed.history] == [0, 0, 0, 0, 3, 0]
     assert resumed.history[4]["episode_length"] == 40
@@ -193,7 +194,10 @@ def test_nonsense_about_environments_is_refused(part, nonsense):
     from klimb.policies.networks import NetworkPolicy
 
     policy = NetworkPolicy(4, Discrete(2), hidden=(), key=jax.random.key(0))
-    collector = VectorCollector(klimb.make("gymnasium:CartPole-v1"), policy, num_seeds=1, num_envs=2, num_steps=3)
+    arrays, static = eqx.partition(policy, eqx.is_array)
+    collector = VectorCollector(
+        klimb.make("gymnasium:CartPole-v1"), static, arrays, num_seeds=1, num_envs=2, num_steps=3
+    )
     collector.reset(0)
     captured = json.loads(json.dumps(collector.capture()))
     collector.restore(0, captured)

