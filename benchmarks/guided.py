@@ -34,11 +34,9 @@ import guided_figures
 import klimb
 import learning
 from klimb.cli import compilation_cache
-from klimb.environments.base import clip_action
 from klimb.guided.guides import Guides
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.rule import Rule
-from klimb.policies.actions import action_spec
 from klimb.training.program import Program
 from results_file import HERE, read_results, write_results
 
@@ -115,7 +113,7 @@ def mean_return(policy: Any) -> jax.Array:
     def step(carry: tuple, _: None) -> tuple:
         state, obs = carry
         distribution = jax.vmap(policy)(obs)
-        action = clip_action(environment.action_space, distribution.to_environment(distribution.mode()))
+        action = environment.actions.clip(distribution.to_environment(distribution.mode()))
         after = jax.vmap(environment.step)(keys, state, action)
         return (after.state, after.obs), after.reward
 
@@ -267,7 +265,7 @@ def strip() -> None:
 def paths() -> dict[str, Any]:
     """From one start: the policy untrained, the plan, and the policy that the first seed has become."""
     environment, folder, rule = swing_up(), RUNS / "steps" / f"guided-seed{SEEDS[0]}", GuidedPolicySearch(**GUIDED)
-    guides = Guides(environment, action_spec(environment.action_space), STRIP_HORIZON, rule.restarts, rule.temperature)
+    guides = Guides(environment, environment.actions, STRIP_HORIZON, rule.restarts, rule.temperature)
     start = environment.initial(jax.random.key(STRIP_START))
     planned = jax.jit(guides.planned)(jax.random.key(0), start)
     return {

@@ -19,7 +19,6 @@ import matplotlib
 import numpy as np
 
 import klimb
-from klimb.policies.actions import action_spec
 from results_file import HERE, write_results
 
 matplotlib.use("Agg")
@@ -98,7 +97,7 @@ def untrained(task: Task, seeds: int = 5) -> float:
     """The mean return of fresh policies."""
     env = klimb.make(task.env)
     size = env.observation_space.shape[0]
-    policies = [klimb.NetworkPolicy(size, action_spec(env.action_space), key=jax.random.key(k)) for k in range(seeds)]
+    policies = [klimb.NetworkPolicy(size, env.actions, key=jax.random.key(k)) for k in range(seeds)]
     return float(np.mean([klimb.evaluate(policy, env, episodes=10, seed=k).mean for k, policy in enumerate(policies)]))
 
 

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from klimb import PPO, TRPO, RunConfig, TrainOptions, devices, make
-from klimb.estimate.estimator import make_batch
+from klimb import PPO, TRPO, RunConfig, TrainOptions, make
 from klimb.estimate.values import values
 from klimb.theory.figures import style
+from klimb.training import devices
 from klimb.training.program import Program
+from klimb.training.sources import HostSource
 from results_file import write_results
 
 FIGURES = Path(__file__).parent.parent / "docs" / "performance"
@@ -90,11 +91,12 @@ def parts_compiled(rule: Any, **options: Any) -> dict[str, float]:
     """Milliseconds of the parts of one seed's iteration on one device, and of the whole on all of them."""
     one = program("CartPole-v1", rule, cores=1, **options)
     step, state = one.iteration, jax.tree.map(lambda x: x[0], one.initial_state())
-    policy = eqx.combine(state.policy, one.policy_static)
+    policy = eqx.combine(state.policy, step.policy_static)
+    critic = eqx.combine(state.critic, step.critic_static)
     collector = step.collector
     assert collector is not None
     _, rollout, _ = jax.jit(lambda: collector.collect(state.key, policy, state.collector_state))()
-    batch, _ = make_batch(rollout, *values(state.critic, rollout), step.options, progress=jnp.zeros(()))
+    batch = step.estimator.batch(rollout, *values(critic, rollout), fraction_done=jnp.zeros(()))
     repeat = 64
 
     def timed(body: Any, start: Any) -> float:
@@ -121,20 +123,20 @@ def parts_compiled(rule: Any, **options: Any) -> dict[str, float]:
 
     def estimate(total: Any) -> Any:
         shifted = eqx.tree_at(lambda r: r.reward, rollout, rollout.reward + 1e-30 * total)
-        found, _ = make_batch(shifted, *values(state.critic, shifted), step.options, progress=jnp.zeros(()))
+        found = step.estimator.batch(shifted, *values(critic, shifted), fraction_done=jnp.zeros(()))
         return total + jnp.sum(found.advantage)
 
     def improve(carry: tuple) -> tuple:
         key, arrays, memory = carry
         key, key_step = jax.random.split(key)
-        new, memory, _ = rule.step(key_step, eqx.combine(arrays, one.policy_static), memory, batch)
+        new, memory, _ = rule.step(key_step, eqx.combine(arrays, step.policy_static), memory, batch)
         return key, eqx.filter(new, eqx.is_array), memory
 
     def criticise(carry: tuple) -> tuple:
-        key, critic, memory = carry
+        key, arrays, memory = carry
         key, key_fit = jax.random.split(key)
-        critic, memory, _ = step.critic_fit.step(key_fit, critic, memory, batch)
-        return key, critic, memory
+        new, memory, _ = step.critic_fit.fit(key_fit, eqx.combine(arrays, step.critic_static), memory, batch)
+        return key, eqx.filter(new, eqx.is_array), memory
 
     zero = jnp.zeros(())
     environment = timed(only_step, (state.key, state.collector_state.env_state, zero))
@@ -165,17 +167,19 @@ def _whole(trained: Program, count: int) -> float:
 def parts_host(env: str, **options: Any) -> dict[str, float]:
     """Milliseconds of the parts of an iteration on EnvPool; improving and the critic go on side by side."""
     trained = program(env, TRPO(), **options)
-    host = trained._host  # the parts are not for users
-    assert host is not None
+    source = trained.source
+    assert isinstance(source, HostSource)
+    # The parts are not for users.
+    rollouts, learn = source._rollouts, source._run
     state = trained.initial_state()
     trained.start(iteration=0)
     laps: dict[str, list[float]] = {"collect": [], "learn": [], "whole": []}
     for _ in range(40):
         start = time.perf_counter()
-        seen, behaviour, episodes = host.next(state.policy)
+        seen, behaviour, episodes = rollouts.next(state.policy)
         collected = time.perf_counter()
-        state, metrics = trained._learn(state, {}, behaviour, seen, episodes, None)
-        host.prepare()
+        state, metrics = learn(state, {}, behaviour, seen, episodes, None)
+        rollouts.prepare()
         jax.block_until_ready(state)
         learned = time.perf_counter()
         metrics.unpack()

@@ -16,10 +16,11 @@ import numpy as np
 import klimb
 from klimb.collect.compiled import CompiledCollector
 from klimb.environments.control.cartpole import CartPole
-from klimb.estimate.estimator import make_batch
+from klimb.estimate.estimator import Estimator
 from klimb.estimate.values import values
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
+from klimb.training.program import Program
 from results_file import write_results
 
 BATCHES, EPISODES, STEPS = 1000, 8, 200
@@ -57,8 +58,8 @@ def spread(target, behaviour, critic, rows) -> dict[tuple[str, str], dict[str, f
         rollout = first_episodes(collector.collect(key, behaviour, collector.init(key))[1])
         gradients = {}
         for weighting, kind in rows:
-            options = klimb.TrainOptions(advantage=kind, normalize_advantage=False)
-            batch = make_batch(rollout, *values(critic, rollout), options, progress=jnp.zeros(()))[0].blank_padding()
+            estimator = Estimator(advantage=kind, normalize_advantage=False)
+            batch = estimator.batch(rollout, *values(critic, rollout), fraction_done=jnp.zeros(())).blank_padding()
             rule = klimb.OffPolicyGradient(weighting=weighting)
 
             def objective(vector, rule=rule, batch=batch):
@@ -83,7 +84,8 @@ def spread(target, behaviour, critic, rows) -> dict[tuple[str, str], dict[str, f
 
 def main() -> None:
     earlier, later = train(12), train(13)
-    critic = jax.tree.map(lambda x: x[0], later.state.critic)
+    program = Program(later.config, klimb.make(later.config.env))
+    critic = eqx.combine(jax.tree.map(lambda x: x[0], later.state.critic), program.iteration.critic_static)
     tables = {
         "on-policy": spread(later.policy, later.policy, critic, [("per_step", kind) for kind in ON_POLICY]),
         "off-policy": spread(later.policy, earlier.policy, critic, OFF_POLICY),

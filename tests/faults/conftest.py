@@ -12,7 +12,7 @@ Row = tuple[str, str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults-table", type=Path, help="the page whose table of faults is written anew")
+    parser.addoption("--faults-table", type=Path, help="the page whose table of faults is written again")
 
 
 def pytest_configure(config: pytest.Config) -> None:

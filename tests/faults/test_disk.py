@@ -250,7 +250,7 @@ def test_a_damaged_line_costs_one_record(tmp_path, caplog):
     assert "1 damaged lines" in caplog.text
 
 
-@fault("the last line of the metrics is torn", "it is left out, and written anew when the run is resumed")
+@fault("the last line of the metrics is torn", "it is left out, and written again when the run is resumed")
 def test_a_torn_line_is_cut_off(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(record(i)) + "\n" for i in (1, 2)) + '{"iteration":3,"env')
@@ -343,7 +343,7 @@ def test_tensorboard_is_given_up(tmp_path, caplog, monkeypatch):
 
 
 @pytest.mark.slow
-@fault("the policy file of a run is damaged when it is resumed", "the checkpoint is used, and the policy written anew")
+@fault("the policy file of a run is damaged when it is resumed", "the checkpoint is used, and the policy written again")
 def test_a_damaged_policy_does_not_stop_a_resume(tmp_path, caplog):
     whole = train(tmp_path / "whole", None)
     path = shutil.copytree(whole.directory, tmp_path / "run")

@@ -22,7 +22,7 @@ def test_the_table_is_that_of_the_tests():
     tried = set().union(*(faults_of(path) for path in HERE.glob("test_*.py")))
     rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if re.search(r"\| \d+ of \d+ \|$", line)]
     told = {row[0].removeprefix("| ") for row in rows}
-    assert told == tried, "make test-faults writes the table anew"
+    assert told == tried, "make test-faults writes the table again"
     assert len(told) >= MINIMUM
     for row in rows:
         passed, count = row[-1].removesuffix(" |").split(" of ")
