@@ -7,7 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
+.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -43,6 +43,9 @@ bench-scaling: $(DEV)  ## how cost grows, and where the time of an iteration goe
 
 bench-memory: $(DEV)  ## whether memory stays flat
 	$(BIN)/python benchmarks/memory.py
+
+bench-own-policy: $(DEV)  ## what a policy class of one's own costs on Gymnasium environments
+	$(BIN)/python benchmarks/own_policy.py
 
 bench-fisher: $(DEV)  ## what a Fisher-vector product costs, as ratios
 	$(BIN)/python benchmarks/fisher.py
