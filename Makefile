@@ -22,7 +22,7 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
-test-slow: $(DEV)  ## the tests that take minutes, and run with .ci/run only
+test-slow: $(DEV)  ## the tests that take minutes
 	timeout -s KILL 1800 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## every fault, and the table of docs/reliability.md
