@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from klimb.errors import ConfigError, UntrustedEnvironment, nearest, one_line
@@ -17,25 +19,51 @@ def module_of(name: str) -> str | None:
 
 
 def is_importable(module: str) -> bool:
-    """Whether there is a module of this name. Of a module in a package, finding it imports the package."""
+    """Whether there is a module of this name.
+
+    Of a module in a package, finding it imports the package: ConfigError when the package's own code fails.
+    """
     if not all(part.isidentifier() for part in module.split(".")):
         return False
+    package = module.rpartition(".")[0]
+    if package:
+        if not is_importable(package):
+            return False
+        import_module(package)
     try:
         return importlib.util.find_spec(module) is not None
     except (ModuleNotFoundError, ValueError):  # its package is none; a module that was made by hand
         return False
 
 
+def import_module(module: str) -> ModuleType:
+    """A module of the user's, imported. ConfigError, with error, file and line, when its own code fails.
+
+    module: a name for which `is_importable` is true.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        file, line = frame.filename, frame.lineno
+        if isinstance(error, SyntaxError) and error.filename is not None:
+            file, line = error.filename, error.lineno
+        raise ConfigError(
+            f"importing {one_line(module, 80)} failed: {type(error).__name__}: {one_line(error)} "
+            f"({one_line(file)}, line {line})"
+        ) from error
+
+
 def load(name: str, what: str) -> Any:
     """What `module:name` names; the module is imported, which runs its code.
 
     name: of a module, a colon, and an attribute of it (dots lead further inside). what: what it is used as, for
-    messages. Raises ConfigError when there is no such module or attribute.
+    messages. Raises ConfigError when there is no such module or attribute, or when the module's own code fails.
     """
     module, _, attribute = name.rpartition(":")
     if not is_importable(module):
         raise ConfigError(f"{what} {one_line(name, 80)!r}: there is no module {one_line(module, 80)!r} to import")
-    value = importlib.import_module(module)
+    value: Any = import_module(module)
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise ConfigError(

@@ -110,6 +110,31 @@ def test_rules_that_are_none(name, message):
         rule_class(name)
 
 
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        (
+            {"broken.py": "import no_such_package"},
+            "broken",
+            r"ModuleNotFoundError: No module named 'no_such_package' \(.*broken\.py, line 1\)$",
+        ),
+        ({"broken.py": "x = 1\n1 / 0"}, "broken", r"ZeroDivisionError: division by zero \(.*broken\.py, line 2\)$"),
+        ({"broken.py": "def f(:"}, "broken", r"SyntaxError: .*\(.*broken\.py, line 1\)$"),
+        ({"broken/__init__.py": "1 / 0", "broken/inner.py": ""}, "broken.inner", r"ZeroDivisionError: .*, line 1\)$"),
+    ],
+    ids=["missing package", "error", "syntax", "package"],
+)
+@pytest.mark.parametrize("load", [rule_class, klimb.make])
+def test_a_module_that_fails_says_where_in_one_line(load, files, name, message, tmp_path, monkeypatch):
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=f"^importing {name.split('.')[0]} failed: {message}") as raised:
+        load(f"{name}:Thing")
+    assert "\n" not in str(raised.value)
+
+
 def test_an_own_environment_has_a_name():
     assert klimb.make("own_code:Spot") == own_code.Spot()
     assert recorded_name(own_code.Spot()) == "own_code:Spot"

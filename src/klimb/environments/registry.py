@@ -182,7 +182,7 @@ def _gymnasium(name: str) -> Environment:
             f"{nearest(module[:80], PREFIXES)}"
         )
     if separator:
-        own = getattr(importlib.import_module(module), identifier, None)
+        own = getattr(modules.import_module(module), identifier, None)
         if own is not None:
             return _made_by(own, name)
     if identifier not in gym.registry:
