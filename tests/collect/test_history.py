@@ -97,3 +97,16 @@ def test_runs_learn_from_several_batches_on_the_device_and_on_the_host(env, beha
     assert (ess[-1] < 0.9999).all()
     assert np.isfinite([record["kl_old_new"] for record in run.history]).all()
     assert run.state.history.rollouts.reward.shape == (2, 3, 32, 4)
+
+
+@pytest.mark.parametrize("overlap", [False, pytest.param(True, id="overlap")])
+def test_the_policy_of_a_slot_is_the_one_that_collected_it(overlap):
+    """Also where it acted during the update before: its log-probs of its own actions are those recorded."""
+    rule = OffPolicyGradient(history=3, behaviour="mixture", learning_rate=0.03)
+    options = dict(env_steps=5 * 128, num_envs=4, num_steps=32, hidden=(8,), workers=0, overlap=overlap)
+    history = klimb.train("gymnasium:Pendulum-v1", rule, **options).state.history
+    for slot in range(3):
+        own = history.log_prob[0, slot, slot]
+        np.testing.assert_allclose(own, history.rollouts.log_prob[0, slot], rtol=1e-4, atol=1e-5)
+        other = history.log_prob[0, (slot + 1) % 3, slot]
+        assert np.abs(other - own).max() > 1e-2

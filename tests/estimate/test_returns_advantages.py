@@ -20,6 +20,7 @@ from klimb.estimate.advantages import (
     normalise,
     td_residual,
 )
+from klimb.estimate.estimator import Estimator
 from klimb.estimate.returns import n_step_returns, rewards_to_go, total_returns
 from klimb.types import Rollout
 
@@ -229,6 +230,24 @@ def test_normalise_equals_numpy_over_the_rows_that_count():
     actual, scale = normalised(jnp.asarray(advantage), jnp.asarray(weight))
     np.testing.assert_allclose(actual[weight > 0], (kept - kept.mean()) / kept.std(), atol=1e-5)
     np.testing.assert_allclose(scale, kept.std(), rtol=1e-5)
+
+
+def test_what_has_no_baseline_is_not_centred(x64, data):
+    """Subtracting the batch's mean is a baseline: two of the six advantages would be one."""
+    rollout, values = rollout_of(data), on(data, "value", "next_value")
+    batches = {
+        kind: Estimator(gamma=GAMMA, gae_lambda=LAMBDA, advantage=kind).batch(rollout, *values, fraction_done=0.0)
+        for kind in KINDS
+    }
+    for kind, batch in batches.items():
+        plain = Estimator(gamma=GAMMA, gae_lambda=LAMBDA, advantage=kind, normalize_advantage=False)
+        raw = np.asarray(plain.batch(rollout, *values, fraction_done=0.0).advantage)
+        centred = kind not in ("total_return", "reward_to_go")
+        mean, scale = (raw.mean(), raw.std()) if centred else (0, np.sqrt(np.mean(raw**2)))
+        np.testing.assert_allclose(batch.advantage, (raw - mean) / scale, atol=1e-12)
+        np.testing.assert_allclose(batch.advantage_scale, scale, rtol=1e-12)
+    difference = batches["reward_to_go"].advantage - batches["reward_to_go_average"].advantage
+    assert np.abs(difference).max() > 0.01
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -1 / 3, 1e6 / 7, 1e-20])

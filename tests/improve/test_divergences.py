@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from klimb import Batch
+from klimb.improve import objectives
 from klimb.improve.divergences import (
     MonteCarlo,
     kl_divergence,
@@ -408,3 +410,23 @@ def test_squashed_gaussians_without_a_divergence_say_why():
     assert not wide[0].has_closed_form_tv
     with pytest.raises(ValueError, match="give key="):
         total_variation(*wide)
+
+
+def test_sampled_tv_is_measured_against_the_old_policy(x64):
+    """Whoever collected the batch: 0 for a policy that has not moved, and unbiased for one that has."""
+    rows, dimensions = 200_000, 3
+    rng = np.random.default_rng(0)
+    old, new, behaviour = (
+        gaussian(np.broadcast_to(mean, (rows, dimensions)), np.full((rows, dimensions), log_std))
+        for mean, log_std in ((0.0, 0.0), (0.3, 0.1), (0.2, 0.2))
+    )
+    action = behaviour.mean + jnp.exp(behaviour.log_std) * rng.normal(size=(rows, dimensions))
+    number = jnp.zeros(rows)
+    batch = Batch(number, action, behaviour.log_prob(action), number, number, jnp.ones(rows))
+    np.testing.assert_array_equal(objectives.divergence("tv", old, old, batch), 0)
+    sampled = batch.mean(objectives.divergence("tv", old, new, batch))
+    own = old.mean + rng.normal(size=(rows, dimensions))
+    reference = 0.5 * np.abs(np.expm1(new.log_prob(own) - old.log_prob(own)))
+    error = np.hypot(reference.std(), np.std(objectives.divergence("tv", old, new, batch))) / np.sqrt(rows)
+    assert abs(float(sampled) - reference.mean()) < 4 * error
+    assert reference.mean() > 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -10,8 +11,6 @@ from jaxtyping import Array, Bool, Float
 
 from klimb.estimate.returns import n_step_returns, rewards_to_go, total_returns
 from klimb.types import Rollout, weighted_mean
-
-AdvantageKind = Literal["total_return", "reward_to_go", "reward_to_go_average", "value_baseline", "gae", "n_step"]
 
 
 def gae(
@@ -73,6 +72,112 @@ class Estimate(NamedTuple):
     value_target: Float[Array, "T N"]
 
 
+class Data(NamedTuple):
+    """What advantages are estimated from. value: V(s_t). next_value: V of the true successors, before any reset."""
+
+    rollout: Rollout
+    value: Float[Array, "T N"]
+    next_value: Float[Array, "T N"]
+
+
+class Settings(NamedTuple):
+    """gamma: discount per step, in [0, 1]. gae_lambda: λ of gae, in [0, 1]. n_step: n of n_step, at least 1."""
+
+    gamma: float | Array
+    gae_lambda: float | Array
+    n_step: int
+
+
+class AdvantageEstimator(NamedTuple):
+    """One way to estimate advantages.
+
+    estimate: Â and the critic's targets. baseline: what is subtracted from returns: nothing, a constant, or V(s).
+    decay: of the sum of residuals that Â is, per step, for per-decision importance weights.
+    """
+
+    estimate: Callable[[Data, Settings], Estimate]
+    baseline: Literal["none", "constant", "value"]
+    decay: Callable[[Settings], float | Array] = lambda settings: settings.gamma
+
+
+def _rewards_to_go(data: Data, settings: Settings) -> Float[Array, "T N"]:
+    rollout = data.rollout
+    return rewards_to_go(
+        rollout.reward, rollout.terminated, rollout.truncated, gamma=settings.gamma, bootstrap_value=data.next_value
+    )
+
+
+def _total_return(data: Data, settings: Settings) -> Estimate:
+    to_go = _rewards_to_go(data, settings)
+    return Estimate(total_returns(to_go, data.rollout.terminated, data.rollout.truncated), to_go)
+
+
+def _reward_to_go(data: Data, settings: Settings) -> Estimate:
+    to_go = _rewards_to_go(data, settings)
+    return Estimate(to_go, to_go)
+
+
+def _reward_to_go_average(data: Data, settings: Settings) -> Estimate:
+    to_go = _rewards_to_go(data, settings)
+    valid = data.rollout.valid.reshape(-1).astype(to_go.dtype)
+    return Estimate(to_go - weighted_mean(to_go.reshape(-1), valid), to_go)
+
+
+def _value_baseline(data: Data, settings: Settings) -> Estimate:
+    to_go = _rewards_to_go(data, settings)
+    return Estimate(to_go - data.value, to_go)
+
+
+def _gae(data: Data, settings: Settings) -> Estimate:
+    (rollout, value, next_value), (gamma, gae_lambda, _) = data, settings
+    advantage = gae(
+        rollout.reward,
+        value,
+        next_value,
+        rollout.terminated,
+        rollout.truncated,
+        gamma=gamma,
+        gae_lambda=gae_lambda,
+    )
+    return Estimate(advantage, advantage + value)
+
+
+def _n_step(data: Data, settings: Settings) -> Estimate:
+    rollout, value, next_value = data
+    target = n_step_returns(
+        rollout.reward,
+        value,
+        next_value,
+        rollout.terminated,
+        rollout.truncated,
+        gamma=settings.gamma,
+        n_step=settings.n_step,
+    )
+    return Estimate(target - value, target)
+
+
+AdvantageKind = Literal["total_return", "reward_to_go", "reward_to_go_average", "value_baseline", "gae", "n_step"]
+
+ADVANTAGES: dict[AdvantageKind, AdvantageEstimator] = {
+    "total_return": AdvantageEstimator(_total_return, "none"),
+    "reward_to_go": AdvantageEstimator(_reward_to_go, "none"),
+    "reward_to_go_average": AdvantageEstimator(_reward_to_go_average, "constant"),
+    "value_baseline": AdvantageEstimator(_value_baseline, "value"),
+    "gae": AdvantageEstimator(_gae, "value", lambda settings: settings.gamma * settings.gae_lambda),
+    "n_step": AdvantageEstimator(_n_step, "value"),
+}
+"""Every choice of Â, from the highest variance to the lowest. Where the data is cut off, the critic's value stands for
+the rewards not seen.
+
+total_return            the whole return of the episode, for every one of its steps (no causality)
+reward_to_go            only the rewards from t on
+reward_to_go_average    minus the batch's average: a constant baseline
+value_baseline          minus V(s_t)
+gae                     the λ-weighted mixture of n-step residuals; its targets are Â + V
+n_step                  n rewards, then V, minus V(s_t)
+"""
+
+
 def estimate_advantages(
     kind: AdvantageKind,
     rollout: Rollout,
@@ -83,63 +188,33 @@ def estimate_advantages(
     gae_lambda: float | Array,
     n_step: int,
 ) -> Estimate:
-    """Every choice of Â, from the highest variance to the lowest.
+    """Â and the critic's targets, by one of `ADVANTAGES`.
 
-    total_return            the whole return of the episode, for every one of its steps (no causality)
-    reward_to_go            only the rewards from t on
-    reward_to_go_average    minus the batch's average: a constant baseline
-    value_baseline          minus V(s_t)
-    gae                     the λ-weighted mixture of n-step residuals; its targets are Â + V
-    n_step                  n rewards, then V, minus V(s_t)
-
-    Where the data is cut off, the critic's value stands for the rewards not seen.
-
-    kind: one of these names. rollout: `[T, N]` steps. value: V of its observations. next_value: V of the true
-    successors. gamma: discount per step, in [0, 1]. gae_lambda: λ of gae, in [0, 1]. n_step: n of n_step, at least 1.
+    kind: its name. rollout: `[T, N]` steps. value: V of its observations. next_value: V of the true successors.
+    gamma: discount per step, in [0, 1]. gae_lambda: λ of gae, in [0, 1]. n_step: n of n_step, at least 1.
     """
-    reward, terminated, truncated = rollout.reward, rollout.terminated, rollout.truncated
-    if kind == "gae":
-        advantage = gae(reward, value, next_value, terminated, truncated, gamma=gamma, gae_lambda=gae_lambda)
-        return Estimate(advantage, advantage + value)
-    if kind == "n_step":
-        target = n_step_returns(reward, value, next_value, terminated, truncated, gamma=gamma, n_step=n_step)
-        return Estimate(target - value, target)
-    to_go = rewards_to_go(reward, terminated, truncated, gamma=gamma, bootstrap_value=next_value)
-    if kind == "value_baseline":
-        advantage = to_go - value
-    elif kind == "reward_to_go_average":
-        advantage = to_go - weighted_mean(to_go.reshape(-1), rollout.valid.reshape(-1).astype(to_go.dtype))
-    elif kind == "total_return":
-        advantage = total_returns(to_go, terminated, truncated)
-    else:
-        advantage = to_go
-    return Estimate(advantage, to_go)
+    return ADVANTAGES[kind].estimate(Data(rollout, value, next_value), Settings(gamma, gae_lambda, n_step))
 
 
 def advantage_residuals(
-    kind: AdvantageKind,
-    rollout: Rollout,
-    value: Float[Array, "T N"],
-    next_value: Float[Array, "T N"],
-    *,
-    gamma: float | Array,
-    gae_lambda: float | Array,
+    kind: AdvantageKind, data: Data, settings: Settings
 ) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
     """(residual, decay) with Â_t = residual_t + decay_t Â_{t+1}: per-decision weights enter between the steps.
 
-    gae has δ_t and γλ; value_baseline has δ_t and γ, and so has n_step, whose horizon is ignored. The others have
-    no baseline that depends on the state: r_t and γ, plus γ V(s'_t) where the data is cut off.
+    With V as the baseline the residual is δ_t, and the decay γλ for gae, else γ; the horizon of n_step is ignored. The
+    others have no baseline that depends on the state: r_t and γ, plus γ V(s'_t) where the data is cut off.
 
-    kind: how advantages are estimated. rollout: `[T, N]` steps. value: V of its observations. next_value: V of the
-    true successors. gamma: discount per step, in [0, 1]. gae_lambda: λ of gae, in [0, 1].
+    kind: how advantages are estimated. data: `[T, N]` steps with their values. settings: discounts.
     """
+    rollout, value, next_value = data
+    estimator = ADVANTAGES[kind]
     ended = rollout.terminated | rollout.truncated
-    delta = td_residual(rollout.reward, value, next_value, rollout.terminated, gamma=gamma)
-    decay = jnp.where(ended, 0, jnp.asarray(gamma * gae_lambda if kind == "gae" else gamma, delta.dtype))
-    if kind in ("gae", "value_baseline", "n_step"):
+    delta = td_residual(rollout.reward, value, next_value, rollout.terminated, gamma=settings.gamma)
+    decay = jnp.where(ended, 0, jnp.asarray(estimator.decay(settings), delta.dtype))
+    if estimator.baseline == "value":
         return delta, decay
     cut_off = (rollout.truncated & ~rollout.terminated).at[-1].set(~rollout.terminated[-1])
-    return rollout.reward + jnp.where(cut_off, gamma * next_value, 0), decay
+    return rollout.reward + jnp.where(cut_off, settings.gamma * next_value, 0), decay
 
 
 def discount_from_start(rollout: Rollout, gamma: float | Array) -> Float[Array, "T N"]:
@@ -161,20 +236,22 @@ def discount_from_start(rollout: Rollout, gamma: float | Array) -> Float[Array, 
 
 
 class Normalised(NamedTuple):
-    """Advantages of mean 0 and standard deviation 1. scale: their standard deviation before, in units of reward."""
+    """Advantages of unit size. scale: what they were divided by, in units of reward."""
 
     advantage: Float[Array, " B"]
     scale: Float[Array, ""]
 
 
-def normalise(advantage: Float[Array, " B"], weight: Float[Array, " B"]) -> Normalised:
-    """(Â − mean) / std over the rows of positive weight. Advantages that are all equal become exactly 0, with scale 1.
+def normalise(advantage: Float[Array, " B"], weight: Float[Array, " B"], *, centre: bool = True) -> Normalised:
+    """(Â − mean) / std over the rows of positive weight; without `centre` Â divided by its root mean square.
 
-    Otherwise rounding noise, divided by its own standard deviation, would cause a full step.
+    Subtracting the batch's mean is a baseline: it is left out where advantages are meant to have none. Advantages that
+    are all equal become exactly 0, with scale 1, when they are centred: otherwise rounding noise, divided by its own
+    standard deviation, would cause a full step.
 
-    advantage: Â. weight: of each row, not negative; 0 for padding.
+    advantage: Â. weight: of each row, not negative; 0 for padding. centre: whether the mean is subtracted.
     """
-    mean = weighted_mean(advantage, weight)
+    mean = weighted_mean(advantage, weight) if centre else jnp.zeros((), advantage.dtype)
     std = jnp.sqrt(weighted_mean(jnp.square(advantage - mean), weight))
     largest = jnp.max(jnp.where(weight > 0, jnp.abs(advantage), 0))
     informative = std > 10 * jnp.finfo(advantage.dtype).eps * largest

@@ -11,10 +11,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from klimb.estimate.advantages import (
+    ADVANTAGES,
     AdvantageKind,
+    Data,
+    Settings,
     advantage_residuals,
     discount_from_start,
-    estimate_advantages,
     normalise,
 )
 from klimb.fields import STRICT, UnitInterval
@@ -36,7 +38,7 @@ class Estimator:
     discount_states: bool = False
     """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
     normalize_advantage: bool = True
-    """Scale each batch's advantages to mean 0 and standard deviation 1."""
+    """Scale each batch's advantages to standard deviation 1 and mean 0; those without a baseline keep their mean."""
 
     def batch(
         self,
@@ -51,21 +53,18 @@ class Estimator:
         rollout: `[T, N]`. value: V of its observations. next_value: V of the true successors, before any reset.
         fraction_done: completed part of the training, 0 to 1.
         """
-        gamma, gae_lambda = self.gamma, self.gae_lambda
-        advantage, value_target = estimate_advantages(
-            self.advantage, rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda, n_step=self.n_step
-        )
+        data, settings = Data(rollout, value, next_value), Settings(self.gamma, self.gae_lambda, self.n_step)
+        chosen = ADVANTAGES[self.advantage]
+        advantage, value_target = chosen.estimate(data, settings)
         # The total return is discounted from the episode's start already, so that γᵗ is part of it.
         leading = self.discount_states and self.advantage != "total_return"
-        discount = discount_from_start(rollout, gamma) if leading else jnp.ones_like(advantage)
+        discount = discount_from_start(rollout, self.gamma) if leading else jnp.ones_like(advantage)
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
         weight = rows.valid.astype(rollout.reward.dtype)
         flat_advantage, scale = (advantage * discount).reshape(-1), jnp.ones(())
         if self.normalize_advantage:
-            flat_advantage, scale = normalise(flat_advantage, weight)
-        residual, decay = advantage_residuals(
-            self.advantage, rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda
-        )
+            flat_advantage, scale = normalise(flat_advantage, weight, centre=chosen.baseline != "none")
+        residual, decay = advantage_residuals(self.advantage, data, settings)
         return Batch(
             obs=rows.obs,
             action=rows.action,

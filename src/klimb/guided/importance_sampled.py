@@ -219,7 +219,7 @@ class ImportanceSampled:
         """The policy after imitating all stored guides, its normaliser updated with the new runs."""
         if self.learns_scale:
             obs = new.obs.reshape(-1, new.obs.shape[-1])
-            policy = observe(policy, obs, new.alive.reshape(-1).astype(obs.dtype))
+            policy, _ = observe(policy, obs, new.alive.reshape(-1).astype(obs.dtype))
         return imitate(key, policy, samples, steps=self.supervised_steps, learning_rate=self.supervised_learning_rate)
 
     def _climb(

@@ -57,7 +57,7 @@ class CriticFit:
         require_divisible(num_rows, self.critic_num_minibatches, what="critic_num_minibatches")
         rescaled = rescale(critic, batch)
         theta, rebuild = flatten(rescaled)
-        target = (batch.value_target - rescaled.target.mean) / rescaled.target.scale
+        target = (batch.value_target - rescaled.target.mean) / rescaled.target_scale
         # Rows of weight 0 are zeroed: a NaN in one would reach the gradient as 0·NaN.
         counted = batch.weight > 0
         # The part of the encoding that does not depend on θ is computed once.
@@ -106,7 +106,8 @@ def rescale(critic: Critic, batch: Batch) -> Critic:
     """
     old, new = critic.target, critic.target.update(batch.value_target, batch.weight)
     network, fresh = critic.network, critic.target.count == 0
-    weight = network.weights[-1] * jnp.where(fresh, 1, old.scale / new.scale)
-    kept = (network.biases[-1] * old.scale + old.mean - new.mean) / new.scale
+    after = eqx.tree_at(lambda c: c.target, critic, new)
+    weight = network.weights[-1] * jnp.where(fresh, 1, critic.target_scale / after.target_scale)
+    kept = (network.biases[-1] * critic.target_scale + old.mean - new.mean) / after.target_scale
     bias = jnp.where(fresh, network.biases[-1], kept)
-    return eqx.tree_at(lambda c: (c.network.weights[-1], c.network.biases[-1], c.target), critic, (weight, bias, new))
+    return eqx.tree_at(lambda c: (c.network.weights[-1], c.network.biases[-1]), after, (weight, bias))

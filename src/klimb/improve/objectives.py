@@ -64,7 +64,7 @@ def divergence(kind: Divergence, old: Distribution, new: Distribution, batch: Ba
     """How far the policy has moved, per row: KL in either direction, or total variation.
 
     If the total variation has no closed form (Gaussians of several dimensions), the value of a row is
-    ½ |π_new/π_β − 1| of its action, whose mean over an on-policy batch is an unbiased estimate.
+    ½ |π_new − π_old|/π_β of its action, whose mean is an unbiased estimate whichever policy π_β collected the batch.
 
     kind: the divergence. old, new: distributions of every row. batch: the rows.
 
@@ -75,7 +75,8 @@ def divergence(kind: Divergence, old: Distribution, new: Distribution, batch: Ba
     if kind == "kl_new_old":
         return kl_divergence(new, old)
     if not old.has_closed_form_tv:
-        return 0.5 * jnp.abs(jnp.expm1(log_ratio(new, batch)))
+        before = log_ratio(old, batch)
+        return 0.5 * jnp.exp(before) * jnp.abs(jnp.expm1(log_ratio(new, batch) - before))
     rows = total_variation(old, new)
     assert not isinstance(rows, tuple)
     return rows

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from klimb.improve.minibatches import shuffled
+from klimb.policies.normalizer import Rescaling
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import Observing
 from klimb.types import Batch
 
 OptimizerKind = Literal["adam", "sgd"]
@@ -52,6 +56,40 @@ class Optimizer(NamedTuple):
         direction, moments = self.transform.update(gradient, moments)
         assert isinstance(direction, jnp.ndarray)
         return theta + learning_rate * direction, moments
+
+
+def moments_after(rescaling: Rescaling | None, network: PyTree, state: PyTree) -> PyTree:
+    """A rule's state after the network's layers have absorbed a rescaling of its features: θ' = A θ.
+
+    Gradients with respect to θ' are A⁻ᵀ times those with respect to θ, and so is Adam's mean of gradients. Its mean of
+    squared gradients is multiplied by the squared elements of A⁻ᵀ: Adam does not know how gradients of different
+    parameters are correlated, which matters to the second order of the change of the statistics' mean.
+
+    rescaling: what was absorbed; None for nothing. network: the policy or critic afterwards. state: a pytree; moments
+    are found wherever it has an `optax.ScaleByAdamState` of the flat θ (`klimb.flatten`).
+    """
+    if rescaling is None or not isinstance(network, Observing):
+        return state
+    theta, rebuild = flatten(network)
+    inverse = rescaling.inverse()
+
+    def transposed(change: Rescaling, vector: Vector) -> Vector:
+        """The transpose of the map θ ↦ `absorb(change)`, applied to a vector."""
+        _, transpose = jax.vjp(lambda theta: flatten(rebuild(theta).absorb(change)).theta, theta)
+        return transpose(vector)[0]
+
+    def transform(node: Any) -> Any:
+        if not _has_moments_of(node, theta):
+            return node
+        # A⁻¹ = absorb(inverse) has the elements 1, scale and shift only, each in a place of its own.
+        squared = Rescaling(jnp.square(inverse.scale), jnp.square(inverse.shift))
+        return node._replace(mu=transposed(inverse, node.mu), nu=transposed(squared, node.nu))
+
+    return jax.tree.map(transform, state, is_leaf=lambda node: _has_moments_of(node, theta))
+
+
+def _has_moments_of(node: Any, theta: Vector) -> bool:
+    return isinstance(node, optax.ScaleByAdamState) and eqx.is_array(node.mu) and node.mu.shape == theta.shape
 
 
 def annealed(learning_rate: float | Array, fraction_done: float | Array, anneal: bool) -> float | Array:

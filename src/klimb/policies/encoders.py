@@ -8,7 +8,7 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from klimb.errors import UnsupportedSpace
-from klimb.policies.normalizer import Normalizer
+from klimb.policies.normalizer import Normalizer, Rescaling
 from klimb.policies.observations import ObservationSpec
 
 
@@ -41,12 +41,15 @@ class Encoder(eqx.Module):
     def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "... F"]:
         return self.features(self.inputs(obs))
 
-    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Encoder:
-        """The same encoder with its running statistics, if it has any, updated by a batch.
+    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[Encoder, Rescaling | None]:
+        """The same encoder with its running statistics updated by a batch, and how its features were rescaled by that.
+
+        The layers behind absorb the rescaling, so that policy and critic stay the same functions. An encoder whose own
+        first layer absorbs it returns a rescaling of 1 and 0; one without statistics returns None.
 
         obs: rows. weight: of every row, ≥ 0; rows of weight 0 are left out.
         """
-        return self
+        return self, None
 
 
 class FlatEncoder(Encoder):
@@ -78,6 +81,7 @@ class FlatEncoder(Encoder):
     def features(self, inputs: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
         return inputs
 
-    def observe(self, obs: Float[Array, "B F"], weight: Float[Array, " B"]) -> FlatEncoder:
+    def observe(self, obs: Float[Array, "B F"], weight: Float[Array, " B"]) -> tuple[FlatEncoder, Rescaling]:
         """The same encoder with obs in its statistics; rows of weight 0 are left out."""
-        return FlatEncoder(self.normalizer.update(obs, weight))
+        new = self.normalizer.update(obs, weight)
+        return FlatEncoder(new), self.normalizer.rescaling(new)

@@ -16,7 +16,7 @@ from klimb.fields import STRICT, Name, Width
 from klimb.policies.action_spec import ActionSpec, GaussianStyle
 from klimb.policies.distributions import Distribution
 from klimb.policies.encoders import Encoder, FlatEncoder
-from klimb.policies.normalizer import Normalizer
+from klimb.policies.normalizer import VARIANCE_FLOOR, Normalizer, Rescaling
 from klimb.policies.observations import BoxObservations, ObservationSpec
 
 Activation = Literal["tanh", "relu", "silu", "gelu"]
@@ -76,6 +76,17 @@ class MLP(eqx.Module):
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = activate(x @ weight + bias)
         return x @ self.weights[-1] + self.biases[-1]
+
+    def absorb(self, rescaling: Rescaling) -> MLP:
+        """The layers that compute from the new features what these compute from the old ones.
+
+        W' = diag(scale) W and b' = b + shift W in the first layer.
+
+        rescaling: of the features, `[fan_in]`.
+        """
+        weight, bias = self.weights[0], self.biases[0]
+        first = (rescaling.scale[:, None] * weight, bias + rescaling.shift @ weight)
+        return eqx.tree_at(lambda mlp: (mlp.weights[0], mlp.biases[0]), self, first)
 
 
 def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fan_in fan_out"]:
@@ -157,12 +168,23 @@ class NetworkPolicy(eqx.Module):
     def __call__(self, obs: Float[Array, "..."]) -> Distribution:
         return self.actions.distribution(self.network(self.encoder(obs)), self.log_std, self.style)
 
-    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> NetworkPolicy:
-        """The same policy with its encoder's statistics updated by a batch.
+    def observe(
+        self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]
+    ) -> tuple[NetworkPolicy, Rescaling | None]:
+        """The same function with its encoder's statistics updated by a batch: see `Observing.observe`.
 
         obs: rows. weight: of every row; rows of weight 0 are left out.
         """
-        return eqx.tree_at(lambda policy: policy.encoder, self, self.encoder.observe(obs, weight))
+        encoder, rescaling = self.encoder.observe(obs, weight)
+        policy = self if rescaling is None else self.absorb(rescaling)
+        return eqx.tree_at(lambda p: p.encoder, policy, encoder), rescaling
+
+    def absorb(self, rescaling: Rescaling) -> NetworkPolicy:
+        """The policy whose dense layers read features that were rescaled.
+
+        rescaling: of the features.
+        """
+        return eqx.tree_at(lambda policy: policy.network, self, self.network.absorb(rescaling))
 
 
 class Critic(eqx.Module):
@@ -200,21 +222,35 @@ class Critic(eqx.Module):
         self.target = Normalizer.identity(())
 
     def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.scaled(self.encoder.inputs(obs)) * self.target.scale + self.target.mean
+        return self.scaled(self.encoder.inputs(obs)) * self.target_scale + self.target.mean
+
+    @property
+    def target_scale(self) -> Float[Array, ""]:
+        """Standard deviation of the value targets, at least √VARIANCE_FLOOR, in units of reward."""
+        return jnp.sqrt(jnp.maximum(self.target.variance, VARIANCE_FLOOR))
 
     def scaled(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The value in units of the targets: before it is multiplied by `target.scale` and shifted.
+        """The value in units of the targets: before it is multiplied by `target_scale` and shifted.
 
         inputs: returned by `encoder.inputs`.
         """
         return self.network(self.encoder.features(inputs))[..., 0]
 
-    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Critic:
-        """The same critic with its encoder's statistics updated by a batch.
+    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[Critic, Rescaling | None]:
+        """The same function with its encoder's statistics updated by a batch: see `Observing.observe`.
 
         obs: rows. weight: of every row; rows of weight 0 are left out.
         """
-        return eqx.tree_at(lambda critic: critic.encoder, self, self.encoder.observe(obs, weight))
+        encoder, rescaling = self.encoder.observe(obs, weight)
+        critic = self if rescaling is None else self.absorb(rescaling)
+        return eqx.tree_at(lambda c: c.encoder, critic, encoder), rescaling
+
+    def absorb(self, rescaling: Rescaling) -> Critic:
+        """The critic whose dense layers read features that were rescaled.
+
+        rescaling: of the features.
+        """
+        return eqx.tree_at(lambda critic: critic.network, self, self.network.absorb(rescaling))
 
 
 class FunctionEncoder(Encoder):

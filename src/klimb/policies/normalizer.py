@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 VARIANCE_FLOOR = 1e-8
-"""Minimum variance: dividing a constant coordinate by a smaller one would amplify rounding noise."""
+"""A coordinate of smaller variance counts as constant: dividing by its deviation would amplify rounding noise."""
+
+
+class Rescaling(NamedTuple):
+    """How features before an update of the statistics follow from the features after it: old = scale · new + shift.
+
+    Layers that read the features compute the same as before when they absorb it (`MLP.absorb`).
+    """
+
+    scale: Float[Array, " *F"]
+    shift: Float[Array, " *F"]
+
+    def inverse(self) -> Rescaling:
+        """How the new features follow from the old ones."""
+        return Rescaling(1 / self.scale, -self.shift / self.scale)
 
 
 class Normalizer(eqx.Module):
     """(x − mean) / std, clipped to ±`clip`. The statistics are data, not trainable parameters.
 
     They are frozen while a batch is collected and learned from, so that the ratio π_θ/π_old on a batch is 1 at the
-    old parameters. `update` makes the statistics of the next iteration.
+    old parameters. `update` makes the statistics of the next iteration, and `rescaling` says what has to be done to the
+    network behind for it to compute the same function. A coordinate that has not varied yet is centred only.
     """
 
     mean: Float[Array, " *obs"]
@@ -35,8 +52,23 @@ class Normalizer(eqx.Module):
 
     @property
     def scale(self) -> Float[Array, " *obs"]:
-        """The standard deviation, at least √VARIANCE_FLOOR."""
-        return jnp.sqrt(jnp.maximum(self.variance, VARIANCE_FLOOR))
+        """The standard deviation; 1 for a coordinate that is constant so far.
+
+        The smallest deviation instead would make the first value that differs a number of many thousands.
+        """
+        return jnp.where(self.variance > VARIANCE_FLOOR, jnp.sqrt(self.variance), 1)
+
+    def rescaling(self, new: Normalizer) -> Rescaling:
+        """From what `new` returns for an observation to what this normaliser returns, where neither clips.
+
+        Nothing changes where no observation has been counted yet: a fresh network is meant for scaled observations.
+
+        new: the statistics after an update.
+        """
+        fresh = self.count == 0
+        return Rescaling(
+            jnp.where(fresh, 1, new.scale / self.scale), jnp.where(fresh, 0, (new.mean - self.mean) / self.scale)
+        )
 
     def update(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Normalizer:
         """Merge a batch (Chan et al. 1979, parallel variance). A batch whose variance overflows is left out.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from klimb.policies.distributions import Distribution
+from klimb.policies.normalizer import Rescaling
 
 
 @runtime_checkable
@@ -30,20 +33,44 @@ class Policy(Protocol):
 class Observing(Protocol):
     """A policy or critic that keeps running statistics of its observations."""
 
-    def observe(self, obs: Array, weight: Array) -> Any:
-        """The same policy or critic with its statistics updated by a batch.
+    def observe(self, obs: Array, weight: Array) -> tuple[Any, Rescaling | None]:
+        """The same function with its statistics updated by a batch, and how its features were rescaled by that.
+
+        The rescaling has been absorbed already, except by a network that had no statistics before. It is None if no
+        statistics are kept.
 
         obs: `[B, *obs]`. weight: `[B]`; rows of weight 0 are left out.
         """
         ...
 
+    def absorb(self, rescaling: Rescaling) -> Any:
+        """The network whose layers read features that were rescaled: a linear map of its parameters.
 
-def observe(network: Any, obs: Array, weight: Array) -> Any:
+        rescaling: of the features.
+        """
+        ...
+
+
+def observe(network: Any, obs: Array, weight: Array) -> tuple[Any, Rescaling | None]:
     """The same policy or critic with its statistics, if it keeps any, updated by a batch of observations.
 
+    The function does not change, except where observations are clipped and where there were no statistics before.
+
     network: a policy or critic. obs: `[B, *obs]`. weight: `[B]`; rows of weight 0 are left out.
+
+    Returns the network, and the rescaling of its features that its layers have absorbed; None without statistics.
     """
-    return network.observe(obs, weight) if isinstance(network, Observing) else network
+    return network.observe(obs, weight) if isinstance(network, Observing) else (network, None)
+
+
+def keeps_statistics(network: Any, obs: jax.ShapeDtypeStruct) -> bool:
+    """Whether `observe` changes anything.
+
+    network: a policy or critic, or its shapes. obs: shape and dtype of one observation.
+    """
+    rows = jax.ShapeDtypeStruct((1, *obs.shape), obs.dtype)
+    weight = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return eqx.filter_eval_shape(observe, network, rows, weight)[1] is not None
 
 
 def action_distribution(policy: Policy, obs: Array, *, axes: int = 1) -> Distribution:

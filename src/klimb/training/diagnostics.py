@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from klimb.collect.episodes import EpisodeSummary
 from klimb.estimate.certificate import certificate
 from klimb.estimate.improvement import MeanResidual, mean_residual, realised_improvement
 from klimb.estimate.values import explained_variance, values
 from klimb.improve.critic_fit import CriticInfo
+from klimb.improve.divergences import kl_divergence
 from klimb.policies.networks import Critic
+from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 
 Metrics = dict[str, Array]
@@ -59,6 +61,19 @@ class Diagnostics:
             now = mean_residual(batch.trajectory.rollout, value, next_value, gamma=self.gamma)
             metrics |= {**certificate(info, data, self.gamma), **realised_improvement(now, state.previous)}
         return metrics
+
+    def normalizer_move(self, improved: PyTree, acting: PyTree, batch: Batch) -> Metrics:
+        """What the update of the observation statistics changed: the KL between the policies before and after it.
+
+        0 to rounding, except for observations that were clipped.
+
+        improved: after the step. acting: after the update; it acts next. batch: the newest rows.
+        """
+        if not self.certificate:
+            return {}
+        batch = batch.blank_padding()
+        before, after = (action_distribution(policy, batch.obs) for policy in (improved, acting))
+        return {"kl_normalizer": batch.mean(kl_divergence(before, after))}
 
     def remember(self, state: TrainState, critic: Critic, rollout: Rollout) -> MeanResidual:
         """What the next iteration's realised improvement is measured against.

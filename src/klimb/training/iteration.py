@@ -24,7 +24,7 @@ from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
 from klimb.training.devices import run_concurrently
 from klimb.training.diagnostics import Diagnostics, Metrics
-from klimb.training.normalizers import NormalizerUpdates
+from klimb.training.normalizers import Learned, NormalizerUpdates
 from klimb.training.replay import Replay
 from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 
@@ -57,20 +57,32 @@ class Iteration:
 
         demonstrations: recorded rows, `[T, M]`, that the rule learns from besides.
         """
+        state, rollout, episodes = self.collect(state)
+        return self.learn(state, rollout, episodes, demonstrations)
+
+    def collect(self, state: TrainState) -> tuple[TrainState, Rollout, EpisodeSummary]:
+        """A rollout of the current policy on a compiled environment: (state, rollout, the episodes that ended in it).
+
+        state: before the iteration.
+        """
         assert self.collector is not None
         key, key_collect = jax.random.split(state.key)
         policy = eqx.combine(state.policy, self.policy_static)
         collector_state, rollout, episodes = self.collector.collect(key_collect, policy, state.collector_state)
-        state = eqx.tree_at(lambda s: (s.key, s.collector_state), state, (key, collector_state))
-        return self.learn(state, rollout, episodes, demonstrations)
+        return eqx.tree_at(lambda s: (s.key, s.collector_state), state, (key, collector_state)), rollout, episodes
 
     def learn(
-        self, state: TrainState, rollout: Rollout, episodes: EpisodeSummary, demonstrations: Rollout | None = None
+        self,
+        state: TrainState,
+        rollout: Rollout,
+        episodes: EpisodeSummary,
+        demonstrations: Rollout | None = None,
+        behaviour: PyTree | None = None,
     ) -> tuple[TrainState, Metrics]:
-        """estimate → improve and fit → update the normalisers, from a rollout of the current policy.
+        """estimate → improve and fit → update the normalisers, from a rollout.
 
-        state: before the iteration. rollout: `[T, N]`, of its policy. episodes: those that ended in it.
-        demonstrations: as in a call.
+        state: before the iteration. rollout: `[T, N]`. episodes: those that ended in it. demonstrations: as in a call.
+        behaviour: the arrays of the policy that collected the rollout; None if it is the current one.
         """
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
@@ -79,31 +91,69 @@ class Iteration:
         fraction_done = state.iteration / self.num_iterations
 
         batch = self.estimator.batch(rollout, value, next_value, fraction_done=fraction_done)
-        history, data = self.replay.training_batch(state, critic, batch, demonstrations)
+        history, data = self.replay.training_batch(state, critic, batch, demonstrations, behaviour)
         (improved, rule_state, info), (fitted, critic_state, fit) = run_concurrently(
             lambda: self.improve(key_step, policy, state, data),
             lambda: self.fit(key_fit, critic, state, batch),
             self.role_axis,
         )
-        new_policy = eqx.combine(improved, self.policy_static)
-        new_critic = eqx.combine(fitted, self.critic_static)
-        metrics = self.diagnostics.measure(state, batch, data, value, next_value, info, fit, episodes)
-        new_policy, new_critic = self.normalizers.update(new_policy, new_critic, batch)
+        improved = eqx.combine(improved, self.policy_static)
+        learned = Learned(improved, eqx.combine(fitted, self.critic_static), rule_state, critic_state)
+        learned = self.normalizers.update(learned, batch.obs, batch.weight)
+        metrics = {
+            **self.diagnostics.measure(state, batch, data, value, next_value, info, fit, episodes),
+            **self.diagnostics.normalizer_move(improved, learned.policy, batch),
+        }
 
         state = TrainState(
-            policy=eqx.filter(new_policy, eqx.is_array),
-            critic=eqx.filter(new_critic, eqx.is_array),
-            rule_state=rule_state,
-            critic_state=critic_state,
+            policy=eqx.filter(learned.policy, eqx.is_array),
+            critic=eqx.filter(learned.critic, eqx.is_array),
+            rule_state=learned.rule_state,
+            critic_state=learned.critic_state,
             collector_state=state.collector_state,
             history=history,
-            previous=self.diagnostics.remember(state, new_critic, rollout),
+            previous=self.diagnostics.remember(state, learned.critic, rollout),
             iteration=state.iteration + 1,
-            env_steps=state.env_steps
-            + traits_of(self.rule).env_steps_per_row * jnp.sum(rollout.valid, dtype=jnp.uint32),
+            env_steps=self._env_steps_after(state, rollout),
             key=key,
         )
         return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
+
+    def is_unprepared(self, state: TrainState) -> Array:
+        """Whether the state is to go through `prepare` with a rollout before the first iteration, `[]`.
+
+        state: any.
+        """
+        return jnp.bool_(self.normalizers.start_with_rollout) & (state.iteration == 0) & (state.env_steps == 0)
+
+    def prepare(self, state: TrainState, rollout: Rollout) -> TrainState:
+        """The state before the first iteration with the normalisers' first statistics.
+
+        state: of fresh networks. rollout: `[T, N]`, of its policy; nothing else is learned from it.
+        """
+        learned = Learned(
+            eqx.combine(state.policy, self.policy_static),
+            eqx.combine(state.critic, self.critic_static),
+            state.rule_state,
+            state.critic_state,
+        )
+        obs = rollout.obs.reshape(-1, *rollout.obs.shape[2:])
+        learned = self.normalizers.update(learned, obs, rollout.valid.reshape(-1).astype(rollout.reward.dtype))
+        return eqx.tree_at(
+            lambda s: (s.policy, s.critic, s.rule_state, s.critic_state, s.env_steps),
+            state,
+            (
+                eqx.filter(learned.policy, eqx.is_array),
+                eqx.filter(learned.critic, eqx.is_array),
+                learned.rule_state,
+                learned.critic_state,
+                self._env_steps_after(state, rollout),
+            ),
+        )
+
+    def _env_steps_after(self, state: TrainState, rollout: Rollout) -> Array:
+        """Environment steps so far, with those of a rollout."""
+        return state.env_steps + traits_of(self.rule).env_steps_per_row * jnp.sum(rollout.valid, dtype=jnp.uint32)
 
     def improve(
         self, key: PRNGKeyArray, policy: PyTree, state: TrainState, batch: Batch

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
+from klimb.improve.optimizer import moments_after
 from klimb.policies.networks import Critic
 from klimb.policies.policy import observe
-from klimb.types import Batch
+
+
+class Learned(NamedTuple):
+    """Policy and critic, each with the state of what improves it: optimiser moments and multipliers."""
+
+    policy: PyTree
+    critic: Critic
+    rule_state: PyTree
+    critic_state: PyTree
 
 
 @dataclass(frozen=True)
 class NormalizerUpdates:
     """Takes a batch into the statistics, after the step that was computed with the old ones.
 
-    policy: whether the policy's statistics are updated. Those of a policy that was cloned or trained before are not:
-    new ones would move it outside the trust region. critic: whether the critic's are.
+    Policy and critic stay the same functions, except for observations that are clipped: their first layers absorb what
+    the new statistics change. The moments of their optimisers follow.
+
+    policy: whether the policy's statistics are updated; those of a policy that was cloned or trained before are not.
+    critic: whether the critic's are. start_with_rollout: whether they are first computed from a rollout before the
+    first iteration, from which nothing else is learned. Fresh networks are meant for scaled observations: their first
+    statistics are not absorbed.
     """
 
     policy: bool
     critic: bool
+    start_with_rollout: bool
 
-    def update(self, policy: PyTree, critic: Critic, batch: Batch) -> tuple[PyTree, Critic]:
-        """(policy, critic) with the observations of a batch; rows of weight 0 are left out."""
-        if self.critic:
-            critic = observe(critic, batch.obs, batch.weight)
+    def update(self, learned: Learned, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Learned:
+        """The same functions, and the states of their optimisers, with a batch in the statistics.
+
+        learned: after the step and the fit. obs: rows. weight: of every row; rows of weight 0 are left out.
+        """
+        policy, critic, rule_state, critic_state = learned
         if self.policy:
-            policy = observe(policy, batch.obs, batch.weight)
-        return policy, critic
+            policy, rescaling = observe(policy, obs, weight)
+            rule_state = moments_after(rescaling, policy, rule_state)
+        if self.critic:
+            critic, rescaling = observe(critic, obs, weight)
+            critic_state = moments_after(rescaling, critic, critic_state)
+        return Learned(policy, critic, rule_state, critic_state)

@@ -22,7 +22,7 @@ from klimb.errors import ConfigError
 from klimb.estimate.estimator import Estimator
 from klimb.improve.critic_fit import CriticFit
 from klimb.improve.rule import Rule, Setting, bind, is_offline, traits_of, with_values
-from klimb.policies.policy import action_distribution, observe
+from klimb.policies.policy import action_distribution, keeps_statistics, observe
 from klimb.runs.config import RunConfig
 from klimb.training.copies import Copies
 from klimb.training.devices import available, cores
@@ -154,16 +154,23 @@ class Program:
             estimator=estimator,
             replay=Replay(traits.history, traits.keeps_policies, self.policy_static, estimator),
             critic_fit=options.part(CriticFit),
-            normalizers=NormalizerUpdates(
-                # A policy that was trained before keeps its statistics: new ones would move it.
-                policy=options.normalize_observations and options.init_from is None and not traits.owns_normalizer,
-                critic=options.normalize_observations,
-            ),
+            normalizers=self._normalizers(),
             diagnostics=Diagnostics(options.certificate, options.gamma),
             num_iterations=self.config.num_iterations,
             warmup=options.warmup,
             role_axis=self._copies.layout.role_axis,
         )
+
+    def _normalizers(self) -> NormalizerUpdates:
+        options, traits, observations = self._options, traits_of(self._bound), self._environment.observations
+        obs = jax.ShapeDtypeStruct(observations.shape, observations.dtype)
+        # A policy that was trained before keeps its statistics: what it clips is part of what it has learned.
+        policy = options.normalize_observations and options.init_from is None and not traits.owns_normalizer
+        critic = options.normalize_observations
+        kept = (policy and keeps_statistics(self._networks.template, obs)) or (
+            critic and keeps_statistics(self._networks.critic_template, obs)
+        )
+        return NormalizerUpdates(policy, critic, start_with_rollout=kept and not traits.owns_normalizer)
 
     def _iteration_under(self, values: dict[str, Any]) -> Iteration:
         """One copy's iteration, under its own values of what is varied."""
@@ -211,7 +218,7 @@ class Program:
         if is_offline(self.config.rule) and learns_scale:
             assert self._demonstrations is not None
             rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._demonstrations)
-            policy = observe(policy, rows.obs, rows.valid.astype(rows.reward.dtype))
+            policy, _ = observe(policy, rows.obs, rows.valid.astype(rows.reward.dtype))
         rollout = None if traits_of(self._bound).history == 1 else self.source.rollout_shapes(policy)
         return self._iteration_under(values).init(key, policy, critic, rollout)
 

@@ -34,18 +34,24 @@ class Replay:
         return History.empty(self.length, rollout, policy, keeps_policies=self.keeps_policies)
 
     def training_batch(
-        self, state: TrainState, critic: Critic, batch: Batch, demonstrations: Rollout | None
+        self,
+        state: TrainState,
+        critic: Critic,
+        batch: Batch,
+        demonstrations: Rollout | None,
+        behaviour: PyTree | None = None,
     ) -> tuple[History | tuple[()], Batch]:
         """(history, what the rule learns from). Values and advantages of old rollouts are the present critic's.
 
         state: before the step. critic: the one that it holds. batch: the newest rows.
-        demonstrations: rows to add, `[T, M]`, or None.
+        demonstrations: rows to add, `[T, M]`, or None. behaviour: the arrays of the policy that collected the newest
+        rows; None if it is the state's.
         """
         assert batch.trajectory is not None
         rollout = batch.trajectory.rollout
         history, rollouts, mixture = state.history, [rollout], None
         if self.length > 1:
-            history = history.push(rollout, state.policy, self.policy_static)
+            history = history.push(rollout, state.policy if behaviour is None else behaviour, self.policy_static)
             rollouts, mixture = [history.merged()], history.mixture()
         if demonstrations is not None:
             rollouts.append(demonstrations)

@@ -110,7 +110,9 @@ class CompiledSource(Source):
         if learner.keeps_inputs:
             self._before = jax.tree.map(jnp.copy, state)
         state, log = self._run(state, learner.copies.values, iterations, learner.demonstrations)
-        return state, {name: np.asarray(values)[:, :iterations].swapaxes(0, 1) for name, values in log.items()}
+        # Row 0 is that of the rollout before the first iteration.
+        rows = slice(1, iterations + 1)
+        return state, {name: np.asarray(values)[:, rows].swapaxes(0, 1) for name, values in log.items()}
 
     def trace(self, state: TrainState) -> None:
         self.metric_shapes(state)
@@ -123,6 +125,8 @@ class CompiledSource(Source):
         learner = self._learner
         iteration = replace(learner.iteration(learner.copies.values_of(copy)), role_axis=None)
         state = jax.tree.map(lambda x: x[copy], self._before)
+        if iteration.is_unprepared(state):
+            state = jax.jit(lambda state: iteration.prepare(*iteration.collect(state)[:2]))(state)
         return explain_first_nan(lambda state: iteration(state, learner.demonstrations), state)
 
     def rollout_shapes(self, policy: PyTree) -> Rollout:
@@ -139,14 +143,27 @@ class CompiledSource(Source):
         def one_copy(state: TrainState, values: dict[str, Array]) -> tuple[TrainState, Metrics]:
             iteration = self._learner.iteration(values)
             shapes = jax.eval_shape(iteration, state, demonstrations)[1]
-            log = jax.tree.map(lambda x: jnp.zeros((MAX_ITERATIONS_PER_CALL, *x.shape), x.dtype), shapes)
+            log = jax.tree.map(lambda x: jnp.zeros((1 + MAX_ITERATIONS_PER_CALL, *x.shape), x.dtype), shapes)
+
+            def turn(i: Array, state: TrainState) -> tuple[TrainState, Metrics]:
+                if not iteration.normalizers.start_with_rollout:
+                    return iteration(state, demonstrations)
+                # One more turn of the same loop instead of a loop of its own: collecting is compiled once.
+                state, rollout, episodes = iteration.collect(state)
+                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+                return jax.lax.cond(
+                    i == 0,
+                    lambda: (iteration.prepare(state, rollout), nothing),
+                    lambda: iteration.learn(state, rollout, episodes, demonstrations),
+                )
 
             def body(i: Array, carry: tuple) -> tuple:
                 state, log = carry
-                state, metrics = iteration(state, demonstrations)
+                state, metrics = turn(i, state)
                 return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
 
-            return jax.lax.fori_loop(0, iterations, body, (state, log))
+            first = jnp.where(iteration.is_unprepared(state), 0, 1)
+            return jax.lax.fori_loop(first, 1 + iterations, body, (state, log))
 
         return self._learner.copies.over_copies(one_copy)(state, values)
 
@@ -175,10 +192,14 @@ class HostSource(Source):
         keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(copies.keys(), number))
         self._rollouts = RolloutPipeline(self._collector, keys, overlap=options.overlap)
         self._run = copies.layout.compile(self._learn, by_seed=(True, True, True, True, True, False))
+        self._prepare = copies.layout.compile(self._prepare_copies, by_seed=(True, True, True))
+        self._may_be_unprepared = False
         self._before: tuple[TrainState | None, HostRollout, PyTree | None, EpisodeSummary] | None = None
 
     def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, Records]:
         learner = self._learner
+        if self._may_be_unprepared:
+            state = self._prepared(state)
         before = jax.tree.map(jnp.copy, state) if learner.keeps_inputs else None
         rollout, behaviour, episodes = self._rollouts.next(state.policy)
         self._before = None if before is None else (before, rollout, behaviour, episodes)
@@ -206,7 +227,7 @@ class HostSource(Source):
 
         def learn(state: TrainState) -> PyTree:
             rows = complete(learner.policy_static, state.policy if behaviour is None else behaviour, rollout)
-            return iteration.learn(state, rows, episodes, learner.demonstrations)
+            return iteration.learn(state, rows, episodes, learner.demonstrations, behaviour)
 
         return explain_first_nan(learn, state)
 
@@ -214,6 +235,7 @@ class HostSource(Source):
         return self._collector.rollout_shapes(policy)
 
     def start(self, iteration: int, seed: int, host_states: dict[str, Any] | None) -> None:
+        self._may_be_unprepared = iteration == 0
         self._rollouts.start(iteration, seed, host_states)
 
     def capture(self) -> dict[str, Any] | None:
@@ -236,10 +258,25 @@ class HostSource(Source):
         ) -> tuple[TrainState, PackedMetrics]:
             acted = state.policy if behaviour is None else behaviour
             rows = complete(self._learner.policy_static, acted, rollout)
-            state, metrics = self._learner.iteration(values).learn(state, rows, episodes, demonstrations)
+            state, metrics = self._learner.iteration(values).learn(state, rows, episodes, demonstrations, behaviour)
             return state, PackedMetrics.of(metrics)
 
         return self._learner.copies.over_copies(one_copy)(state, values, behaviour, rollout, episodes)
+
+    def _prepared(self, state: TrainState) -> TrainState:
+        """The state before the first iteration, with the normalisers' first statistics from a rollout of its policy."""
+        self._may_be_unprepared = False
+        values = self._learner.copies.values
+        if not self._learner.iteration(self._learner.copies.values_of(0)).is_unprepared(state).all():
+            return state
+        return self._prepare(state, values, self._rollouts.first(state.policy))
+
+    def _prepare_copies(self, state: TrainState, values: dict[str, Array], rollout: HostRollout) -> TrainState:
+        def one_copy(state: TrainState, values: Any, rollout: HostRollout) -> TrainState:
+            rows = complete(self._learner.policy_static, state.policy, rollout)
+            return self._learner.iteration(values).prepare(state, rows)
+
+        return self._learner.copies.over_copies(one_copy)(state, values, rollout)
 
 
 class DemonstrationSource(Source):

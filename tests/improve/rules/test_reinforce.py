@@ -46,6 +46,18 @@ def test_adam_takes_the_same_gradient_through_its_first_step(exact):
     np.testing.assert_allclose(new.logits - policy.logits, 0.1 * g / (np.abs(g) + 1e-5), rtol=0, atol=1e-10)
 
 
+def test_on_data_of_another_policy_rows_are_weighted_by_the_ratio(exact):
+    """As with rollouts collected during the last update: E_β[ρ Â ∇log π] is E_π[Â ∇log π] in the states of the data."""
+    policy, batch, gradient = exact
+    behaviour = jax.nn.softmax(jax.random.normal(jax.random.key(5), (S, A)))
+    states = jnp.asarray(batch.weight).reshape(S, A).sum(axis=1, keepdims=True)
+    old = eqx.tree_at(
+        lambda b: (b.log_prob, b.weight), batch, (jnp.log(behaviour).reshape(-1), (states * behaviour).reshape(-1))
+    )
+    new, _, _ = take(Reinforce(learning_rate=1.0, optimizer="sgd"), policy, old)
+    np.testing.assert_allclose(new.logits - policy.logits, (1 - GAMMA) * gradient, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 10.0])
 def test_max_grad_norm_limits_the_norm_of_the_whole_gradient(exact, max_grad_norm):
     """A limit on the norm shortens the step and keeps its direction, which a limit on elements does not."""

@@ -224,7 +224,7 @@ class VectorCollector:
         layers = [x for pair in zip(network.weights, network.biases, strict=True) for x in pair]
         log_std = [] if own.log_std is None else [own.log_std]
         # In NumPy, as `Normalizer.scale` has it.
-        scale = np.sqrt(np.maximum(normalizer.variance, VARIANCE_FLOOR))
+        scale = np.where(normalizer.variance > VARIANCE_FLOOR, np.sqrt(normalizer.variance), 1)
         arrays = [normalizer.mean, scale, *layers, *log_std]
         return np.concatenate([np.reshape(x, (len(x), -1)) for x in arrays], axis=1).astype(np.float32)
 

@@ -46,6 +46,16 @@ class RolloutPipeline:
         """The environments' states as plain data; None where they can't be saved or a rollout is under way."""
         return None if self.collector.under_way else self.collector.capture()
 
+    def first(self, policy: PyTree) -> HostRollout:
+        """The rollout before the first iteration; none is begun beside it.
+
+        policy: as for `next`.
+        """
+        self._number -= 1
+        self._begin(policy)
+        self._behaviour = None
+        return self.collector.finish()[0]
+
     def next(self, policy: PyTree) -> tuple[HostRollout, PyTree | None, EpisodeSummary]:
         """A rollout, the policy that collected it (None if it is `policy`), and the episodes that ended in it.
 

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from klimb.fields import STRICT, NonNegative, Positive
 from klimb.improve.acceptance import accept_or_reject
-from klimb.improve.objectives import log_likelihood
+from klimb.improve.objectives import log_ratio
 from klimb.improve.optimizer import Optimizer, OptimizerKind, annealed
 from klimb.improve.rule import Traits
 from klimb.policies.parameters import flatten
@@ -20,7 +20,10 @@ from klimb.types import Batch, Metric, UpdateInfo
 
 @dataclass(frozen=True, config=STRICT)
 class Reinforce:
-    """The plain policy gradient (Williams 1992): θ ← θ + α mean ∇log π_θ(a|s) Â, one step per batch.
+    """The plain policy gradient (Williams 1992): θ ← θ + α mean ρ ∇log π_θ(a|s) Â, one step per batch.
+
+    ρ = π_θ(a|s)/π_β(a|s) is 1 on the policy's own data; where rollouts are collected during the update (`overlap`),
+    π_β is the policy before it.
 
     The option `advantage` of `klimb.train` chooses Â: total return, reward-to-go, with a baseline, GAE or n-step. The
     factor γᵗ of the exact gradient is dropped unless the option `discount_states` is set.
@@ -73,7 +76,9 @@ class Reinforce:
         return Optimizer.make(self.optimizer, self.max_grad_norm)
 
     def _objective(self, policy: PyTree, batch: Batch) -> Float[Array, ""]:
-        objective = log_likelihood(policy, batch)
+        distribution = action_distribution(policy, batch.obs)
+        ratio = jax.lax.stop_gradient(jnp.exp(log_ratio(distribution, batch)))
+        objective = batch.mean(ratio * distribution.log_prob(batch.action) * batch.advantage)
         if self.ent_coef == 0:
             return objective
-        return objective + self.ent_coef * batch.mean(action_distribution(policy, batch.obs).entropy())
+        return objective + self.ent_coef * batch.mean(distribution.entropy())

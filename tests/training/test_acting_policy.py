@@ -1,0 +1,162 @@
+"""The trust region holds for the policies that act: what a step reports is how far apart two rollouts' policies are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, PyTree
+
+import klimb
+from klimb import (
+    PPO,
+    TRPO,
+    DualDescent,
+    GuidedPolicySearch,
+    KLPenalty,
+    NaturalGradient,
+    OffPolicyGradient,
+    Reinforce,
+)
+from klimb.improve.divergences import kl_divergence
+from klimb.improve.rule import Rule, traits_of
+
+SMALL = dict(num_envs=4, num_steps=64, env_steps=4 * 64 * 8, hidden=(8,), critic_epochs=2, critic_num_minibatches=2)
+
+
+class Before(NamedTuple):
+    """What is remembered of the last step: the policy that acted, and what it saw."""
+
+    policy: PyTree
+    obs: Array
+    weight: Array
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A rule that lets another one decide, and reports how far apart the policies of two consecutive rollouts are."""
+
+    rule: Rule
+    rows: int
+    obs: tuple[int, ...]
+
+    @property
+    def traits(self):
+        return traits_of(self.rule)
+
+    def bind(self, environment, setting):
+        return Watched(self.rule.bind(environment, setting), self.rows, self.obs)
+
+    def init(self, policy):
+        before = Before(eqx.filter(policy, eqx.is_array), jnp.zeros((self.rows, *self.obs)), jnp.zeros(self.rows))
+        return self.rule.init(policy), before
+
+    def step(self, key, policy, state, batch):
+        inner, before = state
+        arrays, static = eqx.partition(policy, eqx.is_array)
+        acted = klimb.action_distribution(eqx.combine(before.policy, static), before.obs)
+        acts = klimb.action_distribution(policy, before.obs)
+        total = jnp.maximum(jnp.sum(before.weight), 1)
+        moved = {
+            name: jnp.sum(jnp.where(before.weight > 0, before.weight * kl, 0)) / total
+            for name, kl in (
+                ("acting_old_new", kl_divergence(acted, acts)),
+                ("acting_new_old", kl_divergence(acts, acted)),
+            )
+        }
+        new, inner, info = self.rule.step(key, policy, inner, batch)
+        return new, (inner, Before(arrays, batch.obs, batch.weight)), info.with_metrics(**moved)
+
+
+def watched_run(env: str, rule: Rule, **options: Any) -> list[dict]:
+    rows = SMALL["num_envs"] * SMALL["num_steps"]
+    watched = Watched(rule, rows, klimb.make(env).observations.shape)
+    return klimb.train(env, watched, **{**SMALL, **options}).history
+
+
+RULES = {
+    "trpo": TRPO(),
+    "natural_gradient": NaturalGradient(),
+    "ppo": PPO(learning_rate=3e-3, epochs=2),
+    "reinforce": Reinforce(),
+    "off_policy_gradient": OffPolicyGradient(),
+    "kl_penalty": KLPenalty(learning_rate=3e-3),
+    "dual_descent": DualDescent(learning_rate=3e-3),
+    "mirror_descent": GuidedPolicySearch(method="mirror_descent"),
+}
+ENVIRONMENTS = [
+    "jax:CartPole-v1",
+    "jax:Pendulum-v1",
+    "jax:Acrobot-v1",
+    "jax:MountainCarContinuous-v0",
+    "jax:CartPoleSwingUp-v0",
+    "jax:PlanarReacher-v0",
+    "jax:LinearQuadratic-v0",
+    "jax:FrozenLake-v1",
+    "gymnasium:CartPole-v1",
+    "gymnasium:Hopper-v5",
+    "gymnasium:HalfCheetah-v5",
+    "gymnasium:Ant-v5",
+    "gymnasium:Reacher-v5",
+]
+QUICK = {("trpo", "jax:Pendulum-v1"), ("ppo", "jax:Pendulum-v1"), ("trpo", "gymnasium:Hopper-v5")}
+CASES = [("trpo", env) for env in ENVIRONMENTS] + [
+    (rule, env) for rule in RULES if rule != "trpo" for env in ("jax:Pendulum-v1", "gymnasium:HalfCheetah-v5")
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "env"), [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
+)
+def test_the_step_reported_is_the_one_between_the_policies_that_act(rule, env):
+    """And an enforced limit holds for them, from the first iteration on. Clipped observations may add `kl_normalizer`."""
+    history = watched_run(env, RULES[rule])
+    limit = traits_of(RULES[rule]).kl
+    assert len(history) >= 3
+    for reported, following in zip(history[:-1], history[1:], strict=True):
+        clipped = reported["kl_normalizer"]
+        # √KL is a distance to second order: what clipping adds, it adds there.
+        most = (np.sqrt(reported["kl_old_new"]) + np.sqrt(max(clipped, 0))) ** 2
+        assert following["acting_old_new"] <= most * 1.001 + 1e-6
+        assert following["acting_old_new"] == pytest.approx(reported["kl_old_new"], rel=0.1, abs=1e-5)
+        if limit.enforced:
+            assert following[f"acting_{limit.direction}"] <= limit.limit * 1.001 + 1e-6 + (
+                most - reported["kl_old_new"]
+            )
+    # The steps are no trifle: what is compared is not rounding.
+    assert max(record["kl_old_new"] for record in history) > 1e-4
+
+
+def test_statistics_come_from_a_rollout_before_the_first_iteration():
+    """Its steps are counted; the first step is taken by a network that sees scaled observations."""
+    rows = 4 * 64
+    history = klimb.train("Pendulum-v1", TRPO(), **SMALL).history
+    assert [record["env_steps"] for record in history] == [rows * (k + 2) for k in range(8)]
+    plain = klimb.train("Pendulum-v1", TRPO(), normalize_observations=False, **SMALL).history
+    assert [record["env_steps"] for record in plain] == [rows * (k + 1) for k in range(8)]
+
+
+@pytest.mark.parametrize("env", ["jax:Pendulum-v1", "gymnasium:Pendulum-v1"])
+def test_the_first_statistics_are_those_of_the_first_policys_observations(env):
+    """Before the first step the network has its fresh weights, and mean and deviation of one rollout."""
+    run = klimb.train(env, klimb.TRPO(max_kl=1e-12), **{**SMALL, "env_steps": 1})
+    normalizer = run.policy.encoder.normalizer
+    assert normalizer.count == 2 * 4 * 64
+    fresh = klimb.NetworkPolicy(3, run.policy.actions, hidden=(8,), key=jax.random.key(0))
+    # The statistics of the second rollout have been absorbed: the same function of the scaled observations.
+    obs = jnp.asarray(np.random.default_rng(0).normal(size=(50, 3)), jnp.float32)
+    mean = np.asarray(run.policy(obs).mean)
+    assert np.abs(mean - np.asarray(fresh(obs).mean)).max() < 0.1
+    assert float(normalizer.scale[2]) > 0.5
+
+
+def test_a_policy_that_was_trained_before_keeps_its_statistics(tmp_path):
+    first = klimb.train("Pendulum-v1", TRPO(), run_dir=tmp_path / "first", **SMALL)
+    again = klimb.train("Pendulum-v1", TRPO(), init_from=str(tmp_path / "first"), **SMALL)
+    assert eqx.tree_equal(again.policy.encoder, first.policy.encoder)
+    assert again.history[0]["kl_normalizer"] == 0
