@@ -58,6 +58,8 @@ from .policies.networks import NetworkPolicy as NetworkPolicy
 from .policies.networks import Critic as Critic
 from .policies.encoders import Encoder as Encoder
 from .policies.encoders import FlatEncoder as FlatEncoder
+from .policies.normalizer import Normalizer as Normalizer
+from .policies.normalizer import Rescaling as Rescaling
 from .policies.action_spec import ActionSpec as ActionSpec
 from .policies.actions import action_spec as action_spec
 from .policies.observations import ObservationSpec as ObservationSpec

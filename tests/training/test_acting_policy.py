@@ -124,7 +124,8 @@ def test_the_step_reported_is_the_one_between_the_policies_that_act(rule, env):
         root = np.sqrt(reported["kl_old_new"])
         clipped = (root + np.sqrt(max(reported["kl_normalizer"], 0))) ** 2 - root**2
         assert following["acting_old_new"] <= reported["kl_old_new"] * 1.001 + clipped + 1e-6
-        assert following["acting_old_new"] == pytest.approx(reported["kl_old_new"], rel=0.1, abs=1e-5)
+        if clipped < 1e-3 * reported["kl_old_new"]:
+            assert following["acting_old_new"] == pytest.approx(reported["kl_old_new"], rel=1e-2, abs=1e-6)
         if limit.enforced:
             assert following[f"acting_{limit.direction}"] <= limit.limit * 1.001 + clipped + 1e-6
     # The steps are no trifle: what is compared is not rounding.
