@@ -150,7 +150,7 @@ class GymnasiumVector(HostVector):
             successor, rewards = self._convert_each(next_obs, reward, faults)
         terminated, truncated = np.array(terminations, bool), np.array(truncations, bool)
         obs, ended = successor, np.flatnonzero(terminated | truncated)
-        if len(ended):
+        if len(ended) or faults:
             obs = successor.copy()
             for copy in map(int, ended):
                 if copy not in faults:
