@@ -116,7 +116,7 @@ class NextStepReset(HostVector):
     def _obs(self) -> np.ndarray:
         return np.stack([np.arange(len(self.time)), self.time], 1).astype(np.float32)
 
-    def reset(self, seed: int) -> np.ndarray:
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
         return self._obs()
 
     def step(self, action: np.ndarray) -> HostStep:

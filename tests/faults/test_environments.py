@@ -22,6 +22,7 @@ from klimb.policies.actions import Discrete
 from klimb.policies.networks import NetworkPolicy
 
 SEEDS, ENVS, STEPS = 2, 4, 12
+ENV_SEEDS = np.arange(SEEDS * ENVS).reshape(SEEDS, ENVS)
 SMALL = {"num_steps": 16, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
 fault = pytest.mark.fault
 
@@ -138,7 +139,7 @@ class Collecting:
         self.collector = VectorCollector(environment, static, one, **shape, workers=workers, restart=True, **options)
 
     def __enter__(self):
-        self.collector.reset(5)
+        self.collector.reset(ENV_SEEDS)
         return self
 
     def __exit__(self, *_):
@@ -300,7 +301,7 @@ def test_a_worker_that_does_not_start(faulty, monkeypatch):
     environment = faulty("nothing")
     monkeypatch.setattr(sys, "path", ["/nonexistent"])
     collecting = Collecting(environment, 2, timeout=10.0)
-    collecting.collector.reset(5)
+    collecting.collector.reset(ENV_SEEDS)
     monkeypatch.undo()
     with pytest.raises(EnvironmentFault, match="No module named"):
         collecting.rollout()
@@ -335,7 +336,7 @@ class Unclosable(CartPoleEnv):
 @fault("environments can't be closed", "a line for each says so, and the training is kept")
 def test_environments_that_cannot_be_closed(caplog):
     vector = GymnasiumVector(Unclosable, 2)
-    vector.reset(0)
+    vector.reset(np.arange(2))
     vector.close()
     assert caplog.text.count("can't be closed: RuntimeError: the viewer is gone") == 2
 

@@ -190,6 +190,7 @@ def test_other_environments_restart(tmp_path):
 @pytest.mark.parametrize("nonsense", [None, [], {}, "x", [[1e300]], [[[2**40] * 9]], 10**400], ids=repr)
 def test_nonsense_about_environments_is_refused(part, nonsense):
     from klimb.collect.host.collector import VectorCollector
+    from klimb.environments.seeds import environment_seeds
     from klimb.policies.actions import Discrete
     from klimb.policies.networks import NetworkPolicy
 
@@ -198,12 +199,13 @@ def test_nonsense_about_environments_is_refused(part, nonsense):
     collector = VectorCollector(
         klimb.make("gymnasium:CartPole-v1"), static, arrays, num_seeds=1, num_envs=2, num_steps=3
     )
-    collector.reset(0)
+    seeds = environment_seeds(0, 0, 2)[None]
+    collector.reset(seeds)
     captured = json.loads(json.dumps(collector.capture()))
-    collector.restore(0, captured)
+    collector.restore(seeds, captured)
     value = {"time": nonsense, "return": nonsense} if part == "tally" else nonsense
     with pytest.raises(klimb.RunError):
-        collector.restore(0, {**captured, part: value})
+        collector.restore(seeds, {**captured, part: value})
     collector.close()
 
 
@@ -213,7 +215,7 @@ def test_states_that_are_none_are_refused(tmp_path):
     from klimb.environments.adapters.gymnasium import GymnasiumVector
 
     vector = GymnasiumVector(lambda: gym.make("CartPole-v1"), 1)
-    vector.reset(0)
+    vector.reset(np.zeros(1, int))
     (state,) = vector.capture()
     state = json.loads(json.dumps(state))
     state["values"] = {"state": "nowhere"}

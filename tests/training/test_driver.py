@@ -84,6 +84,18 @@ def test_seeds_of_one_program_are_the_runs_they_would_be_alone(whole_run):
     np.testing.assert_allclose(alone.history[0]["kl_old_new"], whole_run.history[0]["kl_old_new"][1], rtol=1e-3)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+def test_seeds_of_a_host_training_are_the_runs_they_would_be_alone(workers):
+    """The same episodes, whatever the number of worker processes; the update to rounding."""
+    options = {**SMALL, "env_steps": 256, "workers": workers}
+    together = klimb.train("gymnasium:CartPole-v1", TRPO(), **options, num_seeds=2).history
+    alone = klimb.train("gymnasium:CartPole-v1", TRPO(), **options, seed=1).history
+    for name in ("episodes", "episode_length", "episode_return"):
+        assert [record[name][1] for record in together] == [record[name] for record in alone]
+    assert len(set(together[0]["episode_return"])) == 2
+    np.testing.assert_allclose(alone[0]["kl_old_new"], together[0]["kl_old_new"][1], rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     "advantage",
     [

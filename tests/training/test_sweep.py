@@ -62,6 +62,16 @@ def test_host_environments_are_swept_too():
     assert [run.history[-1]["kl_old_new"] > 0.01 for run in runs] == [False, True]
 
 
+def test_a_combination_on_a_host_environment_is_what_it_would_be_alone():
+    """Copies v·S + s of all values v play the episodes of seed s."""
+    options = {**SMALL, "env_steps": 2 * 128, "workers": 0}
+    run = klimb.sweep("gymnasium:CartPole-v1", TRPO(), {"max_kl": [0.003, 0.03]}, **options)[1]
+    alone = klimb.train("gymnasium:CartPole-v1", run.config.rule, **options)
+    for name in ("episodes", "episode_length", "episode_return"):
+        assert run.history[0][name] == alone.history[0][name]
+    np.testing.assert_allclose(run.history[0]["kl_old_new"], alone.history[0]["kl_old_new"], rtol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("rule", "over", "words"),
     [

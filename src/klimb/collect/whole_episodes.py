@@ -53,7 +53,8 @@ def whole_episodes(
     """The rows of `episodes` whole episodes, one episode after the other: the columns that are kept, `[R, ...]` each.
 
     policy: a callable pytree that fits the environment. keep: from a step to the columns wanted of it.
-    seed: of the environments and of the policy's draws. deterministic: the mode at every step, instead of samples.
+    seed: of the environments and of the policy's draws; a host environment's copies get the numbers of
+    `numpy.random.SeedSequence(seed)` as seeds. deterministic: the mode at every step, instead of samples.
     max_steps: steps after which an episode is taken for one that never ends.
 
     Raises EnvironmentFault when an episode never ends, or the environment fails.
@@ -156,7 +157,7 @@ def _host(
     act = eqx.filter_jit(lambda key, policy, obs: _act(key, policy, obs, deterministic))
     running: list[list[tuple]] = [[] for _ in share]
     finished: list[tuple] = []
-    key, obs = jax.random.key(seed), vector.reset(seed)
+    key, obs = jax.random.key(seed), vector.reset(np.random.SeedSequence(seed).generate_state(len(share)))
     while share.any():
         key, key_act = jax.random.split(key)
         action, log_prob = (np.asarray(x) for x in act(key_act, policy, obs))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import gymnasium.spaces
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec
@@ -43,8 +43,12 @@ class HostVector(abc.ABC):
     """M running copies of one environment."""
 
     @abc.abstractmethod
-    def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
-        """Start a new episode in every copy, with seeds derived from `seed`. Returns the first observations."""
+    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
+        """Start a new episode in every copy. Returns the first observations.
+
+        seeds: one per copy, below 2³². What a copy does may depend on its own seed and its own actions only: a seed of
+        a training is then the run that it would be alone.
+        """
 
     @abc.abstractmethod
     def step(self, action: np.ndarray) -> HostStep:

@@ -15,8 +15,8 @@ from klimb.training.devices import Layout
 class Copies:
     """K = V·S copies: copy v·S + s is seed s under the v-th values.
 
-    first_seed, num_seeds: the seeds. variations: V values of each varied field of the rule; none for one set of
-    values. devices: what the copies are laid over.
+    first_seed, num_seeds: the seeds; `seeds` has that of every copy. variations: V values of each varied field of the
+    rule; none for one set of values. devices: what the copies are laid over.
     """
 
     def __init__(
@@ -26,17 +26,16 @@ class Copies:
         variations: Mapping[str, Sequence[float]] | None,
         devices: Sequence[jax.Device],
     ) -> None:
-        self._first_seed, self._num_seeds = first_seed, num_seeds
         self.values = {
             name: np.repeat(np.asarray(values, np.float32), num_seeds) for name, values in (variations or {}).items()
         }
         self.count = next((len(values) for values in self.values.values()), num_seeds)
+        self.seeds = [first_seed + s for s in range(num_seeds)] * (self.count // num_seeds)
         self.layout = Layout(self.count, devices)
 
     def keys(self) -> Key[Array, " K"]:
         """The key of every copy: the same for the same seed."""
-        seeds = jnp.tile(jnp.arange(self._num_seeds, dtype=jnp.uint32), self.count // self._num_seeds)
-        return jax.vmap(jax.random.key)(self._first_seed + seeds)
+        return jax.vmap(jax.random.key)(jnp.asarray(self.seeds, jnp.uint32))
 
     def values_of(self, copy: int) -> dict[str, float]:
         """The values of one copy, by field."""

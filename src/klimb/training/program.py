@@ -94,11 +94,10 @@ class Program:
     def start(self, *, iteration: int, host_states: dict[str, Any] | None = None) -> None:
         """Put the host environments where they were, or start new episodes.
 
-        iteration: the one that the training goes on from; with the run's seed it is the seed of new episodes.
+        iteration: the one that the training goes on from; with a copy's seed it gives the seeds of new episodes.
         host_states: what `host_states()` said there, or None.
         """
-        seed = np.random.SeedSequence([self.config.options.seed, iteration]).generate_state(1)[0]
-        self.source.start(iteration, int(seed), host_states)
+        self.source.start(iteration, host_states)
 
     def host_states(self) -> dict[str, Any] | None:
         """Where the host environments stand after the last rollout, as plain data for `start`.

@@ -21,6 +21,7 @@ from klimb.collect.host.pipeline import RolloutPipeline
 from klimb.collect.host.stepping import Columns
 from klimb.collect.options import Collection
 from klimb.environments.host import HostEnvironment
+from klimb.environments.seeds import environment_seeds
 from klimb.improve.rule import OfflineRule
 from klimb.training.copies import Copies
 from klimb.training.diagnose.first_nan import explain_first_nan
@@ -80,10 +81,10 @@ class Source(abc.ABC):
         """The shapes of one copy's rollout under a policy."""
         raise NotImplementedError
 
-    def start(self, iteration: int, seed: int, host_states: dict[str, Any] | None) -> None:  # noqa: B027
+    def start(self, iteration: int, host_states: dict[str, Any] | None) -> None:  # noqa: B027
         """Put host environments where they were, or start new episodes.
 
-        iteration: the next one. seed: of new episodes. host_states: what `capture` returned, or None for new episodes.
+        iteration: the number of those that are done. host_states: what `capture` returned, or None for new episodes.
         """
 
     def capture(self) -> dict[str, Any] | None:
@@ -177,6 +178,7 @@ class HostSource(Source):
         """cores: worker processes where the options leave their number open."""
         self._learner = learner
         self.rows_per_iteration = rows_per_iteration
+        self._num_envs = options.num_envs
         copies = learner.copies
         self._collector = VectorCollector(
             environment,
@@ -234,9 +236,10 @@ class HostSource(Source):
     def rollout_shapes(self, policy: PyTree) -> Rollout:
         return self._collector.rollout_shapes(policy)
 
-    def start(self, iteration: int, seed: int, host_states: dict[str, Any] | None) -> None:
+    def start(self, iteration: int, host_states: dict[str, Any] | None) -> None:
         self._may_be_unprepared = iteration == 0
-        self._rollouts.start(iteration, seed, host_states)
+        seeds = [environment_seeds(seed, iteration, self._num_envs) for seed in self._learner.copies.seeds]
+        self._rollouts.start(iteration, np.stack(seeds), host_states)
 
     def capture(self) -> dict[str, Any] | None:
         return self._rollouts.capture()

@@ -14,6 +14,7 @@ import pytest
 import klimb
 from klimb.collect.host.collector import VectorCollector
 from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
+from klimb.environments.seeds import environment_seeds
 from klimb.policies.networks import NetworkPolicy
 
 SEEDS, ENVS, STEPS = 2, 3, 17
@@ -68,6 +69,12 @@ def one_of(policy):
     return jax.tree.map(lambda x: x[0], policy)
 
 
+def seeds_of_copies(collector, seed):
+    """As a training has them."""
+    _, num_seeds, num_envs = collector.shape
+    return np.stack([environment_seeds(seed + k, 0, num_envs) for k in range(num_seeds)])
+
+
 class Collection:
     """Two rollouts one after the other, `[K, T, N]` each, and what made them."""
 
@@ -80,7 +87,7 @@ class Collection:
         self.rollouts, self.summaries = zip(*self.collect(), strict=True)
 
     def collect(self, keys=((1, 2), (3, 4)), seed=0):
-        self.collector.reset(seed)
+        self.collector.reset(seeds_of_copies(self.collector, seed))
         return [self.collector.collect(jnp.stack([jax.random.key(k) for k in pair]), self.policy) for pair in keys]
 
     def joined(self, name):
@@ -157,7 +164,7 @@ def test_squashed_actions_reach_the_environment_squashed():
     environment = GymnasiumEnvironment.from_maker("test:Counting-v0", lambda: Counting(next(copies)))
     policy, static = policies(environment, SEEDS, tanh_squash=True)
     collector = VectorCollector(environment, static, one_of(policy), num_seeds=SEEDS, num_envs=ENVS, num_steps=STEPS)
-    collector.reset(0)
+    collector.reset(seeds_of_copies(collector, 0))
     rollout, _ = collector.collect(jax.random.split(jax.random.key(0), SEEDS), policy)
     collector.close()
     assert (np.abs(rollout.action) > 1).any()
@@ -233,5 +240,5 @@ def test_seeds_and_copies_are_independent_and_repeatable(cartpole):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), other, first)
     np.testing.assert_array_equal(other.obs[1, 0], first.obs[1, 0])
     assert (other.action[1] != first.action[1]).any()
-    ((elsewhere, _),) = cartpole.collect(keys=((1, 2),), seed=1)
+    ((elsewhere, _),) = cartpole.collect(keys=((1, 2),), seed=2)
     assert not np.isin(np.asarray(elsewhere.obs[:, 0]), starts).any()

@@ -22,11 +22,17 @@ from klimb.collect.host.collector import VectorCollector
 from klimb.collect.host.in_process import InProcess
 from klimb.collect.host.workers import Workers
 from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
+from klimb.environments.seeds import environment_seeds
 from klimb.policies.actions import action_spec
 from klimb.policies.networks import NetworkPolicy
 
 SEEDS, ENVS, STEPS = 2, 3, 30
 SHAPE = {"num_seeds": SEEDS, "num_envs": ENVS, "num_steps": STEPS}
+
+
+def seeds_of_copies(seed):
+    """As a training has them."""
+    return np.stack([environment_seeds(seed + k, 0, ENVS) for k in range(SEEDS)])
 
 
 def policies(environment):
@@ -57,7 +63,7 @@ class Collecting:
         return jax.random.split(jax.random.key(number), SEEDS)
 
     def rollouts(self, seed=5):
-        self.collector.reset(seed)
+        self.collector.reset(seeds_of_copies(seed))
         return [self.collector.collect(self.key(number), self.policy) for number in (1, 2)]
 
     @property
@@ -111,7 +117,7 @@ def test_rollouts_are_those_of_this_process(here, name, workers):
         assert len(processes) == workers
         if workers == 2:
             require_equal(collecting.rollouts(), expected, discrete)
-            assert not np.allclose(collecting.rollouts(seed=6)[0][0].obs[:, 0], expected[0][0].obs[:, 0])
+            assert not np.allclose(collecting.rollouts(seed=7)[0][0].obs[:, 0], expected[0][0].obs[:, 0])
             assert collecting.processes == processes, "a reset needs no new processes"
         assert all(process.poll() is None for process in processes)
     assert [process.poll() for process in processes] == [0] * workers
@@ -130,7 +136,7 @@ def test_a_rollout_begun_and_finished_is_one_collected(here, workers):
     """It goes on meanwhile in a thread or in the worker; the rest of a rollout is computed of what it has seen."""
     with Collecting(klimb.make("gymnasium:Pendulum-v1"), workers) as collecting:
         collector, policy = collecting.collector, jax.tree.map(np.array, collecting.policy)
-        collector.reset(5)
+        collector.reset(seeds_of_copies(5))
         for number, (rollout, summary) in zip((1, 2), here("gymnasium:Pendulum-v1"), strict=True):
             assert not collector.under_way
             collector.begin(collector.draw(collecting.key(number), policy), policy)
@@ -180,7 +186,7 @@ def failing(tmp_path, monkeypatch):
 def test_an_environment_that_fails_is_named_with_the_remedy(failing):
     """The first rollout, with what the environment prints among the answers, is a rollout."""
     with Collecting(failing, 2) as collecting:
-        collecting.collector.reset(0)
+        collecting.collector.reset(seeds_of_copies(0))
         rollout, _ = collecting.collector.collect(collecting.key(1), collecting.policy)
         assert rollout.time.max() == STEPS - 1
         with pytest.raises(RunError, match=r"every seed: copy 0 .* ValueError: the motor is on fire; --workers 0 "):
@@ -258,7 +264,7 @@ def test_a_policy_of_ones_own_is_asked_wherever_environments_are_stepped(workers
     policy, static = eqx.partition(make(jax.random.split(jax.random.key(0), SEEDS)), eqx.is_array)
     environment, one = klimb.make("gymnasium:CartPole-v1"), jax.tree.map(lambda x: x[0], policy)
     collector = VectorCollector(environment, static, one, **SHAPE, workers=workers)
-    collector.reset(0)
+    collector.reset(seeds_of_copies(0))
     rollout, _ = collector.collect(jax.random.split(jax.random.key(0), SEEDS), policy)
     assert isinstance(collector._stepping, Workers if workers else InProcess)
     collector.close()

@@ -13,7 +13,7 @@ pytest.importorskip("envpool")
 def test_rows_after_an_end_only_carry_out_the_reset():
     environment = klimb.make("envpool:CartPole-v1")
     vector = environment.vector(3)
-    obs = vector.reset(seed=4)
+    obs = vector.reset(np.array([4, 5, 6]))
     after_end = np.zeros(3, bool)
     ends = 0
     for _ in range(60):
@@ -34,10 +34,23 @@ def test_rows_after_an_end_only_carry_out_the_reset():
 
 def test_a_seed_repeats_and_another_differs():
     vector = klimb.make("envpool:CartPole-v1").vector(2)
-    first, again, other = (vector.reset(seed) for seed in (1, 1, 2))
+    first, again, other = (vector.reset(np.array(seeds)) for seeds in ([1, 2], [1, 2], [1, 2**32 - 2]))
     vector.close()
     np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
+    np.testing.assert_array_equal(first[0], other[0])
+    assert (first[1] != other[1]).any()
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_seeds_of_one_training_are_the_runs_they_would_be_alone(name):
+    options = {"num_envs": 4, "num_steps": 256, "hidden": (8,), "env_steps": 1024, "critic_epochs": 1}
+    together = klimb.train(f"envpool:{name}", klimb.TRPO(), **options, num_seeds=2).history[0]
+    alone = klimb.train(f"envpool:{name}", klimb.TRPO(), **options, seed=1).history[0]
+    for metric in ("episodes", "episode_length"):
+        assert together[metric][1] == alone[metric]
+    assert together["episode_return"][0] != together["episode_return"][1]
+    np.testing.assert_allclose(together["episode_return"][1], alone["episode_return"], rtol=1e-4)
+    np.testing.assert_allclose(together["kl_old_new"][1], alone["kl_old_new"], rtol=1e-2)
 
 
 def test_training_counts_real_steps_only():

@@ -16,7 +16,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Integer, Key, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, EpisodeTally
 from klimb.collect.host.decisions import Decide, PolicySpec
@@ -47,7 +47,7 @@ class HostRollout(NamedTuple):
 class Stepping(Protocol):
     """Who steps the environments: this process (`InProcess`), or worker processes (`Workers`)."""
 
-    def reset(self, seed: int) -> None: ...
+    def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None: ...
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool) -> None: ...
     def finish(self) -> tuple[Columns, list[Fault]]: ...
     def capture(self) -> dict[str, list] | None: ...
@@ -117,29 +117,30 @@ class VectorCollector:
         self._under_way = False
         self._state_known = True
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None:
         """Start all episodes again. Episodes that were running are not counted as finished.
 
-        seed: that the seeds of all copies are derived from.
+        seeds: one per copy (`environment_seeds`).
         """
         if self.under_way:  # its rollout is not wanted any more
             self.finish()
         if self._stepping is None:
             self._stepping = self._open()
         self._tally.reset()
-        self._stepping.reset(seed)
+        self._stepping.reset(seeds)
 
     def capture(self) -> dict[str, Any] | None:
         """Where all copies stand, as plain data; None where that can't be saved. Not while a rollout is under way."""
         captured = self._stepping.capture() if self._stepping is not None and self._state_known else None
         return None if captured is None else {**captured, "tally": self._tally.capture()}
 
-    def restore(self, seed: int, captured: dict[str, Any]) -> None:
+    def restore(self, seeds: Integer[np.ndarray, "K N"], captured: dict[str, Any]) -> None:
         """Put all copies where `capture` found them. RunError when they can't be.
 
-        seed: of copies that have to be made again later on. captured: what `capture` returned.
+        seeds: one per copy; those of copies that are restarted later on derive from them. captured: what `capture`
+        returned.
         """
-        self.reset(seed)
+        self.reset(seeds)
         assert self._stepping is not None
         try:
             self._tally.restore(captured["tally"])

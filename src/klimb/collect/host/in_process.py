@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Integer, PyTree
 
 from klimb.collect.host.decisions import Decide
 from klimb.collect.host.stepping import Columns, Stepper
@@ -27,9 +27,9 @@ class InProcess:
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
         self._result: Callable[[], tuple[Columns, list[Fault]]] | None = None
 
-    def reset(self, seed: int) -> None:
-        """Start all episodes again, with seeds derived from `seed`."""
-        self._stepper.start_from(self._stepper.vector.reset(seed))
+    def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None:
+        """Start all episodes again. seeds: one per environment."""
+        self._stepper.start_from(self._stepper.vector.reset(seeds.reshape(-1)))
 
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool) -> None:
         """Begin a rollout.

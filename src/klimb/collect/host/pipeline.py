@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Integer, Key, PyTree
 
 from klimb.collect.episodes import EpisodeSummary
 from klimb.collect.host.collector import HostRollout, VectorCollector
@@ -30,17 +30,17 @@ class RolloutPipeline:
         self._noise: Array | None = None
         self._behaviour: PyTree | None = None
 
-    def start(self, number: int, seed: int, host_states: dict[str, Any] | None = None) -> None:
+    def start(self, number: int, seeds: Integer[np.ndarray, "K N"], host_states: dict[str, Any] | None = None) -> None:
         """Restore the environments' states, or begin new episodes.
 
-        number: of the next rollout. seed: of the environments. host_states: what `capture` returned; None for new
+        number: of the next rollout. seeds: one per environment. host_states: what `capture` returned; None for new
         episodes. Raises RunError when the states do not fit.
         """
         self._number = number
         if host_states is None:
-            self.collector.reset(seed)
+            self.collector.reset(seeds)
         else:
-            self.collector.restore(seed, host_states)
+            self.collector.restore(seeds, host_states)
 
     def capture(self) -> dict[str, Any] | None:
         """The environments' states as plain data; None where they can't be saved or a rollout is under way."""

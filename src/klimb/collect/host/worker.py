@@ -98,7 +98,7 @@ def _obey(
     """Carry out an order; returns what the answer says besides."""
     match order["do"]:
         case "reset":
-            stepper.start_from(vector.reset_each(order["seeds"]))
+            stepper.start_from(vector.reset(np.array(order["seeds"])))
         case "roll":
             policy, noise = spec.decider(shared.parameters), shared.noise[:, :, part]
             stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)

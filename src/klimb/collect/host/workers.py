@@ -10,15 +10,15 @@ from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Integer, PyTree
 
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
 from klimb.collect.host.stepping import Columns, parts
 from klimb.collect.host.worker import SharedRollout
 from klimb.collect.host.worker_process import WorkerLost, WorkerProcess
-from klimb.environments.adapters.gymnasium import copy_seeds
 from klimb.environments.host import Fault
+from klimb.environments.seeds import restart_seed
 from klimb.errors import EnvironmentFault
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.observations import ObservationSpec
@@ -67,8 +67,9 @@ class Workers:
             "env_spec": env_spec,
             "restart": restart,
         }
-        self._seeds = shape[1]
-        self._seed, self._restarts = 0, 0
+        self._num_seeds, self._copies = shape[1:]
+        # What every environment was started with last, here or in its worker.
+        self._seeds = np.zeros(shape[1:], np.uint32)
         self._losses = [0] * len(self._parts)
         self._workers: list[WorkerProcess] = []
         try:
@@ -80,15 +81,11 @@ class Workers:
                 f"worker processes can't be started ({error.strerror}): use fewer --workers"
             ) from None
 
-    def reset(self, seed: int) -> None:
-        """Begin new episodes in all environments, without waiting for it.
-
-        seed: that the seeds of all environments are derived from.
-        """
-        seeds = copy_seeds(seed, self._seeds * self._copies).reshape(self._seeds, self._copies)
-        self._seed = int(seeds[0, 0])
-        for worker, part in zip(self._workers, self._parts, strict=True):
-            worker.send("reset", seeds=[int(seed) for seed in seeds[:, part].reshape(-1)])
+    def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None:
+        """Begin new episodes in all environments, without waiting for it. seeds: one per environment."""
+        self._seeds = seeds.astype(np.uint32)
+        for number in range(len(self._parts)):
+            self._reset(number)
 
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool = False) -> None:
         """Begin a rollout in every worker.
@@ -119,10 +116,8 @@ class Workers:
                 raise EnvironmentFault(f"{self._name(number)}: {fault}; {REMEDY}") from None
             self._losses[number] = 0
             width = part.stop - part.start
-            faults += [
-                Fault(copy // width * self._copies + part.start + copy % width, cause)
-                for copy, cause in answer["faults"]
-            ]
+            for copy, cause in answer["faults"]:  # counted in the worker's part
+                faults.append(self._restarted(copy // width, part.start + copy % width, cause))
         return Columns(*(column.copy() for column in self.shared.columns)), faults
 
     def capture(self) -> dict[str, list] | None:
@@ -134,7 +129,7 @@ class Workers:
         if any(part is None for part in captured):
             return None
         return {
-            name: [[copy for part in captured for copy in part[name][k]] for k in range(self._seeds)]
+            name: [[copy for part in captured for copy in part[name][k]] for k in range(self._num_seeds)]
             for name in captured[0]
         }
 
@@ -160,13 +155,13 @@ class Workers:
         deadline = time.monotonic() + self._timeout
         return [worker.receive(deadline, self._timeout) for worker in self._workers]
 
-    @property
-    def _copies(self) -> int:
-        return self._parts[-1].stop
-
     def _name(self, number: int) -> str:
         part = self._parts[number]
         return f"the process that steps the environments {part.start} to {part.stop - 1} of every seed"
+
+    def _reset(self, number: int) -> None:
+        """Have a worker begin new episodes, without waiting for it."""
+        self._workers[number].send("reset", seeds=self._seeds[:, self._parts[number]].reshape(-1).tolist())
 
     def _start(self, part: slice) -> WorkerProcess:
         return WorkerProcess({**self._task, "part": (part.start, part.stop)}, (self._file.fileno(),))
@@ -185,15 +180,18 @@ class Workers:
         for column in self.shared.columns:
             column[:, :, part] = 0
         self._workers[number] = self._start(part)
-        self._restarts += 1
-        seed = int(np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0])
-        count = self._seeds * (part.stop - part.start)
-        self._workers[number].send("reset", seeds=[int(own_seed) for own_seed in copy_seeds(seed, count)])
-        return [
-            Fault(seed * self._copies + copy, cause)
-            for seed in range(self._seeds)
-            for copy in range(part.start, part.stop)
+        faults = [
+            self._restarted(k, environment, cause)
+            for k in range(self._num_seeds)
+            for environment in range(part.start, part.stop)
         ]
+        self._reset(number)
+        return faults
+
+    def _restarted(self, k: int, environment: int, cause: str) -> Fault:
+        """Note the new seed of an environment of seed k that is restarted. Returns its fault."""
+        self._seeds[k, environment] = restart_seed(int(self._seeds[k, environment]))
+        return Fault(k * self._copies + environment, cause)
 
 
 def _memory_file(size: int) -> IO[bytes]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import difflib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium.spaces
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from klimb.environments.host import HostEnvironment, HostStep, HostVector
 from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
+
+MAX_SEED = 2**31 - 1
+"""EnvPool's seeds are below it."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,13 @@ class EnvPoolVector(HostVector):
         self._name, self._copies = name, copies
         self._pool: Any = None
 
-    def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
-        # EnvPool takes its seed at construction, and seeds its copies with seed, seed + 1, …
-        """Create the pool with seeds derived from `seed`. Returns the first observations."""
+    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
+        """Create the pool, since EnvPool takes seeds at construction only. Returns the first observations.
+
+        seeds: one per copy.
+        """
         self.close()
-        first = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)
-        self._pool = _open(self._name, self._copies, first)
+        self._pool = _open(self._name, [seed % MAX_SEED for seed in seeds.tolist()])
         with _without_space_warnings():
             obs, _ = self._pool.reset()
         self._obs = np.array(obs, np.float32)
@@ -79,7 +83,7 @@ def make_envpool(name: str) -> EnvPoolEnvironment:
     if name not in known:
         nearest = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0))
         raise EnvironmentNotFound(f"EnvPool has no environment {name!r}; nearest: {nearest}")
-    pool = _open(name, 1, 0)
+    pool = _open(name, [0])
     with _without_space_warnings():
         observation, action = pool.observation_space, pool.action_space
     pool.close()
@@ -109,5 +113,6 @@ def _import(name: str) -> Any:
     return envpool
 
 
-def _open(name: str, copies: int, seed: int) -> Any:
-    return _import(name).make(name, env_type="gymnasium", num_envs=copies, seed=seed)
+def _open(name: str, seeds: Sequence[int]) -> Any:
+    """A pool of one copy per seed."""
+    return _import(name).make(name, env_type="gymnasium", num_envs=len(seeds), seed=seeds)

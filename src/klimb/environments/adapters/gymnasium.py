@@ -12,10 +12,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
 from klimb.environments import simulator_state
 from klimb.environments.host import Fault, HostEnvironment, HostStep, HostVector
+from klimb.environments.seeds import restart_seed
 from klimb.errors import EnvironmentFault, one_line
 
 logger = logging.getLogger("klimb")
@@ -117,18 +118,17 @@ class GymnasiumVector(HostVector):
         self._envs = [make() for _ in range(copies)]
         self._all_valid = np.ones(copies, bool)
         self._shape = self._envs[0].observation_space.shape
-        self._seed, self._restarts = 0, 0
         self._failed_last = np.zeros(copies, bool)
+        self._seeds: list[int] = []
         self._faults: list[Fault] = []
 
-    def reset(self, seed: int) -> Float[np.ndarray, " M *obs"]:
-        """Start a new episode in every copy, with seeds derived from `seed`. Returns the first observations."""
-        return self.reset_each(copy_seeds(seed, len(self._envs)))
+    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
+        """Start a new episode in every copy. Returns the first observations.
 
-    def reset_each(self, seeds: np.ndarray) -> Float[np.ndarray, " M *obs"]:
-        """Start a new episode in every copy, with a seed per copy. Returns the first observations."""
-        self._seed = int(seeds[0])
-        return np.stack([self._begin(copy, int(seed)) for copy, seed in enumerate(seeds)])
+        seeds: one per copy. A copy that is restarted after a fault gets the `restart_seed` of its own.
+        """
+        self._seeds = seeds.tolist()
+        return np.stack([self._begin(copy) for copy in range(len(self._envs))])
 
     def step(self, action: np.ndarray) -> HostStep:
         """Step every copy with its row of `action`. Raises EnvironmentFault as the class says."""
@@ -150,7 +150,7 @@ class GymnasiumVector(HostVector):
             successor, rewards = self._convert_each(next_obs, reward, faults)
         terminated, truncated = np.array(terminations, bool), np.array(truncations, bool)
         obs, ended = successor, np.flatnonzero(terminated | truncated)
-        if len(ended):
+        if len(ended) or faults:
             obs = successor.copy()
             for copy in map(int, ended):
                 if copy not in faults:
@@ -195,9 +195,10 @@ class GymnasiumVector(HostVector):
             self._faults.append(Fault(copy, _described(error)))
             return self._replace(copy)
 
-    def _begin(self, copy: int, seed: int) -> np.ndarray:
+    def _begin(self, copy: int) -> np.ndarray:
+        """The first observation of a copy after it was seeded."""
         try:
-            return self._first(copy, seed)
+            return self._first(copy, self._seeds[copy])
         except Exception as error:
             raise EnvironmentFault(f"copy {copy} of the environment can't be started: {_described(error)}") from error
 
@@ -245,16 +246,15 @@ class GymnasiumVector(HostVector):
         return terminated, truncated, valid
 
     def _replace(self, copy: int) -> np.ndarray:
-        """Put a new environment in the place of a copy, with a new seed. Returns its first observation."""
+        """Put a new environment in the place of a copy, with its next seed. Returns its first observation."""
         with contextlib.suppress(Exception):
             self._envs[copy].close()
-        self._restarts += 1
-        seed = np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)[0]
+        self._seeds[copy] = restart_seed(self._seeds[copy])
         try:
             self._envs[copy] = self._make()
         except Exception as error:
             raise EnvironmentFault(f"copy {copy} of the environment can't be replaced: {_described(error)}") from error
-        return self._begin(copy, int(seed))
+        return self._begin(copy)
 
 
 class _InvalidOutput(Exception):
@@ -282,11 +282,3 @@ def _as_float32(values: Sequence[Any], what: str, shape: tuple[int, ...]) -> np.
 def _described(error: BaseException) -> str:
     """An exception in one line."""
     return one_line(error if isinstance(error, _InvalidOutput) else f"{type(error).__name__}: {error}", 200)
-
-
-def copy_seeds(seed: int, copies: int) -> np.ndarray:
-    """One seed per copy.
-
-    seed: the number they are derived from; neighbouring numbers give unrelated seeds. copies: how many.
-    """
-    return np.random.SeedSequence(seed).generate_state(copies)
