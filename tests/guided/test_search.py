@@ -154,8 +154,8 @@ def test_without_an_environment_there_is_mirror_descent_only() -> None:
 # Runs ---------------------------------------------------------------------------------------------------------
 
 
-def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> None:
-    """Stopped by a signal in the middle, and resumed: the same records, state and policy as without."""
+def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> klimb.Run:
+    """Stopped by a signal in the middle, and resumed: the same records, state and policy as the whole run, returned."""
     options = {
         **SMALL,
         "env_steps": iterations * 48 * traits_of(rule).env_steps_per_row,
@@ -177,17 +177,22 @@ def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int
         assert (folder / "run" / file).read_bytes() == (folder / "whole" / file).read_bytes()
     again = klimb.load_policy(folder / "run")
     np.testing.assert_array_equal(again(jnp.ones(3)).mean, whole.policy(jnp.ones(3)).mean)
+    return whole
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_of_importance_sampling_resumes_to_the_same_bytes(tmp_path) -> None:
-    """In the middle of imitation, with samples of the past in the state."""
-    interrupted_and_resumed("Pendulum-v1", SAMPLED, 4, tmp_path)
+    """At the end of imitation, with samples of the past in the state. It results in the best policy."""
+    whole = interrupted_and_resumed("Pendulum-v1", SAMPLED, 4, tmp_path)
+    best, last = (jax.tree.map(lambda x: x[0], tree) for tree in (whole.state.rule_state.best, whole.state.policy))
+    assert same_bits(whole.policy, best)
+    assert not same_bits(whole.policy, last)
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_of_mirror_descent_resumes_to_the_same_bytes(tmp_path) -> None:
-    interrupted_and_resumed("Pendulum-v1", MIRROR, 4, tmp_path)
+    whole = interrupted_and_resumed("Pendulum-v1", MIRROR, 4, tmp_path)
+    assert same_bits(whole.policy, jax.tree.map(lambda x: x[0], whole.state.policy))
 
 
 @pytest.mark.slow  # the next one takes the same steps
