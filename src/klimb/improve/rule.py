@@ -166,12 +166,14 @@ class Setting(NamedTuple):
     num_envs: environments in parallel. num_steps: steps per environment and iteration.
     learns_scale: whether the policy's observation statistics are updated during the run.
     fresh: whether the policy starts from random parameters.
+    overlap: whether every batch after the first is collected by the policy before the one that the step is given.
     """
 
     num_envs: int
     num_steps: int
     learns_scale: bool
     fresh: bool
+    overlap: bool
 
 
 class EnvironmentRule(Rule, Protocol):

@@ -154,7 +154,8 @@ class Program:
         """The rule at work in the environment."""
         options, fresh = self._options, self._options.init_from is None
         learns_scale = options.normalize_observations and fresh
-        return bind(rule, self._environment, Setting(options.num_envs, options.num_steps, learns_scale, fresh))
+        setting = Setting(options.num_envs, options.num_steps, learns_scale, fresh, options.overlap)
+        return bind(rule, self._environment, setting)
 
     def _make_iteration(self, collector: CompiledCollector | None) -> Iteration:
         options, traits = self._options, traits_of(self._bound)
