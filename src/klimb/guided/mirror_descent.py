@@ -20,6 +20,7 @@ from klimb.improve.rule import Traits
 from klimb.policies.distributions import DiagGaussian
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
+from klimb.precision import full_precision
 from klimb.types import Batch, Metric, Rollout, UpdateInfo
 
 EPSILON_RANGE = 1.0, 10.0
@@ -112,6 +113,7 @@ class MirrorDescent:
         earlier = Promise(epsilon, zero, no) if self.overlap else ()
         return MirrorState(epsilon, OPTIMIZER.init(theta), zero, zero, zero, no, earlier)
 
+    @full_precision
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: MirrorState, batch: Batch
     ) -> tuple[PyTree, MirrorState, UpdateInfo]:

@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array
 
 from klimb.policies.distributions import Distribution
+from klimb.precision import full_precision
 
 
 @runtime_checkable
@@ -46,6 +47,7 @@ def observe(network: Any, obs: Array, weight: Array) -> Any:
     return network.observe(obs, weight) if isinstance(network, Observing) else network
 
 
+@full_precision
 def action_distribution(policy: Policy, obs: Array, *, axes: int = 1) -> Distribution:
     """π(·|s) for many observations. The policy is called with one observation at a time, under vmap.
 

@@ -32,6 +32,7 @@ from klimb.improve.rule import (
     with_values,
 )
 from klimb.policies.policy import action_distribution, observe
+from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
 from klimb.training.copies import Copies
 from klimb.training.devices import available, cores
@@ -81,7 +82,7 @@ class Program:
         self._bound = self._bind(config.rule)
         self.iteration = self._make_iteration(self._compiled_collector())
         self.source = self._make_source()
-        self._init = jax.jit(jax.vmap(self._initial_state))
+        self._init = jax.jit(full_precision(jax.vmap(self._initial_state)))
         self._results = jax.jit(jax.vmap(self._result))
 
     @property
