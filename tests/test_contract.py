@@ -81,6 +81,7 @@ VARIANTS = [
     TRPO(kl_direction="new_old", max_kl=0.3, damping=1e-3),
     TRPO(fisher="empirical", fisher_fraction=0.5, line_search="growing"),
     PPO(target_kl=0.003, clip_eps=0.1, anneal_learning_rate=True),
+    PPO(penalty="kl", kl_direction="new_old", target_kl=0.02),
     BehaviourCloning(holdout=0.0, learning_rate=1e-2),
 ]
 

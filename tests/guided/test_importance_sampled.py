@@ -476,6 +476,15 @@ def test_a_policy_that_did_better_is_the_best(course: Course) -> None:
     assert metrics["kl_old_new"] <= RULE.climb_kl * (1 + 1e-4)
 
 
+def test_a_training_results_in_the_best_policy_that_has_been_compared(course: Course) -> None:
+    """Not in the last climb, which has not collected yet; while the policy imitates, in the last imitation."""
+    for k, state in enumerate(course.states):
+        (result,) = course.program.policies(state)
+        expected = state.policy if k <= SUPERVISED else state.rule_state.best
+        assert_same_bits(eqx.filter(result, eqx.is_array), jax.tree.map(lambda x: x[0], expected))
+    assert not same_bits(state.policy, state.rule_state.best)
+
+
 @pytest.mark.parametrize(("first", "then"), [(5e-6, 1e-6), (50.0, 100.0)])
 def test_the_regularisation_has_limits(course: Course, first: float, then: float) -> None:
     good, bad = pushing(course, 0.0), pushing(course, 2.0)

@@ -176,6 +176,29 @@ def test_epsilon_follows_how_promises_are_kept() -> None:
     assert after(-0.5, epsilon=0.1 * smallest) == pytest.approx(0.1 * smallest)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_epsilon_is_adapted_to_the_step_between_the_last_two_batches(overlap: bool) -> None:
+    """With overlap batch i is of policy i − 1, so that the rewards of i and i − 1 differ by step i − 2."""
+    rule, policies = dataclasses.replace(RULE, overlap=overlap), [policy_of(0)]
+    state, epsilon, promised, reward = rule.init(policies[0]), [], [], 0.0
+    kept = {0: 0.0, 1: 0.75, 2: 0.7, 3: 0.6, 4: 0.2}
+    for i in range(5):
+        rollout = collect(jax.random.key(i), policies[max(i - overlap, 0)])
+        before = i - 1 - overlap
+        if before >= 0:
+            reward += kept[i] * promised[before]
+        # Without noise: the mean reward of every column rises by this share of what that step has promised.
+        noise = jnp.mean(rollout.reward, axis=0) - reward
+        batch = batch_of(eqx.tree_at(lambda r: r.reward, rollout, rollout.reward - noise))
+        policy, state, info = step(rule, policies[i], state, batch)
+        policies.append(policy)
+        epsilon.append(float(info.extra["epsilon"]))
+        promised.append(float(info.extra["promised_improvement"]))
+        assert promised[i] > 0
+        expected = RULE.initial_epsilon if before < 0 else epsilon[before] * min(0.5 / (1 - kept[i]), 2)
+        assert epsilon[i] == pytest.approx(max(expected, RULE.initial_epsilon), rel=1e-2)
+
+
 def test_seeds_side_by_side_and_one_after_another_agree(first: tuple) -> None:
     policies, batch = [policy_of(0), policy_of(1)], first[1]
     together = jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *policies)

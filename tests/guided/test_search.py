@@ -97,7 +97,7 @@ def test_steps_in_the_environment_for_each_row() -> None:
 
 
 def test_a_method_gets_its_fields() -> None:
-    setting = Setting(num_envs=3, num_steps=16, learns_scale=True, fresh=True)
+    setting = Setting(num_envs=3, num_steps=16, learns_scale=True, fresh=True, overlap=False)
     pendulum = klimb.make("Pendulum-v1")
     placed = bind(SAMPLED, pendulum, setting)
     assert isinstance(placed, ImportanceSampled)
@@ -110,6 +110,7 @@ def test_a_method_gets_its_fields() -> None:
     assert placed.learns_scale
     mirror = bind(MIRROR, pendulum, setting)
     assert mirror == MirrorDescent(initial_epsilon=0.1, epochs=2, minibatch_size=32, learning_rate=1e-3)
+    assert bind(MIRROR, pendulum, setting._replace(overlap=True)) == dataclasses.replace(mirror, overlap=True)
     assert bind(klimb.TRPO(), pendulum, setting) == klimb.TRPO()
 
 
@@ -118,7 +119,9 @@ def test_a_training_says_whether_the_scale_is_learned() -> None:
     pendulum = klimb.make("Pendulum-v1")
     for changed in ({}, {"normalize_observations": False}, {"init_from": "somewhere"}):
         rule = Program(RunConfig("Pendulum-v1", SAMPLED, TrainOptions(**SMALL, **changed)), pendulum).iteration.rule
-        setting = Setting(num_envs=3, num_steps=16, learns_scale=not changed, fresh="init_from" not in changed)
+        setting = Setting(
+            num_envs=3, num_steps=16, learns_scale=not changed, fresh="init_from" not in changed, overlap=False
+        )
         assert rule == bind(SAMPLED, pendulum, setting)
 
 
@@ -154,8 +157,8 @@ def test_without_an_environment_there_is_mirror_descent_only() -> None:
 # Runs ---------------------------------------------------------------------------------------------------------
 
 
-def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> None:
-    """Stopped by a signal in the middle, and resumed: the same records, state and policy as without."""
+def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> klimb.Run:
+    """Stopped by a signal in the middle, and resumed: the same records, state and policy as the whole run, returned."""
     options = {
         **SMALL,
         "env_steps": iterations * 48 * traits_of(rule).env_steps_per_row,
@@ -177,17 +180,22 @@ def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int
         assert (folder / "run" / file).read_bytes() == (folder / "whole" / file).read_bytes()
     again = klimb.load_policy(folder / "run")
     np.testing.assert_array_equal(again(jnp.ones(3)).mean, whole.policy(jnp.ones(3)).mean)
+    return whole
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_of_importance_sampling_resumes_to_the_same_bytes(tmp_path) -> None:
-    """In the middle of imitation, with samples of the past in the state."""
-    interrupted_and_resumed("Pendulum-v1", SAMPLED, 4, tmp_path)
+    """At the end of imitation, with samples of the past in the state. It results in the best policy."""
+    whole = interrupted_and_resumed("Pendulum-v1", SAMPLED, 4, tmp_path)
+    best, last = (jax.tree.map(lambda x: x[0], tree) for tree in (whole.state.rule_state.best, whole.state.policy))
+    assert same_bits(whole.policy, best)
+    assert not same_bits(whole.policy, last)
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_of_mirror_descent_resumes_to_the_same_bytes(tmp_path) -> None:
-    interrupted_and_resumed("Pendulum-v1", MIRROR, 4, tmp_path)
+    whole = interrupted_and_resumed("Pendulum-v1", MIRROR, 4, tmp_path)
+    assert same_bits(whole.policy, jax.tree.map(lambda x: x[0], whole.state.policy))
 
 
 @pytest.mark.slow  # the next one takes the same steps
@@ -218,6 +226,17 @@ def test_mirror_descent_trains_on_a_host_environment() -> None:
         assert record["status"] == "ACCEPTED"
         assert record["model_r2"] > 0.5
         assert record["kl_old_new"] > 0
+
+
+@pytest.mark.slow  # another program for what tests/guided/test_mirror_descent.py computes by hand
+def test_mirror_descent_knows_that_collection_overlaps() -> None:
+    """The first two batches are of one policy, so that the third step is the first with evidence of another one."""
+    run = klimb.train("gymnasium:Pendulum-v1", MIRROR, overlap=True, env_steps=3 * 48, **SMALL, workers=0)
+    records = run.history
+    assert [record["epsilon"] for record in records[:2]] == pytest.approx([MIRROR.initial_epsilon] * 2)
+    earlier = run.state.rule_state.earlier
+    assert float(earlier.epsilon[0]) == pytest.approx(records[1]["epsilon"])
+    assert float(earlier.improvement[0]) == pytest.approx(records[1]["promised_improvement"])
 
 
 @pytest.mark.slow

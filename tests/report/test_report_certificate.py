@@ -1,4 +1,4 @@
-"""The certificate's charts: the calibration of promises, what is guaranteed, and records that lack some of it."""
+"""The certificate's charts: the calibration of promises, the lower bound, and records that lack some of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from klimb.report.text import with_error
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.metrics import METRICS
 
-NEW_CHARTS = {"Guaranteed and realised improvement", "Step excess"}
+NEW_CHARTS = {"Sampled lower bound and realised improvement", "Step excess"}
 
 
 def titles(page: Page) -> list[str]:
@@ -104,35 +104,36 @@ def test_realised_improvement_stands_at_the_step_that_caused_it(tmp_path: Path) 
     moved = aligned_to_step(read_run(run_dir), "realised_improvement")[:, 0]
     assert [value if np.isfinite(value) else None for value in moved.tolist()] == expected
     assert expected[19] is expected[-1] is None
-    drawn = line(read(write_report(run_dir)).chart("Guaranteed and realised improvement"), "realised")["values"]
+    chart = read(write_report(run_dir)).chart("Sampled lower bound and realised improvement")
+    drawn = line(chart, "realised")["values"]
     assert [value is None for value in drawn] == [value is None for value in expected]
     known = [value for value in expected if value is not None]
     np.testing.assert_allclose([value for value in drawn if value is not None], known, rtol=1e-4)
 
 
-def test_guarantee_and_excess_are_of_accepted_steps(tmp_path: Path) -> None:
+def test_bound_and_excess_are_of_accepted_steps(tmp_path: Path) -> None:
     run_dir = trpo_run(tmp_path / "run", 60)
     run = read_run(run_dir)
     page = read(write_report(run_dir))
-    chart = page.chart("Guaranteed and realised improvement")
-    assert [layer["label"] for layer in layers(chart, "line")] == ["realised", "predicted", "guaranteed at least"]
+    chart = page.chart("Sampled lower bound and realised improvement")
+    assert [layer["label"] for layer in layers(chart, "line")] == ["realised", "predicted", "sampled lower bound"]
     assert chart["log"] == "always"
     predicted = np.abs(run.columns["predicted_improvement"])
     assert predicted.min() < chart["symlog"] < 10 * predicted.max()
     for name, drawn in (
-        ("guaranteed_improvement", line(chart, "guaranteed at least")),
+        ("sampled_improvement_bound", line(chart, "sampled lower bound")),
         ("step_excess", line(page.chart("Step excess"), "step excess")),
     ):
         assert [value is None for value in drawn["values"]] == run.rejected[:, 0].tolist()
         kept = np.array([value for value in drawn["values"] if value is not None])
         np.testing.assert_allclose(kept, run.columns[name][run.accepted], rtol=1e-4)
-    assert page.chart("Step excess")["levels"] == [{"value": 1, "label": "guaranteed"}]
-    assert f"guaranteed 0 of {run.accepted.sum()} steps" in page.text
+    assert page.chart("Step excess")["levels"] == [{"value": 1, "label": "bound 0"}]
+    assert f"bound not negative 0 of {run.accepted.sum()} steps" in page.text
 
 
-def test_without_a_finite_guarantee_its_charts_are_left_out(tmp_path: Path) -> None:
+def test_without_a_finite_bound_its_charts_are_left_out(tmp_path: Path) -> None:
     metrics = curve(12, 1, np.random.default_rng(4))
-    metrics["guaranteed_improvement"][:] = -np.inf
+    metrics["sampled_improvement_bound"][:] = -np.inf
     metrics["step_excess"][:] = np.inf
     config = RunConfig("CartPole-v1", TRPO(), TrainOptions())
     shown = titles(read(write_report(write_run(tmp_path / "run", config, metrics))))

@@ -38,7 +38,7 @@ def test_page_says_what_the_run_was(tmp_path: Path) -> None:
     titles = [chart["title"] for chart in page.data["charts"]]
     assert titles[:8] == [
         *("Episode return", "Final evaluation", "KL divergence", "Predicted and realised improvement"),
-        *("Total variation", "Effective sample size", "Guaranteed and realised improvement", "Step excess"),
+        *("Total variation", "Effective sample size", "Sampled lower bound and realised improvement", "Step excess"),
     ]
     assert {"Entropy", "Explained variance", "Value loss", "Speed", "Backtracks", "Step size"} <= set(titles)
 

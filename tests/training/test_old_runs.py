@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 import klimb
+from klimb.report.data import read_run
+from klimb.runs.directory import RunDirectory
+from klimb.runs.metrics import read_metrics
 
 OLD = Path(__file__).parent.parent / "data" / "run-0.1.0"
 
@@ -34,7 +37,7 @@ def test_an_old_policy_acts_as_it_did(run_dir):
 
 def test_an_old_run_is_resumed_where_it_would_have_gone(run_dir):
     """Options that have another name since are understood. The same iterations follow, up to rounding."""
-    before = [json.loads(line) for line in (OLD / "metrics.jsonl").read_text().splitlines()]
+    before = read_metrics(OLD / "metrics.jsonl")
     run = klimb.resume(run_dir)
     assert run.config.rule == klimb.DualDescent(epochs=2, num_minibatches=2, max_overshoot=3.0)
     assert [record["iteration"] for record in run.history] == [1, 2, 3, 4, 5, 6]
@@ -42,6 +45,21 @@ def test_an_old_run_is_resumed_where_it_would_have_gone(run_dir):
         assert old.keys() == new.keys()
         for name in ("surrogate_gain", "kl_old_new", "entropy", "value_loss", "multiplier"):
             assert new[name] == pytest.approx(old[name], rel=1e-3, abs=1e-6), name
+
+
+def test_an_old_name_of_a_metric_is_read_as_the_present_one(run_dir):
+    """In the records of a run, in its report, and in what `compare` reads."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    records = RunDirectory.open(run_dir).history()
+    bound = [line["guaranteed_improvement"] for line in lines]
+    assert [record["sampled_improvement_bound"] for record in records] == bound
+    assert not any("guaranteed_improvement" in record for record in records)
+    run = read_run(run_dir)
+    np.testing.assert_allclose(run.columns["sampled_improvement_bound"][:, 0], bound)
+    assert not run.has("guaranteed_improvement")
+    page = klimb.write_report(run_dir).read_text()
+    assert "Sampled lower bound and realised improvement" in page
+    assert "uaranteed improvement" not in page
 
 
 def test_an_old_run_is_evaluated_and_reported(run_dir):

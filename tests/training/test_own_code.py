@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,9 @@ from klimb.improve.rule import Traits, traits_of
 from klimb.policies.networks import as_critic
 from klimb.rules import UnknownRule, rule_class, rule_name
 from klimb.runs.directory import RunDirectory
+from klimb.runs.policy_file import policy_name
 from klimb.training.networks import load_policies
+from problems import Stopper, assert_same_bits
 
 SMALL = dict(env_steps=128, num_envs=2, num_steps=32, hidden=(4,), critic_epochs=1, critic_num_minibatches=2)
 RULE = own_code.GradientStep()
@@ -74,6 +77,42 @@ def test_a_run_of_a_rule_without_a_name_is_resumed_with_the_object(tmp_path):
         klimb.resume(tmp_path / "run")
     assert klimb.resume(tmp_path / "run", rule=rule).config.rule == rule
     assert "Unnamed" in klimb.write_report(tmp_path / "run").read_text()
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepsTheFirst:
+    """A rule whose steps lead away from the first policy, which is the best."""
+
+    traits = Traits(keeps_best=True)
+
+    def init(self, policy):
+        return eqx.filter(policy, eqx.is_array)
+
+    def step(self, key, policy, state, batch):
+        theta, rebuild = klimb.flatten(policy)
+        return klimb.accept_or_reject(policy, state, rebuild(theta + 0.01), state, batch)
+
+    def best_policy(self, policy, state):
+        return eqx.combine(state, eqx.filter(policy, eqx.is_array, inverse=True))
+
+
+def test_a_training_results_in_the_policy_that_the_rule_keeps(tmp_path):
+    """Of every seed, with its own statistics of observations, in memory and in all files; resumed to the same bytes."""
+    rule, options = KeepsTheFirst(), {**SMALL, "env_steps": 4 * 64, "num_seeds": 2, "checkpoint_every": 1}
+    run = klimb.train("CartPole-v1", rule, run_dir=tmp_path / "run", **options)
+    for k, policy in enumerate(run.policies):
+        kept, last = (jax.tree.map(lambda x, k=k: x[k], tree) for tree in (run.state.rule_state, run.state.policy))
+        assert not np.array_equal(last.encoder.normalizer.mean, policy.encoder.normalizer.mean)
+        assert not np.array_equal(last.network.biases[0], policy.network.biases[0])
+        files = [klimb.load_policy(folder, seed=k) for folder in (tmp_path / "run", tmp_path / "run" / "best")]
+        for result in (policy, *files):
+            assert_same_bits(eqx.filter(result, eqx.is_array), kept)
+    with pytest.raises(klimb.Interrupted):
+        klimb.train("CartPole-v1", rule, run_dir=tmp_path / "cut", on_records=Stopper(2), **options)
+    resumed = klimb.resume(tmp_path / "cut", rule=rule)
+    assert_same_bits(resumed.state, run.state)
+    for name in (f"{policy_name(k)}.safetensors" for k in range(2)):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 def test_fields_called_like_capabilities_change_nothing():

@@ -17,6 +17,7 @@ from klimb.environments.registry import Environment
 from klimb.errors import EnvironmentFault, PolicyFileError
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.policy import action_distribution
+from klimb.precision import full_precision
 
 MAX_HOST_COPIES = 16
 STEPS_PER_CALL = 64
@@ -111,6 +112,7 @@ def _compiled(
     actions = environment.actions
 
     @eqx.filter_jit
+    @full_precision
     def advance(policy: PyTree, carry: tuple) -> tuple[tuple, tuple]:
         def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
             key, state, obs, alive = carry
@@ -124,6 +126,7 @@ def _compiled(
         return jax.lax.scan(step, carry, None, STEPS_PER_CALL)
 
     @jax.jit
+    @full_precision
     def start() -> tuple:
         key, key_reset = jax.random.split(jax.random.key(seed))
         state, obs = jax.vmap(environment.reset)(jax.random.split(key_reset, episodes))

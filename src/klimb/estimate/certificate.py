@@ -1,4 +1,4 @@
-"""The step certificate: the improvement that a step's own measurements guarantee, and how far the step exceeds it."""
+"""The step certificate: a lower bound on the improvement from a step's own samples, and how far the step exceeds it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from klimb.types import Batch, UpdateInfo
 
 
 def certificate(info: UpdateInfo, batch: Batch, gamma: float) -> dict[str, Float[Array, ""]]:
-    """Metrics of a step: predicted improvement in reward per step, standard errors, worst states, bounds, guarantee.
+    """Metrics of a step: predicted improvement in reward per step, standard errors, worst states, bounds.
 
-    guaranteed_improvement: the larger of two lower bounds on (1 − γ)(J(π') − J(π)): `improvement_bound` with the
+    sampled_improvement_bound: the larger of two lower bounds on (1 − γ)(J(π') − J(π)): `improvement_bound` with the
     worst state's TV and `average_improvement_bound` with the mean TV (`klimb.estimate.bounds`). Both use the
-    batch's states for the discounted distribution, and C ≤ 2 · worst TV · max|Â|, which is usually very loose: the
-    guarantee is negative for nearly every step that is worth taking. −∞ for γ = 1.
-    step_excess: the step's length divided by that of the longest step with a guarantee; ≤ 1 for a guaranteed step.
-    state_mismatch_bound: on the total variation between the discounted state distributions.
+    batch's states for the discounted distribution, the worst of them for the worst of all states, and
+    C ≤ 2 · worst TV · max|Â|, so that nothing is guaranteed. The bound is usually very loose: it is negative for
+    nearly every step that is worth taking. −∞ for γ = 1.
+    step_excess: the step's length divided by that of the longest step whose sampled bound is not negative.
+    state_mismatch_bound: on the total variation between the discounted state distributions, from the same samples.
 
     info: of the step. batch: what it was computed from, with the scale of its advantages.
     gamma: discount per step, in [0, 1].
@@ -45,7 +46,7 @@ def certificate(info: UpdateInfo, batch: Batch, gamma: float) -> dict[str, Float
         **metrics,
         "state_mismatch_bound": jnp.minimum(mismatch, 1),
         # The bounds are −∞ for γ = 1, unless the total variation or the largest advantage is 0.
-        "guaranteed_improvement": per_step * jnp.maximum(at_worst, on_average),
+        "sampled_improvement_bound": per_step * jnp.maximum(at_worst, on_average),
         "step_excess": jnp.where(fraction > 0, 1 / fraction, jnp.where(info.tv_max > 0, jnp.inf, 0)),
     }
 

@@ -50,9 +50,9 @@ SAMPLED_TRAITS = Traits(
 
 
 class SampledState(NamedTuple):
-    """samples: of the last K iterations, `[K, S, ...]`. iterations: done so far. best: arrays of the best policy.
+    """samples: of the last K iterations, `[K, S, ...]`. iterations: done so far. regularisation: w_r.
 
-    regularisation: w_r.
+    best: arrays of the best policy among those that have collected; the last climb from it has not.
     """
 
     samples: GuidedSamples
@@ -87,7 +87,7 @@ class ImportanceSampled:
 
     Every iteration plans a guide from the start of each column of the rollout, and also runs the guide and the best
     policy so far from there. In the first iterations the policy imitates the guides; then it climbs Φ, from itself or
-    from the best policy, whichever had the higher return from these starts.
+    from the best policy, whichever had the higher return from these starts. The training results in the best policy.
 
     guides: plans and paths through the environment. starts: columns of the rollout. learns_scale: whether the policy's
     normaliser is updated. fresh: whether the first policy is untrained; then its guides do not adapt to it.
@@ -118,6 +118,7 @@ class ImportanceSampled:
             binds=False,
             env_steps_per_row=self._runs_per_start,
             owns_normalizer=self.supervised_iterations > 0,
+            keeps_best=True,
         )
 
     @property
@@ -202,6 +203,17 @@ class ImportanceSampled:
         unchanged = ~imitates & ~comparison.worse & (steps == 0) & (info.status == Status.ACCEPTED)
         status = jnp.where(unchanged, Status.KL_TOO_LARGE, info.status)
         return new_policy, new_state, eqx.tree_at(lambda i: i.status, info, status.astype(info.status.dtype))
+
+    def best_policy(self, policy: PyTree, state: SampledState) -> PyTree:
+        """The best policy among those that have been compared; while the policy imitates, the last one.
+
+        Imitations are not compared: the last has seen the most guides. A policy that has climbed is compared when it
+        has collected, in the next step, so the last climb of a training is not part of its result.
+
+        policy: of the last step. state: of the last step.
+        """
+        arrays, static = eqx.partition(policy, eqx.is_array)
+        return eqx.combine(choose(state.iterations <= self.supervised_iterations, arrays, state.best), static)
 
     def _sampler(self, policy: PyTree, best: PyTree, iterations: Array, imitates: Array) -> Sampler:
         # An untrained policy says nothing of which actions are good, so the first guides do not adapt to it.

@@ -20,6 +20,7 @@ from klimb.improve.rule import Traits
 from klimb.policies.distributions import DiagGaussian
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
+from klimb.precision import full_precision
 from klimb.types import Batch, Metric, Rollout, UpdateInfo
 
 EPSILON_RANGE = 1.0, 10.0
@@ -52,11 +53,20 @@ MIRROR_TRAITS = Traits(
 )
 
 
+class Promise(NamedTuple):
+    """What a step predicted. epsilon: its ε. improvement: in reward per step. made: whether there was such a step."""
+
+    epsilon: Float[Array, ""]
+    improvement: Float[Array, ""]
+    made: Bool[Array, ""]
+
+
 class MirrorState(NamedTuple):
     """The state between two iterations. Rewards are means per step.
 
     epsilon: of the last step. moments: Adam's. reward, reward_se: of the last batch, with its standard error.
     promised: the predicted improvement of its step. begun: whether there has been a step.
+    earlier: the promise of the step before the last one, where batches are one policy old; else ().
     """
 
     epsilon: Float[Array, ""]
@@ -65,6 +75,7 @@ class MirrorState(NamedTuple):
     reward_se: Float[Array, ""]
     promised: Float[Array, ""]
     begun: Bool[Array, ""]
+    earlier: Promise | tuple[()] = ()
 
 
 @dataclass(frozen=True)
@@ -81,13 +92,15 @@ class MirrorDescent:
     episode's end is taken to be 0, and the time of an episode's end to be independent of the policy.
 
     initial_epsilon: ε at first, positive, in nats per step. epochs: of the projection, at least 1. minibatch_size: rows
-    per step of the projection. learning_rate: Adam's.
+    per step of the projection. learning_rate: Adam's. overlap: whether every batch after the first was collected by the
+    policy before the given one. The newest batch then tells of the step before the last one, whose ε is adapted.
     """
 
     initial_epsilon: float | Array = 0.1
     epochs: int = 20
     minibatch_size: int = 256
     learning_rate: float | Array = 1e-3
+    overlap: bool = False
 
     @property
     def traits(self) -> Traits:
@@ -96,11 +109,11 @@ class MirrorDescent:
     def init(self, policy: PyTree) -> MirrorState:
         """The state before the first step. policy: Gaussian."""
         theta = flatten(policy).theta
-        zero = jnp.zeros((), theta.dtype)
-        return MirrorState(
-            jnp.asarray(self.initial_epsilon, theta.dtype), OPTIMIZER.init(theta), zero, zero, zero, jnp.bool_(False)
-        )
+        epsilon, zero, no = jnp.asarray(self.initial_epsilon, theta.dtype), jnp.zeros((), theta.dtype), jnp.bool_(False)
+        earlier = Promise(epsilon, zero, no) if self.overlap else ()
+        return MirrorState(epsilon, OPTIMIZER.init(theta), zero, zero, zero, no, earlier)
 
+    @full_precision
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: MirrorState, batch: Batch
     ) -> tuple[PyTree, MirrorState, UpdateInfo]:
@@ -127,7 +140,8 @@ class MirrorDescent:
             minibatch_size=self.minibatch_size,
         )
         predicted = controllers.previous_cost - controllers.cost_of(*_action_change(policy, projected.policy, paths))
-        new_state = MirrorState(epsilon, projected.moments, reward, reward_se, predicted, jnp.bool_(True))
+        earlier = Promise(state.epsilon, state.promised, state.begun) if self.overlap else ()
+        new_state = MirrorState(epsilon, projected.moments, reward, reward_se, predicted, jnp.bool_(True), earlier)
         return accept_or_reject(
             policy,
             state,
@@ -148,15 +162,17 @@ class MirrorDescent:
     def _adapted(self, state: MirrorState, reward: Array, reward_se: Array) -> Float[Array, ""]:
         """ε · predicted / (2 (predicted − realised)), within limits: optimal if the prediction error grows like ε².
 
+        All three are of the step that lies between the policies of the last two batches.
         The error is taken to be at least its own standard error. So ε also shrinks when the gains are smaller than the
         noise of the batches, which smaller steps average out.
         """
-        error = state.promised - (reward - state.reward)
+        promise = state.earlier or Promise(state.epsilon, state.promised, state.begun)
+        error = promise.improvement - (reward - state.reward)
         error = jnp.maximum(error, jnp.hypot(reward_se, state.reward_se))
-        factor = jnp.where(error > 0, 0.5 * state.promised / jnp.where(error > 0, error, 1), jnp.inf)
+        factor = jnp.where(error > 0, 0.5 * promise.improvement / jnp.where(error > 0, error, 1), jnp.inf)
         smallest, largest = (bound * self.initial_epsilon for bound in EPSILON_RANGE)
-        adapted = jnp.clip(state.epsilon * jnp.clip(factor, *FACTOR_RANGE), smallest, largest)
-        return jnp.where(state.begun, adapted, state.epsilon).astype(state.epsilon.dtype)
+        adapted = jnp.clip(promise.epsilon * jnp.clip(factor, *FACTOR_RANGE), smallest, largest)
+        return jnp.where(promise.made, adapted, state.epsilon).astype(state.epsilon.dtype)
 
 
 def _mean_reward(paths: Paths) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -89,7 +89,9 @@ class GuidedPolicySearch:
                 f"guided policy search is for continuous actions, and those of {environment.id} are discrete: "
                 "use trpo or ppo"
             )
-        return self._mirror_descent() if self.method == "mirror_descent" else self._sampled(environment, setting)
+        if self.method == "mirror_descent":
+            return self._mirror_descent(setting.overlap)
+        return self._sampled(environment, setting)
 
     def init(self, policy: PyTree) -> PyTree:
         """The rule's state, of mirror_descent, which needs no environment. policy: Gaussian."""
@@ -107,14 +109,15 @@ class GuidedPolicySearch:
     def _without_environment(self) -> Rule:
         if self.method == "importance_sampling":
             raise ConfigError("importance_sampling plans in an environment: use the rule that bind returns")
-        return self._mirror_descent()
+        return self._mirror_descent(overlap=False)
 
-    def _mirror_descent(self) -> Rule:
+    def _mirror_descent(self, overlap: bool) -> Rule:
         return MirrorDescent(
             initial_epsilon=self.initial_epsilon,
             epochs=self.projection_epochs,
             minibatch_size=self.minibatch_size,
             learning_rate=self.learning_rate,
+            overlap=overlap,
         )
 
     def _sampled(self, environment: Any, setting: Setting) -> Rule:

@@ -85,6 +85,8 @@ class Traits:
     """Environment steps per row of a rollout: more than one if the rule collects samples of its own."""
     rows_kept: int = 1
     """Rows that the rule keeps per row of a rollout, for the bound on memory."""
+    keeps_best: bool = False
+    """Whether a training results in a policy that the rule keeps (a `BestPolicyRule`), not in that of the last step."""
 
 
 def traits_of(rule: Rule) -> Traits:
@@ -131,18 +133,47 @@ def is_offline(rule: Rule) -> TypeGuard[OfflineRule]:
     return traits_of(rule).learns_from == "demonstrations"
 
 
+class BestPolicyRule(Rule, Protocol):
+    """A rule whose steps may lead to a worse policy, and which keeps the best one in its state: `Traits.keeps_best`."""
+
+    def best_policy(self, policy: PyTree, state: PyTree) -> PyTree:
+        """The policy that the training results in if it ends here. Traceable, like `step`.
+
+        policy: of the last step. state: returned by `init` or the last step.
+        """
+        ...
+
+
+def resulting_policy(rule: Rule, policy: PyTree, state: PyTree) -> PyTree:
+    """The policy that a training by a rule results in: the one of the last step, unless the rule keeps a best one.
+
+    rule: of any class, bound to the environment. policy: of the last step. state: returned by `init` or the last step.
+    """
+    return rule.best_policy(policy, state) if keeps_best(rule) else policy
+
+
+def keeps_best(rule: Rule) -> TypeGuard[BestPolicyRule]:
+    """Whether a training by a rule results in the best policy that the rule keeps.
+
+    rule: of any class, bound to the environment.
+    """
+    return traits_of(rule).keeps_best
+
+
 class Setting(NamedTuple):
     """How a rule is used.
 
     num_envs: environments in parallel. num_steps: steps per environment and iteration.
     learns_scale: whether the policy's observation statistics are updated during the run.
     fresh: whether the policy starts from random parameters.
+    overlap: whether every batch after the first is collected by the policy before the one that the step is given.
     """
 
     num_envs: int
     num_steps: int
     learns_scale: bool
     fresh: bool
+    overlap: bool
 
 
 class EnvironmentRule(Rule, Protocol):

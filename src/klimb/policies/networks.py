@@ -18,6 +18,7 @@ from klimb.policies.distributions import Distribution
 from klimb.policies.encoders import Encoder, FlatEncoder
 from klimb.policies.normalizer import VARIANCE_FLOOR, Normalizer, Rescaling
 from klimb.policies.observations import BoxObservations, ObservationSpec
+from klimb.precision import full_precision
 
 Activation = Literal["tanh", "relu", "silu", "gelu"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
@@ -71,6 +72,7 @@ class MLP(eqx.Module):
         self.activation = activation
         self.sizes = tuple(sizes)
 
+    @full_precision
     def __call__(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch fan_out"]:
         activate = ACTIVATIONS[self.activation]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
@@ -89,6 +91,7 @@ class MLP(eqx.Module):
         return eqx.tree_at(lambda mlp: (mlp.weights[0], mlp.biases[0]), self, first)
 
 
+@full_precision
 def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fan_in fan_out"]:
     """A uniformly random matrix with orthonormal columns (rows, if there are fewer of them).
 

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from klimb.policies.distributions import Distribution
 from klimb.policies.normalizer import Rescaling
+from klimb.precision import full_precision
 
 
 @runtime_checkable
@@ -73,6 +74,7 @@ def keeps_statistics(network: Any, obs: jax.ShapeDtypeStruct) -> bool:
     return eqx.filter_eval_shape(observe, network, rows, weight)[1] is not None
 
 
+@full_precision
 def action_distribution(policy: Policy, obs: Array, *, axes: int = 1) -> Distribution:
     """π(·|s) for many observations. The policy is called with one observation at a time, under vmap.
 

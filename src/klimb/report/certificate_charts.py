@@ -1,4 +1,4 @@
-"""The charts of the step certificate: each step's length, its predicted, realised and guaranteed improvement."""
+"""The charts of the step certificate: each step's length, its predicted and realised improvement, and bounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def certificate_charts(run: RunData) -> list[Spec]:
         *improvement_chart(run),
         *total_variation_chart(run),
         *effective_sample_chart(run),
-        *guarantee_chart(run),
+        *lower_bound_chart(run),
         *excess_chart(run),
     ]
 
@@ -197,34 +197,34 @@ def effective_sample_chart(run: RunData) -> list[Spec]:
     return [line_chart(title, sentence(meaning), layers, include=[1])]
 
 
-def guarantee_chart(run: RunData) -> list[Spec]:
-    """Predicted, realised and guaranteed improvement of each accepted step, on a symmetric logarithmic axis."""
-    if not (run.has("guaranteed_improvement") and run.accepted.any()):
+def lower_bound_chart(run: RunData) -> list[Spec]:
+    """Predicted and realised improvement of each accepted step and its lower bound, on a symmetric logarithmic axis."""
+    if not (run.has("sampled_improvement_bound") and run.accepted.any()):
         return []
-    guaranteed, realised = run.of_accepted("guaranteed_improvement"), aligned_to_step(run, "realised_improvement")
+    bound, realised = run.of_accepted("sampled_improvement_bound"), aligned_to_step(run, "realised_improvement")
     columns = [(realised, "realised", 1, 1.25)]
     if run.has("predicted_improvement"):
         columns.append((run.of_accepted("predicted_improvement"), "predicted", 2, 1.75))
-    columns.append((guaranteed, "guaranteed at least", 3, 1.75))
+    columns.append((bound, "sampled lower bound", 3, 1.75))
     layers = [
         mean_line(run, x, label, color, width=width) for x, label, color, width in columns if np.isfinite(x).any()
     ]
     sizes = np.abs(np.concatenate([x[np.isfinite(x)] for x, *_ in columns[:-1]]))
-    sizes = sizes[sizes > 0] if (sizes > 0).any() else np.abs(guaranteed[np.isfinite(guaranteed) & (guaranteed != 0)])
+    sizes = sizes[sizes > 0] if (sizes > 0).any() else np.abs(bound[np.isfinite(bound) & (bound != 0)])
     scale = 10.0 ** math.floor(math.log10(np.quantile(sizes, 0.9))) if len(sizes) else 1.0
     about = (
-        "Predicted and realised improvement of each accepted step, and the guaranteed lower bound, which takes the "
-        f"batch as exact. Linear up to ±{format_number(scale)}, logarithmic beyond."
+        "Predicted and realised improvement of each accepted step, and the lower bound, which takes the batch as exact "
+        f"and so guarantees nothing. Linear up to ±{format_number(scale)}, logarithmic beyond."
     )
-    readout = [("guaranteed, median", format_number(np.nanmedian(guaranteed), 3))]
+    readout = [("lower bound, median", format_number(np.nanmedian(bound), 3))]
     if np.isfinite(realised).any():
         readout.append(("realised, median", format_number(np.nanmedian(realised), 3)))
     options = {"include": [0], "log": "always", "symlog": scale, "unit": "reward per step", "height": 260}
-    return [line_chart("Guaranteed and realised improvement", about, layers, readout=readout, **options)]
+    return [line_chart("Sampled lower bound and realised improvement", about, layers, readout=readout, **options)]
 
 
 def excess_chart(run: RunData) -> list[Spec]:
-    """The length of each accepted step relative to the longest step whose improvement is guaranteed."""
+    """The length of each accepted step relative to the longest step whose sampled lower bound is not negative."""
     if not (run.has("step_excess") and run.accepted.any()):
         return []
     excess = run.of_accepted("step_excess")
@@ -233,9 +233,9 @@ def excess_chart(run: RunData) -> list[Spec]:
     about = f"{sentence(meaning)} Steps that learn in reasonable time are far longer."
     readout = [
         ("median step", f"{si(np.median(known))} times"),
-        ("guaranteed", f"{np.sum(known <= 1):,} of {len(known):,} steps"),
+        ("bound not negative", f"{np.sum(known <= 1):,} of {len(known):,} steps"),
     ]
     layers = line_with_spread(run, excess, title.lower())
-    levels = [{"value": 1, "label": "guaranteed"}]
+    levels = [{"value": 1, "label": "bound 0"}]
     options = {"levels": levels, "readout": readout, "log": "always", "unit": "times"}
     return [line_chart(title, about, layers, **options)]

@@ -101,7 +101,7 @@ _ELSEWHERE = {
     *STANDARD_ERRORS,
     *("kl_old_new", "kl_new_old", "kl_max", "kl_old_new_max", "kl_new_old_max"),
     *("tv", "tv_max", "tv_bound", "tv_max_bound", "state_mismatch_bound", "ess"),
-    *("predicted_improvement", "realised_improvement", "guaranteed_improvement", "step_excess"),
+    *("predicted_improvement", "realised_improvement", "sampled_improvement_bound", "step_excess"),
     *("episode_return", "entropy", "explained_variance", "value_loss", "steps_per_second", "wall_time"),
     *("log_likelihood", "held_out_log_likelihood", "env_faults"),
 }

@@ -99,7 +99,8 @@ def _sections(run: RunData) -> list[Spec]:
         {
             "title": "Step certificate",
             "lead": "What is measured of every step: how far it moved the policy (KL, total variation), and the "
-            "improvement predicted for it, guaranteed for it, and realised on the next batch.",
+            "improvement predicted for it, a lower bound on it from the sampled states, and the one realised on the "
+            "next batch.",
             "charts": certificate_charts(run),
         },
         {"title": "Policy and critic", "lead": "", "charts": health_charts(run)},

@@ -68,7 +68,7 @@ class Logging:
     """What is recorded, checked and saved while training, and on how many cores it runs."""
 
     certificate: bool = True
-    """Record each step's predicted, guaranteed and realised improvement (see docs/theory/certificate.md)."""
+    """Record each step's predicted and realised improvement, and bounds (see docs/theory/certificate.md)."""
     cores: Count | None = None
     """CPU cores (or accelerators) to lay the training over; none for all. See docs/performance.md."""
     max_rejections: Iterations = 50

@@ -91,15 +91,17 @@ METRICS: dict[str, Metric] = {
     ),
     "state_mismatch_bound": Metric(
         "State mismatch bound",
-        "upper bound on the total variation between the discounted state distributions before and after the step",
+        "upper bound on the total variation between the discounted state distributions before and after the step, with "
+        "the largest values over sampled states",
     ),
-    "guaranteed_improvement": Metric(
-        "Guaranteed improvement", "lower bound on the improvement, in reward per step; nearly always negative"
+    "sampled_improvement_bound": Metric(
+        "Sampled lower bound",
+        "lower bound on the improvement, in reward per step, with the largest values over sampled states in place of "
+        "those over all states: no guarantee; nearly always negative",
     ),
     "step_excess": Metric(
         "Step excess",
-        "ratio of the step's length to that of the longest step whose improvement is guaranteed; at most 1 is "
-        "guaranteed",
+        "ratio of the step's length to that of the longest step whose sampled lower bound is not negative",
     ),
     "entropy": Metric("Entropy", "mean entropy of the new policy, in nats"),
     "ess": Metric(
@@ -122,6 +124,10 @@ METRICS: dict[str, Metric] = {
     ),
 }
 """The metrics common to all rules. A rule's own metrics are in its `Traits`."""
+
+
+_RENAMED = {"guaranteed_improvement": "sampled_improvement_bound"}
+"""Metrics that files of earlier versions have under another name."""
 
 
 def to_records(metrics: dict[str, np.ndarray], *, wall_time: list[float], steps_per_second: float) -> list[Record]:
@@ -161,7 +167,8 @@ def _plain(name: str, value: Any) -> Any:
 def read_metrics(path: Path) -> list[Record]:
     """All complete records of the metrics file `path`. Skips a last line still being written and damaged lines.
 
-    Logs a warning when lines are damaged. Raises OSError when the file can't be read.
+    Metrics have their present names, in files of earlier versions too. Logs a warning when lines are damaged. Raises
+    OSError when the file can't be read.
     """
     records, damaged = [], 0
     for record, complete in _lines(path):
@@ -187,7 +194,11 @@ def _parsed(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and type(record.get("iteration")) is int else None
+    if not (isinstance(record, dict) and type(record.get("iteration")) is int):
+        return None
+    for name in _RENAMED.keys() & record.keys():
+        record[_RENAMED[name]] = record.pop(name)
+    return record
 
 
 def _drop_after(path: Path, iteration: int) -> None:

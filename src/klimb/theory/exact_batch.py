@@ -8,10 +8,12 @@ from jaxtyping import Array, PyTree
 
 from klimb.policies.distributions import Categorical
 from klimb.policies.policy import action_distribution
+from klimb.precision import full_precision
 from klimb.tabular.mdp import TabularMDP
 from klimb.types import Batch
 
 
+@full_precision
 def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
     """S·A rows with weight d^π(s) π(a|s), exact advantages A^π and targets V^π.
 

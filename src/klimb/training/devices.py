@@ -18,6 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
+from klimb.precision import full_precision
+
 AXIS = "devices"
 # AVX-512, where the CPU has it, saves 7 % of an iteration. The timeout: by default XLA aborts when one device waits for
 # another for 40 seconds, which happens when the critic's fit takes minutes.
@@ -74,7 +76,7 @@ class Layout:
         return AXIS if self.splits_roles else None
 
     def compile(self, function: Callable[..., PyTree], *, by_seed: Sequence[bool]) -> Any:
-        """A compiled function that applies `function` to every device's share of the seeds.
+        """A compiled function that applies `function` to every device's share of the seeds, in full precision.
 
         function: of pytrees. by_seed: for each argument, whether its leaves have the leading axis of seeds; all results
         have it. The buffers of the first argument are donated.
@@ -82,6 +84,7 @@ class Layout:
         specs = tuple(self._spec if split else P() for split in by_seed)
         shared = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=self._spec, check_vma=False)
 
+        @full_precision
         def program(*arguments: PyTree) -> PyTree:
             """`shared`, with the seeds padded to a multiple of the number of devices."""
             if self._padding == 0:

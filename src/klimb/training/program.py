@@ -21,8 +21,18 @@ from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.estimate.estimator import Estimator
 from klimb.improve.critic_fit import CriticFit
-from klimb.improve.rule import Rule, Setting, bind, is_offline, traits_of, with_values
+from klimb.improve.rule import (
+    Rule,
+    Setting,
+    bind,
+    is_offline,
+    keeps_best,
+    resulting_policy,
+    traits_of,
+    with_values,
+)
 from klimb.policies.policy import action_distribution, keeps_statistics, observe
+from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
 from klimb.training.copies import Copies
 from klimb.training.devices import available, cores
@@ -72,7 +82,8 @@ class Program:
         self._bound = self._bind(config.rule)
         self.iteration = self._make_iteration(self._compiled_collector())
         self.source = self._make_source()
-        self._init = jax.jit(jax.vmap(self._initial_state))
+        self._init = jax.jit(full_precision(jax.vmap(self._initial_state)))
+        self._results = jax.jit(jax.vmap(self._result))
 
     @property
     def num_copies(self) -> int:
@@ -124,9 +135,12 @@ class Program:
         return is_offline(rule) and bool(jnp.all(rule.finished(state.rule_state)))
 
     def policies(self, state: TrainState) -> list[Any]:
-        """The policy of every copy."""
+        """The policy that the training of every copy results in, if it ends with this state."""
+        arrays = state.policy
+        if keeps_best(self._bound):
+            arrays = self._results(state.policy, state.rule_state, self._copies.values)
         # By way of the host: wherever the training was, these are on one device.
-        arrays = jax.tree.map(np.asarray, state.policy)
+        arrays = jax.tree.map(np.asarray, arrays)
         return [
             eqx.combine(jax.tree.map(lambda x, k=k: jnp.asarray(x[k]), arrays), self.policy_static)
             for k in range(self.num_copies)
@@ -140,7 +154,8 @@ class Program:
         """The rule at work in the environment."""
         options, fresh = self._options, self._options.init_from is None
         learns_scale = options.normalize_observations and fresh
-        return bind(rule, self._environment, Setting(options.num_envs, options.num_steps, learns_scale, fresh))
+        setting = Setting(options.num_envs, options.num_steps, learns_scale, fresh, options.overlap)
+        return bind(rule, self._environment, setting)
 
     def _make_iteration(self, collector: CompiledCollector | None) -> Iteration:
         options, traits = self._options, traits_of(self._bound)
@@ -220,6 +235,11 @@ class Program:
             policy, _ = observe(policy, rows.obs, rows.valid.astype(rows.reward.dtype))
         rollout = None if traits_of(self._bound).history == 1 else self.source.rollout_shapes(policy)
         return self._iteration_under(values).init(key, policy, critic, rollout)
+
+    def _result(self, policy: PyTree, rule_state: PyTree, values: dict[str, Array]) -> PyTree:
+        """The arrays of the policy that one copy's training results in. policy: the arrays of the last one."""
+        rule = self._iteration_under(values).rule
+        return eqx.filter(resulting_policy(rule, eqx.combine(policy, self.policy_static), rule_state), eqx.is_array)
 
     def _arrange(self, demonstrations: Demonstrations) -> Rollout:
         """Demonstrations as the rule gets them: actions as the policy has them, columns as long as a rollout's."""

@@ -26,8 +26,8 @@ logger = logging.getLogger("klimb")
 class Run:
     """The result of a training.
 
-    policies: one per seed. config: of the run. state: after the last iteration. directory: of the run, or None if it
-    was not written.
+    policies: that the training results in, one per seed. config: of the run. state: after the last iteration.
+    directory: of the run, or None if it was not written.
     """
 
     policies: list[Any]

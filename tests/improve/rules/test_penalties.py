@@ -203,9 +203,10 @@ def test_ppo_adapts_its_penalty_from_batch_to_batch(problem):
     assert state.multiplier == pytest.approx(1e-3)
 
 
-def test_ppo_with_a_penalty_climbs_what_the_fixed_penalty_climbs(problem):
+@pytest.mark.parametrize("direction", ["old_new", "new_old"])
+def test_ppo_with_a_penalty_climbs_what_the_fixed_penalty_climbs(problem, direction):
     policy, batch, *_ = problem
-    options = {"learning_rate": 0.02, "epochs": 40, **FULL}
+    options = {"kl_direction": direction, "learning_rate": 0.02, "epochs": 40, **FULL}
     by_ppo = take(PPO(penalty="kl", kl_coef=2.0, **options), policy, batch)[0]
     by_penalty = take(KLPenalty(kl_coef=2.0, **options), policy, batch)[0]
     np.testing.assert_allclose(by_ppo.logits, by_penalty.logits, rtol=0, atol=1e-12)

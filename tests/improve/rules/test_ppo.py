@@ -13,6 +13,7 @@ import pytest
 from klimb import PPO, Batch, RunConfig, Status, TrainOptions
 from klimb.errors import ConfigError
 from klimb.improve.minibatches import shuffled
+from klimb.improve.rule import KLLimit
 from klimb.improve.warm_up import take_step
 from klimb.tabular.table import SoftmaxTable
 from problems import make_table, take
@@ -161,6 +162,45 @@ def test_target_kl_ends_the_epochs(policy):
     assert float(info.kl_old_new) == pytest.approx(kl(stopped.logits), rel=1e-9)
     *_, info = take(PLAIN, policy, batch, epochs=20, clip_eps=0.2)
     assert info.extra["epochs_done"] == 20
+
+
+def kls(old: np.ndarray, new: np.ndarray, batch: Batch) -> dict[str, np.ndarray]:
+    """Both KLs by direction, for every row of positive weight."""
+    p, q = (np.log(softmax(np.asarray(logits)))[np.asarray(batch.obs)] for logits in (old, new))
+    counted = np.asarray(batch.weight) > 0
+    rows = {"old_new": np.sum(np.exp(p) * (p - q), axis=1), "new_old": np.sum(np.exp(q) * (q - p), axis=1)}
+    return {direction: kl[counted] for direction, kl in rows.items()}
+
+
+DIRECTIONS = ["old_new", "new_old"]
+
+
+def test_the_early_stop_measures_the_kl_of_its_direction(policy):
+    batch, target, logits = make_batch(policy), 0.3, np.asarray(policy.logits)
+    by_hand = [lambda logits: clipped_gradient(logits, batch, 0.9)] * 20
+    after = [kls(logits, adam_by_hand(logits, by_hand[:epochs], 0.1), batch) for epochs in range(1, 21)]
+    passes = {d: next(k for k, kl in enumerate(after, 1) if kl[d].mean() > target) for d in DIRECTIONS}
+    assert passes["old_new"] != passes["new_old"]
+    for direction in DIRECTIONS:
+        rule = dataclasses.replace(PLAIN, epochs=20, clip_eps=0.9, target_kl=target, kl_direction=direction)
+        *_, info = take(rule, policy, batch)
+        assert info.extra["epochs_done"] == passes[direction]
+
+
+def test_the_penalty_adapts_to_the_kl_of_its_direction(policy):
+    """With a target whose 1.5-fold is between the two KLs, λ doubles in the direction of the larger one only."""
+    batch = make_batch(policy)
+    rules = {d: dataclasses.replace(PLAIN, learning_rate=1.0, penalty="kl", kl_direction=d) for d in DIRECTIONS}
+    # At the first gradient the penalty's is 0, so one epoch leads to the same policy in both directions.
+    reached = kls(policy.logits, take(rules["old_new"], policy, batch)[0].logits, batch)
+    smaller, larger = sorted(DIRECTIONS, key=lambda direction: reached[direction].mean())
+    target = float(np.sqrt(reached[smaller].mean() * reached[larger].mean())) / 1.5
+    for direction, factor in ((smaller, 1), (larger, 2)):
+        rule = dataclasses.replace(rules[direction], target_kl=target)
+        _, state, info = take(rule, policy, batch)
+        assert state.multiplier == factor
+        assert float(info.kl_max) == pytest.approx(reached[direction].max(), rel=1e-9)
+        assert rule.traits.kl == KLLimit(target, enforced=False, direction=direction)
 
 
 def test_max_grad_norm_limits_the_norm_of_the_whole_gradient(policy):

@@ -15,6 +15,7 @@ from klimb.guided.planning.backward import Backward, backward_pass
 from klimb.guided.planning.expansion import Expansion, expand
 from klimb.guided.planning.problem import Path, Problem, Time
 from klimb.guided.planning.trajectory import Plan, PlanStatus, best_of
+from klimb.precision import full_precision
 
 RUNNING = -1
 STEP_LENGTHS = 1.1 ** -np.square(np.arange(11.0))  # 1 to 7e-5 (Tassa et al. 2012)
@@ -107,6 +108,7 @@ def plan(
 
 
 @eqx.filter_jit
+@full_precision
 def _plan(problem: Problem, initial_state: Array, actions: Array, settings: Settings, second_order: bool) -> Plan:
     problem.check(initial_state)
 

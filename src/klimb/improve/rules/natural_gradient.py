@@ -18,6 +18,7 @@ from klimb.improve.objectives import surrogate_gain
 from klimb.improve.rule import KLLimit, Traits
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
+from klimb.precision import full_precision
 from klimb.types import Batch, Metric, Status, UpdateInfo
 
 
@@ -76,6 +77,7 @@ class NaturalGradient:
         """
         return ()
 
+    @full_precision
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
     ) -> tuple[PyTree, tuple[()], UpdateInfo]:

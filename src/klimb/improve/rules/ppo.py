@@ -12,12 +12,11 @@ from pydantic.dataclasses import dataclass
 
 from klimb.fields import STRICT, Count, Fraction, NonNegative, Positive
 from klimb.improve.acceptance import accept_or_reject
-from klimb.improve.divergences import kl_divergence
 from klimb.improve.dual import adapt
 from klimb.improve.minibatches import require_divisible
-from klimb.improve.objectives import has_signal, log_ratio, penalised_gain
+from klimb.improve.objectives import directed_kl, divergence_of, has_signal, log_ratio, penalised_gain
 from klimb.improve.optimizer import Optimizer, annealed, fit_epochs
-from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.rule import KLDirection, KLLimit, Traits
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -42,7 +41,7 @@ class PPO:
     penalty = kl     maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy; after each batch λ doubles
                      if the KL is above 1.5 target_kl and halves if it is below target_kl / 1.5
 
-    Neither enforces a limit on the KL.
+    Neither enforces a limit on the KL. With kl_direction = new_old, KL(π_θ‖π_old) is penalised and aimed at instead.
     """
 
     learning_rate: Positive = 3e-4
@@ -60,7 +59,9 @@ class PPO:
     max_grad_norm: Positive | None = 0.5
     """Maximum global norm of the gradient; none does not clip."""
     target_kl: Positive | None = None
-    """Mean KL(π_old‖π_new) in nats. clip: stops the epochs above it (none: never); kl: target of λ (none: 0.01)."""
+    """Mean KL in nats. clip: stops the epochs above it (none: never); kl: target of λ (none: 0.01)."""
+    kl_direction: KLDirection = "old_new"
+    """The KL that is penalised, or that target_kl is for. old_new: KL(π_old‖π_new); new_old: KL(π_new‖π_old)."""
     kl_coef: Positive = 1.0
     """λ of the KL penalty on the first batch."""
     kl_coef_range: tuple[Positive, Positive] = (1e-3, 1e3)
@@ -79,7 +80,7 @@ class PPO:
     def traits(self) -> Traits:
         return Traits(
             title="PPO",
-            kl=KLLimit(self._target_kl),
+            kl=KLLimit(self._target_kl, direction=self.kl_direction),
             num_minibatches=self.num_minibatches,
             metrics={
                 "clip_fraction": Metric("Clip fraction", "fraction of rows whose ratio ended outside the clip range"),
@@ -120,14 +121,16 @@ class PPO:
         by_penalty = self.penalty == "kl"
 
         def kl_from_old(vector: Array) -> Array:
-            return batch.mean(kl_divergence(old, action_distribution(rebuild(vector), batch.obs)))
+            new = action_distribution(rebuild(vector), batch.obs)
+            return batch.mean(directed_kl(old, new, self.kl_direction))
 
         def objective(vector: Array, minibatch: Batch) -> Array:
             """The clipped or penalised surrogate at θ = vector on the rows of a minibatch."""
             new = action_distribution(rebuild(vector), minibatch.obs)
             if by_penalty:
                 before = action_distribution(policy, minibatch.obs)
-                gain = penalised_gain("kl_old_new", state.multiplier, before, new, minibatch)
+                kind = divergence_of(self.kl_direction)
+                gain = penalised_gain(kind, state.multiplier, before, new, minibatch)
             else:
                 gain = self._clipped(new, minibatch)
             return gain if self.ent_coef == 0 else gain + self.ent_coef * minibatch.mean(new.entropy())
@@ -165,6 +168,7 @@ class PPO:
             rebuild(new_theta),
             PPOState(multiplier, fitted.moments),
             batch,
+            kl_direction=self.kl_direction,
             clip_fraction=clip_fraction,
             epochs_done=fitted.epochs,
             grad_norm=fitted.grad_norm,

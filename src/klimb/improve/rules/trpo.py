@@ -21,6 +21,7 @@ from klimb.improve.rule import KLDirection, KLLimit, Traits
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
+from klimb.precision import full_precision
 from klimb.types import Batch, Metric, Status, UpdateInfo
 
 
@@ -75,6 +76,7 @@ class TRPO:
         """
         return ()
 
+    @full_precision
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: tuple[()], batch: Batch
     ) -> tuple[PyTree, tuple[()], UpdateInfo]:

@@ -21,6 +21,7 @@ from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 from jaxtyping import Array
 
+from klimb.precision import full_precision
 from klimb.training.diagnose.flat_program import INFINITE, NAN, Equation, FlatProgram, mark
 
 INTERNALS = {"equinox", "jaxtyping", "beartype", "optax"}
@@ -62,7 +63,7 @@ def first_nan(function: Callable[..., Any], *arguments: Any) -> Origin | None:
     The function is compiled again with a mark for every value, so rounding may differ from the original run. Memory:
     all carries of a loop that returns a NaN are stored. Raises what tracing the function raises.
     """
-    closed = jax.make_jaxpr(function)(*arguments)
+    closed = jax.make_jaxpr(full_precision(function))(*arguments)
     inputs = jax.tree.leaves(arguments)
     # Compiling with marks takes several times as long: only what a result with a NaN depends on is compiled so.
     marks = np.asarray(_marks_of_results(closed)(*inputs))
