@@ -99,7 +99,7 @@ def health_charts(run: RunData) -> list[Spec]:
 _LAST = ("surrogate_gain", "episode_length", "episodes")
 _ELSEWHERE = {
     *STANDARD_ERRORS,
-    *("kl_old_new", "kl_new_old", "kl_max", "kl_old_new_max", "kl_new_old_max"),
+    *("kl_old_new", "kl_new_old", "kl_max", "kl_old_new_max", "kl_new_old_max", "kl_normalizer"),
     *("tv", "tv_max", "tv_bound", "tv_max_bound", "state_mismatch_bound", "ess"),
     *("predicted_improvement", "realised_improvement", "sampled_improvement_bound", "step_excess"),
     *("episode_return", "entropy", "explained_variance", "value_loss", "steps_per_second", "wall_time"),

@@ -69,6 +69,11 @@ METRICS: dict[str, Metric] = {
     "kl_max": Metric("Largest KL", "largest KL over states, in the direction that the rule constrains, in nats"),
     "kl_old_new_max": Metric("Largest KL(old‖new)", "largest KL(π_old‖π_new) over states, in nats"),
     "kl_new_old_max": Metric("Largest KL(new‖old)", "largest KL(π_new‖π_old) over states, in nats"),
+    "kl_normalizer": Metric(
+        "KL of the normaliser",
+        "mean over states of the KL between π_new before and after the observation statistics took the batch in, in "
+        "nats; 0 to rounding, except for observations that were clipped",
+    ),
     "tv": Metric(
         "Total variation",
         "mean over states of the total variation between π_old and π_new, 0 to 1; sampled for Gaussians of several "
