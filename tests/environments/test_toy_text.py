@@ -77,11 +77,11 @@ def test_one_hot_rows_are_not_scaled(name):
     program = Program(RunConfig(name, TRPO(), options), environment)
     assert not environment.observations.is_scaled
     assert options.normalize_observations
-    assert program.iteration.normalizers == NormalizerUpdates(policy=False, critic=False)
+    assert program.iteration.normalizers == NormalizerUpdates(policy=False, critic=False, start_with_rollout=False)
 
 
 def test_other_observations_still_are():
     options = TrainOptions(env_steps=32, num_envs=2, num_steps=8, hidden=(4,), critic_num_minibatches=1)
     for name in ("CartPole-v1", "gymnasium:CartPole-v1"):
         program = Program(RunConfig(name, TRPO(), options), klimb.make(name))
-        assert program.iteration.normalizers == NormalizerUpdates(policy=True, critic=True)
+        assert program.iteration.normalizers == NormalizerUpdates(policy=True, critic=True, start_with_rollout=True)

@@ -176,6 +176,6 @@ def test_switched_off_it_leaves_no_trace(env):
     assert kept - dropped == {
         *("kl_old_new_se", "kl_new_old_se", "tv_se", "kl_old_new_max", "kl_new_old_max", "tv_bound", "tv_max_bound"),
         *("predicted_improvement", "predicted_improvement_se", "realised_improvement", "realised_improvement_se"),
-        *("sampled_improvement_bound", "step_excess", "state_mismatch_bound"),
+        *("sampled_improvement_bound", "step_excess", "state_mismatch_bound", "kl_normalizer"),
     }
     assert dropped < kept

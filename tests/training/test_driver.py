@@ -32,7 +32,7 @@ def test_a_run_leaves_everything(whole_run):
     assert names == {"config.toml", "metrics.jsonl", "checkpoints", "best", ".lock"} | seeds
     assert [item.stem for item in sorted((path / "checkpoints").iterdir())] == ["000000005", "000000010", "000000012"]
     assert [record["iteration"] for record in whole_run.history] == list(range(1, 13))
-    assert whole_run.history[-1]["env_steps"] == 12 * 128
+    assert whole_run.history[-1]["env_steps"] == (12 + 1) * 128
     for seed, policy in enumerate(whole_run.policies):
         assert eqx.tree_equal(klimb.load_policy(path, seed=seed), policy)
     assert not eqx.tree_equal(*whole_run.policies)

@@ -117,7 +117,7 @@ def test_copies_restarted_after_faults_do_not_depend_on_other_seeds(fragile, wor
     with Collecting(fragile, 0, [2]) as collecting:
         alone = collecting.rollouts()
     require_seed(alone, together, 2)
-    assert min(count for _, faults in together for count in faults) > 2
+    assert min(count for _, faults in together for count in faults) > 0
 
 
 def test_a_reset_begins_again_after_restarts(fragile):
