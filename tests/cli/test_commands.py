@@ -191,6 +191,7 @@ def own_rule(tmp_path):
     sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_is_trained_resumed_and_swept(own_rule):
     words = ["train", own_rule, "CartPole-v1", *SMALL, "--env-steps", "64", "--extra", "0.5", "--eval-episodes", "1"]
     assert main(words) == 0

@@ -137,6 +137,7 @@ def frozen_lake_steps() -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kl_old_new", "kl_new_old", "tv"])
 def test_means_agree_with_the_exact_ones_within_their_standard_errors(frozen_lake_steps, name):
     """z-scores of 26 steps: of size 1, neither far too large nor far too small, and without a common bias."""

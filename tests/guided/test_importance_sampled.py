@@ -118,6 +118,7 @@ def log_prob(policy: Any, samples: GuidedSamples) -> np.ndarray:
 # A training ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_step_in_the_environment_is_counted(course: Course) -> None:
     """One run of the policy, one of the best policy, and those of the guides."""
     each = (2 + GUIDES) * ENVS * STEPS
@@ -129,6 +130,7 @@ def test_every_step_in_the_environment_is_counted(course: Course) -> None:
     assert samples.reward.shape == (1, RULE.memory, ENVS, STEPS, 2 + GUIDES)
 
 
+@pytest.mark.slow
 def test_what_it_says_of_a_step(course: Course) -> None:
     for k, metrics in enumerate(course.metrics):
         assert set(metrics) >= EXTRA
@@ -155,18 +157,21 @@ def test_what_it_says_of_a_step(course: Course) -> None:
         assert metrics["phi_ess"] == pytest.approx(float(found.ess.mean()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_it_says_is_in_the_table(course: Course) -> None:
     table = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
     for name in course.metrics[0]:
         assert f"`{name}`" in table, name
 
 
+@pytest.mark.slow
 def test_guides_know_better_than_the_untrained_policy(course: Course) -> None:
     first = np.asarray(course.newest(0).reward, float).sum(axis=1)
     assert (first[:, 1:].max(axis=1) > first[:, 0]).all()
     assert course.metrics[0]["guide_return"] > course.metrics[0]["policy_return"] + 20
 
 
+@pytest.mark.slow
 def test_imitation_makes_the_guides_actions_likelier(course: Course) -> None:
     untrained, imitator = (course.policy(course.states[k].policy) for k in (0, SUPERVISED))
     for k in range(SUPERVISED):
@@ -175,6 +180,7 @@ def test_imitation_makes_the_guides_actions_likelier(course: Course) -> None:
         assert gain[..., 1:].mean() > 0.05
 
 
+@pytest.mark.slow
 def test_the_normaliser_has_seen_what_imitation_did(course: Course) -> None:
     for k in range(ITERATIONS):
         before, after = (course.policy(course.states[i].policy).encoder.normalizer for i in (k, k + 1))
@@ -190,6 +196,7 @@ def test_the_normaliser_has_seen_what_imitation_did(course: Course) -> None:
     np.testing.assert_allclose(normalizer.mean, seen.mean(axis=0), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_climbing_stays_within_the_kl(course: Course) -> None:
     """Of where it began: the policy that collected, or the best one."""
     reached = []
@@ -214,6 +221,7 @@ def test_climbing_stays_within_the_kl(course: Course) -> None:
 # GuidedSamples ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_densities_are_those_of_who_acted(course: Course) -> None:
     for k in range(ITERATIONS):
         new, before = course.newest(k), course.states[k]
@@ -231,6 +239,7 @@ def test_the_densities_are_those_of_who_acted(course: Course) -> None:
         np.testing.assert_array_equal(new.taken.sum(axis=1), 1)
 
 
+@pytest.mark.slow
 def test_all_runs_of_a_start_begin_there(course: Course) -> None:
     for k in range(ITERATIONS):
         new = course.newest(k)
@@ -244,6 +253,7 @@ def test_all_runs_of_a_start_begin_there(course: Course) -> None:
         assert np.sqrt(np.mean(np.square(standard))) == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_second_episode_begins_the_run_and_the_rollouts_end_cuts_it(course: Course) -> None:
     """After 192 of 200 steps: the last 8 of the first episode are no part of it."""
     new = course.newest(ITERATIONS - 1)
@@ -354,6 +364,7 @@ def phi_by_hand(policy: Any, start: GuidedSamples, deviation: float) -> tuple[fl
     return mean_return + float(W_R) * log_normaliser.sum(), log_normaliser
 
 
+@pytest.mark.slow
 def test_phi_of_stored_samples_is_phi_of_each_start(course: Course) -> None:
     """Also where the policy's own run is cut: there it has no weight."""
     policy = course.policy(course.states[3].policy)
@@ -367,6 +378,7 @@ def test_phi_of_stored_samples_is_phi_of_each_start(course: Course) -> None:
             np.testing.assert_allclose(found.value[s], value, rtol=1e-3, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_where_nothing_is_stored_there_is_nothing(course: Course) -> None:
     empty = jax.tree.map(lambda x: x[0, -1], course.states[0].rule_state.samples)
     policy = course.policy(course.states[3].policy)
@@ -379,6 +391,7 @@ def test_where_nothing_is_stored_there_is_nothing(course: Course) -> None:
     np.testing.assert_allclose(found.value[1], alone.value[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_that_are_cut_weigh_nothing(course: Course) -> None:
     """Not by one bit, in Φ or its gradient."""
     new = course.newest(ITERATIONS - 1)
@@ -394,6 +407,7 @@ def test_rows_that_are_cut_weigh_nothing(course: Course) -> None:
     assert (phi_and_gradient(course.rule, policy, spoilt, W_R)[0].value != found.value).all()
 
 
+@pytest.mark.slow
 def test_steps_that_no_run_has_taken_add_nothing(course: Course) -> None:
     """The clock cuts the policy's run, and the guide is none."""
     new = course.newest(0)
@@ -409,6 +423,7 @@ def test_steps_that_no_run_has_taken_add_nothing(course: Course) -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found.value, gradient)))
 
 
+@pytest.mark.slow
 def test_phi_is_climbed_on_the_newest_starts_and_the_best_explained(course: Course) -> None:
     samples = jax.tree.map(lambda x: x[0], course.states[-1].rule_state.samples)
     policy = course.policy(course.states[-1].policy)
@@ -451,6 +466,7 @@ def pushing(course: Course, torque: float) -> PyTree:
     return eqx.tree_at(head, arrays, (weights, bias + torque / 2, log_std - 6))
 
 
+@pytest.mark.slow
 def test_a_policy_that_did_worse_is_taken_back(course: Course) -> None:
     good, bad = pushing(course, 0.0), pushing(course, 2.0)
     before = upright(course, policy=bad, best=good)
@@ -465,6 +481,7 @@ def test_a_policy_that_did_worse_is_taken_back(course: Course) -> None:
     assert after.rule_state.iterations[0] == before.rule_state.iterations[0] + 1
 
 
+@pytest.mark.slow
 def test_a_policy_that_did_better_is_the_best(course: Course) -> None:
     good, bad = pushing(course, 0.0), pushing(course, 2.0)
     before = upright(course, policy=good, best=bad)
@@ -476,6 +493,7 @@ def test_a_policy_that_did_better_is_the_best(course: Course) -> None:
     assert metrics["kl_old_new"] <= RULE.climb_kl * (1 + 1e-4)
 
 
+@pytest.mark.slow
 def test_a_training_results_in_the_best_policy_that_has_been_compared(course: Course) -> None:
     """Not in the last climb, which has not collected yet; while the policy imitates, in the last imitation."""
     for k, state in enumerate(course.states):
@@ -485,6 +503,7 @@ def test_a_training_results_in_the_best_policy_that_has_been_compared(course: Co
     assert not same_bits(state.policy, state.rule_state.best)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then"), [(5e-6, 1e-6), (50.0, 100.0)])
 def test_the_regularisation_has_limits(course: Course, first: float, then: float) -> None:
     good, bad = pushing(course, 0.0), pushing(course, 2.0)
@@ -495,6 +514,7 @@ def test_the_regularisation_has_limits(course: Course, first: float, then: float
     assert course.advance(before)[1]["regularisation"] == pytest.approx(then, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_policy_that_imitates_is_not_judged(course: Course) -> None:
     good, bad = pushing(course, 0.0), pushing(course, 2.0)
     before = upright(course, policy=bad, best=good)
@@ -505,6 +525,7 @@ def test_the_policy_that_imitates_is_not_judged(course: Course) -> None:
     assert_same_bits(after.rule_state.best, bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iteration", [1, SUPERVISED + 1])
 def test_a_batch_that_is_not_finite_is_rejected_whole(course: Course, iteration: int) -> None:
     before = course.states[iteration]
@@ -595,6 +616,7 @@ class Concave(LinearQuadratic):
         return super().reward(physics, action, successor) + 2 * jnp.sum(jnp.square(action))
 
 
+@pytest.mark.slow
 def test_a_cost_that_allows_no_guide_is_refused_by_its_time_step() -> None:
     with pytest.raises(ConfigError, match=r"not positive definite in the actions at time step 9 "):
         guides_of(Concave(), horizon=10).check()

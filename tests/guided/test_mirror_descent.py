@@ -199,6 +199,7 @@ def test_epsilon_is_adapted_to_the_step_between_the_last_two_batches(overlap: bo
         assert epsilon[i] == pytest.approx(max(expected, RULE.initial_epsilon), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_and_one_after_another_agree(first: tuple) -> None:
     policies, batch = [policy_of(0), policy_of(1)], first[1]
     together = jax.tree.map(lambda *x: jnp.stack(x) if eqx.is_array(x[0]) else x[0], *policies)

@@ -56,6 +56,7 @@ def test_the_value_is_the_sum_that_the_paper_writes(samples):
     assert value(new, samples, mixture, 0.3) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regularisation", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_the_gradient_is_that_of_finite_differences(samples, regularisation):
     theta, obs, action, _ = samples

@@ -96,6 +96,7 @@ def test_steps_in_the_environment_for_each_row() -> None:
 # Where it works -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_method_gets_its_fields() -> None:
     setting = Setting(num_envs=3, num_steps=16, learns_scale=True, fresh=True, overlap=False)
     pendulum = klimb.make("Pendulum-v1")

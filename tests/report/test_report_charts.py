@@ -65,6 +65,7 @@ def test_total_variation_lies_under_its_bound(tmp_path: Path) -> None:
     np.testing.assert_allclose(tv_bound(run, "kl_old_new", "kl_new_old"), bound, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_long_run_is_small_quick_and_keeps_every_rejected_step(tmp_path: Path) -> None:
     run_dir = trpo_run(tmp_path / "run", 20_000)
     start = time.process_time()

@@ -71,6 +71,7 @@ def problem_of(seed: int, kinds: dict) -> Problem:
 KIND = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in KINDS.items()})
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, 2**32 - 1), KIND)
 def test_all_statements_hold_on_random_problems(seed, kinds):

@@ -105,7 +105,7 @@ ENVIRONMENTS = [
     "gymnasium:Ant-v5",
     "gymnasium:Reacher-v5",
 ]
-QUICK = {("trpo", "jax:Pendulum-v1"), ("ppo", "jax:Pendulum-v1"), ("trpo", "gymnasium:Hopper-v5")}
+QUICK = {("trpo", "jax:Pendulum-v1"), ("trpo", "gymnasium:Hopper-v5")}
 CASES = [("trpo", env) for env in ENVIRONMENTS] + [
     (rule, env) for rule in RULES if rule != "trpo" for env in ("jax:Pendulum-v1", "gymnasium:HalfCheetah-v5")
 ]
@@ -135,13 +135,13 @@ def test_the_step_reported_is_the_one_between_the_policies_that_act(rule, env):
 def test_statistics_come_from_a_rollout_before_the_first_iteration():
     """Its steps are counted; the first step is taken by a network that sees scaled observations."""
     rows = 4 * 64
-    history = klimb.train("Pendulum-v1", TRPO(), **SMALL).history
+    history = klimb.train("CartPole-v1", Reinforce(), **SMALL).history
     assert [record["env_steps"] for record in history] == [rows * (k + 2) for k in range(8)]
-    plain = klimb.train("Pendulum-v1", TRPO(), normalize_observations=False, **SMALL).history
+    plain = klimb.train("CartPole-v1", Reinforce(), normalize_observations=False, **SMALL).history
     assert [record["env_steps"] for record in plain] == [rows * (k + 1) for k in range(8)]
 
 
-@pytest.mark.parametrize("env", ["jax:Pendulum-v1", "gymnasium:Pendulum-v1"])
+@pytest.mark.parametrize("env", ["jax:Pendulum-v1", pytest.param("gymnasium:Pendulum-v1", marks=pytest.mark.slow)])
 def test_the_first_statistics_are_those_of_the_first_policys_observations(env):
     """Before the first step the network has its fresh weights, and mean and deviation of one rollout."""
     run = klimb.train(env, klimb.TRPO(max_kl=1e-12), **{**SMALL, "env_steps": 1})

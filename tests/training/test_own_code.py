@@ -198,6 +198,7 @@ def test_pictures_need_a_network_of_their_own():
         klimb.train(own_code.Spot(), klimb.TRPO(), **SMALL)
 
 
+@pytest.mark.slow
 def test_networks_of_ones_own_learn():
     options = dict(env_steps=12_000, num_envs=8, num_steps=40, critic_epochs=4)
     names = {"policy": "own_code:picture_network", "critic": "own_code:picture_critic"}
@@ -207,6 +208,7 @@ def test_networks_of_ones_own_learn():
     assert klimb.evaluate(run.policy, own_code.Spot(), episodes=20, deterministic=False).mean > 16
 
 
+@pytest.mark.slow
 def test_a_value_function_of_any_class_is_a_critic():
     """Its value follows the scale of the targets without a jump (PopArt), and it is fitted."""
     observations = klimb.observation_spec(own_code.Spot().observation_space)
@@ -226,7 +228,9 @@ def test_policy_and_critic_have_sizes_of_their_own():
     assert [w.shape[1:] for w in state.critic.network.weights] == [(4, 6), (6, 5), (5, 1)]
 
 
-@pytest.mark.parametrize("env", ["gymnasium:CartPole-v1", "gymnasium:Pendulum-v1"])
+@pytest.mark.parametrize(
+    "env", ["gymnasium:CartPole-v1", pytest.param("gymnasium:Pendulum-v1", marks=pytest.mark.slow)]
+)
 def test_a_policy_of_any_class_is_stepped_by_workers(env):
     """Five environments on two workers: the programs have two sizes. The same rollouts as in one process."""
     options = dict(SMALL, num_envs=5, num_steps=24, env_steps=240)

@@ -56,6 +56,7 @@ def test_each_directory_is_resumed_and_read_as_any_other(swept):
     np.testing.assert_array_equal(kept(obs).logits, run.policies[1](obs).logits)
 
 
+@pytest.mark.slow
 def test_host_environments_are_swept_too():
     options = {**SMALL, "env_steps": 2 * 128, "num_seeds": 1, "workers": 0}
     runs = klimb.sweep("gymnasium:CartPole-v1", TRPO(), {"max_kl": [0.003, 0.03]}, **options)
