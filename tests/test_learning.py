@@ -84,7 +84,7 @@ PENDULUM = {"env": "jax:Pendulum-v1", "env_steps": 100_000, "num_steps": 128, "t
 TASKS = [
     Task(rule=Reinforce(learning_rate=2e-2, anneal_learning_rate=True), env_steps=40_000, slow=True, **CARTPOLE),
     Task(rule=TRPO(), env_steps=60_000, **CARTPOLE),
-    Task(rule=PPO(learning_rate=3e-3), env_steps=40_000, **CARTPOLE),
+    Task(rule=PPO(learning_rate=3e-3), env_steps=40_000, slow=True, **CARTPOLE),
     Task(rule=OffPolicyGradient(learning_rate=3e-3, min_ess=0.9), env_steps=80_000, slow=True, **CARTPOLE),
     Task(rule=OffPolicyGradient(weighting="per_decision"), env_steps=80_000, slow=True, **CARTPOLE),
     Task(rule=KLPenalty(learning_rate=3e-3, kl_coef=3.0), env_steps=60_000, slow=True, **CARTPOLE),

@@ -215,6 +215,7 @@ def own_package(tmp_path):
     sys.modules.pop("my_package", None)
 
 
+@pytest.mark.slow
 def test_everything_of_ones_own_has_a_name(own_package, capsys):
     """And what a file names is imported only under the gate."""
     words = ["my_package:GradientStep", "my_package:Spot", "--policy", "my_package:picture_network"]

@@ -78,6 +78,7 @@ def test_memory_is_bounded(collected):
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "behaviour"),
     [

@@ -30,6 +30,7 @@ def step_on_a_table(rule, seed: int, gamma: float):
     return mdp, jax.nn.softmax(policy.logits), jax.nn.softmax(moved.logits), said, info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [TRPO(max_kl=0.05), KLPenalty(num_minibatches=1)])
 def test_the_lower_bound_is_kept_where_every_state_is_in_the_batch(x64, rule):
     for seed, gamma in ((0, 0.5), (1, 0.9), (2, 0.99)):
@@ -149,6 +150,7 @@ def test_means_agree_with_the_exact_ones_within_their_standard_errors(frozen_lak
     assert np.median(steps[f"{name}_se"] / steps[f"exact_{name}"]) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kl_old_new_max", "kl_new_old_max", "tv_max"])
 def test_worst_states_are_the_exact_ones_where_they_are_visited(frozen_lake_steps, name):
     ratio = frozen_lake_steps[name] / frozen_lake_steps[f"exact_{name}"]

@@ -68,6 +68,7 @@ def first() -> tuple[NetworkPolicy, Batch, NetworkPolicy, MirrorState, UpdateInf
     return policy, batch, *step(RULE, policy, RULE.init(policy), batch)
 
 
+@pytest.mark.slow
 def test_a_few_steps_raise_the_return() -> None:
     policy = policy_of(0)
     assert returns(policy, 100) < -100

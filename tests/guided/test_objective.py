@@ -69,6 +69,7 @@ def test_the_gradient_is_that_of_finite_differences(samples, regularisation):
         assert float(gradient[i]) == pytest.approx(float(ends[0] - ends[1]) / (2 * step), rel=1e-6, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_on_the_policys_own_samples_it_is_the_per_decision_off_policy_gradient(samples):
     """Self-normalised at every step, it takes that step's mean reward as its baseline; the rest is the same."""
     theta, obs, action, reward = samples

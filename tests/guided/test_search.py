@@ -141,6 +141,7 @@ def test_planning_without_dynamics_is_refused(name: str) -> None:
         klimb.train(name, SAMPLED, env_steps=1, **SMALL, workers=0)
 
 
+@pytest.mark.slow
 def test_a_squashed_policy_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"Gaussian|tanh"):
         klimb.train("Pendulum-v1", SAMPLED, env_steps=1, tanh_squash=True, **SMALL)
@@ -218,6 +219,7 @@ def test_mirror_descent_trains_on_a_compiled_environment() -> None:
     assert not np.array_equal(first.network.weights[0], program.policies(state)[0].network.weights[0])
 
 
+@pytest.mark.slow
 def test_mirror_descent_trains_on_a_host_environment() -> None:
     pytest.importorskip("mujoco")
     run = klimb.train("gymnasium:InvertedPendulum-v5", MIRROR, env_steps=2 * 48, **SMALL, workers=0)

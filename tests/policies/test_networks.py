@@ -292,6 +292,7 @@ def test_ratios_are_one_on_what_was_just_collected(options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "rule"),
     [

@@ -121,6 +121,7 @@ def test_the_judge_shows_the_worst_place_and_the_tightest():
     assert judge(statement("≤"), np.zeros(2), np.zeros(2)).tightness is None
 
 
+@pytest.mark.slow
 def test_trajectories_of_another_policy_make_statements_fail():
     """With every action taken for the other one, what is summed over trajectories no longer agrees with the tables."""
     problem = problem_of(0, {name: values[0] for name, values in KINDS.items()} | {"gamma": 0.9, "step": 1.0})

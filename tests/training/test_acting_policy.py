@@ -141,6 +141,7 @@ def test_statistics_come_from_a_rollout_before_the_first_iteration():
     assert [record["env_steps"] for record in plain] == [rows * (k + 1) for k in range(8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["jax:Pendulum-v1", pytest.param("gymnasium:Pendulum-v1", marks=pytest.mark.slow)])
 def test_the_first_statistics_are_those_of_the_first_policys_observations(env):
     """Before the first step the network has its fresh weights, and mean and deviation of one rollout."""
@@ -155,6 +156,7 @@ def test_the_first_statistics_are_those_of_the_first_policys_observations(env):
     assert float(normalizer.scale[2]) > 0.5
 
 
+@pytest.mark.slow
 def test_a_policy_that_was_trained_before_keeps_its_statistics(tmp_path):
     first = klimb.train("Pendulum-v1", TRPO(), run_dir=tmp_path / "first", **SMALL)
     again = klimb.train("Pendulum-v1", TRPO(), init_from=str(tmp_path / "first"), **SMALL)

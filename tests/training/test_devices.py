@@ -202,6 +202,7 @@ def test_seeds_on_two_devices_are_the_seeds_they_would_be_alone():
     )
 
 
+@pytest.mark.slow
 def test_seeds_on_two_devices_go_on_from_a_state_on_the_host_bit_for_bit():
     """As a resumed run does; and by the same program, not one compiled for where the state lay."""
     training = Training(RULES["ppo"], 2, num_seeds=3, cores=2)

@@ -84,7 +84,7 @@ def test_seeds_of_one_program_are_the_runs_they_would_be_alone(whole_run):
     np.testing.assert_allclose(alone.history[0]["kl_old_new"], whole_run.history[0]["kl_old_new"][1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 2])
 def test_seeds_of_a_host_training_are_the_runs_they_would_be_alone(workers):
     """The same episodes, whatever the number of worker processes; the update to rounding."""
     options = {**SMALL, "env_steps": 256, "workers": workers}
@@ -124,6 +124,7 @@ def test_host_environments_train_resume_and_take_several_seeds(tmp_path):
     assert without_timing(resumed.history[:2]) == without_timing(run.history[:2])
 
 
+@pytest.mark.slow
 def test_a_policy_of_ones_own_trains():
     class Linear(eqx.Module):
         """No klimb class, one function among its leaves, one observation at a time."""
@@ -139,6 +140,7 @@ def test_a_policy_of_ones_own_trains():
     assert float(jnp.abs(run.policy.weight).max()) > 0
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_trains():
     class DoNothing:
         """The least a rule has to be."""

@@ -96,6 +96,7 @@ class KeepsTheFirst:
         return eqx.combine(state, eqx.filter(policy, eqx.is_array, inverse=True))
 
 
+@pytest.mark.slow
 def test_a_training_results_in_the_policy_that_the_rule_keeps(tmp_path):
     """Of every seed, with its own statistics of observations, in memory and in all files; resumed to the same bytes."""
     rule, options = KeepsTheFirst(), {**SMALL, "env_steps": 4 * 64, "num_seeds": 2, "checkpoint_every": 1}
@@ -222,12 +223,14 @@ def test_a_value_function_of_any_class_is_a_critic():
     assert given.history[-1]["explained_variance"] is not None
 
 
+@pytest.mark.slow
 def test_policy_and_critic_have_sizes_of_their_own():
     state = klimb.train("CartPole-v1", klimb.TRPO(), critic_hidden=(6, 5), **SMALL).state
     assert [w.shape[1:] for w in state.policy.network.weights] == [(4, 4), (4, 2)]
     assert [w.shape[1:] for w in state.critic.network.weights] == [(4, 6), (6, 5), (5, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "env", ["gymnasium:CartPole-v1", pytest.param("gymnasium:Pendulum-v1", marks=pytest.mark.slow)]
 )

@@ -54,6 +54,7 @@ def test_cloning_raises_the_likelihood_of_what_the_expert_does(expert, demonstra
     np.testing.assert_allclose(run.policy.encoder.normalizer.variance, demonstrations.obs.var(0), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -78,6 +79,7 @@ def test_every_continuous_distribution_clones(options):
     assert float(jnp.mean(modes)) == pytest.approx(2 * np.tanh(0.4), abs=0.1)
 
 
+@pytest.mark.slow
 def test_cloning_resumes_bit_for_bit_and_ends_early_for_good(file, tmp_path):
     whole = klimb.train("CartPole-v1", RULE, demonstrations=file, hidden=(8,), run_dir=tmp_path / "whole")
 
@@ -118,6 +120,7 @@ def test_demonstrations_join_the_batches_of_off_policy_gradients(env, demonstrat
     assert leaves(run.policy) != leaves(alone.policy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["CartPole-v1", pytest.param("gymnasium:CartPole-v1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", [TRPO(), pytest.param(PPO(), marks=pytest.mark.slow)], ids=["trpo", "ppo"])
 def test_the_critic_warms_up_before_the_policy_moves(expert, rule, env, tmp_path):

@@ -36,6 +36,7 @@ def test_every_combination_is_a_run_of_its_own(swept):
         assert ((kl > 0.5 * limit) & (kl <= limit)).all()
 
 
+@pytest.mark.slow
 def test_a_combination_is_what_it_would_be_alone(swept):
     run = swept[3]
     alone = klimb.train("jax:CartPole-v1", run.config.rule, **SMALL)
@@ -63,6 +64,7 @@ def test_host_environments_are_swept_too():
     assert [run.history[-1]["kl_old_new"] > 0.01 for run in runs] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_combination_on_a_host_environment_is_what_it_would_be_alone():
     """Copies v·S + s of all values v play the episodes of seed s."""
     options = {**SMALL, "env_steps": 2 * 128, "workers": 0}

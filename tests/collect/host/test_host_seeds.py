@@ -162,6 +162,7 @@ def after_a_lost_worker(environment, seeds):
         return collecting.rollout(3), collecting.env_seeds
 
 
+@pytest.mark.slow
 def test_copies_of_a_replaced_worker_do_not_depend_on_other_seeds():
     environment = klimb.make("gymnasium:CartPole-v1")
     together, env_seeds = after_a_lost_worker(environment, range(SEEDS))

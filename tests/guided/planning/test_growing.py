@@ -82,6 +82,7 @@ def test_one_stage_of_the_whole_horizon_is_the_problem_itself() -> None:
     assert float(grown.cost) == pytest.approx(float(path.cost), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_final_cost_ends_every_stage() -> None:
     problem = Problem(lambda x, u: x + u, lambda x, u: jnp.sum(u**2), 8, 1, lambda x: 100 * jnp.sum((x - 1) ** 2))
     found = plan_growing(problem, jnp.zeros(1), jnp.zeros((1, 8, 1)), first=2, growth=3)

@@ -224,6 +224,7 @@ def test_many_at_once_equal_one_by_one() -> None:
         np.testing.assert_allclose(together.actions[i], alone.actions, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_cheapest_of_several_restarts_is_returned() -> None:
     problem, state = pendulum(30), jnp.asarray([np.pi, 0.0])
     starts = jnp.concatenate([jnp.zeros((1, 30, 1)), problem.random_actions(jax.random.key(0), 3)])
