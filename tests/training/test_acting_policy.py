@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, PyTree
 
 import klimb
+from acting_policy import watched_run
 from klimb import (
     PPO,
     TRPO,
@@ -24,60 +22,9 @@ from klimb import (
     OffPolicyGradient,
     Reinforce,
 )
-from klimb.improve.divergences import kl_divergence
-from klimb.improve.rule import Rule, traits_of
+from klimb.improve.rule import traits_of
 
 SMALL = dict(num_envs=4, num_steps=64, env_steps=4 * 64 * 8, hidden=(8,), critic_epochs=2, critic_num_minibatches=2)
-
-
-class Before(NamedTuple):
-    """What is remembered of the last step: the policy that acted, and what it saw."""
-
-    policy: PyTree
-    obs: Array
-    weight: Array
-
-
-@dataclass(frozen=True)
-class Watched:
-    """A rule that lets another one decide, and reports how far apart the policies of two consecutive rollouts are."""
-
-    rule: Rule
-    rows: int
-    obs: tuple[int, ...]
-
-    @property
-    def traits(self):
-        return traits_of(self.rule)
-
-    def bind(self, environment, setting):
-        return Watched(self.rule.bind(environment, setting), self.rows, self.obs)
-
-    def init(self, policy):
-        before = Before(eqx.filter(policy, eqx.is_array), jnp.zeros((self.rows, *self.obs)), jnp.zeros(self.rows))
-        return self.rule.init(policy), before
-
-    def step(self, key, policy, state, batch):
-        inner, before = state
-        arrays, static = eqx.partition(policy, eqx.is_array)
-        acted = klimb.action_distribution(eqx.combine(before.policy, static), before.obs)
-        acts = klimb.action_distribution(policy, before.obs)
-        total = jnp.maximum(jnp.sum(before.weight), 1)
-        moved = {
-            name: jnp.sum(jnp.where(before.weight > 0, before.weight * kl, 0)) / total
-            for name, kl in (
-                ("acting_old_new", kl_divergence(acted, acts)),
-                ("acting_new_old", kl_divergence(acts, acted)),
-            )
-        }
-        new, inner, info = self.rule.step(key, policy, inner, batch)
-        return new, (inner, Before(arrays, batch.obs, batch.weight)), info.with_metrics(**moved)
-
-
-def watched_run(env: str, rule: Rule, **options: Any) -> list[dict]:
-    rows = SMALL["num_envs"] * SMALL["num_steps"]
-    watched = Watched(rule, rows, klimb.make(env).observations.shape)
-    return klimb.train(env, watched, **{**SMALL, **options}).history
 
 
 RULES = {
@@ -116,7 +63,7 @@ CASES = [("trpo", env) for env in ENVIRONMENTS] + [
 )
 def test_the_step_reported_is_the_one_between_the_policies_that_act(rule, env):
     """And an enforced limit holds for them from the first iteration on, but for what clipped observations add."""
-    history = watched_run(env, RULES[rule])
+    history = watched_run(env, RULES[rule], **SMALL)
     limit = traits_of(RULES[rule]).kl
     assert len(history) >= 3
     for reported, following in itertools.pairwise(history):
