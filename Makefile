@@ -7,10 +7,7 @@ CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-# jaxtyping and beartype check types and shapes at every call of a function of klimb, which takes 40 % of the time.
-SHAPES := --jaxtyping-packages=klimb,beartype.beartype
-
-.PHONY: demo test lint types test-shapes test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
+.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -25,11 +22,8 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
-test-shapes: $(DEV)  ## the fast tests with all shapes checked
-	timeout -s KILL 1200 $(BIN)/python -m pytest $(SHAPES) --numprocesses 2 --dist loadfile
-
-test-slow: $(DEV)  ## the tests that take minutes, with all shapes checked
-	timeout -s KILL 2400 $(BIN)/python -m pytest $(SHAPES) -m slow --numprocesses 2 --dist worksteal
+test-slow: $(DEV)  ## the tests that take minutes
+	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
 
 test-faults: $(DEV)  ## every fault, and the table of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md

@@ -28,13 +28,8 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-def is_long(page: Path, code: str) -> bool:
-    """Whether a block trains or plans, which is compiled for seconds; those of the README always run."""
-    return page.name != "README.md" and re.search(r"\b(train|sweep|plan\w*)\(", code) is not None
-
-
 EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{i}", marks=[pytest.mark.slow] if is_long(page, code) else [])
+    pytest.param(code, id=f"{page.name}-{i}", marks=[] if page.name == "README.md" else pytest.mark.slow)
     for page in PAGES
     for i, code in enumerate(blocks(page, "python"))
 ]

@@ -97,6 +97,7 @@ def test_a_training_multiplies_in_full_precision(rule: Any) -> None:
         assert in_training(rule, "Pendulum-v1" if isinstance(rule, GuidedPolicySearch) else "CartPole-v1") == FULL
 
 
+@pytest.mark.slow
 def test_a_training_with_networks_of_ones_own_does() -> None:
     """Convolutions on a compiled environment, Equinox's layers on one of Gymnasium's."""
     pictures = {"policy": "own_code:picture_network", "critic": "own_code:picture_critic"}
@@ -126,6 +127,7 @@ def batch_of(policy: Any, rows: int) -> Batch:
     return Batch(obs, action, distribution.log_prob(action), advantage, zeros, zeros + 1, None, zeros[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [gaussian, own_network])
 @pytest.mark.parametrize(
     "rule",

@@ -118,6 +118,7 @@ def test_evaluate_elsewhere_and_for_people(run_dir, capsys):
     assert re.search(r"seed 1: mean return \d+\.\d\d ± \d+\.\d\d over 2 episodes", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_evaluate_exactly(capsys):
     """The return of a table's policy without an episode's noise, in words and as JSON."""
     config = RunConfig("FrozenLake-v1", TRPO(), TrainOptions(hidden=()))
@@ -138,6 +139,7 @@ def test_resume_of_a_finished_run_changes_nothing(run_dir, capsys):
     assert (run_dir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_configuration_file_repeats_a_run(run_dir):
     words = ["train", "--config", str(run_dir / "config.toml"), "--run-dir", "again", "--eval-episodes", "0"]
     assert main([*words, "--seed", "5"]) == 0

@@ -299,6 +299,7 @@ def test_but_not_trained_with(words, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_configuration_gives_what_is_not_typed(tmp_path, capsys):
     """The rule may be typed, and the environment come from the file: under its gate."""
     options = TrainOptions(env_steps=32, num_envs=2, num_steps=16, hidden=(4,), critic_num_minibatches=1)

@@ -26,6 +26,7 @@ def test_an_environment_is_its_own_name():
     assert klimb.make(environment) is environment
 
 
+@pytest.mark.slow
 def test_a_module_registers_its_own_environments(tmp_path, monkeypatch):
     (tmp_path / "my_environments.py").write_text(
         "import gymnasium as gym\n"

@@ -167,7 +167,7 @@ def test_bounds_bound_and_lower_bounds_stay_below(frozen_lake_steps):
     assert np.all((steps["state_mismatch_bound"] > 0) & (steps["state_mismatch_bound"] <= 1))
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", pytest.param("Pendulum-v1", marks=pytest.mark.slow)])
 def test_switched_off_it_leaves_no_trace(env):
     kept, dropped = (
         set(program.source.metric_shapes(program.state_template()))

@@ -92,6 +92,7 @@ def test_a_name_out_of_a_file_imports_nothing(mark, words, name, capsys):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [FROM_FILES[name] for name in ("evaluate", "record", "train")])
 def test_with_the_flag_it_is_imported(mark, words):
     make_run(Path("run"), "stranger:Stranger-v0")

@@ -47,6 +47,7 @@ def test_a_linear_system_and_a_quadratic_reward_are_recovered() -> None:
     np.testing.assert_allclose(model.r2, 1, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_padding_and_the_ends_of_episodes() -> None:
     rollout = rollout_of(np.random.default_rng(1), "float32")
     dirty = eqx.tree_at(lambda r: r.valid, rollout, rollout.valid.at[4, 2].set(False).at[:, 5].set(False))
@@ -91,6 +92,7 @@ def test_the_expansion_is_that_of_the_model() -> None:
     assert np.linalg.eigvalsh(C)[0] < -0.1
 
 
+@pytest.mark.slow
 def test_a_policy_is_linearised_where_it_acts() -> None:
     policy = NetworkPolicy(D, Box((-1.0, -2.0), (1.0, 2.0)), initial_log_std=-0.5, key=jax.random.key(0))
     paths = Paths.of(rollout_of(np.random.default_rng(1), "float32"))

@@ -142,6 +142,7 @@ def test_types_are_kept(first: tuple) -> None:
                 assert (a.dtype, a.shape, False) == (b.dtype, b.shape, b.weak_type)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_single_precision_stays_single_beside_double() -> None:
     policy = policy_of(0)

@@ -200,6 +200,7 @@ def collect(minari, env: str, name: str) -> list[int]:
     return lengths
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_local_minari_dataset_can_be_cloned(minari):
     lengths = collect(minari, "CartPole-v1", "klimb/test-v0")

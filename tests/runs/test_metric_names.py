@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import klimb
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.rule import traits_of
@@ -46,6 +48,7 @@ def test_no_rule_has_a_metric_of_a_common_name():
     assert not METRICS.keys() & {name for name, _ in metrics_of_rules()}
 
 
+@pytest.mark.slow
 def test_a_run_records_the_common_metrics_and_the_rules_own():
     rule = klimb.TRPO()
     run = klimb.train("CartPole-v1", rule, env_steps=64, num_envs=4, num_steps=8, hidden=(4,))

@@ -139,6 +139,7 @@ def test_a_horizon_is_backward_induction(x64):
     assert float(mdp.objective(mdp.optimal_policy())) == pytest.approx(float(base.initial @ best), abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("states", [6, 700])
 def test_a_list_of_successors_is_the_same_problem_as_its_table(x64, states):
     """The small one is factorised, the large one iterated; both agree with the dense table, and so do gradients."""

@@ -96,6 +96,7 @@ def test_seeds_of_a_host_training_are_the_runs_they_would_be_alone(workers):
     np.testing.assert_allclose(alone[0]["kl_old_new"], together[0]["kl_old_new"][1], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "advantage",
     [

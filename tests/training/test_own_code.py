@@ -68,6 +68,7 @@ def test_a_run_made_of_names_is_resumed_evaluated_and_reported(everything_own):
     assert "GradientStep on own_code:Spot" in page
 
 
+@pytest.mark.slow
 def test_a_run_of_a_rule_without_a_name_is_resumed_with_the_object(tmp_path):
     """docs/own-rule.md promises it; the configuration is read before it is known which rule it means."""
     rule = Unnamed()

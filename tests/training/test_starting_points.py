@@ -41,6 +41,7 @@ def leaves(tree) -> list[bytes]:
 RULE = BehaviourCloning(max_epochs=12, minibatch_size=64, learning_rate=3e-3, holdout=0.2)
 
 
+@pytest.mark.slow
 def test_cloning_raises_the_likelihood_of_what_the_expert_does(expert, demonstrations, file):
     run = klimb.train("CartPole-v1", RULE, demonstrations=file, hidden=(8,), num_seeds=2)
     held = np.array([record["held_out_log_likelihood"] for record in run.history])

@@ -43,6 +43,7 @@ def curved_problem(horizon: int) -> Problem:
     return Problem(dynamics, cost, horizon, 2, lambda x: jnp.sum(jnp.cosh(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("states", "actions", "horizon"), [(1, 1, 5), pytest.param(4, 1, 30, marks=pytest.mark.slow), (2, 3, 12)]
@@ -66,6 +67,7 @@ def test_one_iteration_reaches_the_riccati_optimum(states: int, actions: int, ho
         assert found.failed_step == -1
 
 
+@pytest.mark.slow
 def test_single_precision_solves_the_same_problem() -> None:
     rng = np.random.default_rng(0)
     lq, state = random_lq(rng, 3, 2, "float32"), rng.normal(size=3).astype(np.float32)
@@ -142,6 +144,7 @@ def test_the_curvature_is_exact_with_second_derivatives_and_gauss_newton_without
     np.testing.assert_allclose(ilqr.q_uu[0], gauss_newton(action), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("second_order", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_curved_problem_ends_where_a_general_optimiser_does(second_order: bool) -> None:
@@ -173,6 +176,7 @@ def test_box_programs_equal_bounded_least_squares(size: int) -> None:
     assert np.max(found.iterations) < 12
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_limits_are_kept_exactly_and_the_limited_optimum_is_found() -> None:
     rng = np.random.default_rng(3)
@@ -193,6 +197,7 @@ def test_limits_are_kept_exactly_and_the_limited_optimum_is_found() -> None:
         assert np.all(np.any(found.gains[~held] != 0, axis=-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second_order", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_no_step_is_ever_worse(second_order: bool) -> None:
     """Costs after 0, 1, 2 ... iterations, from random actions, with too little and far too much regularisation."""

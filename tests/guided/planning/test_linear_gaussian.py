@@ -49,6 +49,7 @@ def test_what_is_not_positive_definite_is_found_out() -> None:
     np.testing.assert_array_equal(found.positive, [True, False, False, False, True, False])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_covariance_is_the_scaled_inverse_of_the_curvature() -> None:
     rng = np.random.default_rng(0)
@@ -139,6 +140,7 @@ def test_samples_have_the_moments() -> None:
     np.testing.assert_array_less(np.abs(np.cov(np.asarray(draws).T) - covariance) / scale, 4.5 * np.sqrt(2 / number))
 
 
+@pytest.mark.slow
 def test_rollouts_follow_the_dynamics_and_report_their_probabilities() -> None:
     rng = np.random.default_rng(5)
     lq = random_lq(rng, 3, 2, "float32")

@@ -13,6 +13,7 @@ from klimb.guided.planning.problem import Problem
 from klimb.guided.planning.trajectory import PlanStatus
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_a_cost_that_is_not_positive_definite_names_its_time_step(start: float) -> None:
     """At time step 7 the second action, which moves nothing, is paid for with its square."""

@@ -224,6 +224,7 @@ def info_of(world, batch, weighting, **numbers):
     return take(rule, world.target, batch, **numbers)[2]
 
 
+@pytest.mark.slow
 def test_self_normalised_weights_do_not_care_for_their_scale(world, off):
     scaled = eqx.tree_at(lambda b: b.log_prob, off, off.log_prob + 1.0)
     for weighting in ("trajectory", "per_step"):
@@ -235,6 +236,7 @@ def test_self_normalised_weights_do_not_care_for_their_scale(world, off):
         )
 
 
+@pytest.mark.slow
 def test_truncation_limits_every_weight(world, off):
     """At c below the smallest weight all weights are c: the gradient of unweighted data, c times."""
     unweighted = eqx.tree_at(lambda b: b.log_prob, off, jnp.asarray(log_probs(world.target).reshape(-1)))
@@ -251,6 +253,7 @@ def test_sample_size_and_largest_weight_are_those_of_the_trajectories(world, off
     assert float(info.extra["largest_weight"]) == pytest.approx((chances * weight).max() / (chances @ weight), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_steps_end_when_the_weights_are_worth_too_few_samples(world):
     batch = enumerated(world, world.target, chance(world.mdp, world.target))
     numbers = {"learning_rate": 0.3, "gradient_steps": 200}

@@ -103,6 +103,7 @@ def test_dual_descent_finds_the_multiplier_of_the_limit(problem, kind, log_multi
         assert float(state.multiplier) == pytest.approx(scipy.optimize.brentq(excess, 0.1, 100), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_limit_that_does_not_bind_has_no_price(problem):
     """ε above anything two steps can move: λ falls to exactly 0, and slackness with it; in log space to its floor."""
     policy, batch, *_ = problem

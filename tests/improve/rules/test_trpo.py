@@ -50,6 +50,7 @@ def pinned_fisher(pi: np.ndarray, d: np.ndarray) -> np.ndarray:
     return matrix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damping", [0.0, 1e-3, 0.1, 1.0])
 def test_damping_does_not_shorten_the_step(x64, damping):
     """KL reached / max_kl → 1 like √max_kl for every damping; the damped length would stay below 1.
