@@ -23,7 +23,7 @@ types: $(DEV)
 	$(BIN)/mypy
 
 test-slow: $(DEV)  ## the tests that take minutes
-	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist loadfile
+	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## every fault, and the table of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md
