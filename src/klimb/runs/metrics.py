@@ -27,7 +27,10 @@ logger = logging.getLogger("klimb")
 
 METRICS: dict[str, Metric] = {
     "iteration": Metric("Iteration", "iterations done"),
-    "env_steps": Metric("Environment steps", "environment steps taken so far, per seed"),
+    "env_steps": Metric(
+        "Environment steps",
+        "environment steps taken so far, per seed, with those of the rollout before the first iteration",
+    ),
     "wall_time": Metric(
         "Wall time", "seconds of training so far, compilation included, over all parts of a resumed run"
     ),
