@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
+ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
@@ -32,13 +33,13 @@ fuzz: $(DEV)  ## every loader of files, for ten minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
 	$(BIN)/python tests/faults/fuzz_loaders.py --seconds 600
 
-bench-speed: $(DEV)  ## klimb beside its peers, as ratios
+bench-speed: $(ENVPOOL)  ## klimb beside its peers, as ratios
 	$(BIN)/python benchmarks/speed.py
 
 bench-threshold: $(DEV)  ## how long until CartPole-v1 is solved, beside the peers
 	$(BIN)/python benchmarks/threshold.py
 
-bench-scaling: $(DEV)  ## how cost grows, and where the time of an iteration goes
+bench-scaling: $(ENVPOOL)  ## how cost grows, and where the time of an iteration goes
 	$(BIN)/python benchmarks/scaling.py
 
 bench-memory: $(DEV)  ## whether memory stays flat
@@ -73,6 +74,11 @@ $(CORE): pyproject.toml constraints.txt
 
 $(DEV): $(CORE)
 	$(INSTALL) '.[dev,gymnax,mujoco,offline]'
+	touch $@
+
+# EnvPool's assets are 750 MB: only for those who measure with it.
+$(ENVPOOL): $(DEV)
+	$(INSTALL) '.[envpool]'
 	touch $@
 
 clean:
