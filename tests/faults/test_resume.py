@@ -178,9 +178,10 @@ def test_other_environments_restart(tmp_path):
             checkpoint.unlink()
     shutil.rmtree(path / "best", ignore_errors=True)
     resumed = klimb.resume(path, env=environment)
-    # 32 steps of the first episodes were done: they end in the third iteration, or begin there again.
-    assert [record["episodes"] for record in whole.history] == [0, 0, 3, 0, 3, 0]
-    assert [record["episodes"] for record in resumed.history] == [0, 0, 0, 0, 3, 0]
+    # 8 steps of the second episodes were done (16 steps before the first iteration, and 32): they end in the fourth
+    # iteration, or begin again in the third.
+    assert [record["episodes"] for record in whole.history] == [0, 3, 0, 3, 0, 0]
+    assert [record["episodes"] for record in resumed.history] == [0, 3, 0, 0, 3, 0]
     assert resumed.history[4]["episode_length"] == 40
     assert records_of(path)[:2] == records_of(whole.directory)[:2]
 

@@ -271,7 +271,8 @@ def test_with_overlap_a_rollout_is_of_the_policy_before(monkeypatch):
         return learn(self, state, rollout, *others)
 
     monkeypatch.setattr(Iteration, "learn", spied)
-    training = Training(RULES["trpo"], 4, env="gymnasium:CartPole-v1", cores=1, workers=0, overlap=True)
+    options = dict(cores=1, workers=0, overlap=True, normalize_observations=False)
+    training = Training(RULES["trpo"], 4, env="gymnasium:CartPole-v1", **options)
     policies, metrics = training.run()
     jax.effects_barrier()
     assert np.isfinite(metrics["surrogate_gain"]).all()

@@ -39,7 +39,7 @@ class Copies:
 
     def values_of(self, copy: int) -> dict[str, float]:
         """The values of one copy, by field."""
-        return {name: values[copy] for name, values in self.values.items()}
+        return {name: float(values[copy]) for name, values in self.values.items()}
 
     def over_copies(self, one: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """The same for every copy of a device; all arguments have the leading axis of copies, the state is the first.
