@@ -124,22 +124,11 @@ class PPO:
             new = action_distribution(rebuild(vector), batch.obs)
             return batch.mean(directed_kl(old, new, self.kl_direction))
 
-        def objective(vector: Array, minibatch: Batch) -> Array:
-            """The clipped or penalised surrogate at θ = vector on the rows of a minibatch."""
-            new = action_distribution(rebuild(vector), minibatch.obs)
-            if by_penalty:
-                before = action_distribution(policy, minibatch.obs)
-                kind = divergence_of(self.kl_direction)
-                gain = penalised_gain(kind, state.multiplier, before, new, minibatch)
-            else:
-                gain = self._clipped(new, minibatch)
-            return gain if self.ent_coef == 0 else gain + self.ent_coef * minibatch.mean(new.entropy())
-
         limit = jnp.inf if self.target_kl is None else self.target_kl
         stops_early = self.target_kl is not None and not by_penalty
         fitted = fit_epochs(
             self._optimizer,
-            objective,
+            lambda vector, minibatch: self._objective(policy, rebuild(vector), state.multiplier, minibatch),
             key,
             theta,
             state.moments,
@@ -178,6 +167,16 @@ class PPO:
     @property
     def _optimizer(self) -> Optimizer:
         return Optimizer.make("adam", self.max_grad_norm)
+
+    def _objective(self, policy: PyTree, new_policy: PyTree, multiplier: Array, batch: Batch) -> Float[Array, ""]:
+        """The clipped or penalised surrogate of a policy on the rows of a minibatch, with the entropy bonus."""
+        new = action_distribution(new_policy, batch.obs)
+        if self.penalty == "kl":
+            old = action_distribution(policy, batch.obs)
+            gain = penalised_gain(divergence_of(self.kl_direction), multiplier, old, new, batch)
+        else:
+            gain = self._clipped(new, batch)
+        return gain if self.ent_coef == 0 else gain + self.ent_coef * batch.mean(new.entropy())
 
     def _clipped(self, new: Distribution, batch: Batch) -> Float[Array, ""]:
         ratio = jnp.exp(log_ratio(new, batch))
