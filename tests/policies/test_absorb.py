@@ -36,9 +36,9 @@ class Embedding(Encoder):
 
     def observe(self, obs, weight):
         new = self.normalizer.update(obs, weight)
-        change = self.normalizer.rescaling(new)
+        change = self.normalizer.rescaling(new, obs, weight)
         layer = (change.scale[:, None] * self.weight, self.bias + change.shift @ self.weight)
-        return Embedding(new, *layer), Rescaling(jnp.ones(4), jnp.zeros(4))
+        return Embedding(new, *layer), Rescaling(jnp.ones(4), jnp.zeros(4), change.exact)
 
 
 def embedding(key):
@@ -80,6 +80,7 @@ def test_new_statistics_change_no_output(x64, name):
     for obs in later:
         new, rescaling = observe(network, obs, jnp.ones(len(obs)))
         assert rescaling is not None
+        assert rescaling.exact == _unclipped(network, new, obs).all()
         rows = jnp.concatenate([first, obs])
         kept = rows[_unclipped(network, new, rows)]
         assert len(kept) > 20

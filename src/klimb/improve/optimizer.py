@@ -82,7 +82,7 @@ def moments_after(rescaling: Rescaling | None, network: PyTree, state: PyTree) -
         if not _has_moments_of(node, theta):
             return node
         # A⁻¹ = absorb(inverse) has the elements 1, scale and shift only, each in a place of its own.
-        squared = Rescaling(jnp.square(inverse.scale), jnp.square(inverse.shift))
+        squared = Rescaling(jnp.square(inverse.scale), jnp.square(inverse.shift), inverse.exact)
         return node._replace(mu=transposed(inverse, node.mu), nu=transposed(squared, node.nu))
 
     return jax.tree.map(transform, state, is_leaf=lambda node: _has_moments_of(node, theta))

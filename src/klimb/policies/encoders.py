@@ -84,4 +84,4 @@ class FlatEncoder(Encoder):
     def observe(self, obs: Float[Array, "B F"], weight: Float[Array, " B"]) -> tuple[FlatEncoder, Rescaling]:
         """The same encoder with obs in its statistics; rows of weight 0 are left out."""
         new = self.normalizer.update(obs, weight)
-        return FlatEncoder(new), self.normalizer.rescaling(new)
+        return FlatEncoder(new), self.normalizer.rescaling(new, obs, weight)

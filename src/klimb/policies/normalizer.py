@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 VARIANCE_FLOOR = 1e-8
 """A coordinate of smaller variance counts as constant: dividing by its deviation would amplify rounding noise."""
@@ -15,15 +15,17 @@ VARIANCE_FLOOR = 1e-8
 class Rescaling(NamedTuple):
     """How features before an update of the statistics follow from the features after it: old = scale · new + shift.
 
-    Layers that read the features compute the same as before when they absorb it (`MLP.absorb`).
+    Layers that read the features compute the same as before when they absorb it (`MLP.absorb`). exact: whether it holds
+    for every observation of the batch; it does not for those that are clipped before or after.
     """
 
     scale: Float[Array, " *F"]
     shift: Float[Array, " *F"]
+    exact: Bool[Array, ""] | bool = True
 
     def inverse(self) -> Rescaling:
         """How the new features follow from the old ones."""
-        return Rescaling(1 / self.scale, -self.shift / self.scale)
+        return Rescaling(1 / self.scale, -self.shift / self.scale, self.exact)
 
 
 class Normalizer(eqx.Module):
@@ -58,17 +60,19 @@ class Normalizer(eqx.Module):
         """
         return jnp.where(self.variance > VARIANCE_FLOOR, jnp.sqrt(self.variance), 1)
 
-    def rescaling(self, new: Normalizer) -> Rescaling:
+    def rescaling(self, new: Normalizer, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Rescaling:
         """From what `new` returns for an observation to what this normaliser returns, where neither clips.
 
-        Nothing changes where no observation has been counted yet: a fresh network is meant for scaled observations.
+        Nothing is rescaled where no observation has been counted yet: a fresh network is meant for scaled observations.
 
-        new: the statistics after an update.
+        new: the statistics after an update with a batch. obs, weight: the batch.
         """
         fresh = self.count == 0
-        return Rescaling(
-            jnp.where(fresh, 1, new.scale / self.scale), jnp.where(fresh, 0, (new.mean - self.mean) / self.scale)
-        )
+        scale = jnp.where(fresh, 1, new.scale / self.scale)
+        shift = jnp.where(fresh, 0, (new.mean - self.mean) / self.scale)
+        counted = jnp.reshape(weight > 0, weight.shape + (1,) * (obs.ndim - 1))
+        inside = [jnp.abs((obs - n.mean) / n.scale) <= n.clip for n in (self, new)]
+        return Rescaling(scale, shift, ~fresh & jnp.all((inside[0] & inside[1]) | ~counted))
 
     def update(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Normalizer:
         """Merge a batch (Chan et al. 1979, parallel variance). A batch whose variance overflows is left out.

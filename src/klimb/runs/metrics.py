@@ -75,7 +75,7 @@ METRICS: dict[str, Metric] = {
     "kl_normalizer": Metric(
         "KL of the normaliser",
         "mean over states of the KL between π_new before and after the observation statistics took the batch in, in "
-        "nats; 0 to rounding, except for observations that were clipped",
+        "nats; 0 unless observations were clipped",
     ),
     "tv": Metric(
         "Total variation",

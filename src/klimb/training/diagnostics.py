@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from klimb.collect.episodes import EpisodeSummary
 from klimb.estimate.certificate import certificate
@@ -62,18 +63,21 @@ class Diagnostics:
             metrics |= {**certificate(info, data, self.gamma), **realised_improvement(now, state.previous)}
         return metrics
 
-    def normalizer_move(self, improved: PyTree, acting: PyTree, batch: Batch) -> Metrics:
+    def normalizer_move(self, improved: PyTree, acting: PyTree, batch: Batch, exact: Bool[Array, ""]) -> Metrics:
         """What the update of the observation statistics changed: the KL between the policies before and after it.
 
-        0 to rounding, except for observations that were clipped.
-
-        improved: after the step. acting: after the update; it acts next. batch: the newest rows.
+        improved: after the step. acting: after the update; it acts next. batch: the newest rows. exact: whether the two
+        are the same function for all of them, to rounding; then the KL is 0 and not computed.
         """
         if not self.certificate:
             return {}
-        batch = batch.blank_padding()
-        before, after = (action_distribution(policy, batch.obs) for policy in (improved, acting))
-        return {"kl_normalizer": batch.mean(kl_divergence(before, after))}
+
+        def kl() -> Array:
+            rows = batch.blank_padding()
+            before, after = (action_distribution(policy, rows.obs) for policy in (improved, acting))
+            return rows.mean(kl_divergence(before, after))
+
+        return {"kl_normalizer": jax.lax.cond(exact, lambda: jnp.zeros((), batch.weight.dtype), kl)}
 
     def remember(self, state: TrainState, critic: Critic, rollout: Rollout) -> MeanResidual:
         """What the next iteration's realised improvement is measured against.

@@ -99,10 +99,10 @@ class Iteration:
         )
         improved = eqx.combine(improved, self.policy_static)
         learned = Learned(improved, eqx.combine(fitted, self.critic_static), rule_state, critic_state)
-        learned = self.normalizers.update(learned, batch.obs, batch.weight)
+        learned, exact = self.normalizers.update(learned, batch.obs, batch.weight)
         metrics = {
             **self.diagnostics.measure(state, batch, data, value, next_value, info, fit, episodes),
-            **self.diagnostics.normalizer_move(improved, learned.policy, batch),
+            **self.diagnostics.normalizer_move(improved, learned.policy, batch, exact),
         }
 
         state = TrainState(
@@ -138,7 +138,7 @@ class Iteration:
             state.critic_state,
         )
         obs = rollout.obs.reshape(-1, *rollout.obs.shape[2:])
-        learned = self.normalizers.update(learned, obs, rollout.valid.reshape(-1).astype(rollout.reward.dtype))
+        learned, _ = self.normalizers.update(learned, obs, rollout.valid.reshape(-1).astype(rollout.reward.dtype))
         return eqx.tree_at(
             lambda s: (s.policy, s.critic, s.rule_state, s.critic_state, s.env_steps),
             state,

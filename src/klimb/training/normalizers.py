@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
 
 from klimb.improve.optimizer import moments_after
 from klimb.policies.networks import Critic
@@ -38,16 +39,22 @@ class NormalizerUpdates:
     critic: bool
     start_with_rollout: bool
 
-    def update(self, learned: Learned, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Learned:
-        """The same functions, and the states of their optimisers, with a batch in the statistics.
+    def update(
+        self, learned: Learned, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]
+    ) -> tuple[Learned, Bool[Array, ""]]:
+        """(the same functions, and the states of their optimisers, with a batch in the statistics; exact).
 
         learned: after the step and the fit. obs: rows. weight: of every row; rows of weight 0 are left out.
+
+        exact: whether the policy is the same function, to rounding, for all rows: none of them is clipped.
         """
         policy, critic, rule_state, critic_state = learned
+        exact = jnp.bool_(True)
         if self.policy:
             policy, rescaling = observe(policy, obs, weight)
             rule_state = moments_after(rescaling, policy, rule_state)
+            exact = jnp.bool_(True if rescaling is None else rescaling.exact)
         if self.critic:
             critic, rescaling = observe(critic, obs, weight)
             critic_state = moments_after(rescaling, critic, critic_state)
-        return Learned(policy, critic, rule_state, critic_state)
+        return Learned(policy, critic, rule_state, critic_state), exact
