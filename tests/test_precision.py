@@ -202,6 +202,7 @@ def errors(network: type[MLP]) -> dict[str, float]:
         }
 
 
+@pytest.mark.slow
 def test_a_step_in_float32_is_that_of_float64_to_rounding() -> None:
     """On every device. With the products of TF32 nothing of it would hold, by a factor of 20 at least."""
     here, rounded = errors(MLP), errors(Rounding)

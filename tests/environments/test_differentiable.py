@@ -111,6 +111,7 @@ def roll(env, physics, actions):
     return jax.jit(lambda physics, actions: jax.lax.scan(step, physics, actions)[1])(physics, actions)
 
 
+@pytest.mark.slow
 @each_mechanism
 @pytest.mark.usefixtures("x64")
 def test_equations_of_motion_are_those_of_euler_and_lagrange(env):
@@ -383,6 +384,7 @@ def test_every_float_has_the_dtype_of_the_physics(env, dtype):
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(after))
 
 
+@pytest.mark.slow
 @each_environment
 def test_a_rollout_stays_in_its_spaces_and_ends_with_the_clock_alone(env):
     env = dataclasses.replace(env, max_episode_steps=12)

@@ -181,6 +181,7 @@ def test_empirical_products_average_to_the_exact_ones(x64, kind):
     assert np.linalg.norm(error) < 0.1 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 def test_rows_make_the_matrix(x64, kind, fisher):

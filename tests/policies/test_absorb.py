@@ -68,7 +68,9 @@ def outputs(network, obs):
     return result if isinstance(result, jax.Array) else eqx.filter(result, eqx.is_array)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("box", "linear") else []) for name in NETWORKS]
+)
 def test_new_statistics_change_no_output(x64, name):
     network = jax.tree.map(
         lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, NETWORKS[name](jax.random.key(0))
@@ -143,7 +145,9 @@ def test_who_keeps_statistics():
     assert isinstance(FlatEncoder.of(BoxObservations((F,))).observe(jnp.ones((2, F)), jnp.ones(2)), tuple)
 
 
-@pytest.mark.parametrize("name", ["discrete", "box", "critic"])
+@pytest.mark.parametrize(
+    "name", ["box", *(pytest.param(name, marks=pytest.mark.slow) for name in ("discrete", "critic"))]
+)
 def test_gradients_and_moments_follow_the_reparametrisation(x64, name):
     """θ' = A θ: gradients and their mean become A⁻ᵀ g, mean squares (A⁻ᵀ)² v, with A by autodiff."""
     network = jax.tree.map(

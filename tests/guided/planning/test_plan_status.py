@@ -46,6 +46,7 @@ def test_a_concave_cost_within_limits_ends_in_a_corner() -> None:
     assert np.all(found.q_uu > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["dynamics", "cost", "derivative"])
 def test_what_is_not_finite_returns_the_path_it_was_given(where: str) -> None:
     def dynamics(t: jax.Array, x: jax.Array, u: jax.Array) -> jax.Array:

@@ -46,6 +46,7 @@ def test_is_the_advantage_up_to_a_constant_in_every_state(world, solver, fisher)
     assert np.abs(centred(plain.logits - policy.logits) - centred(advantage)).max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damping", [pytest.param(1e-3, marks=pytest.mark.slow), 0.1, pytest.param(1.0, marks=pytest.mark.slow)]
 )
