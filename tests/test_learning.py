@@ -155,6 +155,7 @@ def test_a_clone_of_twenty_episodes_solves_the_task_and_stays_good_when_trained_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_trpo_is_within_five_percent_of_the_best_on_the_frozen_lake():
     """FrozenLake-v1, 8×8: the discounted return computed exactly; the untrained policy has next to none of it."""
     rule = TRPO(max_kl=0.002, damping=1e-3, cg_iterations=20)
