@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -178,9 +178,7 @@ class NetworkPolicy(eqx.Module):
 
         obs: rows. weight: of every row; rows of weight 0 are left out.
         """
-        encoder, rescaling = self.encoder.observe(obs, weight)
-        policy = self if rescaling is None else self.absorb(rescaling)
-        return eqx.tree_at(lambda p: p.encoder, policy, encoder), rescaling
+        return _observe(self, obs, weight)
 
     def absorb(self, rescaling: Rescaling) -> NetworkPolicy:
         """The policy whose dense layers read features that were rescaled.
@@ -244,9 +242,7 @@ class Critic(eqx.Module):
 
         obs: rows. weight: of every row; rows of weight 0 are left out.
         """
-        encoder, rescaling = self.encoder.observe(obs, weight)
-        critic = self if rescaling is None else self.absorb(rescaling)
-        return eqx.tree_at(lambda c: c.encoder, critic, encoder), rescaling
+        return _observe(self, obs, weight)
 
     def absorb(self, rescaling: Rescaling) -> Critic:
         """The critic whose dense layers read features that were rescaled.
@@ -254,6 +250,16 @@ class Critic(eqx.Module):
         rescaling: of the features.
         """
         return eqx.tree_at(lambda critic: critic.network, self, self.network.absorb(rescaling))
+
+
+Network = TypeVar("Network", NetworkPolicy, Critic)
+
+
+def _observe(network: Network, obs: Array, weight: Array) -> tuple[Network, Rescaling | None]:
+    """The network with a batch in its encoder's statistics; its dense layers absorb what that changes."""
+    encoder, rescaling = network.encoder.observe(obs, weight)
+    absorbed = network if rescaling is None else network.absorb(rescaling)
+    return eqx.tree_at(lambda n: n.encoder, absorbed, encoder), rescaling
 
 
 class FunctionEncoder(Encoder):
