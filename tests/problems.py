@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jaxtyping import Array, PyTree
 
 from klimb import Batch, TabularMDP, exact_batch
@@ -20,6 +22,11 @@ from klimb.tabular.table import SoftmaxTable
 S, A, GAMMA = 5, 3, 0.9
 TIMING = {"wall_time", "steps_per_second"}
 """What two records of the same iteration may differ in."""
+
+
+def slow_except(quick: Collection[Any], cases: Iterable[Any]) -> list[Any]:
+    """Cases of `parametrize`: those in `quick` run with every `make test`, the others with the slow tests."""
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 def make_mdp(

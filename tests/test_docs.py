@@ -19,6 +19,7 @@ from klimb.improve.rule import is_offline
 from klimb.policies.actions import Discrete
 from klimb.rules import RULES
 from klimb.training.program import Program
+from problems import slow_except
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -29,7 +30,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{i}", marks=[] if page.name == "README.md" else pytest.mark.slow)
+    pytest.param(code, id=f"{page.name}-{i}", marks=[] if page.name == "own-rule.md" else pytest.mark.slow)
     for page in PAGES
     for i, code in enumerate(blocks(page, "python"))
 ]
@@ -83,10 +84,7 @@ WITH_METRICS = {
 }
 
 
-# Tracing a planner takes ten seconds; what it reports is looked up by tests/guided/test_importance_sampled.py too.
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "guided" else name for name in WITH_METRICS]
-)
+@pytest.mark.parametrize("name", slow_except({"trpo"}, WITH_METRICS))
 def test_every_metric_is_in_the_table(name):
     table = (ROOT / "docs" / "runs.md").read_text()
     rule = WITH_METRICS[name]

@@ -74,8 +74,7 @@ def in_training(rule: Any, env: str, recorded: Any = None, **options: Any) -> se
     return found
 
 
-QUICK = ("trpo", "ppo")
-"""A step with a solve and a search, and one with minibatches."""
+QUICK = ("trpo",)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_a_second_run_gets_a_directory_of_its_own():
     assert sorted(path.name for path in Path("runs").iterdir()) == ["trpo-CartPole-v1", "trpo-CartPole-v1-2"]
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_runs_to_compare(capsys):
     """Also with the flag's own spelling; the runs are those that `klimb compare` is told of."""
     words = ["sweep", "trpo", "CartPole-v1", "--over", "max-kl", "0.003", "0.03", *SMALL]
@@ -271,7 +272,8 @@ def test_a_policy_of_another_environment_is_refused(run_dir, capsys):
     assert "was trained on another environment" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path):
     words = ["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "100000000", "--run-dir", "long"]
     process = subprocess.Popen(

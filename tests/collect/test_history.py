@@ -100,7 +100,8 @@ def test_runs_learn_from_several_batches_on_the_device_and_on_the_host(env, beha
     assert run.state.history.rollouts.reward.shape == (2, 3, 32, 4)
 
 
-@pytest.mark.parametrize("overlap", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, id="overlap")])
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [False, pytest.param(True, id="overlap")])
 def test_the_policy_of_a_slot_is_the_one_that_collected_it(overlap):
     """Also where it acted during the update before: its log-probs of its own actions are those recorded."""
     rule = OffPolicyGradient(history=3, behaviour="mixture", learning_rate=0.03)

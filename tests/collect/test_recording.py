@@ -13,6 +13,7 @@ import klimb
 from klimb import DemonstrationError, NetworkPolicy
 from klimb.environments.host import HostEnvironment, HostStep, HostVector
 from klimb.policies.actions import Box, Discrete
+from problems import slow_except
 
 
 def make_policy(observations: int, actions) -> NetworkPolicy:
@@ -20,7 +21,7 @@ def make_policy(observations: int, actions) -> NetworkPolicy:
     return eqx.tree_at(lambda p: p.network.weights[-1], policy, 30 * policy.network.weights[-1])
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
+@pytest.mark.parametrize("env", slow_except({"CartPole-v1"}, ("CartPole-v1", "gymnasium:CartPole-v1")))
 def test_recorded_episodes_are_whole_and_say_what_the_policy_did(env):
     policy = make_policy(4, Discrete(2))
     demonstrations = klimb.record(policy, env, episodes=20, seed=3)
@@ -89,6 +90,7 @@ def test_a_recording_has_at_least_one_episode():
         klimb.record(make_policy(4, Discrete(2)), "Pendulum-v1", episodes=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_on_a_host_environment_the_episodes_are_those_of_an_evaluation(deterministic):
     """Both draw the same keys, and both give every copy its share; 20 episodes are more than there are copies."""

@@ -523,6 +523,7 @@ def test_riccatis_return_is_where_the_gradient_is_zero(env):
     np.testing.assert_allclose(jax.jit(total)(best), x @ P @ x, rtol=1e-8)
 
 
+@pytest.mark.slow
 @each_problem
 def test_evaluate_with_the_best_linear_policy_reaches_the_best_return(env):
     P, gains = riccati(env)

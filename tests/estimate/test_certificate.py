@@ -158,6 +158,7 @@ def test_worst_states_are_the_exact_ones_where_they_are_visited(frozen_lake_step
     assert np.median(ratio) > 1 - 1e-3
 
 
+@pytest.mark.slow
 def test_bounds_bound_and_lower_bounds_stay_below(frozen_lake_steps):
     steps = frozen_lake_steps
     assert np.all(steps["tv"] <= steps["tv_bound"])

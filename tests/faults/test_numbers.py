@@ -14,6 +14,7 @@ from klimb.environments.base import CompiledEnvironment
 from klimb.environments.control.cartpole import CartPole
 from klimb.improve.warm_up import take_step
 from klimb.policies.actions import Box, Discrete
+from problems import slow_except
 
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
 fault = pytest.mark.fault
@@ -214,7 +215,7 @@ def stepped(rule, policy, spoiled):
 
 @pytest.mark.parametrize(
     "rule",
-    [rule if isinstance(rule, TRPO) else pytest.param(rule, marks=pytest.mark.slow) for rule in RULES],
+    slow_except({TRPO()}, RULES),
     ids=lambda rule: type(rule).__name__,
 )
 @fault("every advantage of a batch is equal", "the policy stays finite, and hardly moves")

@@ -559,6 +559,7 @@ def handmade_plan(gains: float, q_uu: float) -> Plan:
     )
 
 
+@pytest.mark.slow
 def test_a_guide_means_nothing_beyond_the_bounds() -> None:
     guide = guides_of(Pendulum())._controller(handmade_plan(gains=-3.0, q_uu=0.2), jnp.zeros((4, 1, 1)))
     assert isinstance(guide, Guide)
@@ -592,6 +593,7 @@ def test_a_plan_without_a_controller_gives_noise_and_says_so(gains: float, q_uu:
     np.testing.assert_array_equal(guide.cholesky, 2)
 
 
+@pytest.mark.slow
 def test_without_bounds_the_pendulum_has_a_derivative_at_the_limit() -> None:
     bounded, free = Pendulum(), Pendulum().unbounded()
     physics = jnp.array([0.4, -0.3])

@@ -99,6 +99,7 @@ def test_no_other_actions_of_the_same_kl_cost_less() -> None:
     np.testing.assert_allclose(apart, best, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_kl_and_the_cost_are_those_of_the_controllers() -> None:
     model, policy = random_problem(np.random.default_rng(2), convex=True)
@@ -169,6 +170,7 @@ def test_a_tighter_bound_takes_a_larger_multiplier() -> None:
     assert all(f.status == DualStatus.CONVERGED for f in found)
 
 
+@pytest.mark.slow
 def test_rewards_of_any_scale_in_single_precision() -> None:
     model, policy = random_problem(np.random.default_rng(6), convex=True)
     one = solve(model, policy, 0.1)

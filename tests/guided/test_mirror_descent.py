@@ -81,6 +81,7 @@ def test_a_few_steps_raise_the_return() -> None:
     assert returns(policy, 100) > -8
 
 
+@pytest.mark.slow
 def test_what_it_says_of_a_step(first: tuple) -> None:
     policy, _, improved, state, info = first
     extra = {name: float(value) for name, value in info.extra.items()}
@@ -178,6 +179,7 @@ def test_epsilon_follows_how_promises_are_kept() -> None:
     assert after(-0.5, epsilon=0.1 * smallest) == pytest.approx(0.1 * smallest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 def test_epsilon_is_adapted_to_the_step_between_the_last_two_batches(overlap: bool) -> None:
     """With overlap batch i is of policy i − 1, so that the rewards of i and i − 1 differ by step i − 2."""

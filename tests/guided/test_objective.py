@@ -91,6 +91,7 @@ def test_on_the_policys_own_samples_it_is_the_per_decision_off_policy_gradient(s
     assert value(theta, samples, behaviour(obs, action, theta), 0.0) == pytest.approx(float(reward.sum(0).mean()))
 
 
+@pytest.mark.slow
 def test_the_effective_sample_size_and_what_the_regulariser_is_for(samples):
     theta, obs, action, reward = samples
     mixture = behaviour(obs, action, theta)

@@ -32,6 +32,7 @@ def random_targets(rng: np.random.Generator) -> tuple[jax.Array, jax.Array, jax.
     return jnp.asarray(obs), jnp.asarray(mean), jnp.asarray(lower)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_the_kl_is_that_of_full_covariances() -> None:
     obs, mean, lower = random_targets(np.random.default_rng(0))

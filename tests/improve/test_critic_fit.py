@@ -34,6 +34,7 @@ def linear(offset=0.0, scale=1.0):
     return obs, offset + scale * obs @ np.array([1.0, -2.0, 0.5])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("offset", "scale"), [(0, 1), (1000, 30), (-5, 1e-3)], ids=["unit", "large", "small"])
 def test_it_learns_a_linear_function_at_any_scale_of_reward(critic, offset, scale):
     """One learning rate for all of them, because the critic works in the units of its targets."""

@@ -247,6 +247,7 @@ def monte_carlo_cases():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["categorical", "one dimension", "narrow first", "wide first"])
 def test_sampled_tv_is_unbiased_with_an_honest_standard_error(case):
     """Over 100 keys, (value − truth)/standard error has mean 0 and deviation 1, whichever of the two is the wider."""
@@ -380,6 +381,7 @@ def test_kl_of_squashed_gaussians_by_monte_carlo(x64):
     assert abs(float(kl(q, p)) - difference.mean()) > 20 * standard_error
 
 
+@pytest.mark.slow
 def test_tv_of_squashed_gaussians_by_integration_over_the_box(x64):
     """½ ∫ |p(a) − q(a)| da over the box, on a grid that is fine at its edges."""
     cases = [(0.0, 0.0, 0.7, 0.0), (0.5, -1.0, -0.3, 0.2), (1.5, -0.5, 1.5, -1.5)]

@@ -13,6 +13,7 @@ from klimb import Batch, NetworkPolicy, fisher_vector_product, kl_divergence
 from klimb.improve.fisher import fisher_rows
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.parameters import trainable_filter
+from problems import slow_except
 
 ROWS = 7
 BOX = Box((-2.0, 0.0), (2.0, float("inf")))
@@ -24,6 +25,7 @@ KINDS = {
     "tanh gaussian": (BOUNDED, {"tanh_squash": True, "state_dependent_std": True}),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
+mostly_slow = pytest.mark.parametrize("kind", slow_except({"gaussian, σ of the state"}, KINDS))
 
 
 def make_policy(kind: str, seed: int = 0) -> NetworkPolicy:
@@ -84,7 +86,7 @@ def test_equals_the_explicit_matrix_of_scores(x64, kind, weighted):
     np.testing.assert_allclose(product, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
 
-@each_kind
+@mostly_slow
 def test_vectors_are_ordered_as_ravel_pytree_of_the_trainable_arrays(x64, kind):
     """Between vectors that live on one named array, F is that array's own block, known in closed form."""
     policy, obs = make_policy(kind), observations()
@@ -133,7 +135,7 @@ def test_is_the_curvature_of_the_kl_in_both_directions(x64, kind, direction):
     assert errors[2] / errors[1] == pytest.approx(0.1, rel=0.3)
 
 
-@each_kind
+@mostly_slow
 def test_rows_of_weight_zero_have_no_say(x64, kind):
     policy, obs = make_policy(kind), observations()
     weight = jnp.ones(ROWS).at[2:4].set(0)
@@ -149,7 +151,7 @@ def sampled(policy, obs):
     return jax.vmap(policy)(obs).sample(jax.random.key(9))
 
 
-@each_kind
+@mostly_slow
 def test_empirical_products_are_those_of_the_sampled_scores(x64, kind):
     policy, obs, weight = make_policy(kind), observations(), jnp.array(WEIGHT)
     action = sampled(policy, obs)
@@ -163,7 +165,7 @@ def test_empirical_products_are_those_of_the_sampled_scores(x64, kind):
     assert np.abs(matrix - exact).max() > 0.01 * np.abs(exact).max()
 
 
-@each_kind
+@mostly_slow
 def test_empirical_products_average_to_the_exact_ones(x64, kind):
     """Over 4 000 draws of every row's action, within 4 standard errors of each product."""
     policy, obs = make_policy(kind), observations()

@@ -113,6 +113,7 @@ def test_refinement_brings_back_the_digits_that_small_damping_costs():
     assert np.linalg.norm(x - expected) / np.linalg.norm(expected) < 2e-5
 
 
+@pytest.mark.slow
 def test_solvers_vmap(x64):
     rng = np.random.default_rng(1)
     rows, b = jnp.asarray(rng.normal(size=(3, 4, 6))), jnp.asarray(rng.normal(size=(3, 6)))

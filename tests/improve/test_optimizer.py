@@ -10,7 +10,7 @@ import pytest
 
 from klimb import PPO, TRPO, DualDescent, KLPenalty, NaturalGradient, exact_batch
 from klimb.tabular.table import SoftmaxTable
-from problems import A, S, make_mdp, optimum, probabilities
+from problems import A, S, make_mdp, optimum, probabilities, slow_except
 
 FULL = {"num_minibatches": 1, "max_grad_norm": None}
 CLIMBERS = {
@@ -50,9 +50,7 @@ def climb(rule, mdp, policy):
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CLIMBERS]
-)
+@pytest.mark.parametrize("name", slow_except(QUICK, CLIMBERS))
 def test_climbs_to_the_optimum_without_a_step_back(x64, name, seed):
     """50 exact steps: J never falls and ends within 1 % of value iteration's optimum."""
     rule, mdp, policy = CLIMBERS[name], make_mdp(seed), SoftmaxTable(jnp.zeros((S, A)))

@@ -145,9 +145,8 @@ def test_who_keeps_statistics():
     assert isinstance(FlatEncoder.of(BoxObservations((F,))).observe(jnp.ones((2, F)), jnp.ones(2)), tuple)
 
 
-@pytest.mark.parametrize(
-    "name", ["box", *(pytest.param(name, marks=pytest.mark.slow) for name in ("discrete", "critic"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["box", "discrete", "critic"])
 def test_gradients_and_moments_follow_the_reparametrisation(x64, name):
     """θ' = A θ: gradients and their mean become A⁻ᵀ g, mean squares (A⁻ᵀ)² v, with A by autodiff."""
     network = jax.tree.map(

@@ -236,6 +236,7 @@ def test_squashed_log_prob_keeps_its_digits_where_tanh_is_one():
     np.testing.assert_allclose(slope, (0.5 - u) / np.exp(6) + 2 * np.tanh(u), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("std", "tolerance"), [(0.3, 1e-7), (1.0, 1e-7), (2.0, 2e-4), (np.exp(2), 0.1)])
 def test_squashed_entropy_is_as_close_as_it_says(x64, std, tolerance):
     """H[u] + E log da/du by adaptive quadrature at a dozen means; its gradients −2 E tanh u and 1 − 2 E[σ z tanh u]."""

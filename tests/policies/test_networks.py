@@ -41,6 +41,7 @@ def observations(rows, size, seed=0):
     return jax.random.normal(jax.random.key(seed), (rows, size)) * 3 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_orthogonal_is_orthonormal_and_the_same_under_vmap(shape):
     keys = jax.random.split(jax.random.key(0), 16)
@@ -273,6 +274,7 @@ def test_squashing_needs_bounds(high):
         NetworkPolicy(4, actions, tanh_squash=True, key=jax.random.key(0))
 
 
+@pytest.mark.slow
 @each_option
 def test_ratios_are_one_on_what_was_just_collected(options):
     """And the environment gets the squashed action: the reward is Pendulum's own for it."""
@@ -313,6 +315,7 @@ def test_options_train(options, rule):
     assert run.policy.style == tuple(options.get(name, False) for name in ("state_dependent_std", "tanh_squash"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env", ["Pendulum-v1", "gymnasium:Pendulum-v1"])
 def test_a_squashed_policy_is_evaluated_by_what_the_environment_gets(env):
     """A policy of constant u evaluated under tanh is the one of constant torque evaluated without."""

@@ -12,6 +12,7 @@ import pytest
 from made_up_runs import HOSTILE, ppo_run, read, trpo_run
 
 from klimb.report.page import write_report
+from problems import slow_except
 
 CHROMIUM = shutil.which("chromium")
 
@@ -29,7 +30,7 @@ def browse(page: Path, profile: Path) -> tuple[str, str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("kind", ["trpo", "ppo", "long", "hostile", "shortest"])
+@pytest.mark.parametrize("kind", slow_except({"trpo"}, ("trpo", "ppo", "long", "hostile", "shortest")))
 def test_browser_draws_every_chart(tmp_path: Path, kind: str) -> None:
     make = {
         "trpo": lambda: trpo_run(tmp_path / "run"),
@@ -74,7 +75,7 @@ document.documentElement.dataset.told = told;
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("make", [trpo_run, ppo_run])
+@pytest.mark.parametrize("make", slow_except({trpo_run}, (trpo_run, ppo_run)))
 def test_charts_answer_pointer_keyboard_and_legend(tmp_path: Path, make: Any) -> None:
     path = write_report(make(tmp_path / "run", 50))
     text = re.sub(r"<meta http-equiv[^>]*>", "", path.read_text(encoding="utf-8"))

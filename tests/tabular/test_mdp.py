@@ -88,6 +88,7 @@ def test_performance_difference_lemma(x64, seed):
     assert abs(surrogate - left) > 1e-4
 
 
+@pytest.mark.slow
 def test_surrogate_has_the_gradient_of_the_objective(x64):
     """∇Ā(θ) = ∇J(θ) at the policy of the batch: (1 − γ)⁻¹ times the gradient of the batch's mean."""
     mdp, policy = make_mdp(), SoftmaxTable(jax.random.normal(jax.random.key(1), (S, A)))

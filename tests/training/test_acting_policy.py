@@ -52,7 +52,7 @@ ENVIRONMENTS = [
     "gymnasium:Ant-v5",
     "gymnasium:Reacher-v5",
 ]
-QUICK = {("trpo", "jax:Pendulum-v1"), ("trpo", "gymnasium:Hopper-v5")}
+QUICK = {("trpo", "jax:Pendulum-v1")}
 CASES = [("trpo", env) for env in ENVIRONMENTS] + [
     (rule, env) for rule in RULES if rule != "trpo" for env in ("jax:Pendulum-v1", "gymnasium:HalfCheetah-v5")
 ]
@@ -79,6 +79,7 @@ def test_the_step_reported_is_the_one_between_the_policies_that_act(rule, env):
     assert max(record["kl_old_new"] for record in history) > 1e-4
 
 
+@pytest.mark.slow
 def test_statistics_come_from_a_rollout_before_the_first_iteration():
     """Its steps are counted; the first step is taken by a network that sees scaled observations."""
     rows = 4 * 64

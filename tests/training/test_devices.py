@@ -168,7 +168,8 @@ def require_no_drift(state):
             assert every_bit(first.data) == every_bit(second.data)
 
 
-@pytest.mark.parametrize("name", ["trpo", pytest.param("ppo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trpo", "ppo"])
 def test_a_seed_on_two_devices_learns_what_it_learns_on_one(name):
     """Its step is taken on one while its critic is fitted on the other; both know all of the state."""
     alone, shared = (Training(RULES[name], 3, cores=cores) for cores in (1, 2))

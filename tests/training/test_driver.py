@@ -84,7 +84,8 @@ def test_seeds_of_one_program_are_the_runs_they_would_be_alone(whole_run):
     np.testing.assert_allclose(alone.history[0]["kl_old_new"], whole_run.history[0]["kl_old_new"][1], rtol=1e-3)
 
 
-@pytest.mark.parametrize("workers", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1)), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_seeds_of_a_host_training_are_the_runs_they_would_be_alone(workers):
     """The same episodes, whatever the number of worker processes; the update to rounding."""
     options = {**SMALL, "env_steps": 256, "workers": workers}

@@ -35,6 +35,7 @@ def test_an_old_policy_acts_as_it_did(run_dir):
     np.testing.assert_allclose(policy(jnp.asarray(obs)).logits, logits, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_old_run_is_resumed_where_it_would_have_gone(run_dir):
     """Options that have another name since are understood. The same step follows, up to rounding.
 

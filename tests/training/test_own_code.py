@@ -183,6 +183,7 @@ def test_an_own_environment_has_a_name():
         klimb.make("own_code:NOT_A_RULE")
 
 
+@pytest.mark.slow
 def test_an_environment_object_is_never_mistaken_for_its_default(tmp_path):
     """The moon's cart-pole has the id of the earth's; a run in it must not be resumed on earth."""
     moon = CartPole(gravity=1.62)

@@ -145,6 +145,7 @@ def test_the_critic_warms_up_before_the_policy_moves(expert, rule, env, tmp_path
     assert leaves(resumed.policy) == leaves(run.policy)
 
 
+@pytest.mark.slow
 def test_while_the_critic_warms_up_the_policy_is_the_one_given_bit_for_bit(expert, tmp_path):
     klimb.save_policy(expert, tmp_path)
     run = klimb.train("CartPole-v1", TRPO(), init_from=str(tmp_path), critic_warmup=5, env_steps=5 * 128, **SMALL)

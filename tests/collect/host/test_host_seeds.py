@@ -98,6 +98,7 @@ def require_seed(alone, together, k):
             np.testing.assert_array_equal(column[0], all_columns[name][k], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, *WORKERS])
 def test_a_seed_of_several_is_the_seed_alone(workers):
     environment = klimb.make("gymnasium:CartPole-v1")

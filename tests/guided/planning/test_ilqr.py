@@ -239,6 +239,7 @@ def test_the_cheapest_of_several_restarts_is_returned() -> None:
     assert min(alone) < alone[0]
 
 
+@pytest.mark.slow
 def test_a_second_plan_compiles_nothing() -> None:
     traces = []
 

@@ -102,6 +102,7 @@ def test_log_probabilities_and_entropy_equal_scipy() -> None:
         np.testing.assert_allclose(controller.entropy()[t], gaussian.entropy(), rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_kl_equals_the_closed_form_and_the_mean_of_log_ratios() -> None:
     rng = np.random.default_rng(3)

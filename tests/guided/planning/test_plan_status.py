@@ -29,6 +29,7 @@ def test_a_cost_that_is_not_positive_definite_names_its_time_step(start: float) 
         found.require_usable()
 
 
+@pytest.mark.slow
 def test_regularisation_that_may_not_grow_enough_names_the_time_step() -> None:
     problem = Problem(lambda x, u: x, lambda x, u: -jnp.sum(u**2), 4, 1)
     found = plan(problem, jnp.ones(1), settings=Settings(max_regularisation=1.0))
@@ -36,6 +37,7 @@ def test_regularisation_that_may_not_grow_enough_names_the_time_step() -> None:
     assert found.failed_step == 3
 
 
+@pytest.mark.slow
 def test_a_concave_cost_within_limits_ends_in_a_corner() -> None:
     limits = (jnp.asarray([-1.0]), jnp.asarray([2.0]))
     problem = Problem(lambda x, u: x, lambda x, u: -jnp.sum(u**2), 4, 1, limits=limits)
@@ -74,6 +76,7 @@ def test_a_promise_that_no_step_keeps_is_no_progress() -> None:
     assert found.require_usable() is found
 
 
+@pytest.mark.slow
 def test_too_few_iterations_say_so() -> None:
     problem = Problem(lambda x, u: x + jnp.sin(u), lambda x, u: jnp.sum(jnp.cosh(x)) + 0.1 * jnp.sum(u**2), 30, 1)
     found = plan(problem, jnp.asarray([2.0]), jnp.ones((30, 1)), settings=Settings(2))

@@ -10,7 +10,7 @@ import pytest
 
 from klimb import NaturalGradient, Status
 from klimb.tabular.table import SoftmaxTable
-from problems import A, S, batch_on_table, make_mdp, make_table, mean_kl, probabilities, take
+from problems import A, S, batch_on_table, make_mdp, make_table, mean_kl, probabilities, slow_except, take
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ each_solver = pytest.mark.parametrize("solver", SOLVERS)
 
 
 @each_solver
-@pytest.mark.parametrize("fisher", ["exact", "empirical"])
+@pytest.mark.parametrize("fisher", slow_except({"exact"}, ("exact", "empirical")))
 def test_is_the_advantage_up_to_a_constant_in_every_state(world, solver, fisher):
     """F⁻¹∇J of a softmax table is A^π(s, ·) + c(s): no trace of how often states occur (Kakade 2001)."""
     mdp, policy, batch = world
@@ -62,9 +62,7 @@ def test_solvers_agree(world, damping, fisher):
         np.testing.assert_allclose(other, steps[0], rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "damping", [1e-9, pytest.param(1e-3, marks=pytest.mark.slow), 0.1, pytest.param(1.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("damping", slow_except({0.1}, (1e-9, 1e-3, 0.1, 1.0)))
 @each_solver
 def test_kl_reached_tends_to_the_one_aimed_at(world, solver, damping):
     """KL / ε → 1 as ε → 0 with slope 1: log KL over log ε, for every damping and solver; off by O(√ε)."""
@@ -83,6 +81,7 @@ def test_kl_reached_tends_to_the_one_aimed_at(world, solver, damping):
     assert errors[2] / errors[0] == pytest.approx(0.01, rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_fixed_step_is_that_many_times_the_direction(world):
     _, policy, batch = world
     options = {"damping": 0.1, "solver": "dense"}

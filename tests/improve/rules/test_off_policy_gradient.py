@@ -125,6 +125,7 @@ def test_per_decision_weights_are_unbiased_with_and_without_a_baseline(world, ki
     )
 
 
+@pytest.mark.slow
 def test_per_step_weights_are_biased_by_the_states(world):
     """They drop the ratio of the state marginals. On this MDP that costs 11 % of the gradient."""
     beta = world.behaviours[0]
@@ -146,6 +147,7 @@ def mixture_of(tables: list[SoftmaxTable]) -> Mixture:
     return Mixture(jnp.asarray(np.stack([log_probs(t) for t in tables])), jnp.full(len(tables), -np.log(len(tables))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["trajectory", "per_decision"])
 def test_the_mixture_of_whole_trajectories_is_an_unbiased_denominator(world, weighting):
     chances = np.mean([chance(world.mdp, table) for table in world.behaviours], axis=0)
@@ -274,6 +276,7 @@ def test_a_product_over_a_thousand_steps_stays_a_number(x64):
     np.testing.assert_allclose(weight, 1000 + np.log(2), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_count_break_no_product(world, off):
     """A column's last row made invalid, with junk in it: the weights of the rest are those of a shorter trajectory."""
     last = jnp.arange(T * N) >= (T - 1) * N

@@ -187,6 +187,7 @@ def test_the_early_stop_measures_the_kl_of_its_direction(policy):
         assert info.extra["epochs_done"] == passes[direction]
 
 
+@pytest.mark.slow
 def test_the_penalty_adapts_to_the_kl_of_its_direction(policy):
     """With a target whose 1.5-fold is between the two KLs, λ doubles in the direction of the larger one only."""
     batch = make_batch(policy)

@@ -89,6 +89,7 @@ def test_damping_does_not_shorten_the_step(x64, damping):
     assert damping == 0 or abs(share - 1) > 10 * errors[-1]
 
 
+@pytest.mark.slow
 def test_direction_on_a_softmax_table_is_the_advantage(x64):
     """F⁻¹∇J of a softmax table is A^π up to a constant in each state: no trace of how often states occur."""
     mdp, policy = make_mdp(1), SoftmaxTable(jax.random.normal(jax.random.key(2), (S, A)))

@@ -9,14 +9,12 @@ from klimb.cli.main import execute
 from klimb.errors import ConfigError, RunError
 from klimb.theory.figures import style
 from klimb.theory.figures.registry import FIGURES, load
+from problems import slow_except
 
 SMALLER = {"estimator-variance": {"batches": 100}, "bounds": {"problems": 2}}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in ("bounds", "kl-directions") else pytest.param(name, marks=pytest.mark.slow) for name in FIGURES],
-)
+@pytest.mark.parametrize("name", slow_except({"kl-directions"}, FIGURES))
 def test_drawing_is_complete_and_reproducible(name: str, tmp_path: Path) -> None:
     module = load(name)
     data = module.compute(**SMALLER.get(name, {}))

@@ -15,6 +15,7 @@ def measured() -> EstimatorVariance:
     return estimator_variance.compute(batches=1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["total_return", "reward_to_go", "value_baseline", "gae"])
 def test_mean_is_the_exact_gradient(measured: EstimatorVariance, kind: str) -> None:
     row = KINDS.index(kind)

@@ -48,6 +48,7 @@ def test_fisher_is_the_mean_outer_product_of_scores() -> None:
     np.testing.assert_allclose(matrix, np.diag(LinearQuadratic(gamma).fisher(k, sigma)), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_natural_paths_arrive_where_vanilla_ones_do_not(found: fields.Fields) -> None:
     vanilla, natural = (
         np.linalg.norm(paths[:, -1] - fields.OPTIMUM, axis=1) for paths in (found.vanilla_paths, found.natural_paths)

@@ -12,6 +12,7 @@ def curves() -> TrustRegion:
     return trust_region.compute()
 
 
+@pytest.mark.slow
 def test_surrogate_and_improvement_start_with_one_slope(curves: TrustRegion) -> None:
     assert curves.length[0] == 0
     # Forward differences of second order.
