@@ -96,7 +96,7 @@ def parts_compiled(rule: Any, **options: Any) -> dict[str, float]:
     collector = step.collector
     assert collector is not None
     _, rollout, _ = jax.jit(lambda: collector.collect(state.key, policy, state.collector_state))()
-    batch = step.estimator.batch(rollout, *values(critic, rollout), fraction_done=jnp.zeros(()))
+    batch = step.estimator.estimate(rollout, *values(critic, rollout), fraction_done=jnp.zeros(()))
     repeat = 64
 
     def timed(body: Any, start: Any) -> float:
@@ -123,7 +123,7 @@ def parts_compiled(rule: Any, **options: Any) -> dict[str, float]:
 
     def estimate(total: Any) -> Any:
         shifted = eqx.tree_at(lambda r: r.reward, rollout, rollout.reward + 1e-30 * total)
-        found = step.estimator.batch(shifted, *values(critic, shifted), fraction_done=jnp.zeros(()))
+        found = step.estimator.estimate(shifted, *values(critic, shifted), fraction_done=jnp.zeros(()))
         return total + jnp.sum(found.advantage)
 
     def improve(carry: tuple) -> tuple:

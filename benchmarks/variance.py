@@ -59,7 +59,7 @@ def spread(target, behaviour, critic, rows) -> dict[tuple[str, str], dict[str, f
         gradients = {}
         for weighting, kind in rows:
             estimator = Estimator(advantage=kind, normalize_advantage=False)
-            batch = estimator.batch(rollout, *values(critic, rollout), fraction_done=jnp.zeros(())).blank_padding()
+            batch = estimator.estimate(rollout, *values(critic, rollout), fraction_done=jnp.zeros(())).blank_padding()
             rule = klimb.OffPolicyGradient(weighting=weighting)
 
             def objective(vector, rule=rule, batch=batch):

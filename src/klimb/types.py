@@ -67,6 +67,7 @@ class Rollout(eqx.Module):
     `valid` False were inserted by an environment's own reset and are never trained on. `time` counts the
     steps since the episode began; None when unknown (then it counts from the start of the rollout). `env_state` is
     the simulator's own state before the step, of classic control under a rule that plans with it, else None.
+    With `whole_episodes` every column is one trajectory: an episode from its first step to its end, then padding.
     """
 
     obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
@@ -79,6 +80,12 @@ class Rollout(eqx.Module):
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
     env_state: Float[Array, "T N *state"] | None = None
+    whole_episodes: bool = eqx.field(static=True, default=False)
+
+    @property
+    def cut_off(self) -> Bool[Array, "T N"]:
+        """Rows after which rewards go on unseen: of a truncation, and the last ones of episodes that still run."""
+        return (self.truncated & ~self.terminated).at[-1].set(~self.terminated[-1])
 
 
 class Residuals(eqx.Module):

@@ -236,12 +236,12 @@ def test_what_has_no_baseline_is_not_centred(x64, data):
     """Subtracting the batch's mean is a baseline: two of the six advantages would be one."""
     rollout, values = rollout_of(data), on(data, "value", "next_value")
     batches = {
-        kind: Estimator(gamma=GAMMA, gae_lambda=LAMBDA, advantage=kind).batch(rollout, *values, fraction_done=0.0)
+        kind: Estimator(gamma=GAMMA, gae_lambda=LAMBDA, advantage=kind).estimate(rollout, *values, fraction_done=0.0)
         for kind in KINDS
     }
     for kind, batch in batches.items():
         plain = Estimator(gamma=GAMMA, gae_lambda=LAMBDA, advantage=kind, normalize_advantage=False)
-        raw = np.asarray(plain.batch(rollout, *values, fraction_done=0.0).advantage)
+        raw = np.asarray(plain.estimate(rollout, *values, fraction_done=0.0).advantage)
         centred = kind not in ("total_return", "reward_to_go")
         mean, scale = (raw.mean(), raw.std()) if centred else (0, np.sqrt(np.mean(raw**2)))
         np.testing.assert_allclose(batch.advantage, (raw - mean) / scale, atol=1e-12)

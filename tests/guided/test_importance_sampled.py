@@ -124,7 +124,7 @@ def test_every_step_in_the_environment_is_counted(course: Course) -> None:
     each = (2 + GUIDES) * ENVS * STEPS
     assert traits_of(course.program.config.rule).env_steps_per_row == 2 + GUIDES
     assert course.program.source.rows_per_iteration == each
-    assert course.program.config.num_iterations == course.program.iteration.num_iterations == ITERATIONS
+    assert course.program.config.num_iterations == course.program.length.iterations == ITERATIONS
     assert [metrics["env_steps"] for metrics in course.metrics] == [each * (k + 1) for k in range(ITERATIONS)]
     samples = course.states[-1].rule_state.samples
     assert samples.reward.shape == (1, RULE.memory, ENVS, STEPS, 2 + GUIDES)

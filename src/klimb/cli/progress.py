@@ -17,6 +17,7 @@ from rich.text import Text
 from klimb.improve.rule import is_offline, rule_title, traits_of
 from klimb.runs.config import RunConfig
 from klimb.runs.metrics import Record
+from klimb.training.length import length_of
 from klimb.types import Status
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -33,7 +34,8 @@ class Progress:
         self._returns: deque[float] = deque(maxlen=20)
         self._rejected = 0
         self._start = time.perf_counter()
-        self._first_iteration: int | None = None
+        self._length = length_of(config)
+        self._first_done: float | None = None
         self._last_line = -float("inf")
         # The last row that has not been printed: a training may end, or be stopped, before its last iteration.
         self._unprinted: dict[str, str] | None = None
@@ -61,8 +63,6 @@ class Progress:
             if value is not None:
                 self._returns.append(value)
         last = records[-1]
-        if self._first_iteration is None:
-            self._first_iteration = last["iteration"]
         row = self._row(last)
         if self._console.is_terminal:
             self._live.update(self._panel(last, row))
@@ -76,7 +76,7 @@ class Progress:
         self._console.print("  ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
 
     def _done(self, record: Record) -> float:
-        return record["iteration"] / self._config.num_iterations
+        return float(self._length.fraction_done(record["iteration"], record["env_steps"]))
 
     def _row(self, record: Record) -> dict[str, str]:
         traits = traits_of(self._config.rule)
@@ -91,7 +91,7 @@ class Progress:
                 "time left": self._time_left(record),
             }
         return {
-            "iteration": f"{record['iteration']}/{self._config.num_iterations}",
+            "iteration": f"{record['iteration']}" + (f"/{total}" if (total := self._length.iterations) else ""),
             "env steps": f"{record['env_steps']:,}",
             "steps/s": f"{record['steps_per_second']:,.0f}",
             "return": f"{np.mean(self._returns):.1f}" if self._returns else "–",
@@ -102,14 +102,13 @@ class Progress:
         }
 
     def _time_left(self, record: Record) -> str:
+        done = self._done(record)
         # From after the first call on: that one compiled.
-        assert self._first_iteration is not None
-        if record["iteration"] == self._first_iteration:
-            self._start = time.perf_counter()
+        if self._first_done is None:
+            self._start, self._first_done = time.perf_counter(), done
             return "–"
         seconds = time.perf_counter() - self._start
-        remaining = self._config.num_iterations - record["iteration"]
-        left = round(seconds / (record["iteration"] - self._first_iteration) * remaining)
+        left = round(seconds / (done - self._first_done) * (1 - done))
         return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
 
     def _panel(self, record: Record, row: dict[str, str]) -> Panel:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, summarise
 from klimb.environments.base import CompiledEnvironment
@@ -41,11 +42,16 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True)
 class CompiledCollector:
-    """`num_envs` copies of a compiled environment, `num_steps` steps of each a rollout."""
+    """`num_envs` copies of a compiled environment, `num_steps` steps of each a rollout.
+
+    With `whole_episodes` a rollout is one episode of each copy, from its first step on; what still runs after
+    `num_steps` is truncated there.
+    """
 
     environment: CompiledEnvironment
     num_envs: int
     num_steps: int
+    whole_episodes: bool = False
     records_env_state: bool = False
     """Whether rollouts hold the simulator's states too, of an environment of classic control."""
 
@@ -57,10 +63,13 @@ class CompiledCollector:
     def collect(
         self, key: PRNGKeyArray, policy: PyTree, state: CollectorState
     ) -> tuple[CollectorState, Rollout, EpisodeSummary]:
-        """One rollout under a frozen policy. Episodes go on from where the last rollout left them.
+        """One rollout under a frozen policy. Episodes go on from where the last rollout left them, or begin with it.
 
         key: for all draws of the rollout. policy: a callable pytree. state: where the episodes stand.
         """
+        if self.whole_episodes:
+            key, key_start = jax.random.split(key)
+            state = self.init(key_start)
         environment, shape = self.environment, (self.num_steps, self.num_envs)
         actions = environment.actions
         key_act, key_step, key_reset = jax.random.split(key, 3)
@@ -104,9 +113,38 @@ class CompiledCollector:
             )
             return carry, row
 
-        # Twice a turn: 4 % of an iteration less, and more than that brings nothing.
-        state, rows = jax.lax.scan(step, state, (noise, step_keys, fresh), unroll=2)
-        # `valid` is a constant, not a column of the scan: XLA then knows that every weight is 1.
+        draws = (noise, step_keys, fresh)
+        if self.whole_episodes:
+            state, rows, valid = _until_all_have_ended(step, state, draws)
+        else:
+            # Twice a turn: 4 % of an iteration less, and more than that brings nothing.
+            state, rows = jax.lax.scan(step, state, draws, unroll=2)
+            # A constant, not a column of the scan: XLA then knows that every weight is 1.
+            valid = jnp.ones(shape, bool)
         columns = {name: column for name, column in rows._asdict().items() if name != "episode_return"}
-        rollout = Rollout(**columns, valid=jnp.ones(shape, bool))
-        return state, rollout, summarise(rows.terminated | rows.truncated, rows.episode_return, rows.time + 1)
+        rollout = Rollout(**columns, valid=valid, whole_episodes=self.whole_episodes)
+        ended = valid & (rows.terminated | rows.truncated)
+        return state, rollout, summarise(ended, rows.episode_return, rows.time + 1)
+
+
+def _until_all_have_ended(
+    step: Callable[[CollectorState, Any], tuple[CollectorState, _Step]], state: CollectorState, draws: PyTree
+) -> tuple[CollectorState, _Step, Bool[Array, "T N"]]:
+    """The first episode of every copy: (state, rows, which rows are part of it).
+
+    step: of all copies, which begins a new episode where one has ended. state: at the start of an episode everywhere.
+    draws: what each step gets, `[T, ...]`. When no episode is left nothing is computed any more.
+    """
+    shapes = jax.eval_shape(step, state, jax.tree.map(lambda x: x[0], draws))[1]
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def turn(
+        carry: tuple[CollectorState, Array], drawn: PyTree
+    ) -> tuple[tuple[CollectorState, Array], tuple[_Step, Array]]:
+        """carry: the copies, and which of them are in their first episode. drawn: what the step gets."""
+        state, running = carry
+        state, row = jax.lax.cond(jnp.any(running), step, lambda state, _: (state, blank), state, drawn)
+        return (state, running & ~(row.terminated | row.truncated)), (row, running)
+
+    (state, running), (rows, valid) = jax.lax.scan(turn, (state, jnp.ones(state.time.shape, bool)), draws)
+    return state, rows._replace(truncated=rows.truncated.at[-1].set(rows.truncated[-1] | running)), valid

@@ -18,6 +18,8 @@ class Collection:
     """Copies of the environment stepped together, each seed."""
     num_steps: Annotated[int, Field(ge=1, le=2**24)] = 128
     """Steps of each copy in one iteration: the batch is num_steps × num_envs rows."""
+    batch: Literal["steps", "episodes"] = "steps"
+    """steps: episodes go on in the next batch; episodes: one whole episode of each copy, of num_steps steps at most."""
     workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
     """Processes that step a Gymnasium environment; none for one per core, 0 to step it in this process."""
     overlap: bool = False

@@ -45,6 +45,11 @@ class CompiledEnvironment(abc.ABC):
     """Whether states are so small that the initial states of a whole rollout can be drawn in advance."""
 
     @property
+    def max_episode_steps(self) -> int | None:
+        """Steps after which an episode is truncated; None where there is no limit, or it is not known."""
+        return None
+
+    @property
     @abc.abstractmethod
     def observation_space(self) -> gymnasium.spaces.Box:
         """The box of observations."""

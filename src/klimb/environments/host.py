@@ -87,6 +87,11 @@ class HostEnvironment(abc.ABC):
     """Whether observations are one-hot rows, which are not normalised."""
 
     @property
+    def max_episode_steps(self) -> int | None:
+        """Steps after which an episode is truncated; None where there is no limit, or it is not known."""
+        return None
+
+    @property
     def observations(self) -> ObservationSpec:
         """What the observation space means to klimb. UnsupportedSpace when that is nothing."""
         return observation_spec(self.observation_space, one_hot=self.one_hot)

@@ -91,13 +91,20 @@ class Settings(NamedTuple):
 class AdvantageEstimator(NamedTuple):
     """One way to estimate advantages.
 
-    estimate: Â and the critic's targets. baseline: what is subtracted from returns: nothing, a constant, or V(s).
-    decay: of the sum of residuals that Â is, per step, for per-decision importance weights.
+    estimate: Â and the critic's targets. baseline: what is subtracted from returns: nothing, the batch's average, what
+    the other trajectories average, or V(s). decay: of the sum of residuals that Â is, per step, for per-decision
+    importance weights. whole_episodes: whether row t has to be step t of an episode.
     """
 
     estimate: Callable[[Data, Settings], Estimate]
-    baseline: Literal["none", "constant", "value"]
+    baseline: Literal["none", "average", "others", "value"]
     decay: Callable[[Settings], float | Array] = lambda settings: settings.gamma
+    whole_episodes: bool = False
+
+    @property
+    def centred(self) -> bool:
+        """Whether the batch's mean may be subtracted too: not where there is no baseline, or one without bias."""
+        return self.baseline in ("average", "value")
 
 
 def _rewards_to_go(data: Data, settings: Settings) -> Float[Array, "T N"]:
@@ -121,6 +128,29 @@ def _reward_to_go_average(data: Data, settings: Settings) -> Estimate:
     to_go = _rewards_to_go(data, settings)
     valid = data.rollout.valid.reshape(-1).astype(to_go.dtype)
     return Estimate(to_go - weighted_mean(to_go.reshape(-1), valid), to_go)
+
+
+def _leave_one_out(data: Data, settings: Settings) -> Estimate:
+    to_go = _rewards_to_go(data, settings)
+    counted = data.rollout.valid.astype(to_go.dtype)
+    # Over time first: one sum and one count of rows for each trajectory.
+    total, rows = jnp.sum(jnp.where(data.rollout.valid, to_go, 0), axis=0), jnp.sum(counted, axis=0)
+    return Estimate(to_go - _mean_of_others(total, rows), to_go)
+
+
+def _time_baseline(data: Data, settings: Settings) -> Estimate:
+    to_go, valid = _rewards_to_go(data, settings), data.rollout.valid
+    return Estimate(to_go - _mean_of_others(jnp.where(valid, to_go, 0), valid.astype(to_go.dtype)), to_go)
+
+
+def _mean_of_others(total: Float[Array, "*T N"], count: Float[Array, "*T N"]) -> Float[Array, "*T N"]:
+    """Σ_{m ≠ n} total_m / Σ_{m ≠ n} count_m for every trajectory n; 0 where the others have nothing.
+
+    It does not depend on trajectory n, so that as a baseline it leaves the expected gradient as it is.
+    """
+    others = jnp.sum(count, axis=-1, keepdims=True) - count
+    rest = jnp.sum(total, axis=-1, keepdims=True) - total
+    return jnp.where(others > 0, rest / jnp.where(others > 0, others, 1), 0)
 
 
 def _value_baseline(data: Data, settings: Settings) -> Estimate:
@@ -156,22 +186,35 @@ def _n_step(data: Data, settings: Settings) -> Estimate:
     return Estimate(target - value, target)
 
 
-AdvantageKind = Literal["total_return", "reward_to_go", "reward_to_go_average", "value_baseline", "gae", "n_step"]
+AdvantageKind = Literal[
+    "total_return",
+    "reward_to_go",
+    "reward_to_go_average",
+    "leave_one_out",
+    "time_baseline",
+    "value_baseline",
+    "gae",
+    "n_step",
+]
 
 ADVANTAGES: dict[AdvantageKind, AdvantageEstimator] = {
     "total_return": AdvantageEstimator(_total_return, "none"),
     "reward_to_go": AdvantageEstimator(_reward_to_go, "none"),
-    "reward_to_go_average": AdvantageEstimator(_reward_to_go_average, "constant"),
+    "reward_to_go_average": AdvantageEstimator(_reward_to_go_average, "average"),
+    "leave_one_out": AdvantageEstimator(_leave_one_out, "others"),
+    "time_baseline": AdvantageEstimator(_time_baseline, "others", whole_episodes=True),
     "value_baseline": AdvantageEstimator(_value_baseline, "value"),
     "gae": AdvantageEstimator(_gae, "value", lambda settings: settings.gamma * settings.gae_lambda),
     "n_step": AdvantageEstimator(_n_step, "value"),
 }
 """Every choice of Â, from the highest variance to the lowest. Where the data is cut off, the critic's value stands for
-the rewards not seen.
+the rewards not seen, unless `bootstrap` is none. A trajectory is a column of the rollout.
 
 total_return            the whole return of the episode, for every one of its steps (no causality)
 reward_to_go            only the rewards from t on
-reward_to_go_average    minus the batch's average: a constant baseline
+reward_to_go_average    minus the batch's average: a constant baseline, but for its own share in the average
+leave_one_out           minus the average of the other trajectories' rows: a constant baseline without bias
+time_baseline           minus the average at step t of the other trajectories that still run there
 value_baseline          minus V(s_t)
 gae                     the λ-weighted mixture of n-step residuals; its targets are Â + V
 n_step                  n rewards, then V, minus V(s_t)
@@ -213,8 +256,17 @@ def advantage_residuals(
     decay = jnp.where(ended, 0, jnp.asarray(estimator.decay(settings), delta.dtype))
     if estimator.baseline == "value":
         return delta, decay
-    cut_off = (rollout.truncated & ~rollout.terminated).at[-1].set(~rollout.terminated[-1])
-    return rollout.reward + jnp.where(cut_off, settings.gamma * next_value, 0), decay
+    return rollout.reward + jnp.where(rollout.cut_off, settings.gamma * next_value, 0), decay
+
+
+def mean_length(rollout: Rollout) -> Float[Array, ""]:
+    """Valid rows of a trajectory, averaged over the columns that have any; 1 where none has.
+
+    rollout: `[T, N]`, a trajectory a column.
+    """
+    rows = jnp.sum(rollout.valid, axis=0)
+    trajectories = jnp.sum(rows > 0)
+    return jnp.where(trajectories > 0, jnp.sum(rows) / jnp.maximum(trajectories, 1), 1).astype(rollout.reward.dtype)
 
 
 def discount_from_start(rollout: Rollout, gamma: float | Array) -> Float[Array, "T N"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from klimb.estimate.advantages import (
     Settings,
     advantage_residuals,
     discount_from_start,
+    mean_length,
     normalise,
 )
 from klimb.fields import STRICT, UnitInterval
@@ -35,12 +36,19 @@ class Estimator:
     """How advantages are estimated."""
     n_step: Annotated[int, Field(ge=1, le=2**24)] = 5
     """Rewards summed before the critic's value is used, for advantage = n_step."""
+    bootstrap: Literal["value"] | None = "value"
+    """What stands for the rewards after the data is cut off: the critic's value; none for nothing."""
     discount_states: bool = False
     """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
     normalize_advantage: bool = True
     """Scale each batch's advantages to standard deviation 1 and mean 0; those without a baseline keep their mean."""
 
-    def batch(
+    @property
+    def uses_critic(self) -> bool:
+        """Whether advantages or value targets depend on the critic's values."""
+        return self.bootstrap == "value" or ADVANTAGES[self.advantage].baseline == "value"
+
+    def estimate(
         self,
         rollout: Rollout,
         value: Float[Array, "T N"],
@@ -50,9 +58,14 @@ class Estimator:
     ) -> Batch:
         """The T·N rows of a rollout with their advantages and value targets.
 
+        Of whole episodes, and not normalised, advantages are multiplied by the mean length of the N trajectories: the
+        mean over all rows is then the policy gradient's (1/N) Σ_n Σ_t, which the number of rows does not bias.
+
         rollout: `[T, N]`. value: V of its observations. next_value: V of the true successors, before any reset.
         fraction_done: completed part of the training, 0 to 1.
         """
+        if self.bootstrap is None:
+            next_value = jnp.where(rollout.cut_off, 0, next_value)
         data, settings = Data(rollout, value, next_value), Settings(self.gamma, self.gae_lambda, self.n_step)
         chosen = ADVANTAGES[self.advantage]
         advantage, value_target = chosen.estimate(data, settings)
@@ -63,7 +76,10 @@ class Estimator:
         weight = rows.valid.astype(rollout.reward.dtype)
         flat_advantage, scale = (advantage * discount).reshape(-1), jnp.ones(())
         if self.normalize_advantage:
-            flat_advantage, scale = normalise(flat_advantage, weight, centre=chosen.baseline != "none")
+            flat_advantage, scale = normalise(flat_advantage, weight, centre=chosen.centred)
+        elif rollout.whole_episodes:
+            scale = 1 / mean_length(rollout)
+            flat_advantage = flat_advantage / scale
         residual, decay = advantage_residuals(self.advantage, data, settings)
         return Batch(
             obs=rows.obs,

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from klimb.collect.options import Collection
 from klimb.environments.registry import imported_module
 from klimb.errors import ConfigError, one_line, shown
+from klimb.estimate.advantages import ADVANTAGES
 from klimb.estimate.estimator import Estimator
 from klimb.fields import MAX_NAME, STRICT, Count, Iterations, Name, build
 from klimb.improve.critic_fit import CriticFit
@@ -102,11 +103,14 @@ class TrainOptions(Logging, CriticFit, Starting, NetworkOptions, Estimator, Coll
 def num_iterations(rule: Rule, options: TrainOptions) -> int:
     """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs.
 
+    With whole episodes, which have a step at least, it is as many as there can be.
+
     rule, options: of the run.
     """
     if is_offline(rule):
         return rule.max_epochs
-    return -(-options.env_steps // (traits_of(rule).env_steps_per_row * options.batch_size))
+    rows = options.num_envs if options.batch == "episodes" else options.batch_size
+    return -(-options.env_steps // (traits_of(rule).env_steps_per_row * rows))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +131,10 @@ class RunConfig:
         if len(self.env) > MAX_NAME:
             raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
         check_sizes(options)
+        if ADVANTAGES[options.advantage].whole_episodes and options.batch != "episodes":
+            raise ConfigError(
+                f"advantage = {options.advantage} compares step t of several episodes: it needs batch = episodes"
+            )
         traits = traits_of(self.rule)
         rows = options.num_seeds * options.batch_size * traits.rows_kept
         if rows >= MAX_ROWS:
@@ -135,10 +143,9 @@ class RunConfig:
                 f"times {traits.rows_kept} that {rule_name(self.rule)} keeps of each, are {rows} rows; there can be "
                 f"less than {MAX_ROWS}: choose fewer of one of them, or let the rule keep fewer"
             )
-        counts = {
-            "num_minibatches": traits.num_minibatches,
-            "critic_num_minibatches": options.critic_num_minibatches,
-        }
+        counts = {"num_minibatches": traits.num_minibatches}
+        if options.uses_critic:
+            counts["critic_num_minibatches"] = options.critic_num_minibatches
         for name, parts in counts.items():
             if parts > options.batch_size:
                 raise ConfigError(

@@ -151,7 +151,7 @@ def to_records(metrics: dict[str, np.ndarray], *, wall_time: list[float], steps_
     for i in range(count):
         record: Record = {
             "iteration": int(metrics["iteration"][i, 0]),
-            "env_steps": int(metrics["env_steps"][i, 0]),
+            "env_steps": round(metrics["env_steps"][i].mean()),
             "wall_time": round(wall_time[i], 4),
             "steps_per_second": round(steps_per_second, 1),
         }

@@ -23,16 +23,19 @@ Metrics = dict[str, Array]
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """The metrics of an iteration. certificate: whether the step certificate is among them. gamma: per step."""
+    """The metrics of an iteration.
+
+    certificate: whether the step certificate is among them. gamma: discount per step. has_values: whether there is a
+    critic; without one what it explains, and the realised improvement, are NaN.
+    """
 
     certificate: bool
     gamma: float
+    has_values: bool
 
     def init(self) -> MeanResidual:
         """What is remembered before the first iteration: nothing known."""
-        # Not a weakly typed NaN: the second call would be traced again.
-        unknown = jnp.zeros(()) * jnp.nan
-        return MeanResidual(unknown, unknown)
+        return MeanResidual(_unknown(), _unknown())
 
     def measure(
         self,
@@ -54,14 +57,26 @@ class Diagnostics:
         metrics = {
             **episode_metrics(episodes),
             **step_metrics(info),
-            "explained_variance": explained_variance(value.reshape(-1), batch.value_target, batch.weight),
+            "explained_variance": self._explained_variance(value, batch),
             "value_loss": fit.value_loss,
         }
         if self.certificate:
             assert batch.trajectory is not None
-            now = mean_residual(batch.trajectory.rollout, value, next_value, gamma=self.gamma)
+            now = self._mean_residual(batch.trajectory.rollout, value, next_value)
             metrics |= {**certificate(info, data, self.gamma), **realised_improvement(now, state.previous)}
         return metrics
+
+    def _explained_variance(self, value: Float[Array, "T N"], batch: Batch) -> Array:
+        if not self.has_values:
+            return _unknown()
+        return explained_variance(value.reshape(-1), batch.value_target, batch.weight)
+
+    def _mean_residual(
+        self, rollout: Rollout, value: Float[Array, "T N"], next_value: Float[Array, "T N"]
+    ) -> MeanResidual:
+        if not self.has_values:
+            return MeanResidual(_unknown(), _unknown())
+        return mean_residual(rollout, value, next_value, gamma=self.gamma)
 
     def normalizer_move(self, improved: PyTree, acting: PyTree, batch: Batch, exact: Bool[Array, ""]) -> Metrics:
         """What the update of the observation statistics changed: the KL between the policies before and after it.
@@ -84,9 +99,14 @@ class Diagnostics:
 
         state: before the step. critic: after its fit. rollout: the newest.
         """
-        if not self.certificate:
+        if not (self.certificate and self.has_values):
             return state.previous
         return mean_residual(rollout, *values(critic, rollout), gamma=self.gamma)
+
+
+def _unknown() -> Array:
+    """NaN, not weakly typed: the second call of a program would be traced again."""
+    return jnp.zeros(()) * jnp.nan
 
 
 def episode_metrics(episodes: EpisodeSummary) -> Metrics:

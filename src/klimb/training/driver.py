@@ -273,12 +273,13 @@ def _advance(
     rejections: Rejections,
 ) -> tuple[TrainState, int]:
     """The last state and its iteration. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
-    options, num_iterations = program.config.options, program.config.num_iterations
+    options = program.config.options
     size = CallSize(1 if options.check_finite else program.max_iterations_per_call)
     with StopSignals() as stop:
-        while iteration < num_iterations and not program.finished(state):
+        while (certain := program.certain_iterations(state, iteration)) > 0:
             until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
-            count = min(size.iterations, num_iterations - iteration, until_checkpoint, rejections.remaining)
+            count = min(size.iterations, certain, until_checkpoint, rejections.remaining)
+            before = int(np.asarray(state.env_steps).sum(dtype=np.int64))
             try:
                 state, metrics = program.advance(state, count)
             except EnvironmentFault as fault:
@@ -288,7 +289,7 @@ def _advance(
             times, seconds = clock.lap(count)
             size.adapt(count, seconds)
             iteration += count
-            speed = count * program.source.rows_per_iteration * program.num_copies / seconds
+            speed = program.rows_used(metrics, before) / seconds
             records = [writer.append(metrics, times, speed) for writer in writers]
             if on_records is not None:
                 together = (
@@ -296,7 +297,7 @@ def _advance(
                 )
                 on_records(together)
             rejections.count(metrics["status"])
-            finished = iteration == num_iterations or program.finished(state)
+            finished = program.certain_iterations(state, iteration) == 0
             stops = not finished and (stop.received is not None or rejections.limit_reached)
             due = finished or iteration % options.checkpoint_every == 0
             if due or stops:

@@ -24,6 +24,7 @@ from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
 from klimb.training.devices import run_concurrently
 from klimb.training.diagnostics import Diagnostics, Metrics
+from klimb.training.length import Length
 from klimb.training.normalizers import Learned, NormalizerUpdates
 from klimb.training.replay import Replay
 from klimb.types import Batch, Rollout, TrainState, UpdateInfo
@@ -33,8 +34,8 @@ from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 class Iteration:
     """collect → estimate → improve → fit, for one seed.
 
-    policy_static, critic_static: the parts of policy and critic that are no arrays. num_iterations: of the whole run,
-    for what is annealed.
+    policy_static, critic_static: the parts of policy and critic that are no arrays. length: of the whole run, for what
+    is annealed. Without `uses_critic` values are 0 and nothing is fitted.
     warmup: iterations in which only the critic learns. With a `role_axis` of two devices the rule's step is taken on
     one of them while the critic is fitted on the other.
     """
@@ -48,7 +49,8 @@ class Iteration:
     critic_fit: CriticFit
     normalizers: NormalizerUpdates
     diagnostics: Diagnostics
-    num_iterations: int
+    length: Length
+    uses_critic: bool = True
     warmup: int = 0
     role_axis: str | None = None
 
@@ -87,10 +89,10 @@ class Iteration:
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
         critic = eqx.combine(state.critic, self.critic_static)
-        value, next_value = values(critic, rollout)
-        fraction_done = state.iteration / self.num_iterations
+        value, next_value = self._values(critic, rollout)
+        fraction_done = self.length.fraction_done(state.iteration, state.env_steps)
 
-        batch = self.estimator.batch(rollout, value, next_value, fraction_done=fraction_done)
+        batch = self.estimator.estimate(rollout, value, next_value, fraction_done=fraction_done)
         history, data = self.replay.training_batch(state, critic, batch, demonstrations, behaviour)
         (improved, rule_state, info), (fitted, critic_state, fit) = run_concurrently(
             lambda: self.improve(key_step, policy, state, data),
@@ -163,7 +165,7 @@ class Iteration:
         key: for the rule. policy: the one that collected the batch. state: before the step.
         """
         waiting: Array | bool = False
-        if self.warmup > 0 and traits_of(self.rule).uses_critic:
+        if self.warmup > 0 and self.uses_critic and traits_of(self.rule).uses_critic:
             waiting = state.iteration < self.warmup
         policy, rule_state, info = step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
         return eqx.filter(policy, eqx.is_array), rule_state, info
@@ -175,8 +177,16 @@ class Iteration:
 
         key: for the order of the rows. critic: before the fit. state: before the step. batch: the newest rows.
         """
+        if not self.uses_critic:
+            return eqx.filter(critic, eqx.is_array), state.critic_state, CriticInfo(jnp.zeros(()) * jnp.nan)
         critic, critic_state, info = self.critic_fit.fit(key, critic, state.critic_state, batch)
         return eqx.filter(critic, eqx.is_array), critic_state, info
+
+    def _values(self, critic: Critic, rollout: Rollout) -> tuple[Array, Array]:
+        """V of the rollout's observations and of their successors, `[T, N]`; zeros where nothing depends on them."""
+        if self.uses_critic:
+            return values(critic, rollout)
+        return jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward)
 
     def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
         """The state before the first iteration.

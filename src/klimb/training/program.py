@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -38,11 +39,14 @@ from klimb.training.copies import Copies
 from klimb.training.devices import available, cores
 from klimb.training.diagnostics import Diagnostics
 from klimb.training.iteration import Iteration
+from klimb.training.length import length_of
 from klimb.training.networks import Networks
 from klimb.training.normalizers import NormalizerUpdates
 from klimb.training.replay import Replay
 from klimb.training.sources import CompiledSource, DemonstrationSource, HostSource, Learner, Source
 from klimb.types import Rollout, TrainState
+
+logger = logging.getLogger("klimb")
 
 
 class Program:
@@ -76,10 +80,13 @@ class Program:
 
         devices = available()[: options.cores]
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
+        self._warn_of_short_episodes()
         self._copies = Copies(
             options.seed, options.num_seeds, variations, devices[:1] if is_offline(config.rule) else devices
         )
         self._bound = self._bind(config.rule)
+        self._uses_critic = options.part(Estimator).uses_critic
+        self.length = length_of(config)
         self.iteration = self._make_iteration(self._compiled_collector())
         self.source = self._make_source()
         self._init = jax.jit(full_precision(jax.vmap(self._initial_state)))
@@ -129,10 +136,24 @@ class Program:
         """The most that `advance` takes."""
         return self.source.max_iterations_per_call
 
-    def finished(self, state: TrainState) -> bool:
-        """Whether the rule has ended the training of every seed before the last iteration."""
+    def certain_iterations(self, state: TrainState, iteration: int) -> int:
+        """How many iterations are still to be made, whatever happens in them; 0 when the training is over.
+
+        state: after the last iteration. iteration: its number.
+        """
         rule = self.config.rule
-        return is_offline(rule) and bool(jnp.all(rule.finished(state.rule_state)))
+        if is_offline(rule) and bool(jnp.all(rule.finished(state.rule_state))):
+            return 0
+        return self.length.certain(iteration, np.asarray(state.env_steps))
+
+    def rows_used(self, metrics: dict[str, np.ndarray], before: int) -> int:
+        """Environment steps of all copies in the iterations of a call; of demonstrations alone, their rows.
+
+        metrics: `[iterations, K]`, of the call. before: environment steps of all copies before it.
+        """
+        if is_offline(self.config.rule):
+            return len(metrics["env_steps"]) * self.source.rows_per_iteration * self.num_copies
+        return int(metrics["env_steps"][-1].sum(dtype=np.int64)) - before
 
     def policies(self, state: TrainState) -> list[Any]:
         """The policy that the training of every copy results in, if it ends with this state."""
@@ -157,6 +178,18 @@ class Program:
         setting = Setting(options.num_envs, options.num_steps, learns_scale, fresh, options.overlap)
         return bind(rule, self._environment, setting)
 
+    def _warn_of_short_episodes(self) -> None:
+        options, limit = self._options, self._environment.max_episode_steps
+        if options.batch == "episodes" and limit is not None and limit > options.num_steps:
+            logger.warning(
+                "episodes of %s have up to %d steps and are cut off after num_steps = %d: --num-steps %d takes them "
+                "whole",
+                self._environment.id,
+                limit,
+                options.num_steps,
+                limit,
+            )
+
     def _make_iteration(self, collector: CompiledCollector | None) -> Iteration:
         options, traits = self._options, traits_of(self._bound)
         estimator = options.part(Estimator)
@@ -169,8 +202,9 @@ class Program:
             replay=Replay(traits.history, traits.keeps_policies, self.policy_static, estimator),
             critic_fit=options.part(CriticFit),
             normalizers=self._normalizers(),
-            diagnostics=Diagnostics(options.certificate, options.gamma),
-            num_iterations=self.config.num_iterations,
+            diagnostics=Diagnostics(options.certificate, options.gamma, self._uses_critic),
+            length=self.length,
+            uses_critic=self._uses_critic,
             warmup=options.warmup,
             role_axis=self._copies.layout.role_axis,
         )
@@ -180,7 +214,7 @@ class Program:
         obs = jax.ShapeDtypeStruct(observations.shape, observations.dtype)
         # A policy that was trained before keeps its statistics: what it clips is part of what it has learned.
         policy = options.normalize_observations and options.init_from is None and not traits.owns_normalizer
-        critic = options.normalize_observations
+        critic = options.normalize_observations and self._uses_critic
         kept = (policy and keeps_statistics(self._networks.template, obs)) or (
             critic and keeps_statistics(self._networks.critic_template, obs)
         )
@@ -221,7 +255,11 @@ class Program:
                 "overlap; leave --overlap off"
             )
         return CompiledCollector(
-            environment, options.num_envs, options.num_steps, traits_of(self._bound).records_env_state
+            environment,
+            options.num_envs,
+            options.num_steps,
+            options.batch == "episodes",
+            traits_of(self._bound).records_env_state,
         )
 
     def _initial_state(self, key: PRNGKeyArray, values: dict[str, Array]) -> TrainState:
@@ -243,22 +281,29 @@ class Program:
 
     def _arrange(self, demonstrations: Demonstrations) -> Rollout:
         """Demonstrations as the rule gets them: actions as the policy has them, columns as long as a rollout's."""
-        rollout = demonstrations.rollout()
+        options, offline = self._options, is_offline(self.config.rule)
+        whole = options.batch == "episodes" and not offline
+        if whole and demonstrations.lengths.max() > options.num_steps:
+            raise ConfigError(
+                f"{demonstrations.source} has episodes of up to {demonstrations.lengths.max()} steps, and batch = "
+                f"episodes takes them whole: --num-steps {demonstrations.lengths.max()} or more"
+            )
+        rollout = demonstrations.rollout(demonstrations.num_episodes) if whole else demonstrations.rollout()
         # Only the kind of distribution matters here, not its numbers.
         distribution = eqx.filter_eval_shape(
             partial(action_distribution, axes=0), self._networks.template, rollout.obs[0, 0]
         )
         rollout = eqx.tree_at(lambda r: r.action, rollout, distribution.from_environment(rollout.action))
-        if is_offline(self.config.rule):
+        if offline:
             return rollout
-        num_steps = self.config.options.num_steps
+        num_steps = options.num_steps
 
         def cut(x: Array) -> Array:
             x = jnp.pad(x, [(0, -len(x) % num_steps)] + [(0, 0)] * (x.ndim - 1))
             x = jnp.moveaxis(x.reshape(-1, num_steps, *x.shape[1:]), 0, 1)
             return x.reshape(num_steps, -1, *x.shape[3:])
 
-        return jax.tree.map(cut, rollout)
+        return dataclasses.replace(jax.tree.map(cut, rollout), whole_episodes=whole)
 
 
 def _is_array(leaf: Any) -> bool:

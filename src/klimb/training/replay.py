@@ -58,6 +58,6 @@ class Replay:
         if self.length == 1 and demonstrations is None:
             return history, batch
         joint = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *rollouts)
-        data = self.estimator.batch(joint, *values(critic, joint), fraction_done=batch.fraction_done)
+        data = self.estimator.estimate(joint, *values(critic, joint), fraction_done=batch.fraction_done)
         assert data.trajectory is not None
         return history, dataclasses.replace(data, trajectory=dataclasses.replace(data.trajectory, mixture=mixture))

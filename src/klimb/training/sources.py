@@ -179,6 +179,8 @@ class HostSource(Source):
         self._learner = learner
         self.rows_per_iteration = rows_per_iteration
         self._num_envs = options.num_envs
+        whole_episodes = options.batch == "episodes"
+        self._complete = partial(complete, learner.policy_static, whole_episodes=whole_episodes)
         copies = learner.copies
         self._collector = VectorCollector(
             environment,
@@ -187,12 +189,13 @@ class HostSource(Source):
             num_seeds=copies.count,
             num_envs=options.num_envs,
             num_steps=options.num_steps,
+            whole_episodes=whole_episodes,
             workers=cores if options.workers is None else options.workers,
             restart=options.env_fault == "restart",
             timeout=options.env_timeout,
         )
         keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(copies.keys(), number))
-        self._rollouts = RolloutPipeline(self._collector, keys, overlap=options.overlap)
+        self._rollouts = RolloutPipeline(self._collector, keys, self._seeds, overlap=options.overlap)
         self._run = copies.layout.compile(self._learn, by_seed=(True, True, True, True, True, False))
         self._prepare = copies.layout.compile(self._prepare_copies, by_seed=(True, True, True))
         self._may_be_unprepared = False
@@ -228,7 +231,7 @@ class HostSource(Source):
         iteration = replace(learner.iteration(learner.copies.values_of(copy)), role_axis=None)
 
         def learn(state: TrainState) -> PyTree:
-            rows = complete(learner.policy_static, state.policy if behaviour is None else behaviour, rollout)
+            rows = self._complete(state.policy if behaviour is None else behaviour, rollout)
             return iteration.learn(state, rows, episodes, learner.demonstrations, behaviour)
 
         return explain_first_nan(learn, state)
@@ -238,14 +241,17 @@ class HostSource(Source):
 
     def start(self, iteration: int, host_states: dict[str, Any] | None) -> None:
         self._may_be_unprepared = iteration == 0
-        seeds = [environment_seeds(seed, iteration, self._num_envs) for seed in self._learner.copies.seeds]
-        self._rollouts.start(iteration, np.stack(seeds), host_states)
+        self._rollouts.start(iteration, host_states)
 
     def capture(self) -> dict[str, Any] | None:
         return self._rollouts.capture()
 
     def close(self) -> None:
         self._collector.close()
+
+    def _seeds(self, iteration: int) -> np.ndarray:
+        """Of the environments of all copies, `[K, N]`. iteration: the one that their episodes begin in."""
+        return np.stack([environment_seeds(seed, iteration, self._num_envs) for seed in self._learner.copies.seeds])
 
     def _learn(
         self,
@@ -260,7 +266,7 @@ class HostSource(Source):
             state: TrainState, values: Any, behaviour: PyTree | None, rollout: HostRollout, episodes: Any
         ) -> tuple[TrainState, PackedMetrics]:
             acted = state.policy if behaviour is None else behaviour
-            rows = complete(self._learner.policy_static, acted, rollout)
+            rows = self._complete(acted, rollout)
             state, metrics = self._learner.iteration(values).learn(state, rows, episodes, demonstrations, behaviour)
             return state, PackedMetrics.of(metrics)
 
@@ -276,7 +282,7 @@ class HostSource(Source):
 
     def _prepare_copies(self, state: TrainState, values: dict[str, Array], rollout: HostRollout) -> TrainState:
         def one_copy(state: TrainState, values: Any, rollout: HostRollout) -> TrainState:
-            rows = complete(self._learner.policy_static, state.policy, rollout)
+            rows = self._complete(state.policy, rollout)
             return self._learner.iteration(values).prepare(state, rows)
 
         return self._learner.copies.over_copies(one_copy)(state, values, rollout)

@@ -85,7 +85,7 @@ def enumerated(
         time=jnp.tile(jnp.arange(T)[:, None], (1, N)),
     )
     estimator = Estimator(gamma=GAMMA, gae_lambda=1.0, advantage=kind, discount_states=True, normalize_advantage=False)
-    batch = estimator.batch(rollout, value[obs], value[rollout.next_obs], fraction_done=jnp.zeros(()))
+    batch = estimator.estimate(rollout, value[obs], value[rollout.next_obs], fraction_done=jnp.zeros(()))
     weight = jnp.asarray(np.broadcast_to(chances, (T, N)).reshape(-1))
     where = lambda b: (b.weight, b.trajectory.mixture)  # noqa: E731
     return eqx.tree_at(where, batch, (weight, mixture), is_leaf=lambda leaf: leaf is None)

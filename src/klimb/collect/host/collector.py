@@ -61,6 +61,8 @@ class VectorCollector:
     Everything it returns has the leading axis of seeds: Rollout leaves are `[K, T, N, ...]`.
 
     policy_static: the part of the policy that is no array. policy_shapes: its arrays, or their shapes, of one seed.
+    whole_episodes: whether a rollout is one episode of every copy, which a reset has to come before; what still runs
+    after `num_steps` is truncated there.
     workers: processes to step the copies in, where the environment can be made in another process (a registered
     Gymnasium environment); 0 for this process. Workers decide in NumPy for a `NetworkPolicy` on flat observations, and
     by a compiled program for any other policy.
@@ -77,16 +79,17 @@ class VectorCollector:
         num_seeds: int,
         num_envs: int,
         num_steps: int,
+        whole_episodes: bool = False,
         workers: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
     ) -> None:
-        self.shape = (num_steps, num_seeds, num_envs)
+        self.shape, self.whole_episodes = (num_steps, num_seeds, num_envs), whole_episodes
         self._actions, self._observations = environment.actions, environment.observations
         self._static = policy_static
         self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observations.shape))
         self._act = jax.jit(partial(_act, policy_static, self._actions))
-        self._complete = jax.jit(jax.vmap(partial(complete, policy_static)))
+        self._complete = jax.jit(jax.vmap(partial(complete, policy_static, whole_episodes=whole_episodes)))
         self._tally = EpisodeTally(num_seeds, num_envs)
         self._numpy_spec = numpy_policy_spec(policy_static)
         self._stepping: Stepping | None = None
@@ -103,6 +106,7 @@ class VectorCollector:
                 self._actions,
                 workers,
                 pack,
+                whole_episodes=whole_episodes,
                 restart=restart,
                 timeout=timeout,
             )
@@ -113,6 +117,7 @@ class VectorCollector:
                 num_seeds,
                 lambda: Columns.empty(layout),
                 self._decider,
+                whole_episodes=whole_episodes,
             )
         self._under_way = False
         self._state_known = True
@@ -203,7 +208,10 @@ class VectorCollector:
 
         flag, number = rows((), bool), rows((), jnp.float32)
         observed, acted = rows(obs.shape[1:], jnp.float32), rows(action.shape[1:], action.dtype)
-        return Rollout(observed, acted, number, number, flag, flag, observed, flag, rows((), jnp.int32))
+        time = rows((), jnp.int32)
+        return Rollout(
+            observed, acted, number, number, flag, flag, observed, flag, time, whole_episodes=self.whole_episodes
+        )
 
     def close(self) -> None:
         """Release the environments."""
@@ -302,10 +310,11 @@ def _act(static: PyTree, actions: ActionSpec, policy: PyTree, obs: Array, noise:
     return jax.vmap(one_seed)(policy, obs, noise)
 
 
-def complete(static: PyTree, policy: PyTree, rollout: HostRollout) -> Rollout:
+def complete(static: PyTree, policy: PyTree, rollout: HostRollout, *, whole_episodes: bool = False) -> Rollout:
     """One seed's rollout, with the log-probs of the policy that acted.
 
-    static, policy: the part of it that is no array, and its arrays. rollout: `[T, N]`.
+    static, policy: the part of it that is no array, and its arrays. rollout: `[T, N]`. whole_episodes: whether every
+    column of it is one episode.
     """
     # In one row, as the rules will see them: the same program then computes the same numbers once.
     columns = rollout.columns
@@ -315,4 +324,4 @@ def complete(static: PyTree, policy: PyTree, rollout: HostRollout) -> Rollout:
     breaks = jnp.concatenate([~jnp.asarray(columns.valid[1:]), jnp.zeros_like(columns.valid[:1])])
     truncated = columns.truncated | (breaks & ~columns.terminated)
     fields = {**columns._asdict(), "truncated": truncated, "time": rollout.time}
-    return Rollout(log_prob=log_prob.reshape(columns.reward.shape), **fields)
+    return Rollout(log_prob=log_prob.reshape(columns.reward.shape), **fields, whole_episodes=whole_episodes)

@@ -17,13 +17,20 @@ class InProcess:
     """All N environments of K seeds, stepped by one loop.
 
     vector: the running copies. seeds: K. empty: makes the columns of a rollout. decider: from the policies' arrays
-    `[K, …]` to their decisions.
+    `[K, …]` to their decisions. whole_episodes: whether a rollout is one episode of every copy, after a reset.
     """
 
     def __init__(
-        self, vector: HostVector, seeds: int, empty: Callable[[], Columns], decider: Callable[[PyTree], Decide]
+        self,
+        vector: HostVector,
+        seeds: int,
+        empty: Callable[[], Columns],
+        decider: Callable[[PyTree], Decide],
+        *,
+        whole_episodes: bool = False,
     ) -> None:
-        self._stepper, self._empty, self._decider = Stepper(vector, slice(None), seeds), empty, decider
+        self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=whole_episodes)
+        self._empty, self._decider = empty, decider
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
         self._result: Callable[[], tuple[Columns, list[Fault]]] | None = None
 

@@ -18,29 +18,35 @@ class RolloutPipeline:
 
     collector: of the rollouts. keys: the number of a rollout ↦ `[K]` keys. A rollout's noise depends on them alone, so
     that it can be drawn in advance.
+    seeds: the number of a rollout ↦ `[K, N]` seeds of the environments, for those that begin with new episodes.
     overlap: whether the next rollout is collected while the last one is learned from; the data is then one policy old.
     """
 
     def __init__(
-        self, collector: VectorCollector, keys: Callable[[int], Key[Array, " K"]], *, overlap: bool = False
+        self,
+        collector: VectorCollector,
+        keys: Callable[[int], Key[Array, " K"]],
+        seeds: Callable[[int], Integer[np.ndarray, "K N"]],
+        *,
+        overlap: bool = False,
     ) -> None:
         self.collector = collector
-        self._keys, self._overlap = keys, overlap
+        self._keys, self._seeds, self._overlap = keys, seeds, overlap
         self._number = 0
         self._noise: Array | None = None
         self._behaviour: PyTree | None = None
 
-    def start(self, number: int, seeds: Integer[np.ndarray, "K N"], host_states: dict[str, Any] | None = None) -> None:
+    def start(self, number: int, host_states: dict[str, Any] | None = None) -> None:
         """Restore the environments' states, or begin new episodes.
 
-        number: of the next rollout. seeds: one per environment. host_states: what `capture` returned; None for new
-        episodes. Raises RunError when the states do not fit.
+        number: of the next rollout. host_states: what `capture` returned; None for new episodes. Raises RunError when
+        the states do not fit.
         """
         self._number = number
         if host_states is None:
-            self.collector.reset(seeds)
+            self.collector.reset(self._seeds(number))
         else:
-            self.collector.restore(seeds, host_states)
+            self.collector.restore(self._seeds(number), host_states)
 
     def capture(self) -> dict[str, Any] | None:
         """The environments' states as plain data; None where they can't be saved or a rollout is under way."""
@@ -81,6 +87,9 @@ class RolloutPipeline:
         noise = self._draw() if self._noise is None else self._noise
         self._noise = None
         self._number += 1
+        if self.collector.whole_episodes:
+            # Numbered from 1, because the rollout before the first iteration has the seeds of number 0.
+            self.collector.reset(self._seeds(self._number))
         self.collector.begin(noise, self._behaviour, at_once=not self._overlap)
 
     def _draw(self) -> Array:

@@ -92,10 +92,12 @@ class Stepper:
     """Running copies of an environment, and the observations they wait in.
 
     vector: the copies, n of each of K seeds. part: which n of the N columns of a rollout they fill. seeds: K.
+    whole_episodes: whether a rollout is one episode of every copy, after a reset.
     """
 
-    def __init__(self, vector: HostVector, part: slice, seeds: int) -> None:
+    def __init__(self, vector: HostVector, part: slice, seeds: int, *, whole_episodes: bool = False) -> None:
         self.vector, self._part, self._seeds = vector, part, seeds
+        self._whole_episodes = whole_episodes
         self._obs: np.ndarray | None = None
 
     def start_from(self, obs: np.ndarray) -> None:
@@ -123,13 +125,19 @@ class Stepper:
         self._obs = obs
 
     def roll(self, decide: Decide, columns: Columns) -> None:
-        """Run all steps of a rollout.
+        """Run all steps of a rollout; of whole episodes, until the last of them has ended.
 
         decide: the policy. columns: of the whole rollout; this part of them is filled.
         """
         assert self._obs is not None, "reset comes before collect"
-        obs, action, reward, terminated, truncated, next_obs, valid = (column[:, :, self._part] for column in columns)
+        own = Columns(*(column[:, :, self._part] for column in columns))
+        obs, action, reward, terminated, truncated, next_obs, valid = own
+        running = np.ones(reward.shape[1:], bool)
         for t in range(len(reward)):
+            if not running.any():
+                for column in own:
+                    column[t:] = 0
+                return
             action[t], clipped = decide(t, self._obs)
             step: HostStep = self.vector.step(clipped.reshape(-1, *clipped.shape[2:]))
             obs[t], next_obs[t] = self._obs, self._by_seed(step.next_obs)
@@ -141,6 +149,12 @@ class Stepper:
             ):
                 column[t] = self._by_seed(values)
             self._obs = self._by_seed(step.obs)
+            if self._whole_episodes:
+                valid[t] &= running
+                # A fault, after which the row is not valid, ends an episode too.
+                running &= valid[t] & ~(terminated[t] | truncated[t])
+        if self._whole_episodes:
+            truncated[-1] |= running
 
     def _by_seed(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self._seeds, -1, *x.shape[1:])

@@ -78,7 +78,7 @@ def _serve(task: dict[str, Any], shared: SharedRollout, spec: PolicySpec) -> Non
     order = {"do": "make"}
     try:
         vector = GymnasiumVector(make, seeds * (part.stop - part.start), restart=task["restart"])
-        stepper = Stepper(vector, part, seeds)
+        stepper = Stepper(vector, part, seeds, whole_episodes=task["whole_episodes"])
         answer(done="make")
         for line in sys.stdin:
             order = json.loads(line)

@@ -33,7 +33,8 @@ class Workers:
 
     env_spec: how to make an environment (`HostEnvironment.env_spec`). spec: of the policy. shape: (T, K, N).
     observations, actions: of the environment. count: number of processes, at most N. pack: from the policies' arrays
-    `[K, …]` to their parameters `[K, spec.size]`. timeout: seconds that a worker may take to answer.
+    `[K, …]` to their parameters `[K, spec.size]`. whole_episodes: whether a rollout is one episode of every copy, after
+    a reset. timeout: seconds that a worker may take to answer.
     restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then not
     valid in that rollout. EnvironmentFault without `restart`, and when a worker is lost in `MAX_LOSSES` rollouts in a
     row.
@@ -49,6 +50,7 @@ class Workers:
         count: int,
         pack: Callable[[PyTree], np.ndarray],
         *,
+        whole_episodes: bool = False,
         restart: bool = False,
         timeout: float = 300.0,
     ) -> None:
@@ -65,6 +67,7 @@ class Workers:
             "actions": actions.to_json(),
             "memory": self._file.fileno(),
             "env_spec": env_spec,
+            "whole_episodes": whole_episodes,
             "restart": restart,
         }
         self._num_seeds, self._copies = shape[1:]

@@ -36,6 +36,7 @@ class GymnasiumEnvironment(HostEnvironment):
     action_space: gym.spaces.Space
     one_hot: bool = False
     env_spec: dict[str, Any] | None = field(default=None, repr=False)
+    max_episode_steps: int | None = field(default=None, repr=False)
 
     @classmethod
     def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
@@ -66,10 +67,10 @@ class GymnasiumEnvironment(HostEnvironment):
     ) -> GymnasiumEnvironment:
         env = flattened(make())
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
-        space = env.observation_space
+        space, limit = env.observation_space, None if env.spec is None else env.spec.max_episode_steps
         env.close()
         assert isinstance(space, gym.spaces.Box)
-        return cls(name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec)
+        return cls(name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec, limit)
 
     def vector(self, copies: int, *, restart: bool = False) -> GymnasiumVector:
         """Copies in this process.

@@ -81,17 +81,16 @@ def _rollout(
     """All episodes as one rollout that ends with its last row."""
     last = np.zeros(state.shape, bool)
     last[-1] = True
-    columns = {
-        "obs": state.astype(float),
-        "action": action,
-        "log_prob": np.log(task.pi)[state, action],
-        "reward": task.reward[state, action],
-        "terminated": last,
-        "truncated": np.zeros_like(last),
-        "next_obs": next_state.astype(float),
-        "valid": np.ones_like(last),
-    }
-    return Rollout(**{name: jnp.asarray(column) for name, column in columns.items()})
+    return Rollout(
+        obs=jnp.asarray(state, float),
+        action=jnp.asarray(action),
+        log_prob=jnp.log(jnp.asarray(task.pi)[state, action]),
+        reward=jnp.asarray(task.reward[state, action]),
+        terminated=jnp.asarray(last),
+        truncated=jnp.zeros(last.shape, bool),
+        next_obs=jnp.asarray(next_state, float),
+        valid=jnp.ones(last.shape, bool),
+    )
 
 
 def _advantages(
