@@ -24,7 +24,15 @@ from klimb.training.program import Program
 from results_file import write_results
 
 BATCHES, EPISODES, STEPS = 1000, 8, 200
-ON_POLICY = ("total_return", "reward_to_go", "reward_to_go_average", "value_baseline", "gae")
+ON_POLICY = (
+    "total_return",
+    "reward_to_go",
+    "reward_to_go_average",
+    "leave_one_out",
+    "time_baseline",
+    "value_baseline",
+    "gae",
+)
 OFF_POLICY = (
     ("trajectory", "total_return"),
     ("trajectory", "reward_to_go"),
@@ -45,17 +53,12 @@ def train(iterations: int) -> klimb.Run:
 
 def spread(target, behaviour, critic, rows) -> dict[tuple[str, str], dict[str, float]]:
     """For (weighting, advantage) pairs: the variance of the gradient, its squared mean, the effective sample size."""
-    collector = CompiledCollector(CartPole(), EPISODES, STEPS)
+    collector = CompiledCollector(CartPole(), EPISODES, STEPS, whole_episodes=True)
     theta, rebuild = flatten(target)
-
-    def first_episodes(rollout):
-        # Of every column the first episode only: all start at t = 0, as the theory has it.
-        before = jnp.cumsum(rollout.terminated | rollout.truncated, axis=0) - (rollout.terminated | rollout.truncated)
-        return eqx.tree_at(lambda r: r.valid, rollout, before == 0)
 
     @jax.jit
     def estimates(key):
-        rollout = first_episodes(collector.collect(key, behaviour, collector.init(key))[1])
+        rollout = collector.collect(key, behaviour, collector.init(key))[1]
         gradients = {}
         for weighting, kind in rows:
             estimator = Estimator(advantage=kind, normalize_advantage=False)
@@ -66,8 +69,7 @@ def spread(target, behaviour, critic, rows) -> dict[tuple[str, str], dict[str, f
                 return rule._objective(action_distribution(rebuild(vector), batch.obs), batch)
 
             ess = rule._sample_size(action_distribution(target, batch.obs), batch)[0]
-            # Sums over episodes, not means over steps: what the theory is about.
-            gradients[weighting, kind] = (jax.grad(objective)(theta) * jnp.sum(batch.weight) / EPISODES, ess)
+            gradients[weighting, kind] = (jax.grad(objective)(theta), ess)
         return gradients
 
     keys = jax.random.split(jax.random.key(1), BATCHES)
