@@ -19,7 +19,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 import klimb
 from klimb import PPO, TRPO, Batch, DualDescent, NaturalGradient
 from klimb.improve.divergences import kl_divergence
-from klimb.improve.rule import Rule, Setting, Traits, traits_of
+from klimb.improve.rule import Rule, Setting, Traits, bind, traits_of
 from klimb.policies.networks import MLP
 from klimb.types import UpdateInfo
 from results_file import HERE, write_results
@@ -68,7 +68,7 @@ class Watched:
 
     def bind(self, environment: Any, setting: Setting) -> Watched:
         """The watched rule, bound to an environment."""
-        return Watched(self.rule.bind(environment, setting), self.rows, self.obs)
+        return Watched(bind(self.rule, environment, setting), self.rows, self.obs)
 
     def init(self, policy: PyTree) -> tuple[PyTree, Before]:
         """The rule's own state, and nothing remembered."""

@@ -109,7 +109,7 @@ def _draw_swing_up(axis: Axes, curves: dict[str, list[dict[str, Any]]], threshol
 
 def draw_strip(paths: dict[str, Any], environment: CartPoleSwingUp) -> None:
     """`figures/guided-swing-up.png`, of one path (physics and action, steps first) for each of ROWS."""
-    figure = style.drawn(lambda paths: _strip(paths, environment))(paths)
+    figure = style.with_style(lambda paths: _strip(paths, environment))(paths)
     style.save(figure, FIGURES / "guided-swing-up.png")
 
 

@@ -191,7 +191,7 @@ def parts_host(env: str, **options: Any) -> dict[str, float]:
     return {**medians, "rest": medians["whole"] - medians["collect"] - medians["learn"]}
 
 
-@style.drawn
+@style.with_style
 def draw_growth(found: dict[str, Any]) -> Any:
     """Milliseconds an iteration against each size, both axes logarithmic."""
     figure = style.page(9.2, 6.4)
@@ -209,7 +209,7 @@ def draw_growth(found: dict[str, Any]) -> Any:
     return figure
 
 
-@style.drawn
+@style.with_style
 def draw_parts(found: dict[str, dict[str, float]]) -> Any:
     """Where the time of an iteration goes, as shares of it."""
     colours = {

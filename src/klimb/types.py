@@ -32,11 +32,12 @@ class Status(enum.IntEnum):
     NONFINITE = 3
     CG_BREAKDOWN = 4
     CRITIC_WARMUP = 5
+    FINISHED = 6
 
     @property
     def rejected(self) -> bool:
         """Whether a step was tried and not taken."""
-        return self not in (Status.ACCEPTED, Status.CRITIC_WARMUP)
+        return self not in (Status.ACCEPTED, Status.CRITIC_WARMUP, Status.FINISHED)
 
     @property
     def message(self) -> str:
@@ -55,6 +56,7 @@ _STATUS_MESSAGES = {
     Status.CG_BREAKDOWN: "conjugate gradient met a direction of no curvature: raise damping",
     Status.CRITIC_WARMUP: "no step was tried: the critic is still learning the value of the policy that the run "
     "started from; lower critic_warmup for a shorter wait",
+    Status.FINISHED: "no step was tried: this seed has made its env_steps, and waits for the others",
 }
 
 

@@ -120,7 +120,7 @@ METRICS: dict[str, Metric] = {
     "status": Metric(
         "Status",
         "`ACCEPTED`; why the step was rejected (`KL_TOO_LARGE`, `NO_IMPROVEMENT`, `NONFINITE`, `CG_BREAKDOWN`); or "
-        "`CRITIC_WARMUP` where none was tried",
+        "`CRITIC_WARMUP` where none was tried; `FINISHED` of a seed that waits for the others",
     ),
     "explained_variance": Metric(
         "Explained variance",

@@ -7,6 +7,7 @@ come from outside and the rest of the iteration is the same program.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -27,7 +28,7 @@ from klimb.training.diagnostics import Diagnostics, Metrics
 from klimb.training.length import Length
 from klimb.training.normalizers import Learned, NormalizerUpdates
 from klimb.training.replay import Replay
-from klimb.types import Batch, Rollout, TrainState, UpdateInfo
+from klimb.types import Batch, Rollout, Status, TrainState, UpdateInfo
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,24 @@ class Iteration:
             key=key,
         )
         return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
+
+    def unless_over(
+        self, state: TrainState, go_on: Callable[[], tuple[TrainState, Metrics]]
+    ) -> tuple[TrainState, Metrics]:
+        """What `go_on` gives; for a seed that has made its steps the same state, and a record of nothing.
+
+        state: before the iteration. go_on: the iteration.
+        """
+        if self.length.iterations is not None:
+            return go_on()
+        shapes = jax.eval_shape(go_on)[1]
+        nothing: Metrics = {
+            name: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+            for name, x in shapes.items()
+        }
+        nothing |= {"iteration": state.iteration, "env_steps": state.env_steps}
+        nothing["status"] = jnp.full_like(nothing["status"], Status.FINISHED)
+        return jax.lax.cond(self.length.is_over(state.iteration, state.env_steps), lambda: (state, nothing), go_on)
 
     def is_unprepared(self, state: TrainState) -> Array:
         """Whether the state is to go through `prepare` with a rollout before the first iteration, `[]`.

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from klimb.improve.rule import is_offline, traits_of
 from klimb.runs.config import RunConfig
@@ -22,6 +23,10 @@ class Length(abc.ABC):
     @abc.abstractmethod
     def fraction_done(self, iteration: Any, env_steps: Any) -> Any:
         """The part that is over, 0 to 1; numbers of JAX or of Python."""
+
+    def is_over(self, iteration: Array, env_steps: Array) -> Array:
+        """Whether a copy has made all its steps while others go on, `[]`; never where all make as many iterations."""
+        return jnp.bool_(False)
 
     @abc.abstractmethod
     def certain(self, iteration: int, env_steps: np.ndarray) -> int:
@@ -46,7 +51,7 @@ class Iterations(Length):
 
 @dataclass(frozen=True)
 class EnvSteps(Length):
-    """Until every copy has made `total` steps; `most`: of a copy in one iteration."""
+    """Until every copy has made `total` steps; one that has waits for the others. most: of a copy in one iteration."""
 
     total: int
     most: int
@@ -54,6 +59,10 @@ class EnvSteps(Length):
 
     def fraction_done(self, iteration: Any, env_steps: Any) -> Any:
         return jnp.minimum(env_steps / self.total, 1)
+
+    def is_over(self, iteration: Array, env_steps: Array) -> Array:
+        # The rollout before the first iteration counts, and may be all there is; one iteration is made in any case.
+        return (iteration > 0) & (env_steps >= self.total)
 
     def certain(self, iteration: int, env_steps: np.ndarray) -> int:
         return -(-max(0, self.total - int(env_steps.min())) // self.most)

@@ -39,6 +39,8 @@ class Rejections:
         for row in status:
             failed = np.isin(row, FAULTS)
             self._in_a_row = np.where(failed, self._in_a_row + 1, 0)
+            # A seed that only waits for the others does not learn any more.
+            self._in_a_row = np.where(row == Status.FINISHED, self._limit, self._in_a_row)
             if failed.any():
                 self._last = Status(int(row[failed][-1]))
 

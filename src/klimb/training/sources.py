@@ -160,7 +160,7 @@ class CompiledSource(Source):
 
             def body(i: Array, carry: tuple) -> tuple:
                 state, log = carry
-                state, metrics = turn(i, state)
+                state, metrics = iteration.unless_over(state, lambda: turn(i, state))
                 return state, jax.tree.map(lambda rows, row: rows.at[i].set(row), log, metrics)
 
             first = jnp.where(iteration.is_unprepared(state), 0, 1)
@@ -267,7 +267,10 @@ class HostSource(Source):
         ) -> tuple[TrainState, PackedMetrics]:
             acted = state.policy if behaviour is None else behaviour
             rows = self._complete(acted, rollout)
-            state, metrics = self._learner.iteration(values).learn(state, rows, episodes, demonstrations, behaviour)
+            iteration = self._learner.iteration(values)
+            state, metrics = iteration.unless_over(
+                state, lambda: iteration.learn(state, rows, episodes, demonstrations, behaviour)
+            )
             return state, PackedMetrics.of(metrics)
 
         return self._learner.copies.over_copies(one_copy)(state, values, behaviour, rollout, episodes)

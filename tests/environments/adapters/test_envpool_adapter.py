@@ -55,7 +55,8 @@ def test_seeds_of_one_training_are_the_runs_they_would_be_alone(name):
 
 def test_training_counts_real_steps_only():
     run = klimb.train("envpool:CartPole-v1", klimb.TRPO(), env_steps=512, num_envs=4, num_steps=64, hidden=(8,))
-    assert 256 * 0.9 < run.history[0]["env_steps"] < 256
+    # With the rollout before the first iteration, whose steps are counted too.
+    assert 512 * 0.9 < run.history[0]["env_steps"] < 512
     assert run.history[-1]["status"] == "ACCEPTED"
 
 

@@ -102,6 +102,25 @@ def test_goes_on_until_the_steps_are_made_and_resumes_to_the_bit(env, options, t
     assert_same_bits(again.state, whole.state)
 
 
+@pytest.mark.parametrize(("env", "options"), [PLACES[0], pytest.param(*PLACES[1], marks=pytest.mark.slow)])
+def test_a_seed_that_has_made_its_steps_waits_and_is_the_run_it_would_be_alone(env, options):
+    options = {**WITHOUT_CRITIC, **options, "env_steps": 3000, "num_steps": 200, "hidden": ()}
+    together = klimb.train(env, Reinforce(), num_seeds=3, **options)
+    last, waited = len(together.history), 0
+    for k in (1, 2):
+        alone = klimb.train(env, Reinforce(), seed=k, **options)
+        count = len(alone.history)
+        status = [record["status"][k] for record in together.history]
+        assert status == ["ACCEPTED"] * count + ["FINISHED"] * (last - count)
+        assert int(together.state.env_steps[k]) == int(alone.state.env_steps[0])
+        for own, single in zip(jax.tree.leaves(together.policies[k]), jax.tree.leaves(alone.policy), strict=True):
+            if hasattr(own, "shape"):
+                np.testing.assert_allclose(own, single, rtol=1e-3, atol=1e-5)
+        assert [record["episode_return"][k] for record in together.history][count:] == [None] * (last - count)
+        waited += last - count
+    assert waited > 0
+
+
 def test_without_values_no_critic_is_fitted():
     config = RunConfig("CartPole-v1", Reinforce(), TrainOptions(**WITHOUT_CRITIC))
     program = Program(config, klimb.make("CartPole-v1"))
