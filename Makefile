@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-certificate bench-variance bench-learning bench-guided clean
+.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-guided clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -53,6 +53,9 @@ bench-acting: $(DEV)  ## how far apart the policies of consecutive rollouts are;
 
 bench-fisher: $(DEV)  ## what a Fisher-vector product costs, as ratios
 	$(BIN)/python benchmarks/fisher.py
+
+bench-backward: $(DEV)  ## one backward pass against a gradient per row
+	$(BIN)/python benchmarks/backward_passes.py
 
 bench-certificate: $(DEV)  ## what the step certificate costs
 	$(BIN)/python benchmarks/certificate.py

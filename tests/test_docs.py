@@ -106,6 +106,22 @@ def test_every_relative_link_leads_somewhere():
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+SOURCES = r"\b(lectures?|lecture notes|section notes|slides?|transcript|note on the natural gradient)\b"
+OTHER_NAMES = r"source texts?|notes? on (the )?(natural policy|advanced)|slides on|\bCS ?285|\bCS ?224R|\bsection 5\b"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_name_the_sources_by_their_short_names_and_link_to_the_list(page):
+    """Titles and courses stand once, in the list of sources; whoever is sent to a source is led to the list."""
+    text = page.read_text()
+    if page == ROOT / "docs" / "theory" / "index.md":
+        assert "\n## Sources\n" in text
+        text = text.split("\n## Sources\n")[0] + text.split("\n## Conventions\n")[1]
+    elif re.search(SOURCES, text, flags=re.IGNORECASE):
+        assert "theory/index.md#sources)" in text or "(index.md#sources)" in text
+    assert not re.findall(OTHER_NAMES, text, flags=re.IGNORECASE)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_has_its_page_with_all_options_and_their_defaults(name):
     page = (ROOT / "docs" / "algorithms" / f"{name}.md").read_text()

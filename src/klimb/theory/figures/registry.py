@@ -21,6 +21,7 @@ FIGURES = {
     "constraint-sets": Entry("constraint_sets", "the circle, the Fisher ellipse and the true KL contours at one θ"),
     "kl-directions": Entry("kl_directions", "one Gaussian fitted to two modes: KL(p‖q) covers, KL(q‖p) seeks"),
     "estimator-variance": Entry("estimator_variance", "the noise of the policy gradient, by estimator, measured"),
+    "credit": Entry("credit", "what a policy gradient encourages: the weight of every step, by estimator"),
     "bounds": Entry("bounds", "shift of the state distribution between two policies, against 1 − (1 − ε)ᵗ and εt"),
     "trust-region": Entry("trust_region", "surrogate, true improvement and guarantee along the natural direction"),
 }
