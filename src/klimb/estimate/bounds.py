@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Number = Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | float
+Number = Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | float | int
 
 
 def state_mismatch_bound(epsilon: Number, t: Number) -> Float[Array, "..."]:
@@ -83,7 +83,7 @@ def advantage_bound(reward_spread: Number, gamma: Number) -> Float[Array, "..."]
     return jnp.where(spread > 0, spread / jnp.where(gamma < 1, 1 - gamma, 0), 0)
 
 
-def episodic_advantage_bound(reward_spread: Number, horizon: Number | int) -> Float[Array, "..."]:
+def episodic_advantage_bound(reward_spread: Number, horizon: Number) -> Float[Array, "..."]:
     """H (max r − min r) ≥ |A^π_t(s, a)| in episodes of H steps, for any γ: the lectures' O(H r_max).
 
     reward_spread: max r − min r, not negative. horizon: H, the steps that are left, at least 0.
