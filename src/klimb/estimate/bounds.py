@@ -4,7 +4,7 @@
 sums over time, Σ γᵗ …, not divided by 1/(1 − γ). All functions take numbers or arrays of one shape.
 
 gamma: γ, discount per step, in [0, 1] unless said otherwise. worst: C = max_s |E_{a∼π'} A^π(s, a)| or more, such
-as 2 ε max|A|, in units of reward; not negative.
+as `worst_gain_bound` or `advantage_bound`, in units of reward; not negative.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-Number = Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | float
+Number = Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."] | float | int
 
 
 def state_mismatch_bound(epsilon: Number, t: Number) -> Float[Array, "..."]:
@@ -47,6 +47,48 @@ def average_mismatch_bound(mean_tv: Number, gamma: Number) -> Float[Array, "..."
     mean_tv: E_{s∼d^π}[TV], in [0, 1]. gamma: discount per step.
     """
     return _cost(1.0, mean_tv, gamma * mean_tv / jnp.where(gamma < 1, 1 - gamma, 0))
+
+
+def summed_mismatch_bound(mean_tv: Float[Array | np.ndarray, " T"]) -> Float[Array, " T"]:
+    """Σ_{i<t} E_{s∼p_π^i}[TV(π'(·|s), π(·|s))] ≥ TV(p_π'^t, p_π^t), for every t = 0 … T − 1.
+
+    The average over the states that π visits, where `linear_mismatch_bound` has the worst state. A product of the
+    averages, 1 − Π(1 − E[TV]), is no bound.
+
+    mean_tv: E_{s∼p_π^i}[TV] for i = 0 … T − 1, in [0, 1].
+    """
+    mean_tv = jnp.asarray(mean_tv)
+    return jnp.cumsum(mean_tv) - mean_tv
+
+
+def worst_gain_bound(epsilon: Number, largest_advantage: Number) -> Float[Array, "..."]:
+    """2 ε max|A| ≥ C: the expectation of A under π' differs from that under π, 0, by at most so much.
+
+    epsilon: ε of the worst state, in [0, 1]. largest_advantage: max|A^π|, in units of reward, not negative.
+    """
+    return jnp.asarray(2 * epsilon * largest_advantage)
+
+
+def advantage_bound(reward_spread: Number, gamma: Number) -> Float[Array, "..."]:
+    """(max r − min r)/(1 − γ) ≥ |A^π(s, a)| of every policy, hence ≥ C: the lectures' O(r_max/(1 − γ)).
+
+    All discounted sums of rewards lie in an interval of this length, and an advantage is a difference of two. With
+    |r| ≤ r_max it is 2 r_max/(1 − γ) at most; with 0 ≤ r ≤ r_max, r_max/(1 − γ).
+
+    reward_spread: max r − min r, not negative. gamma: discount per step.
+
+    Returns ∞ for γ = 1, unless the spread is 0.
+    """
+    spread = jnp.asarray(reward_spread)
+    return jnp.where(spread > 0, spread / jnp.where(gamma < 1, 1 - gamma, 0), 0)
+
+
+def episodic_advantage_bound(reward_spread: Number, horizon: Number) -> Float[Array, "..."]:
+    """H (max r − min r) ≥ |A^π_t(s, a)| in episodes of H steps, for any γ: the lectures' O(H r_max).
+
+    reward_spread: max r − min r, not negative. horizon: H, the steps that are left, at least 0.
+    """
+    return jnp.asarray(reward_spread) * horizon
 
 
 def improvement_bound(surrogate: Number, worst: Number, epsilon: Number, gamma: Number) -> Float[Array, "..."]:

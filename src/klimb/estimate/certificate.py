@@ -33,7 +33,7 @@ def certificate(info: UpdateInfo, batch: Batch, gamma: float) -> dict[str, Float
     metrics["predicted_improvement_se"] = gain_se * scale
     mean_tv = info.tv if errors is None else errors.tv_bound
     largest = scale * jnp.max(jnp.where(batch.weight > 0, jnp.abs(batch.advantage), 0))
-    worst = 2 * info.tv_max * largest
+    worst = bounds.worst_gain_bound(info.tv_max, largest)
     # Means over steps become sums over time, Σ γᵗ …, when divided by 1 − γ.
     per_step = jnp.asarray(1 - gamma if gamma < 1 else 1, predicted.dtype)
     at_worst = bounds.improvement_bound(predicted / per_step, worst, info.tv_max, gamma)

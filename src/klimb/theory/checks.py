@@ -17,10 +17,20 @@ from klimb.theory.statements.constrained import CONSTRAINED
 from klimb.theory.statements.divergences import DIVERGENCES, GAUSSIANS, Gaussians
 from klimb.theory.statements.importance import IMPORTANCE
 from klimb.theory.statements.improvement import IMPROVEMENT
+from klimb.theory.statements.mismatch import MISMATCH
 from klimb.theory.statements.objective import OBJECTIVE
+from klimb.theory.statements.policy_iteration import POLICY_ITERATION
 from klimb.theory.statements.statement import Problem, Sides, Statement
 
-STATEMENTS: tuple[Statement, ...] = (*OBJECTIVE, *IMPORTANCE, *IMPROVEMENT, *DIVERGENCES, *CONSTRAINED)
+STATEMENTS: tuple[Statement, ...] = (
+    *OBJECTIVE,
+    *IMPORTANCE,
+    *IMPROVEMENT,
+    *MISMATCH,
+    *DIVERGENCES,
+    *CONSTRAINED,
+    *POLICY_ITERATION,
+)
 """The statements about a tabular problem; those of `GAUSSIANS` are about distributions alone."""
 TOLERANCE = 1e-8
 """Rounding error that a statement may have, relative to the larger side (at least 1)."""

@@ -11,7 +11,7 @@ from klimb.theory.figures import style
 from klimb.theory.figures.registry import FIGURES, load
 from problems import slow_except
 
-SMALLER = {"estimator-variance": {"batches": 100}, "bounds": {"problems": 2}}
+SMALLER = {"estimator-variance": {"batches": 100}, "bounds": {"problems": 2}, "policy-iteration": {"iterations": 300}}
 
 
 @pytest.mark.parametrize("name", slow_except({"kl-directions"}, FIGURES))

@@ -23,6 +23,12 @@ FIGURES = {
     "estimator-variance": Entry("estimator_variance", "the noise of the policy gradient, by estimator, measured"),
     "credit": Entry("credit", "what a policy gradient encourages: the weight of every step, by estimator"),
     "bounds": Entry("bounds", "shift of the state distribution between two policies, against 1 − (1 − ε)ᵗ and εt"),
+    "tightrope": Entry(
+        "tightrope", "a walker who can't get back on the rope: mistakes grow as εT², against the bounds"
+    ),
+    "policy-iteration": Entry(
+        "policy_iteration", "one family, from policy iteration through π e^{A/λ} to the gradient"
+    ),
     "trust-region": Entry("trust_region", "surrogate, true improvement and guarantee along the natural direction"),
 }
 """By the name on the command line."""

@@ -67,6 +67,18 @@ def per_step_gradient_at_behaviour_states(p: Problem) -> Sides:
     return score_sum(p, weight), jax.grad(at_behaviour_states)(p.logits).ravel()
 
 
+@IMPORTANCE.equal("per-step gradient, exact", "∇J = E_β[Σ_t γᵗ (p_π^t/p_β^t)(s_t) (π/β)(a_t|s_t) ∇log π A_t^π]")
+def per_step_gradient_with_state_ratio(p: Problem) -> Sides:
+    paths = p.trajectories
+    time = jnp.arange(paths.horizon)[:, None]
+    target, behaviour = (p.mdp.state_marginals(pi, paths.horizon) for pi in (p.pi, _other(p)))
+    # β chooses every action that π does, so that it reaches every state that π does.
+    ratio = jnp.where(behaviour > 0, target / jnp.where(behaviour > 0, behaviour, 1), 0)
+    advantage = p.remaining_advantages[time, paths.state, paths.action]
+    weight = ratio[time, paths.state] * jnp.exp(_log_ratio(p)) * p.mdp.gamma**time
+    return score_sum(p, _behaviour(p) * weight * advantage), gradient_of_short_objective(p)
+
+
 @IMPORTANCE.equal("effective sample size", "(E_β w)²/E_β w² = 1/(1 + χ²(p_π‖p_β))")
 def effective_sample_size_from_chi_square(p: Problem) -> Sides:
     behaviour, target = _behaviour(p), p.trajectories.probability(p.pi)

@@ -80,7 +80,7 @@ def discounted_mismatch_closed_form(p: Problem) -> Sides:
 @IMPROVEMENT.at_most("worst gain", "C = max_s |E_{a∼π'} A^π(s, a)| ≤ 2 ε max|A^π|")
 def worst_gain_bound(p: Problem) -> Sides:
     largest = jnp.max(jnp.abs(p.advantages))
-    return p.worst_gain, 2 * _epsilon(p) * largest
+    return p.worst_gain, bounds.worst_gain_bound(_epsilon(p), largest)
 
 
 @IMPROVEMENT.at_most("guarantee", "|J(π') − J(π) − Ā(π')| ≤ 2 C Σ_t γᵗ (1 − (1 − ε)ᵗ)")
@@ -97,7 +97,7 @@ def guaranteed_improvement_linear(p: Problem) -> Sides:
 
 @IMPROVEMENT.at_most("guarantee without C", "… ≤ 4 ε max|A^π| Σ_t γᵗ (1 − (1 − ε)ᵗ)")
 def guaranteed_improvement_without_worst_gain(p: Problem) -> Sides:
-    estimate = 2 * _epsilon(p) * jnp.max(jnp.abs(p.advantages))
+    estimate = bounds.worst_gain_bound(_epsilon(p), jnp.max(jnp.abs(p.advantages)))
     return _gap(p), -bounds.improvement_bound(0.0, estimate, _epsilon(p), p.mdp.gamma)
 
 

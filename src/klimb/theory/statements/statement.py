@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from klimb.tabular.mdp import TabularMDP
 from klimb.tabular.table import SoftmaxTable
+from klimb.tabular.transitions import following
 from klimb.theory.enumeration import Trajectories
 from klimb.theory.exact_batch import exact_batch
 from klimb.theory.exact_gradient import fisher_matrix, policy_gradient
@@ -134,6 +135,18 @@ class Problem(eqx.Module):
     def fisher(self) -> Float[Array, "P P"]:
         """F, the Fisher matrix of the old policy."""
         return fisher_matrix(self.mdp, self.old)
+
+    @cached_property
+    def remaining_advantages(self) -> Float[Array, "T S A"]:
+        """A_t^π of the problem that stops after the trajectories' horizon, where T − t steps are left at time t."""
+
+        def earlier(values: Array, _: None) -> tuple[Array, Array]:
+            action_values = self.mdp.reward + self.mdp.gamma * following(self.mdp.transition, values)
+            values = jnp.sum(self.pi * action_values, axis=1)
+            return values, action_values - values[:, None]
+
+        end = jnp.zeros(self.mdp.num_states, self.mdp.reward.dtype)
+        return jax.lax.scan(earlier, end, length=self.trajectories.horizon, reverse=True)[1]
 
     @cached_property
     def rollout(self) -> Rollout:
