@@ -81,7 +81,9 @@ def contenders(rows: int) -> tuple[dict[str, Callable[[], jax.Array]], dict[str,
         "row by row, compiled": jax.jit(compiled_loop).lower(theta, batch).compile(),
         "all rows, vmap": jax.jit(all_rows).lower(theta, batch).compile(),
     }
-    runs = {name: functools.partial(program, theta, batch) for name, program in compiled.items()}
+    runs: dict[str, Callable[[], jax.Array]] = {
+        name: functools.partial(program, theta, batch) for name, program in compiled.items()
+    }
     runs["row by row"] = python_loop
     memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()}
     return runs, memory, theta.size

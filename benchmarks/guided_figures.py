@@ -14,6 +14,7 @@ from matplotlib.patches import FancyBboxPatch
 
 import learning
 from klimb.environments.control.cartpole_swing_up import CartPoleSwingUp
+from klimb.guided.guides import ModelRollout
 from klimb.theory.figures import style
 
 FIGURES = learning.DOCS / "figures"
@@ -107,20 +108,20 @@ def _draw_swing_up(axis: Axes, curves: dict[str, list[dict[str, Any]]], threshol
     axis.set_title("CartPoleSwingUp-v0", loc="left", fontsize=11)
 
 
-def draw_strip(paths: dict[str, Any], environment: CartPoleSwingUp) -> None:
+def draw_strip(paths: dict[str, ModelRollout], environment: CartPoleSwingUp) -> None:
     """`figures/guided-swing-up.png`, of one path (physics and action, steps first) for each of ROWS."""
     figure = style.with_style(lambda paths: _strip(paths, environment))(paths)
     style.save(figure, FIGURES / "guided-swing-up.png")
 
 
-def _strip(paths: dict[str, Any], environment: CartPoleSwingUp) -> Figure:
+def _strip(paths: dict[str, ModelRollout], environment: CartPoleSwingUp) -> Figure:
     figure = style.page(9.0, 2.95)
     axes = figure.subplots()
     axes.set(xlim=(-0.55 * SPACING, (PICTURES - 0.45) * SPACING), ylim=(-2 * PITCH - 1.15, 0.62))
     axes.set_aspect("equal")
     axes.axis("off")
     for row, (name, (text, colour)) in enumerate(ROWS.items()):
-        physics, action = np.asarray(paths[name].physics), np.asarray(paths[name].action)[:, 0]
+        physics, action = np.asarray(paths[name].env_state), np.asarray(paths[name].action)[:, 0]
         force = np.clip(action, -environment.max_force, environment.max_force) / environment.max_force
         for picture in range(PICTURES):
             middle = np.array([picture * SPACING, -row * PITCH])

@@ -44,7 +44,7 @@ program, every = Program(config, environment), task["every"]
 
 
 def solve(seed):
-    object.__setattr__(program.config.options, "seed", seed)  # the program is the same for every seed
+    program._copies.seeds[:] = [seed]  # the program is the same for every seed
     state = jax.block_until_ready(program.initial_state())
     steps, seconds = 0, 0.0
     while steps < TOTAL:

@@ -135,17 +135,17 @@ def _rollout(example: Example) -> Rollout:
         reward[: length[column], column] = episode.reward
     # A situation at one time and at another are two states: what is left to earn differs.
     state = time * len(letters) + situation
-    columns = {
-        "obs": state,
-        "action": np.zeros_like(situation),
-        "log_prob": np.zeros(reward.shape),
-        "reward": reward,
-        "terminated": time == length - 1,
-        "truncated": np.zeros(reward.shape, bool),
-        "next_obs": np.concatenate([state[1:], state[-1:]]),
-        "valid": time < length,
-    }
-    return Rollout(**{name: jnp.asarray(column) for name, column in columns.items()})
+    return Rollout(
+        obs=jnp.asarray(state),
+        action=jnp.zeros(situation.shape, int),
+        log_prob=jnp.zeros(reward.shape),
+        reward=jnp.asarray(reward),
+        terminated=jnp.asarray(time == length - 1),
+        truncated=jnp.zeros(reward.shape, bool),
+        next_obs=jnp.asarray(np.concatenate([state[1:], state[-1:]])),
+        valid=jnp.asarray(time < length),
+        whole_episodes=True,
+    )
 
 
 def _values(
