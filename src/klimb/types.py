@@ -103,22 +103,40 @@ class Residuals(eqx.Module):
 
 
 class Mixture(eqx.Module):
-    """The K policies that collected a rollout between them: log-probs of every action under each, and log shares."""
+    """The K policies that collected a rollout between them: log-probs of every action under each, and log shares.
+
+    log_share: of the trajectories, log n_k/n. log_row_share: of the rows, for weights of single steps; None where the
+    shares are the same. A policy that has collected nothing has the share 0, and its log-probs are finite.
+    """
 
     log_prob: Float[Array, "K T N"]
     log_share: Float[Array, " K"]
+    log_row_share: Float[Array, " K"] | None = None
 
 
 class Trajectory(eqx.Module):
     """A batch in its order in time, for rules that need rewards, or weights over several steps.
 
     rollout: the `[T, N]` rows that the batch was made of. residuals: its advantages, step by step; None where no rule
-    weights decisions. mixture: the policies that collected it; None unless a rule asks for them.
+    weights decisions. mixture: the policies that collected it; None unless a rule asks for them. demonstrated: the
+    columns that hold demonstrations; None where there are none.
     """
 
     rollout: Rollout
     residuals: Residuals | None = None
     mixture: Mixture | None = None
+    demonstrated: Bool[Array, " N"] | None = None
+
+
+class Demonstrated(eqx.Module):
+    """Demonstrations as a training gets them.
+
+    rollout: their rows, `[T, M]`, with actions as the policy has them. demonstrator: the arrays of the policy that made
+    them, where a rule learns from the mixture of all policies; else None.
+    """
+
+    rollout: Rollout
+    demonstrator: PyTree = None
 
 
 class Batch(eqx.Module):

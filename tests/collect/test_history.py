@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from klimb import NetworkPolicy, OffPolicyGradient
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.history import History
 from klimb.environments.control.cartpole import CartPole
+from klimb.estimate.importance import mixture_by_shares
 from klimb.policies.actions import Discrete
 
 K, T, N = 3, 5, 2
@@ -52,10 +54,12 @@ def test_keeps_the_last_rollouts_side_by_side(collected, count):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_mixture_asks_every_policy_about_every_action(collected, count):
-    """Incrementally kept log-probs are those of asking anew, and shares are those of the policies that there are."""
+    """Incrementally kept log-probs are those of asking anew. Empty slots have no share, others equal ones."""
     policies, _ = collected
     history = pushed(collected, count)
-    merged, mixture = history.merged(), history.mixture()
+    merged = history.merged()
+    collected_by, ended = jnp.repeat(jnp.arange(K), N), merged.terminated | merged.truncated
+    mixture = mixture_by_shares(history.merged_log_prob(), collected_by, merged.valid, ended)
     last = range(max(0, count - K), count)
     for k in last:
         expected = policies[k](merged.obs).log_prob(merged.action)
@@ -67,9 +71,9 @@ def test_mixture_asks_every_policy_about_every_action(collected, count):
         )
         own = slice((k % K) * N, (k % K + 1) * N)
         np.testing.assert_allclose(mixture.log_prob[k % K, :, own], merged.log_prob[:, own], rtol=1e-5, atol=1e-6)
-    shares = np.exp(mixture.log_share)
-    assert shares.sum() == pytest.approx(1)
-    assert sorted(shares)[-len(last) :] == pytest.approx([1 / len(last)] * len(last))
+    for shares in (np.exp(mixture.log_share), np.exp(mixture.log_row_share)):
+        assert shares.sum() == pytest.approx(1)
+        assert sorted(shares)[-len(last) :] == pytest.approx([1 / len(last)] * len(last))
     assert history.count == count
 
 

@@ -38,6 +38,14 @@ def announce(config: RunConfig, named_in: Path | None, *, trust: bool) -> tuple[
     return console, environment
 
 
+def print_line(console: Console, line: str) -> None:
+    """Print one line as it is.
+
+    console: where to. line: of plain text.
+    """
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
 def reporting_failure(run_dir: Path) -> Iterator[None]:
     """Write a report of a training that fails, and save policies elsewhere when their directory can't be written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -13,7 +14,7 @@ from klimb.cli import compilation_cache
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
 from klimb.cli.progress import Progress
-from klimb.cli.session import announce, evaluate_run, reporting_failure
+from klimb.cli.session import announce, evaluate_run, print_line, reporting_failure
 from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
 from klimb.errors import ConfigError
 from klimb.report.page import write_report
@@ -75,7 +76,14 @@ def sweep(arguments: SweepArguments) -> None:
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
     with reporting_failure(parent), Progress(config, console) as progress:
-        runs = start_sweep(config, environment, over, run_dir=parent, on_records=progress.update)
+        runs = start_sweep(
+            config,
+            environment,
+            over,
+            run_dir=parent,
+            on_records=progress.update,
+            notify=partial(print_line, console),
+        )
     for run in runs:
         assert run.directory is not None
         result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +17,7 @@ from klimb.cli.flags import flags_of
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command, leading, parse_known
 from klimb.cli.progress import Progress
-from klimb.cli.session import FINAL_EPISODES, announce, finish, reporting_failure
+from klimb.cli.session import FINAL_EPISODES, announce, finish, print_line, reporting_failure
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError
 from klimb.rules import RULES, rule_class, rule_name
@@ -68,7 +69,9 @@ def train(arguments: TrainArguments) -> None:
     compilation_cache.enable()
     run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
     with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.start(config, environment, run_dir=run_dir, on_records=progress.update)
+        run = driver.start(
+            config, environment, run_dir=run_dir, on_records=progress.update, notify=partial(print_line, console)
+        )
     finish(run_dir, run.policies, config, environment, flags.eval_episodes, console)
 
 

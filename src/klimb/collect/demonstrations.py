@@ -86,8 +86,8 @@ class Demonstrations:
         what = "are missing" if np.isnan(self.log_prob[~good]).all() else f"are not finite ({self.log_prob[first]})"
         raise DemonstrationError(
             f"{self.source}: behaviour log-probs {what} in {wrong} of {len(good)} rows, the first is row {first}; "
-            "importance weights need them: klimb record without --deterministic keeps them, and data without any can "
-            "be cloned (klimb train behaviour-cloning)"
+            "importance weights need them: klimb record without --deterministic keeps them, --demonstrator cloned "
+            "estimates them, and data without any can be cloned (klimb train behaviour-cloning)"
         )
 
     def rollout(self, max_columns: int = 32) -> Rollout:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from klimb.policies.policy import action_distribution
-from klimb.types import Mixture, Rollout
+from klimb.types import Rollout
 
 
 class History(eqx.Module):
@@ -57,14 +57,9 @@ class History(eqx.Module):
             return History(rollouts, None, None, self.count + 1)
         policies = jax.tree.map(lambda slots, new: slots.at[slot].set(new), self.policies, policy)
 
-        def action_log_prob(arrays: PyTree, rows: Rollout) -> Array:
-            """Log-probabilities of the actions in `rows` under the policy whose arrays are `arrays`."""
-            distribution = action_distribution(eqx.combine(arrays, static), rows.obs, axes=2)
-            return distribution.log_prob(rows.action)
-
         # Only new entries are computed: the new actions under every policy, and every action under the new policy.
-        of_new_actions = jax.vmap(action_log_prob, (0, None))(policies, rollout)
-        under_new_policy = jax.vmap(action_log_prob, (None, 0))(policy, rollouts)
+        of_new_actions = jax.vmap(lambda arrays: action_log_prob(arrays, static, rollout))(policies)
+        under_new_policy = jax.vmap(lambda rows: action_log_prob(policy, static, rows))(rollouts)
         log_prob = self.log_prob.at[:, slot].set(of_new_actions).at[slot].set(under_new_policy)
         return History(rollouts, policies, log_prob, self.count + 1)
 
@@ -72,20 +67,22 @@ class History(eqx.Module):
         """All K rollouts as one: `[T, K·N, ...]`."""
         return jax.tree.map(merge_slots, self.rollouts)
 
-    def mixture(self) -> Mixture | None:
-        """The K policies' log-probabilities of every action of `merged()`; the filled slots have equal shares.
+    def merged_log_prob(self) -> Float[Array, "K T M"]:
+        """The K policies' log-probabilities of every action of `merged()`; those of an empty slot are arbitrary.
 
-        None unless policies are stored.
+        Only where policies are stored.
         """
-        if self.log_prob is None:
-            return None
-        length = len(self.log_prob)
-        filled = jnp.minimum(self.count, length)
-        dtype = self.log_prob.dtype
-        share = jnp.where(jnp.arange(length) < filled, -jnp.log(filled.astype(dtype)), -jnp.inf)
-        # The policy of an empty slot is all zeros, and its log-probabilities are arbitrary.
-        log_prob = jnp.where(jnp.isneginf(share)[:, None, None, None], 0, self.log_prob)
-        return Mixture(jax.vmap(merge_slots)(log_prob), share.astype(dtype))
+        assert self.log_prob is not None
+        return jax.vmap(merge_slots)(self.log_prob)
+
+
+def action_log_prob(arrays: PyTree, static: PyTree, rollout: Rollout) -> Float[Array, "T N"]:
+    """Log-probabilities of a rollout's actions under a policy.
+
+    arrays, static: of the policy. rollout: `[T, N]`.
+    """
+    distribution = action_distribution(eqx.combine(arrays, static), rollout.obs, axes=2)
+    return distribution.log_prob(rollout.action)
 
 
 def merge_slots(x: Array) -> Array:

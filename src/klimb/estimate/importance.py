@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from klimb.types import Mixture, Residuals
 
@@ -50,14 +50,52 @@ def log_weights(
     trajectories (the balance heuristic, Veach and Guibas 1995): p̄(τ) = Σ_k share_k Π_t π_k(a_t|s_t), which is
     not the product of the steps' mixtures. With one policy all of this is the ratio to the recorded behaviour.
 
-    weighting: one of these names. log_prob: log π_θ(a_t|s_t). behaviour: the policies that collected the rollout.
+    weighting: one of these names. log_prob: log π_θ(a_t|s_t). behaviour: the policies that collected the rollout; of
+    the trajectories they have the shares log_share, of the rows log_row_share, which single steps are weighted with.
     ended: the trajectory ends with this step.
     """
     if weighting == "per_step":
-        return log_prob - _mix(behaviour.log_prob, behaviour.log_share)
+        share = behaviour.log_share if behaviour.log_row_share is None else behaviour.log_row_share
+        return log_prob - _mix(behaviour.log_prob, share)
     behaviour_log_prob = jax.vmap(lambda x: _since_start(x, ended))(behaviour.log_prob)
     log_weight = _since_start(log_prob, ended) - _mix(behaviour_log_prob, behaviour.log_share)
     return log_weight if weighting == "per_decision" else _at_the_end(log_weight, ended)
+
+
+def mixture_by_shares(
+    log_prob: Float[Array, "K T N"],
+    collected_by: Int[Array, " N"],
+    valid: Bool[Array, "T N"],
+    ended: Bool[Array, "T N"],
+) -> Mixture:
+    """The mixture of K policies with the shares of the data that each of them has: p̄ = Σ_k (n_k/n) π_k.
+
+    With n_k trajectories of policy k among n, the mean of p_θ/p̄ · f over all of them is an unbiased estimate of
+    E_θ[f], whatever the n_k are (the balance heuristic, Veach and Guibas 1995).
+
+    log_prob: of every action under each policy. collected_by: the number of the policy that collected a column.
+    valid: rows that count. ended: the trajectory ends with this step.
+    """
+    own = jax.nn.one_hot(collected_by, len(log_prob), dtype=log_prob.dtype)
+
+    def log_shares(counted: Bool[Array, "T N"]) -> Float[Array, " K"]:
+        """counted: what is counted, rows or last rows."""
+        count = jnp.sum(counted, axis=0, dtype=log_prob.dtype) @ own
+        return jnp.log(count) - jnp.log(jnp.maximum(jnp.sum(count), 1))
+
+    log_share, log_row_share = log_shares(last_rows(valid, ended)), log_shares(valid)
+    # The policy of a slot of the history that is empty is made of zeros; its log-probs may be anything.
+    log_prob = jnp.where(jnp.isneginf(log_row_share)[:, None, None], 0, log_prob)
+    return Mixture(log_prob, log_share, log_row_share)
+
+
+def last_rows(valid: Bool[Array, "T N"], ended: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
+    """The last valid row of every trajectory: at its end, before padding, or in the last step.
+
+    valid: rows that count. ended: the trajectory ends with this step.
+    """
+    follows = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
+    return valid & (ended | ~follows)
 
 
 def per_decision_advantages(

@@ -70,7 +70,7 @@ class Traits:
     history: int = 1
     """Rollouts that one step learns from: the last one, or the last K."""
     keeps_policies: bool = False
-    """Whether the history also holds the policies, for `Trajectory.mixture`."""
+    """Whether the policies that collected them are kept too, and that of demonstrations, for `Trajectory.mixture`."""
     num_minibatches: int = 1
     """Minibatches per pass over the batch; it has to divide the number of rows."""
     uses_critic: bool = True

@@ -8,7 +8,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -62,6 +62,8 @@ class Starting:
     """Iterations in which only the critic learns, in a run that starts from another's policy."""
     demonstrations: Name | None = None
     """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
+    demonstrator: Literal["recorded", "cloned"] = "recorded"
+    """Who made them, for importance weights. recorded: by their log-probs; cloned: by behaviour cloning of them."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -160,7 +162,7 @@ class RunConfig:
     def check_demonstrations(self) -> None:
         """ConfigError when a rule that learns from demonstrations has none, or another one has some."""
         name, given = rule_name(self.rule), self.options.demonstrations is not None
-        traits = traits_of(self.rule)
+        traits, cloned = traits_of(self.rule), self.options.demonstrator == "cloned"
         if is_offline(self.rule) and not given:
             raise ConfigError(
                 f"{name} learns from demonstrations and there are none: record some with klimb record RUN, then give "
@@ -172,10 +174,16 @@ class RunConfig:
                 f"{one_line(self.env)} --demonstrations {one_line(self.options.demonstrations)}), then go on with "
                 "--init-from"
             )
-        if given and traits.keeps_policies:
+        if cloned and not given:
+            raise ConfigError("demonstrator = cloned is estimated from demonstrations, and there are none")
+        if cloned and is_offline(self.rule):
             raise ConfigError(
-                "behaviour = mixture needs the policy that made the demonstrations, which is not known: "
-                "use behaviour = recorded"
+                f"{name} needs no demonstrator, because it weights nothing by importance: leave demonstrator = recorded"
+            )
+        if given and traits.keeps_policies and not cloned:
+            raise ConfigError(
+                "behaviour = mixture needs the policy that made the demonstrations, which is not known: estimate it "
+                "with demonstrator = cloned, or use behaviour = recorded"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
 from klimb.runs.policy_file import policy_name, save_policy
 from klimb.types import TrainState
 
-BEST = "best"
+BEST, DEMONSTRATOR = "best", "demonstrator"
 
 logger = logging.getLogger("klimb")
 
@@ -35,11 +35,18 @@ class RunDirectory:
         self._log_fails = False
 
     @classmethod
-    def create(cls, path: str | Path, config: RunConfig, state: TrainState, policies: list[PyTree]) -> RunDirectory:
+    def create(
+        cls,
+        path: str | Path,
+        config: RunConfig,
+        state: TrainState,
+        policies: list[PyTree],
+        demonstrator: tuple[PyTree, dict[str, Any]] | None = None,
+    ) -> RunDirectory:
         """A new run directory with its first checkpoint, locked. It appears complete or not at all.
 
         path: where; nothing may exist there. config: of the run. state: before the first iteration. policies: one per
-        seed.
+        seed. demonstrator: the policy that was cloned from the run's demonstrations, and its likelihoods; or None.
         Raises RunError when `path` exists (no run is ever overwritten) or can't be written.
         """
         path = Path(path)
@@ -51,6 +58,8 @@ class RunDirectory:
             directory.path.mkdir(parents=True)
             directory.lock()
             write_text(directory.path / "config.toml", config.to_toml())
+            if demonstrator is not None:
+                directory._save_demonstrator(*demonstrator)
             directory.save(Checkpoint(state, 0, 0.0), policies, score=None)
             directory.path.rename(path)
         except BaseException as error:
@@ -178,6 +187,22 @@ class RunDirectory:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    @property
+    def demonstrator(self) -> Path:
+        """Where the policy is that was cloned from the run's demonstrations, if one was."""
+        return self.path / DEMONSTRATOR
+
+    def demonstrator_figures(self) -> dict[str, Any]:
+        """The likelihoods of the cloned demonstrator; empty where there are none to be read."""
+        try:
+            return dict(json.loads((self.demonstrator / "cloning.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _save_demonstrator(self, policy: PyTree, figures: dict[str, Any]) -> None:
+        save_policy(policy, self.demonstrator)
+        write_text(self.demonstrator / "cloning.json", json.dumps(figures, indent=2) + "\n")
 
     def _save_policies(self, policies: list[PyTree], folder: Path) -> None:
         options = self.config.options

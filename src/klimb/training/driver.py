@@ -22,6 +22,8 @@ from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
+from klimb.training.demonstrator import Demonstrator, clone
+from klimb.training.networks import Networks
 from klimb.training.pace import CallSize, Clock
 from klimb.training.program import Program
 from klimb.training.rejections import Rejections
@@ -30,6 +32,7 @@ from klimb.training.stop_signals import StopSignals
 from klimb.types import Status, TrainState
 
 OnRecords = Callable[[list[Record]], None]
+Notify = Callable[[str], None]
 
 logger = logging.getLogger("klimb")
 
@@ -107,22 +110,21 @@ def start(
     demonstrations: Demonstrations | None = None,
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
+    notify: Notify = logger.info,
 ) -> Run:
     """A training from its first iteration to its last, by a configuration and the environment that it names.
 
     config: of the run. environment: the one that it names.
     policy, critic, demonstrations: objects that the configuration can't name, as `train` takes them.
-    run_dir, on_records, errors: as for `train`.
+    run_dir, on_records, errors: as for `train`. notify: called with lines about the start, for people.
     """
-    program = Program(
-        config,
-        environment,
-        policy_for(environment, config) if policy is None else policy,
-        demonstrations_for(environment, config, demonstrations),
-        critic=critic,
-    )
+    policy = policy_for(environment, config) if policy is None else policy
+    found = demonstrations_for(environment, config, demonstrations)
+    demonstrator = demonstrator_for(environment, config, policy, found, notify)
+    cloned = None if demonstrator is None else demonstrator.policy
+    program = Program(config, environment, policy, found, critic=critic, demonstrator=cloned)
     state = program.initial_state()
-    writer = RunWriter.create(config, run_dir, program, state)
+    writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator)
     (run,) = drive(program, state, [writer], on_records, iteration=0, wall_time=0.0)
     return run
 
@@ -164,7 +166,8 @@ def resume(
         directory.lock()
         policy = _saved_policy(directory, environment) if policy is None else policy
         found = demonstrations_for(environment, config, demonstrations)
-        program = Program(config, environment, policy, found, critic=critic)
+        demonstrator = _saved_demonstrator(directory, environment, config, policy, found)
+        program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator)
         state, iteration, wall_time, host_states = directory.load(program.state_template())
         directory.start_log(keep_until=iteration)
         (run,) = drive(
@@ -199,6 +202,42 @@ def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree |
         return policy_for(environment, directory.config)
 
 
+def _saved_demonstrator(
+    directory: RunDirectory,
+    environment: Environment,
+    config: RunConfig,
+    policy: PyTree | None,
+    demonstrations: Demonstrations | None,
+) -> PyTree | None:
+    """The policy that the run has cloned from its demonstrations, if it has; cloned again where it can't be read."""
+    if demonstrations is None or config.options.demonstrator != "cloned":
+        return None
+    try:
+        return load_policy(directory.demonstrator, like=Networks(environment, config.options, policy).template)
+    except PolicyFileError as error:
+        logger.warning("%s; the demonstrations are cloned again", error)
+        return clone(config, environment, policy_for(environment, config), demonstrations).policy
+
+
+def demonstrator_for(
+    environment: Environment,
+    config: RunConfig,
+    policy: PyTree | None,
+    demonstrations: Demonstrations | None,
+    notify: Notify,
+) -> Demonstrator | None:
+    """The demonstrator of a run that starts, where it is to be estimated; else None.
+
+    environment, config: of the run. policy: that it starts from, or None. demonstrations: those of the run, or None.
+    notify: called with one line about it.
+    """
+    if demonstrations is None or config.options.demonstrator != "cloned":
+        return None
+    demonstrator = clone(config, environment, policy, demonstrations)
+    notify(demonstrator.line)
+    return demonstrator
+
+
 def policy_for(environment: Environment, config: RunConfig) -> PyTree | None:
     """The policy of another run that a run starts from, if it has any and it fits the environment.
 
@@ -224,7 +263,7 @@ def demonstrations_for(
         return None
     demonstrations = load_demonstrations(source) if given is None else given
     demonstrations.check_fit(environment)
-    if not is_offline(config.rule):
+    if not is_offline(config.rule) and config.options.demonstrator == "recorded":
         demonstrations.check_log_probs()
     return demonstrations
 

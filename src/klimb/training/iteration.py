@@ -28,7 +28,7 @@ from klimb.training.diagnostics import Diagnostics, Metrics
 from klimb.training.length import Length
 from klimb.training.normalizers import Learned, NormalizerUpdates
 from klimb.training.replay import Replay
-from klimb.types import Batch, Rollout, Status, TrainState, UpdateInfo
+from klimb.types import Batch, Demonstrated, Rollout, Status, TrainState, UpdateInfo
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Iteration:
     warmup: int = 0
     role_axis: str | None = None
 
-    def __call__(self, state: TrainState, demonstrations: Rollout | None = None) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, demonstrations: Demonstrated | None = None) -> tuple[TrainState, Metrics]:
         """One whole iteration on a compiled environment: (state, metrics).
 
-        demonstrations: recorded rows, `[T, M]`, that the rule learns from besides.
+        demonstrations: that the rule learns from besides.
         """
         state, rollout, episodes = self.collect(state)
         return self.learn(state, rollout, episodes, demonstrations)
@@ -79,7 +79,7 @@ class Iteration:
         state: TrainState,
         rollout: Rollout,
         episodes: EpisodeSummary,
-        demonstrations: Rollout | None = None,
+        demonstrations: Demonstrated | None = None,
         behaviour: PyTree | None = None,
     ) -> tuple[TrainState, Metrics]:
         """estimate → improve and fit → update the normalisers, from a rollout.

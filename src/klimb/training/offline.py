@@ -5,7 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from klimb.estimate.certificate import worst_states_and_errors
 from klimb.improve.rule import OfflineRule
@@ -25,19 +25,7 @@ def offline_iteration(
     """
     key, key_step = jax.random.split(state.key)
     policy = eqx.combine(state.policy, policy_static)
-    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), demonstrations)
-    zeros = jnp.zeros_like(rows.reward)
-    batch = Batch(
-        obs=rows.obs,
-        action=rows.action,
-        # Measured against the policy as it is: who the demonstrator was may not be known.
-        log_prob=action_distribution(policy, rows.obs).log_prob(rows.action),
-        advantage=zeros,
-        value_target=zeros,
-        weight=rows.valid.astype(zeros.dtype),
-        trajectory=Trajectory(demonstrations),
-        fraction_done=state.iteration / rule.max_epochs,
-    )
+    batch = demonstration_batch(policy, demonstrations, fraction_done=state.iteration / rule.max_epochs)
     policy, rule_state, info = take_step(rule, key_step, policy, state.rule_state, batch)
     state = eqx.tree_at(
         lambda s: (s.policy, s.rule_state, s.iteration, s.key),
@@ -49,3 +37,23 @@ def offline_iteration(
     undefined = dict.fromkeys(("episode_return", "episode_length", "surrogate_gain"), unknown)
     metrics = {**step_metrics(info), **worst_states_and_errors(info), **undefined}
     return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
+
+
+def demonstration_batch(policy: PyTree, demonstrations: Rollout, *, fraction_done: Array | float = 0.0) -> Batch:
+    """Demonstrations as a rule that learns from them alone gets them, without advantages.
+
+    policy: the one that is being cloned. demonstrations: rows `[T, N]`. fraction_done: of the training.
+    """
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), demonstrations)
+    zeros = jnp.zeros_like(rows.reward)
+    return Batch(
+        obs=rows.obs,
+        action=rows.action,
+        # Measured against the policy as it is: who the demonstrator was may not be known.
+        log_prob=action_distribution(policy, rows.obs).log_prob(rows.action),
+        advantage=zeros,
+        value_target=zeros,
+        weight=rows.valid.astype(zeros.dtype),
+        trajectory=Trajectory(demonstrations),
+        fraction_done=fraction_done,
+    )

@@ -16,6 +16,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.demonstrations import Demonstrations
+from klimb.collect.history import action_log_prob
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
@@ -44,7 +45,7 @@ from klimb.training.networks import Networks
 from klimb.training.normalizers import NormalizerUpdates
 from klimb.training.replay import Replay
 from klimb.training.sources import CompiledSource, DemonstrationSource, HostSource, Learner, Source
-from klimb.types import Rollout, TrainState
+from klimb.types import Demonstrated, Rollout, TrainState
 
 logger = logging.getLogger("klimb")
 
@@ -54,6 +55,7 @@ class Program:
 
     config: the rule and all options. environment: where it trains. policy: to start from; None for a fresh network.
     demonstrations: recorded episodes, for the rules that learn from them. critic: to start from; None for a fresh one.
+    demonstrator: the policy that counts as the one that made the demonstrations; None for their recorded log-probs.
     variations: values of some of the rule's fields, `[V]` each: every seed is trained once with each of them, all in
     one program. Copy v·S + s is seed s under the v-th values.
 
@@ -69,6 +71,7 @@ class Program:
         demonstrations: Demonstrations | None = None,
         variations: Mapping[str, Sequence[float]] | None = None,
         critic: Any = None,
+        demonstrator: PyTree | None = None,
     ) -> None:
         options = config.options
         if not environment.observations.is_scaled:
@@ -76,7 +79,8 @@ class Program:
         self.config, self._options, self._environment = config, options, environment
         self._networks = Networks(environment, options, policy, critic)
         self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, _is_array)
-        self._demonstrations = None if demonstrations is None else self._arrange(demonstrations)
+        self._demonstrator_static = eqx.partition(demonstrator, eqx.is_array)[1]
+        self.demonstrations = None if demonstrations is None else self._demonstrated(demonstrations, demonstrator)
 
         devices = available()[: options.cores]
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
@@ -180,7 +184,8 @@ class Program:
 
     def _warn_of_short_episodes(self) -> None:
         options, limit = self._options, self._environment.max_episode_steps
-        if options.batch == "episodes" and limit is not None and limit > options.num_steps:
+        collects = options.batch == "episodes" and not is_offline(self.config.rule)
+        if collects and limit is not None and limit > options.num_steps:
             logger.warning(
                 "episodes of %s have up to %d steps and are cut off after num_steps = %d: --num-steps %d takes them "
                 "whole",
@@ -199,7 +204,9 @@ class Program:
             critic_static=eqx.partition(self._networks.critic_template, _is_array)[1],
             collector=collector,
             estimator=estimator,
-            replay=Replay(traits.history, traits.keeps_policies, self.policy_static, estimator),
+            replay=Replay(
+                traits.history, traits.keeps_policies, self.policy_static, estimator, self._demonstrator_static
+            ),
             critic_fit=options.part(CriticFit),
             normalizers=self._normalizers(),
             diagnostics=Diagnostics(options.certificate, options.gamma, self._uses_critic),
@@ -233,7 +240,7 @@ class Program:
             self._iteration_under,
             self.policy_static,
             self._policy_shapes,
-            self._demonstrations,
+            self.demonstrations,
             options.check_finite,
         )
         if is_offline(rule):
@@ -268,8 +275,8 @@ class Program:
         critic, policy = self._networks.critic(key_critic), self._networks.policy(key_policy)
         learns_scale = options.normalize_observations and options.init_from is None
         if is_offline(self.config.rule) and learns_scale:
-            assert self._demonstrations is not None
-            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self._demonstrations)
+            assert self.demonstrations is not None
+            rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.demonstrations.rollout)
             policy, _ = observe(policy, rows.obs, rows.valid.astype(rows.reward.dtype))
         rollout = None if traits_of(self._bound).history == 1 else self.source.rollout_shapes(policy)
         return self._iteration_under(values).init(key, policy, critic, rollout)
@@ -278,6 +285,17 @@ class Program:
         """The arrays of the policy that one copy's training results in. policy: the arrays of the last one."""
         rule = self._iteration_under(values).rule
         return eqx.filter(resulting_policy(rule, eqx.combine(policy, self.policy_static), rule_state), eqx.is_array)
+
+    def _demonstrated(self, demonstrations: Demonstrations, demonstrator: PyTree | None) -> Demonstrated:
+        """Demonstrations as a training gets them, with the demonstrator's log-probs if there is one."""
+        rollout = self._arrange(demonstrations)
+        if demonstrator is None:
+            return Demonstrated(rollout)
+        arrays = eqx.filter(demonstrator, eqx.is_array)
+        of_actions = jax.jit(full_precision(partial(action_log_prob, static=self._demonstrator_static)))
+        log_prob = jnp.where(rollout.valid, of_actions(arrays, rollout=rollout), 0)
+        rollout = dataclasses.replace(rollout, log_prob=log_prob)
+        return Demonstrated(rollout, arrays if traits_of(self.config.rule).keeps_policies else None)
 
     def _arrange(self, demonstrations: Demonstrations) -> Rollout:
         """Demonstrations as the rule gets them: actions as the policy has them, columns as long as a rollout's."""

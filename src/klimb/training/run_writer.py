@@ -15,6 +15,7 @@ from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.metrics import Record, to_records
+from klimb.training.demonstrator import Demonstrator
 from klimb.training.program import Program
 from klimb.training.recent_score import RecentScore
 from klimb.types import TrainState
@@ -73,17 +74,19 @@ class RunWriter:
         program: Program,
         state: TrainState,
         part: slice = slice(None),
+        demonstrator: Demonstrator | None = None,
     ) -> RunWriter:
         """A writer for a new run, with its first checkpoint.
 
         config: of the run. run_dir: the directory to create, or None to keep the records in memory. program, state: of
-        all copies, before the first iteration. part: the run's copies.
+        all copies, before the first iteration. part: the run's copies. demonstrator: that was cloned, or None.
         Raises RunError when the directory exists or can't be written.
         """
         writer = cls(config, part, None)
         if run_dir is not None:
             policies = program.policies(state)[part]
-            writer.directory = RunDirectory.create(run_dir, config, writer._own(program, state), policies)
+            cloned = None if demonstrator is None else (demonstrator.policy, demonstrator.figures)
+            writer.directory = RunDirectory.create(run_dir, config, writer._own(program, state), policies, cloned)
             writer.directory.start_log()
             writer.saved_at = 0
         return writer

@@ -29,7 +29,7 @@ from klimb.training.diagnostics import Metrics
 from klimb.training.iteration import Iteration
 from klimb.training.offline import offline_iteration
 from klimb.training.packed_metrics import PackedMetrics
-from klimb.types import Rollout, TrainState
+from klimb.types import Demonstrated, Rollout, TrainState
 
 MAX_ITERATIONS_PER_CALL = 256
 
@@ -42,15 +42,15 @@ class Learner:
     """What every source advances.
 
     policy_static, policy_shapes: the part of the policy that is no array, and the shapes of its arrays, of one copy.
-    iteration: from one copy's values of what is varied to its iteration. demonstrations: recorded rows, `[T, M]`, or
-    None. keeps_inputs: whether what an iteration was computed from is kept, for `Source.first_nan`.
+    iteration: from one copy's values of what is varied to its iteration. demonstrations: those of the run, or None.
+    keeps_inputs: whether what an iteration was computed from is kept, for `Source.first_nan`.
     """
 
     copies: Copies
     iteration: Callable[[dict[str, Any]], Iteration]
     policy_static: PyTree
     policy_shapes: PyTree
-    demonstrations: Rollout | None
+    demonstrations: Demonstrated | None
     keeps_inputs: bool
 
 
@@ -137,7 +137,7 @@ class CompiledSource(Source):
         )
 
     def _many(
-        self, state: TrainState, values: dict[str, Array], iterations: Array, demonstrations: Rollout | None
+        self, state: TrainState, values: dict[str, Array], iterations: Array, demonstrations: Demonstrated | None
     ) -> tuple[TrainState, Metrics]:
         # The number of iterations is data, not a constant: one program whatever the host asks for, so that
         # results do not depend on how a run is cut into calls.
@@ -260,7 +260,7 @@ class HostSource(Source):
         behaviour: PyTree | None,
         rollout: HostRollout,
         episodes: EpisodeSummary,
-        demonstrations: Rollout | None,
+        demonstrations: Demonstrated | None,
     ) -> tuple[TrainState, PackedMetrics]:
         def one_copy(
             state: TrainState, values: Any, behaviour: PyTree | None, rollout: HostRollout, episodes: Any
@@ -296,15 +296,15 @@ class DemonstrationSource(Source):
 
     def __init__(self, learner: Learner, rule: OfflineRule) -> None:
         assert learner.demonstrations is not None
-        self._learner, self._rule = learner, rule
-        self.rows_per_iteration = int(learner.demonstrations.valid.sum())
+        self._learner, self._rule, self._rows = learner, rule, learner.demonstrations.rollout
+        self.rows_per_iteration = int(self._rows.valid.sum())
         self._run = learner.copies.layout.compile(self._study, by_seed=(True, False))
         self._before: TrainState | None = None
 
     def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, Records]:
         if self._learner.keeps_inputs:
             self._before = jax.tree.map(jnp.copy, state)
-        state, metrics = self._run(state, self._learner.demonstrations)
+        state, metrics = self._run(state, self._rows)
         return state, {name: np.asarray(values)[None] for name, values in metrics.items()}
 
     def trace(self, state: TrainState) -> None:
@@ -312,12 +312,11 @@ class DemonstrationSource(Source):
 
     def metric_shapes(self, state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of an iteration's metrics, `[K]` each."""
-        return jax.eval_shape(self._run, state, self._learner.demonstrations)[1]
+        return jax.eval_shape(self._run, state, self._rows)[1]
 
     def first_nan(self, copy: int) -> str:
         state = jax.tree.map(lambda x: x[copy], self._before)
-        assert self._learner.demonstrations is not None
-        return explain_first_nan(self._one_pass(self._learner.demonstrations), state)
+        return explain_first_nan(self._one_pass(self._rows), state)
 
     def _study(self, state: TrainState, demonstrations: Rollout) -> tuple[TrainState, Metrics]:
         return self._learner.copies.over_copies(self._one_pass(demonstrations))(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
 from klimb.rules import rule_name
 from klimb.runs.config import RunConfig, TrainOptions
-from klimb.training.driver import OnRecords, demonstrations_for, drive, policy_for
+from klimb.training.driver import Notify, OnRecords, demonstrations_for, demonstrator_for, drive, policy_for
 from klimb.training.program import Program
 from klimb.training.run_writer import Run, RunWriter
+
+logger = logging.getLogger("klimb")
 
 
 def sweep(
@@ -55,10 +58,12 @@ def start_sweep(
     *,
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
+    notify: Notify = logger.info,
 ) -> list[Run]:
     """A sweep by a configuration and the environment that it names.
 
     config: of every run but for the fields that are varied. over, run_dir, on_records, errors: as for `sweep`.
+    notify: called with lines about the start, for people.
     """
     rules = _combinations(config.rule, over)
     configs = [dataclasses.replace(config, rule=one) for one in rules]
@@ -69,8 +74,10 @@ def start_sweep(
         raise RunError(f"{run_dir} exists already; choose another directory for the sweep")
     first = configs[0]
     variations = {field: [getattr(one, field) for one in rules] for field in over}
-    demonstrations = demonstrations_for(environment, first, None)
-    program = Program(first, environment, policy_for(environment, first), demonstrations, variations)
+    demonstrations, policy = demonstrations_for(environment, first, None), policy_for(environment, first)
+    demonstrator = demonstrator_for(environment, first, policy, demonstrations, notify)
+    cloned = None if demonstrator is None else demonstrator.policy
+    program = Program(first, environment, policy, demonstrations, variations, demonstrator=cloned)
     try:
         state = program.initial_state()
         program.source.trace(state)
@@ -85,7 +92,8 @@ def start_sweep(
         for i, (one, own) in enumerate(zip(rules, configs, strict=True)):
             name = ",".join(f"{field}={getattr(one, field)!r}" for field in over)
             path = None if run_dir is None else Path(run_dir) / name
-            writers.append(RunWriter.create(own, path, program, state, slice(i * each, (i + 1) * each)))
+            part = slice(i * each, (i + 1) * each)
+            writers.append(RunWriter.create(own, path, program, state, part, demonstrator))
     except RunError:
         for writer in writers:
             writer.close()

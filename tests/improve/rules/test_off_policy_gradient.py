@@ -294,3 +294,17 @@ def test_rows_that_do_not_count_break_no_product(world, off):
     weight = rule._log_weights(distribution.log_prob(spoilt.action), spoilt.blank_padding())
     expected = (log_probs(world.target) - log_probs(world.behaviours[0]))[:-1].sum(0)
     np.testing.assert_allclose(weight[:-1], np.tile(expected, (T - 1, 1)), rtol=1e-12)
+
+
+def test_the_sample_size_of_demonstrations_is_that_of_their_columns_alone(world, off):
+    """Every second column counts as a demonstration: by the definition, with weights of these trajectories only."""
+    demonstrated = jnp.arange(N) % 2 == 0
+    where = lambda b: b.trajectory.demonstrated  # noqa: E731
+    marked = eqx.tree_at(where, off, demonstrated, is_leaf=lambda leaf: leaf is None)
+    info = info_of(world, marked, "trajectory", learning_rate=1e-12)
+    chances = np.where(demonstrated, chance(world.mdp, world.behaviours[0]), 0)
+    weight = np.exp((log_probs(world.target) - log_probs(world.behaviours[0])).sum(0))
+    expected = (chances @ weight) ** 2 / (chances.sum() * (chances @ weight**2))
+    assert float(info.extra["demonstration_ess"]) == pytest.approx(expected, rel=1e-9)
+    assert abs(expected - float(info.extra["weight_ess"])) > 1e-3
+    assert "demonstration_ess" not in info_of(world, off, "trajectory", learning_rate=1e-12).extra

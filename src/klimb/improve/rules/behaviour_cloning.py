@@ -96,17 +96,11 @@ class BehaviourCloning:
         policy returned; waited, the epochs since the last gain; grad_norm of the last minibatch, before clipping.
         """
         _, rebuild = flatten(policy)
-        held = self._held_out(batch)
-        train, test = (eqx.tree_at(lambda b: b.weight, batch, jnp.where(m, batch.weight, 0)) for m in (~held, held))
+        train, test = self._split(batch)
         judge = train if self.holdout == 0 else test
-
-        def likelihood(policy: PyTree, batch: Batch) -> Array:
-            """mean log π(a|s) of a policy over the rows of a batch."""
-            return batch.mean(action_distribution(policy, batch.obs).log_prob(batch.action))
-
         fitted = fit_epochs(
             self._optimizer,
-            lambda vector, rows: likelihood(rebuild(vector), rows),
+            lambda vector, rows: _log_likelihood(rebuild(vector), rows),
             key,
             state.theta,
             state.moments,
@@ -116,7 +110,7 @@ class BehaviourCloning:
             num_minibatches=max(1, len(batch.weight) // self.minibatch_size),
         )
         candidate = rebuild(fitted.theta)
-        better = likelihood(candidate, judge) > likelihood(policy, judge)
+        better = _log_likelihood(candidate, judge) > _log_likelihood(policy, judge)
         if self.holdout == 0:
             better = jnp.ones_like(better)
         waited = jnp.where(better, 0, state.waited + 1)
@@ -133,9 +127,23 @@ class BehaviourCloning:
         )
         return policy, state, info.with_metrics(waited=state.waited)
 
+    def log_likelihoods(self, policy: PyTree, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Mean log π(a|s) of the rows trained on and of those held out, in nats.
+
+        policy: any. batch: the demonstrations.
+        """
+        train, test = self._split(batch)
+        return _log_likelihood(policy, train), _log_likelihood(policy, test)
+
     @property
     def _optimizer(self) -> Optimizer:
         return Optimizer.make("adam", self.max_grad_norm)
+
+    def _split(self, batch: Batch) -> tuple[Batch, Batch]:
+        """(the rows to train on, the rows held out): the same batch twice, with weight 0 for the others."""
+        held = self._held_out(batch)
+        train, test = (eqx.tree_at(lambda b: b.weight, batch, jnp.where(m, batch.weight, 0)) for m in (~held, held))
+        return train, test
 
     def _held_out(self, batch: Batch) -> Bool[Array, " B"]:
         """The rows of every k-th episode, k = 1/holdout: whole episodes, because rows of one episode are correlated."""
@@ -149,6 +157,11 @@ class BehaviourCloning:
         every = round(1 / self.holdout)
         # Not the first one of every k, because packing puts the longest episodes first.
         return number % every == jnp.minimum(every // 2, episodes - 1)
+
+
+def _log_likelihood(policy: PyTree, batch: Batch) -> Float[Array, ""]:
+    """Mean log π(a|s) of a policy over the rows of a batch."""
+    return batch.mean(action_distribution(policy, batch.obs).log_prob(batch.action))
 
 
 def _episode_numbers(rollout: Rollout, weight: Float[Array, " B"]) -> tuple[Int[Array, " B"], Int[Array, ""]]:

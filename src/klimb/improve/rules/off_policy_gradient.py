@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import dataclasses
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from klimb.estimate.importance import (
     Weighting,
     effective_sample_size,
+    last_rows,
     log_weights,
     per_decision_advantages,
 )
@@ -44,7 +46,7 @@ class OffPolicyGradient:
     weighting: Weighting = "per_step"
     """trajectory, per_decision or per_step."""
     behaviour: Literal["recorded", "mixture"] = "recorded"
-    """π_β. recorded: the policy that took the action; mixture: the mixture of the whole history (balance heuristic)."""
+    """π_β. recorded: the policy that took the action; mixture: that of all that took one here (balance heuristic)."""
     history: Annotated[int, Field(ge=1, le=2**10)] = 1
     """Batches kept and learned from: the last one, or the last K."""
     gradient_steps: Count = 10
@@ -68,23 +70,22 @@ class OffPolicyGradient:
             title="Off-policy gradient",
             learns_from="both",
             history=self.history,
-            keeps_policies=self._uses_mixture,
+            keeps_policies=self.behaviour == "mixture",
             metrics={
                 "weight_ess": Metric(
                     "Effective sample size", "effective sample size of the importance weights, as a fraction"
                 ),
                 "largest_weight": Metric("Largest weight", "largest importance weight, as a share of their sum"),
+                "demonstration_ess": Metric(
+                    "Effective sample size of demonstrations",
+                    "effective sample size of the importance weights of the demonstrations alone, as a fraction",
+                ),
                 "gradient_steps": Metric(
                     "Gradient steps", "steps taken, including the one after which the sample size was too small"
                 ),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
         )
-
-    @property
-    def _uses_mixture(self) -> bool:
-        """Whether weights need the log-probs of all actions under every policy of the history."""
-        return self.behaviour == "mixture" and self.history > 1
 
     def init(self, policy: PyTree) -> optax.OptState:
         """The optimiser's moments before the first step.
@@ -101,8 +102,8 @@ class OffPolicyGradient:
         key: not used. policy, state, batch: as in `Rule.step`.
 
         `info.extra`: weight_ess and largest_weight (as a fraction of the sum of weights) of the policy returned, per
-        trajectory if weighting = trajectory, else per row; gradient_steps taken; grad_norm of the last, before
-        clipping.
+        trajectory if weighting = trajectory, else per row; with demonstrations demonstration_ess, the same as
+        weight_ess over them alone; gradient_steps taken; grad_norm of the last, before clipping.
         """
         theta, rebuild = flatten(policy)
 
@@ -131,6 +132,7 @@ class OffPolicyGradient:
             largest_weight=lambda new: self._sample_size(new, batch)[1],
             gradient_steps=fitted.epochs,
             grad_norm=fitted.grad_norm,
+            **self._of_demonstrations(batch),
         )
 
     @property
@@ -148,11 +150,11 @@ class OffPolicyGradient:
         valid, ended = _arrangement(batch)
         behaviour = Mixture(batch.log_prob.reshape(1, *valid.shape), jnp.zeros(1, log_prob.dtype))
         trajectory = batch.trajectory
-        if self._uses_mixture and trajectory is not None and trajectory.mixture is not None:
+        if self.behaviour == "mixture" and trajectory is not None and trajectory.mixture is not None:
             behaviour = trajectory.mixture
         # The ratio of padding is 1, so that it does not change any product.
         target = jnp.where(valid, log_prob.reshape(valid.shape), 0)
-        behaviour = Mixture(jnp.where(valid, behaviour.log_prob, 0), behaviour.log_share)
+        behaviour = dataclasses.replace(behaviour, log_prob=jnp.where(valid, behaviour.log_prob, 0))
         return log_weights(self.weighting, target, behaviour, ended)
 
     def _limited(self, weight: Array, batch: Batch) -> Array:
@@ -173,14 +175,31 @@ class OffPolicyGradient:
 
     def _sample_size(self, distribution: Distribution, batch: Batch) -> tuple[Array, Array]:
         """(effective sample size as a fraction, largest weight as a fraction of their sum)."""
+        weight, count = self._samples(distribution, batch)
+        total = jnp.sum(count * weight)
+        return effective_sample_size(weight, count), jnp.max(count * weight) / jnp.where(total > 0, total, 1)
+
+    def _of_demonstrations(self, batch: Batch) -> dict[str, Any]:
+        """What is measured of the demonstrations alone, as functions of the distributions; nothing without any."""
+        demonstrated = None if batch.trajectory is None else batch.trajectory.demonstrated
+        if demonstrated is None:
+            return {}
+
+        def sample_size(distribution: Distribution) -> Array:
+            """As a fraction of the demonstrations."""
+            weight, count = self._samples(distribution, batch)
+            return effective_sample_size(weight, jnp.where(demonstrated, count, 0))
+
+        return {"demonstration_ess": sample_size}
+
+    def _samples(self, distribution: Distribution, batch: Batch) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+        """(weights, how often each counts): of trajectories on their last rows, else of every row."""
         log_weight = self._log_weights(distribution.log_prob(batch.action), batch)
         valid, ended = _arrangement(batch)
         count = jnp.where(valid, batch.weight.reshape(valid.shape), 0)
         if self.weighting == "trajectory":
-            count = jnp.where(_last_rows(valid, ended), count, 0)
-        weight = jnp.where(count > 0, self._limited(jnp.exp(log_weight), batch), 0)
-        total = jnp.sum(count * weight)
-        return effective_sample_size(weight, count), jnp.max(count * weight) / jnp.where(total > 0, total, 1)
+            count = jnp.where(last_rows(valid, ended), count, 0)
+        return jnp.where(count > 0, self._limited(jnp.exp(log_weight), batch), 0), count
 
 
 def _arrangement(batch: Batch) -> tuple[Bool[Array, "T N"], Bool[Array, "T N"]]:
@@ -189,9 +208,3 @@ def _arrangement(batch: Batch) -> tuple[Bool[Array, "T N"], Bool[Array, "T N"]]:
         return (batch.weight > 0)[None], jnp.ones((1, len(batch.weight)), bool)
     rollout = batch.trajectory.rollout
     return (batch.weight > 0).reshape(rollout.valid.shape), rollout.terminated | rollout.truncated
-
-
-def _last_rows(valid: Bool[Array, "T N"], ended: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
-    """The last valid row of every trajectory: at its end, before padding, or in the last step."""
-    follows = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
-    return valid & (ended | ~follows)
