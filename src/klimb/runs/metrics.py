@@ -119,8 +119,9 @@ METRICS: dict[str, Metric] = {
     ),
     "status": Metric(
         "Status",
-        "`ACCEPTED`; why the step was rejected (`KL_TOO_LARGE`, `NO_IMPROVEMENT`, `NONFINITE`, `CG_BREAKDOWN`); or "
-        "`CRITIC_WARMUP` where none was tried; `FINISHED` of a seed that waits for the others",
+        "`ACCEPTED`; why the step was rejected (`KL_TOO_LARGE`, `NO_IMPROVEMENT`, `NONFINITE`, `CG_BREAKDOWN`); "
+        "`CRITIC_WARMUP` where none was tried; or `FINISHED` of a seed that has made its `env_steps` and waits for the "
+        "others (`--batch episodes`)",
     ),
     "explained_variance": Metric(
         "Explained variance",
