@@ -64,7 +64,7 @@ VARIANTS = {
     "natural-gradient": ("--solver woodbury --fisher empirical --num-envs 2", "--normalised --epsilon 0.003"),
     "trpo": ("--line-search growing", "--fisher empirical", "--fisher-fraction 0.1", "--kl-direction new_old"),
     "ppo": ("--penalty kl",),
-    "conservative-policy-iteration": ("--mixture none", "--mixture 0.3 --temperature 0.5"),
+    "conservative-policy-iteration": ("--mixture none", "--learning-rate 0.003"),
     "reps": ("--epsilon 0.1",),
     "v-mpo": ("--top-fraction 1",),
     "awr": ("--temperature 0.3",),
