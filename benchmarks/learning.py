@@ -2,7 +2,8 @@
 
 For every rule and environment: the returns of the trained policies (final evaluation, the most likely action), of
 untrained ones, and the learning curve. The runs stay in `runs/learning`; a run that is there already is not made
-again, so that a run can be looked at with `klimb report`.
+again, so that a run can be looked at with `klimb report`. `benchmarks/learning.py RULE...` measures some rules only and
+leaves the pages and results of the others as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import matplotlib
 import numpy as np
 
 import klimb
-from results_file import HERE, write_results
+from results_file import HERE, read_results, write_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -55,12 +56,18 @@ TASKS = [
     ),
 ]
 RULES = ("reinforce", "off-policy-gradient", "kl-penalty", "dual-descent", "natural-gradient", "trpo", "ppo")
+RULES += ("conservative-policy-iteration", "reps", "v-mpo", "awr")
+CLONING = "behaviour-cloning"
 VARIANTS = {
     "off-policy-gradient": ("--weighting per_decision", "--weighting trajectory", "--history 4 --behaviour mixture"),
     "dual-descent": ("--divergence tv --epsilon 0.05 --log-multiplier", "--divergence kl_new_old --log-multiplier"),
     "natural-gradient": ("--solver woodbury --fisher empirical --num-envs 2", "--normalised --epsilon 0.003"),
     "trpo": ("--line-search growing", "--fisher empirical", "--fisher-fraction 0.1", "--kl-direction new_old"),
     "ppo": ("--penalty kl",),
+    "conservative-policy-iteration": ("--mixture none", "--learning-rate 0.003"),
+    "reps": ("--epsilon 0.1",),
+    "v-mpo": ("--top-fraction 1",),
+    "awr": ("--temperature 0.3",),
 }
 
 
@@ -124,12 +131,12 @@ def clone(task: Task, start: float) -> tuple[Measured, Path]:
         klimb_ = str(Path(sys.executable).with_name("klimb"))
         subprocess.run([klimb_, "record", str(teacher), "-o", str(demonstrations)], check=True, timeout=600)
     shown = f"klimb train behaviour-cloning {task.env} --demonstrations RUN"
-    directory = run(f"behaviour-cloning {task.env} --demonstrations {demonstrations}", f"behaviour-cloning-{task.name}")
+    directory = run(f"{CLONING} {task.env} --demonstrations {demonstrations}", f"{CLONING}-{task.name}")
     each, taught = returns(directory), klimb.load_demonstrations(demonstrations).returns.mean()
     needed = 450 if task.name == "cartpole" else start + 0.7 * (taught - start)
     goal = "≥ 450" if task.name == "cartpole" else f"most of the way to the demonstrator's {taught:.0f}"
     measured = Measured(
-        "behaviour-cloning", task.label, goal, shown, start, float(np.mean(each)), min(each), bool(min(each) >= needed)
+        CLONING, task.label, goal, shown, start, float(np.mean(each)), min(each), bool(min(each) >= needed)
     )
     return measured, run(f"trpo {task.env} {task.flags} --init-from {directory}", f"fine-tuning-{task.name}")
 
@@ -192,27 +199,34 @@ def describe(rule: str, rows: list[Measured], tuned: dict[str, float] | None) ->
     page.write_text(head + BEGIN + "\n" + "\n".join(lines) + "\n" + END + tail, encoding="utf-8")
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
+    """Measures rules and writes their results and pages. names: of the rules; none for all of them."""
+    if unknown := set(names) - {*RULES, CLONING}:
+        sys.exit(f"there is no rule {', '.join(sorted(unknown))} here; there are {', '.join((*RULES, CLONING))}")
+    chosen = [rule for rule in RULES if not names or rule in names]
     starts = {task.name: untrained(task) for task in TASKS}
-    found = {rule: [measure(rule, task, starts[task.name]) for task in TASKS] for rule in RULES}
-    found["behaviour-cloning"] = [clone(task, starts[task.name]) for task in TASKS]
+    found = {rule: [measure(rule, task, starts[task.name]) for task in TASKS] for rule in chosen}
+    before = read_results("learning") if names else {}
+    tuned = before.get("fine_tuning_lowest", {})
+    if not names or CLONING in names:
+        found[CLONING] = [clone(task, starts[task.name]) for task in TASKS]
+        tuned = {
+            task.label: float(np.nanmin(curve(path)[1])) for task, (_, path) in zip(TASKS, found[CLONING], strict=True)
+        }
     variants = {
         rule: [measure(rule, TASKS[0], starts["cartpole"], flags)[0] for flags in VARIANTS.get(rule, ())]
         for rule in found
     }
-    tuned = {
-        task.label: float(np.nanmin(curve(path)[1]))
-        for task, (_, path) in zip(TASKS, found["behaviour-cloning"], strict=True)
-    }
     everything = [row for rule in found for row in ([row for row, _ in found[rule]] + variants[rule])]
-    write_results("learning", fine_tuning_lowest=tuned, results=[vars(row) for row in everything])
+    results = [row for row in before.get("results", []) if row["rule"] not in found] + [vars(row) for row in everything]
+    write_results("learning", fine_tuning_lowest=tuned, results=results)
     for rule, runs in found.items():
         draw(rule, [(task, path, starts[task.name]) for task, (_, path) in zip(TASKS, runs, strict=True)])
         rows = [row for row in everything if row.rule == rule]
-        describe(rule, rows, tuned if rule == "behaviour-cloning" else None)
+        describe(rule, rows, tuned if rule == CLONING else None)
     for row in everything:
         print(f"{'ok  ' if row.enough else 'MISS'} {row.trained:9.1f} (lowest {row.lowest:.1f}) {row.command}")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

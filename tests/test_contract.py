@@ -22,11 +22,15 @@ from jaxtyping import PyTree
 
 import klimb
 from klimb import (
+    AWR,
     PPO,
+    REPS,
     TRPO,
+    VMPO,
     Batch,
     BehaviourCloning,
     Categorical,
+    ConservativePolicyIteration,
     DualDescent,
     KLPenalty,
     NaturalGradient,
@@ -66,7 +70,13 @@ RULES = [
     PPO(),
     PPO(penalty="kl", target_kl=0.02),
     BehaviourCloning(holdout=0.0, learning_rate=1e-2, minibatch_size=8),
+    ConservativePolicyIteration(learning_rate=1e-2, projection_steps=2),
+    REPS(),
+    VMPO(),
+    AWR(),
 ]
+# V-MPO has what the other fits to the penalised optimum have, and a state besides.
+QUICK = [rule for rule in RULES if not isinstance(rule, AWR | REPS | ConservativePolicyIteration)]
 # The same code under other values, or with parts that have tests of their own: compiling it takes minutes.
 VARIANTS = [
     Reinforce(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.5),
@@ -83,6 +93,10 @@ VARIANTS = [
     PPO(target_kl=0.003, clip_eps=0.1, anneal_learning_rate=True),
     PPO(penalty="kl", kl_direction="new_old", target_kl=0.02),
     BehaviourCloning(holdout=0.0, learning_rate=1e-2),
+    ConservativePolicyIteration(mixture=None, temperature=0.2, learning_rate=1e-2),
+    REPS(epsilon=0.05, max_grad_norm=None),
+    VMPO(top_fraction=1.0, epsilon=1e-3, epochs=3),
+    AWR(temperature=0.3, max_weight=2.0, num_minibatches=1),
 ]
 
 
@@ -92,7 +106,7 @@ def rule_id(rule: Rule) -> str:
     return type(rule).__name__ + "".join(f",{name}={value}" for name, value in fields)
 
 
-def over(condition: Callable[[Rule], bool], quick: Collection[Rule] = RULES):
+def over(condition: Callable[[Rule], bool], quick: Collection[Rule] = QUICK):
     """A test of every rule that meets the condition; those that are not `quick` only with `make test-slow`."""
     return pytest.mark.parametrize(
         "rule",
@@ -152,6 +166,7 @@ def make_case(name: str, seed: int = 0) -> Case:
         value_target=jnp.zeros(ROWS),
         weight=jnp.ones(ROWS).at[-PADDING:].set(0),
         fraction_done=jnp.zeros(()),
+        gamma=0.9,
     )
     return Case(policy, batch)
 
@@ -211,6 +226,8 @@ def given(rule: Rule, batch: Batch) -> Batch:
 
 def direction(rule: Rule) -> str:
     """The direction of the KL that the rule constrains."""
+    if isinstance(rule, AWR | REPS):
+        return "new_old"
     if isinstance(rule, DualDescent):
         return "new_old" if rule.divergence == "kl_new_old" else "old_new"
     return getattr(rule, "kl_direction", "old_new")
@@ -551,6 +568,8 @@ ZERO += [(Reinforce, "max_grad_norm"), (PPO, "max_grad_norm"), (DualDescent, "ep
 ZERO += [(OffPolicyGradient, "history"), (OffPolicyGradient, "gradient_steps"), (OffPolicyGradient, "max_weight")]
 ZERO += [(KLPenalty, "learning_rate"), (NaturalGradient, "learning_rate"), (TRPO, "fisher_fraction")]
 ZERO += [(DualDescent, "max_multiplier"), (BehaviourCloning, "minibatch_size"), (BehaviourCloning, "patience")]
+ZERO += [(AWR, "temperature"), (AWR, "max_weight"), (REPS, "epsilon"), (VMPO, "epsilon"), (VMPO, "top_fraction")]
+ZERO += [(ConservativePolicyIteration, "mixture"), (ConservativePolicyIteration, "temperature")]
 
 
 @pytest.mark.parametrize(("rule_class", "field"), ZERO, ids=lambda x: getattr(x, "__name__", x))
@@ -560,7 +579,11 @@ def test_what_has_to_be_positive_may_not_be_zero(rule_class, field):
 
 
 def test_fractions_stay_below_one():
-    for rule_class, field in ((TRPO, "backtrack_factor"), (PPO, "clip_eps")):
+    for rule_class, field in (
+        (TRPO, "backtrack_factor"),
+        (PPO, "clip_eps"),
+        (ConservativePolicyIteration, "mixture"),
+    ):
         with pytest.raises(ConfigError, match=rf"^{field} = 1: .*less than 1"):
             build(rule_class, {field: 1})
 

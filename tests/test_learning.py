@@ -12,9 +12,13 @@ import pytest
 
 import klimb
 from klimb import (
+    AWR,
     PPO,
+    REPS,
     TRPO,
+    VMPO,
     BehaviourCloning,
+    ConservativePolicyIteration,
     DualDescent,
     KLPenalty,
     NaturalGradient,
@@ -92,10 +96,17 @@ TASKS = [
     Task(rule=NaturalGradient(), env_steps=80_000, slow=True, **CARTPOLE),
     Task(rule=TRPO(line_search="growing", fisher="empirical"), env_steps=60_000, slow=True, **CARTPOLE),
     Task(rule=PPO(learning_rate=3e-3, penalty="kl"), env_steps=60_000, slow=True, **CARTPOLE),
+    Task(rule=ConservativePolicyIteration(learning_rate=3e-3), env_steps=80_000, slow=True, **CARTPOLE),
+    Task(rule=REPS(learning_rate=3e-3), env_steps=60_000, slow=True, **CARTPOLE),
+    Task(rule=VMPO(learning_rate=3e-3), env_steps=60_000, slow=True, **CARTPOLE),
+    Task(rule=AWR(learning_rate=3e-3), env_steps=60_000, slow=True, **CARTPOLE),
     Task(rule=TRPO(max_kl=0.03), slow=True, **PENDULUM),
     Task(rule=PPO(learning_rate=3e-3), slow=True, **PENDULUM),
     Task(rule=KLPenalty(learning_rate=3e-3), slow=True, **PENDULUM),
     Task(rule=DualDescent(learning_rate=3e-3, epsilon=0.03), slow=True, **PENDULUM),
+    Task(rule=REPS(learning_rate=3e-3), slow=True, **PENDULUM),
+    Task(rule=VMPO(learning_rate=3e-3, epsilon=0.03), slow=True, **PENDULUM),
+    Task(rule=AWR(learning_rate=3e-3), slow=True, **PENDULUM),
 ]
 each_task = pytest.mark.parametrize(
     "task",

@@ -33,6 +33,10 @@ from .improve.rules.dual_descent import DualDescent as DualDescent
 from .improve.rules.natural_gradient import NaturalGradient as NaturalGradient
 from .improve.rules.trpo import TRPO as TRPO
 from .improve.rules.ppo import PPO as PPO
+from .improve.rules.conservative_policy_iteration import ConservativePolicyIteration as ConservativePolicyIteration
+from .improve.rules.reps import REPS as REPS
+from .improve.rules.v_mpo import VMPO as VMPO
+from .improve.rules.awr import AWR as AWR
 from .improve.rules.behaviour_cloning import BehaviourCloning as BehaviourCloning
 from .guided.search import GuidedPolicySearch as GuidedPolicySearch
 

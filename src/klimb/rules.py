@@ -13,14 +13,18 @@ from klimb.errors import ConfigError, nearest, shown
 from klimb.fields import MAX_NAME
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.rule import Rule, Traits
+from klimb.improve.rules.awr import AWR
 from klimb.improve.rules.behaviour_cloning import BehaviourCloning
+from klimb.improve.rules.conservative_policy_iteration import ConservativePolicyIteration
 from klimb.improve.rules.dual_descent import DualDescent
 from klimb.improve.rules.kl_penalty import KLPenalty
 from klimb.improve.rules.natural_gradient import NaturalGradient
 from klimb.improve.rules.off_policy_gradient import OffPolicyGradient
 from klimb.improve.rules.ppo import PPO
 from klimb.improve.rules.reinforce import Reinforce
+from klimb.improve.rules.reps import REPS
 from klimb.improve.rules.trpo import TRPO
+from klimb.improve.rules.v_mpo import VMPO
 from klimb.types import Batch, UpdateInfo
 
 RULES: dict[str, type] = {
@@ -31,6 +35,10 @@ RULES: dict[str, type] = {
     "natural-gradient": NaturalGradient,
     "trpo": TRPO,
     "ppo": PPO,
+    "conservative-policy-iteration": ConservativePolicyIteration,
+    "reps": REPS,
+    "v-mpo": VMPO,
+    "awr": AWR,
     "behaviour-cloning": BehaviourCloning,
     "guided": GuidedPolicySearch,
 }

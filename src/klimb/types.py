@@ -147,6 +147,7 @@ class Batch(eqx.Module):
     `trajectory` keeps the `[T, N]` arrangement, row t·N + n being step t of environment n; None where there is none.
     `fraction_done` is the part of the training that is over, 0 to 1, for hyperparameters that are annealed.
     `advantage_scale` is the standard deviation that advantages had, in units of reward, before they were normalised.
+    `gamma` is the discount per step that they were estimated with; None where it is not known.
     """
 
     obs: Float[Array, " B *obs"] | Int[Array, " B *obs"]
@@ -158,6 +159,7 @@ class Batch(eqx.Module):
     trajectory: Trajectory | None = None
     fraction_done: Float[Array, ""] | float = 0.0
     advantage_scale: Float[Array, ""] | float = 1.0
+    gamma: Float[Array, ""] | float | None = None
 
     def mean(self, value: Float[Array, " B"]) -> Float[Array, ""]:
         """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds."""
@@ -176,7 +178,8 @@ class Batch(eqx.Module):
     def take(self, rows: Int[Array, " b"]) -> Batch:
         """A minibatch: some of the rows, without the trajectory they came from."""
         columns = {name: take_rows(getattr(self, name), rows) for name in _COLUMNS}
-        return Batch(**columns, fraction_done=self.fraction_done, advantage_scale=self.advantage_scale)
+        scalars = {name: getattr(self, name) for name in ("fraction_done", "advantage_scale", "gamma")}
+        return Batch(**columns, **scalars)
 
 
 _COLUMNS = ("obs", "action", "log_prob", "advantage", "value_target", "weight")

@@ -246,6 +246,8 @@ def test_what_has_no_baseline_is_not_centred(x64, data):
         mean, scale = (raw.mean(), raw.std()) if centred else (0, np.sqrt(np.mean(raw**2)))
         np.testing.assert_allclose(batch.advantage, (raw - mean) / scale, atol=1e-12)
         np.testing.assert_allclose(batch.advantage_scale, scale, rtol=1e-12)
+        minibatch = batch.take(jnp.arange(2))
+        assert (minibatch.gamma, minibatch.advantage_scale) == (GAMMA, batch.advantage_scale)
     difference = batches["reward_to_go"].advantage - batches["reward_to_go_average"].advantage
     assert np.abs(difference).max() > 0.01
 

@@ -8,7 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klimb import PPO, TRPO, DualDescent, KLPenalty, NaturalGradient, exact_batch
+from klimb import (
+    AWR,
+    PPO,
+    REPS,
+    TRPO,
+    VMPO,
+    ConservativePolicyIteration,
+    DualDescent,
+    KLPenalty,
+    NaturalGradient,
+    exact_batch,
+)
 from klimb.tabular.table import SoftmaxTable
 from problems import A, S, make_mdp, optimum, probabilities, slow_except
 
@@ -30,6 +41,12 @@ CLIMBERS = {
     ),
     "kl penalty": KLPenalty(kl_coef=0.5, learning_rate=0.03, epochs=60, **FULL),
     "ppo with kl penalty": PPO(penalty="kl", target_kl=0.1, learning_rate=0.03, epochs=60, **FULL),
+    "conservative policy iteration": ConservativePolicyIteration(
+        temperature=0.5, learning_rate=0.03, epochs=60, damping=1e-4, cg_iterations=20, **FULL
+    ),
+    "reps": REPS(epsilon=0.2, learning_rate=0.03, epochs=60, **FULL),
+    "v-mpo": VMPO(epsilon=0.1, top_fraction=1.0, learning_rate=0.03, epochs=60, **FULL),
+    "awr": AWR(temperature=0.5, learning_rate=0.03, epochs=60, **FULL),
 }
 
 

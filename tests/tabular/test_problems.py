@@ -222,3 +222,9 @@ def test_the_conservative_step_is_where_the_bound_is_highest(x64, mean, worst, g
     best = alphas[np.argmax(mixture_bound(mean, worst, alphas, gamma))]
     assert float(conservative_step(mean, worst, gamma)) == pytest.approx(best, abs=1e-4)
     assert float(conservative_step(-mean, worst, gamma)) == 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_the_conservative_step_at_the_ends_of_the_discount(x64, gamma):
+    assert float(conservative_step(0.1, 0.5, gamma)) == 1 - gamma
+    assert float(conservative_step(-0.1, 0.5, gamma)) == float(conservative_step(0.0, 0.5, gamma)) == 0

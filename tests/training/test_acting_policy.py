@@ -13,8 +13,12 @@ import pytest
 import klimb
 from acting_policy import watched_run
 from klimb import (
+    AWR,
     PPO,
+    REPS,
     TRPO,
+    VMPO,
+    ConservativePolicyIteration,
     DualDescent,
     GuidedPolicySearch,
     KLPenalty,
@@ -35,6 +39,10 @@ RULES = {
     "off_policy_gradient": OffPolicyGradient(),
     "kl_penalty": KLPenalty(learning_rate=3e-3),
     "dual_descent": DualDescent(learning_rate=3e-3),
+    "conservative_policy_iteration": ConservativePolicyIteration(learning_rate=3e-3),
+    "reps": REPS(learning_rate=3e-3),
+    "v_mpo": VMPO(learning_rate=3e-3),
+    "awr": AWR(learning_rate=3e-3),
     "mirror_descent": GuidedPolicySearch(method="mirror_descent"),
 }
 ENVIRONMENTS = [

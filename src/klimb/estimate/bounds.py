@@ -141,13 +141,14 @@ def conservative_step(mean_gain: Number, worst: Number, gamma: Number) -> Float[
 
     With u = 1 − γ(1 − α) the derivative is 0 at u = (1 − γ)/√(1 − 𝔸/2C).
 
-    mean_gain: 𝔸, as in `mixture_bound`. worst: C. gamma: discount per step, in (0, 1).
+    mean_gain: 𝔸, as in `mixture_bound`. worst: C. gamma: discount per step, in [0, 1].
 
-    Returns α; 0 where 𝔸 ≤ 0.
+    Returns α; 0 where 𝔸 ≤ 0, and for γ = 1, where no step has a guarantee.
     """
     share = jnp.clip(mean_gain / jnp.where(worst > 0, 2 * worst, 1), 0, 0.5)
     u = (1 - gamma) / jnp.sqrt(1 - share)
-    return jnp.clip((u - (1 - gamma)) / gamma, 0, 1)
+    discounted = jnp.clip((u - (1 - gamma)) / jnp.where(gamma > 0, gamma, 1), 0, 1)
+    return jnp.where(jnp.asarray(gamma) > 0, discounted, jnp.where(share > 0, 1.0, 0.0))
 
 
 def guaranteed_fraction(

@@ -91,4 +91,5 @@ class Estimator:
             trajectory=Trajectory(rollout, Residuals(residual / scale, decay, discount)),
             fraction_done=fraction_done,
             advantage_scale=scale,
+            gamma=self.gamma,
         )

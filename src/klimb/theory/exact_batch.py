@@ -41,6 +41,7 @@ def exact_batch(mdp: TabularMDP, policy: PyTree) -> Batch:
         advantage=rows(mdp.advantages(pi)),
         value_target=rows(mdp.state_values(pi)[:, None]),
         weight=rows(mdp.state_distribution(pi)[:, None] * pi),
+        gamma=mdp.gamma,
     )
 
 

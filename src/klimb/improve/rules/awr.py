@@ -1,0 +1,91 @@
+"""AWR: weighted maximum likelihood of the actions with the weights e^{A/β}, β fixed."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+from pydantic.dataclasses import dataclass
+
+from klimb.estimate.importance import effective_sample_size
+from klimb.fields import STRICT, Count, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.soft_improvement import WeightedFit, under_policy
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, UpdateInfo
+
+
+@dataclass(frozen=True, config=STRICT)
+class AWR:
+    """Advantage-weighted regression (Peng et al. 2019): maximise mean min(e^{Â/β}, w_max) log π_θ(a|s).
+
+    Without the clip its optimum is π e^{A/β}/Z, the maximum of E_{π'}[A] − β KL(π'‖π): the multiplier is fixed, as in
+    `KLPenalty`, but the penalised problem is solved in closed form first and the policy fitted to its solution.
+    """
+
+    temperature: Positive = 1.0
+    """β: price of a nat of KL(π'‖π), in units of the advantage; a small one weighs the best actions alone."""
+    max_weight: Positive = 20.0
+    """w_max: weights are clipped to it."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size."""
+    epochs: Count = 10
+    """Passes over the batch."""
+    num_minibatches: Count = 4
+    """Minibatches per pass; has to divide num_steps × num_envs."""
+    max_grad_norm: Positive | None = 0.5
+    """Maximum global norm of the gradient; none does not clip."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            title="AWR",
+            kl=KLLimit(direction="new_old"),
+            num_minibatches=self.num_minibatches,
+            metrics={
+                "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
+                "clipped_weights": Metric("Clipped weights", "fraction of rows whose weight was clipped"),
+                "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+            },
+        )
+
+    def init(self, policy: PyTree) -> optax.OptState:
+        """Adam's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
+        return self._fit.init(policy)
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
+    ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
+        """All epochs on one batch: (policy, state, info).
+
+        key: for the order of the rows. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: weight_ess, clipped_weights, grad_norm of the last minibatch, before clipping. Raises ValueError
+        if `num_minibatches` does not divide the number of rows.
+        """
+        old = action_distribution(policy, batch.obs)
+        rows = under_policy(old, batch)
+        unclipped = jnp.exp(batch.advantage / self.temperature)
+        weight = jnp.minimum(unclipped, self.max_weight)
+        fitted = self._fit(key, policy, state, rows, weight)
+        return accept_or_reject(
+            policy,
+            state,
+            flatten(policy).rebuild(fitted.theta),
+            fitted.moments,
+            batch,
+            kl_direction=self.traits.kl.direction,
+            old=old,
+            weight_ess=effective_sample_size(weight, rows.weight),
+            clipped_weights=rows.mean((unclipped > self.max_weight).astype(weight.dtype)),
+            grad_norm=fitted.grad_norm,
+        )
+
+    @property
+    def _fit(self) -> WeightedFit:
+        return WeightedFit(self.learning_rate, self.epochs, self.num_minibatches, self.max_grad_norm)

@@ -1,0 +1,96 @@
+"""REPS: weighted maximum likelihood of the actions with the weights e^{A/η}, η from a limit on their KL."""
+
+from __future__ import annotations
+
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+from pydantic.dataclasses import dataclass
+
+from klimb.estimate.importance import effective_sample_size
+from klimb.fields import STRICT, Count, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.soft_improvement import WeightedFit, soft_weights, solve_temperature, under_policy
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, UpdateInfo
+
+
+@dataclass(frozen=True, config=STRICT)
+class REPS:
+    """Relative entropy policy search (Peters, Mülling and Altün 2010), on advantages.
+
+    max over p' of E_{p'}[Â] subject to KL(p'‖p) ≤ ε, p the distribution of states and actions in the batch, is reached
+    at p' ∝ p e^{Â/η}, η the minimum of the dual g(η) = ηε + η log E_p[e^{Â/η}]. The dual is solved on every batch;
+    the policy is then fitted by maximising mean e^{Â/η} log π_θ(a|s).
+
+    The paper's dual has a second variable, the parameters of a value function that makes p' a stationary distribution
+    on average. Here Â comes with the critic's value subtracted, and that constraint is left out.
+    """
+
+    epsilon: Positive = 0.5
+    """ε: limit on the KL of the weighted rows from the batch, in nats; it bounds the mean KL(π'‖π) over them."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size."""
+    epochs: Count = 10
+    """Passes over the batch."""
+    num_minibatches: Count = 4
+    """Minibatches per pass; has to divide num_steps × num_envs."""
+    max_grad_norm: Positive | None = 0.5
+    """Maximum global norm of the gradient; none does not clip."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            title="REPS",
+            kl=KLLimit(direction="new_old"),
+            num_minibatches=self.num_minibatches,
+            metrics={
+                "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
+                "temperature": Metric("Temperature", "η, the price of a nat, where the dual has its minimum"),
+                "dual": Metric("Dual", "g(η), the largest gain that the limit allows, in units of the advantage"),
+                "weight_kl": Metric("KL of the weights", "KL of the weighted rows from the batch, in nats"),
+                "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+            },
+        )
+
+    def init(self, policy: PyTree) -> optax.OptState:
+        """Adam's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
+        return self._fit.init(policy)
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: optax.OptState, batch: Batch
+    ) -> tuple[PyTree, optax.OptState, UpdateInfo]:
+        """All epochs on one batch: (policy, state, info).
+
+        key: for the order of the rows. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: temperature η, dual g(η), weight_kl (ε, unless greedy weights keep it), weight_ess, grad_norm of
+        the last minibatch, before clipping. Raises ValueError if `num_minibatches` does not divide the number of rows.
+        """
+        old = action_distribution(policy, batch.obs)
+        rows = under_policy(old, batch)
+        temperature = solve_temperature(rows.advantage, rows.weight, self.epsilon)
+        soft = soft_weights(rows.advantage, rows.weight, temperature)
+        fitted = self._fit(key, policy, state, rows, soft.weight)
+        return accept_or_reject(
+            policy,
+            state,
+            flatten(policy).rebuild(fitted.theta),
+            fitted.moments,
+            batch,
+            kl_direction=self.traits.kl.direction,
+            old=old,
+            temperature=temperature,
+            dual=temperature * (self.epsilon + soft.log_partition),
+            weight_kl=soft.kl,
+            weight_ess=effective_sample_size(soft.weight, rows.weight),
+            grad_norm=fitted.grad_norm,
+        )
+
+    @property
+    def _fit(self) -> WeightedFit:
+        return WeightedFit(self.learning_rate, self.epochs, self.num_minibatches, self.max_grad_norm)

@@ -1,0 +1,118 @@
+"""V-MPO: weighted likelihood of the better half of the rows, within a KL that a second multiplier keeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from klimb.fields import STRICT, Count, Positive
+from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.dual import dual_ascent
+from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.soft_improvement import WeightedFit, best_rows, soft_weights, solve_temperature, under_policy
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.types import Batch, Metric, UpdateInfo
+
+
+class VMPOState(NamedTuple):
+    """What is kept from one iteration to the next: the multiplier α and Adam's moments."""
+
+    multiplier: Float[Array, ""]
+    moments: optax.OptState
+
+
+@dataclass(frozen=True, config=STRICT)
+class VMPO:
+    """V-MPO (Song et al. 2020): maximise Σ ψ log π_θ(a|s) subject to mean KL(π‖π_θ) ≤ epsilon.
+
+    ψ ∝ e^{Â/η} on the rows of the largest advantages, 0 on the others; η is the minimum of the dual of a limit on the
+    KL of ψ from equal weights. The limit on the policy has the multiplier α, which is moved after every batch.
+    """
+
+    epsilon_temperature: Positive = 0.1
+    """ε_η: limit on the KL of the weights ψ from equal weights on the same rows, in nats; η follows from it."""
+    top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Fraction of the rows that are used, those of the largest advantages."""
+    epsilon: Positive = 0.01
+    """Limit on the mean KL(π_old‖π_new), in nats; α follows from it."""
+    initial_multiplier: Positive = 1.0
+    """α before the first update."""
+    multiplier_learning_rate: Positive = 20.0
+    """Step size of log α per nat of the violation KL − epsilon."""
+    max_multiplier: Positive = 1e4
+    """Maximum α."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size."""
+    epochs: Count = 10
+    """Passes over the batch."""
+    num_minibatches: Count = 4
+    """Minibatches per pass; has to divide num_steps × num_envs."""
+    max_grad_norm: Positive | None = 0.5
+    """Maximum global norm of the gradient; none does not clip."""
+
+    @property
+    def traits(self) -> Traits:
+        metrics = {
+            "temperature": Metric("Temperature", "η, the price of a nat, where the dual has its minimum"),
+            "weight_kl": Metric("KL of the weights", "KL of the weighted rows from the rows that are used, in nats"),
+            "multiplier": Metric("Multiplier", "α, the price of a nat of KL(π_old‖π_new) in the fit"),
+            "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+        }
+        return Traits("V-MPO", KLLimit(self.epsilon), metrics, num_minibatches=self.num_minibatches)
+
+    def init(self, policy: PyTree) -> VMPOState:
+        """α = initial_multiplier, and Adam's moments before the first step.
+
+        policy: the one that the first step will get.
+        """
+        first = jnp.minimum(self.initial_multiplier, self.max_multiplier)
+        return VMPOState(first.astype(flatten(policy).theta.dtype), self._fit.init(policy))
+
+    def step(
+        self, key: PRNGKeyArray, policy: PyTree, state: VMPOState, batch: Batch
+    ) -> tuple[PyTree, VMPOState, UpdateInfo]:
+        """All epochs on one batch, and one update of α: (policy, state, info).
+
+        key: for the order of the rows. policy, state, batch: as in `Rule.step`.
+
+        `info.extra`: temperature η, weight_kl, multiplier (the α of the fit), grad_norm of the last minibatch, before
+        clipping. Raises ValueError if `num_minibatches` does not divide the number of rows.
+        """
+        old = action_distribution(policy, batch.obs)
+        rows = under_policy(old, batch)
+        used = jnp.where(best_rows(rows.advantage, rows.weight, self.top_fraction), rows.weight, 0)
+        temperature = solve_temperature(rows.advantage, used, self.epsilon_temperature)
+        soft = soft_weights(rows.advantage, used, temperature)
+        # ψ sums to 1 over the rows that are used: as a mean over all rows, its weights have mean 1.
+        weight = soft.weight * jnp.sum(rows.weight) / jnp.sum(used)
+        fitted = self._fit(key, policy, state.moments, rows, weight, kl_coef=state.multiplier)
+        new = flatten(policy).rebuild(fitted.theta)
+        multiplier = dual_ascent(
+            state.multiplier,
+            batch.mean(old.kl_to(action_distribution(new, batch.obs))) - self.epsilon,
+            learning_rate=self.multiplier_learning_rate,
+            log_space=True,
+            largest=self.max_multiplier,
+        )
+        return accept_or_reject(
+            policy,
+            state,
+            new,
+            VMPOState(multiplier, fitted.moments),
+            batch,
+            old=old,
+            temperature=temperature,
+            weight_kl=soft.kl,
+            multiplier=state.multiplier,
+            grad_norm=fitted.grad_norm,
+        )
+
+    @property
+    def _fit(self) -> WeightedFit:
+        return WeightedFit(self.learning_rate, self.epochs, self.num_minibatches, self.max_grad_norm)
