@@ -55,8 +55,10 @@ TASKS = [
         500,
     ),
 ]
-RULES = ("reinforce", "off-policy-gradient", "kl-penalty", "dual-descent", "natural-gradient", "trpo", "ppo")
-RULES += ("conservative-policy-iteration", "reps", "v-mpo", "awr")
+RULES = (
+    *("reinforce", "off-policy-gradient", "kl-penalty", "dual-descent", "natural-gradient", "trpo", "ppo"),
+    *("conservative-policy-iteration", "reps", "v-mpo", "awr"),
+)
 CLONING = "behaviour-cloning"
 VARIANTS = {
     "off-policy-gradient": ("--weighting per_decision", "--weighting trajectory", "--history 4 --behaviour mixture"),

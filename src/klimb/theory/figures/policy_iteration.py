@@ -16,8 +16,8 @@ from klimb.estimate.bounds import conservative_step
 from klimb.tabular.mdp import TabularMDP
 from klimb.tabular.table import SoftmaxTable
 from klimb.theory.exact_gradient import policy_gradient
+from klimb.theory.exact_soft_improvement import greedy_improvement, multiplier_at, soft_improvement
 from klimb.theory.figures import style
-from klimb.theory.soft_improvement import greedy_improvement, multiplier_at, soft_improvement
 from klimb.theory.surrogate import gains, worst_gain
 
 GAMMA = 0.9

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from klimb.improve.natural_direction import Direction, Solve
-from klimb.theory.soft_improvement import (
+from klimb.theory.exact_soft_improvement import (
     first_order_error_bound,
     first_order_improvement,
     greedy_distance_bound,

@@ -9,7 +9,7 @@ import pytest
 
 from klimb.tabular.table import SoftmaxTable
 from klimb.theory.exact_gradient import fisher_matrix, policy_gradient
-from klimb.theory.soft_improvement import (
+from klimb.theory.exact_soft_improvement import (
     first_order_error_bound,
     first_order_improvement,
     greedy_distance_bound,
