@@ -79,12 +79,13 @@ def test_the_clone_is_as_likely_as_the_demonstrator_on_episodes_held_out(expert,
     own_held_out = demonstrator.CLONING.log_likelihoods(expert, demonstration_batch(expert, known.rollout()))[1]
     assert abs(figures["held_out_log_likelihood"] - float(own_held_out)) < 0.1
     # The mean over the rows of both parts is that of the clone itself over the file.
-    own = estimated.policy(jnp.asarray(known.obs)).log_prob(jnp.asarray(known.action))
+    obs = jnp.asarray(known.obs)
+    own = estimated.policy(obs).log_prob(jnp.asarray(known.action))
     parts = sorted((figures["log_likelihood"], figures["held_out_log_likelihood"]))
     assert parts[0] <= float(own.mean()) <= parts[1]
     # And where the demonstrator was, it acts alike: KL(demonstrator‖clone) is small beside that of a fresh network.
     fresh = NetworkPolicy(4, Discrete(2), hidden=(8,), key=jax.random.key(0))
-    kl = [float(klimb.kl_divergence(expert(known.obs), p(known.obs)).mean()) for p in (estimated.policy, fresh)]
+    kl = [float(klimb.kl_divergence(expert(obs), p(obs)).mean()) for p in (estimated.policy, fresh)]
     assert kl[0] < 0.25 * kl[1]
     again = clone(config, klimb.make("CartPole-v1"), None, demonstrations)
     assert_same_bits(again.policy, estimated.policy)
