@@ -111,7 +111,8 @@ def test_runs_keep_the_clone_and_resume_to_the_bit(env, options, file, tmp_path,
     assert (figures["episodes"], figures["source"]) == (40, str(file))
     kept = klimb.load_policy(whole.directory / "demonstrator")
     for record in whole.history:
-        assert all(0 < ess <= 1 for ess in record["demonstration_ess"])
+        for ess, status in zip(record["demonstration_ess"], record["status"], strict=True):
+            assert status == "FINISHED" if ess is None else 0 < ess <= 1
     path = shutil.copytree(whole.directory, tmp_path / "run")
     for newer in sorted((path / "checkpoints").iterdir())[1:]:
         newer.unlink()
