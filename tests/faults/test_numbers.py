@@ -58,7 +58,10 @@ def finite(tree) -> bool:
             "reward",
             jnp.nan,
             True,
-            marks=fault("a reward is NaN", "the step is rejected as NONFINITE and counted; the next one is taken"),
+            marks=[
+                pytest.mark.slow,
+                fault("a reward is NaN", "the step is rejected as NONFINITE and counted; the next one is taken"),
+            ],
         ),
         pytest.param(
             "reward",

@@ -129,7 +129,9 @@ EXACT = "the simulator goes on where it was: the same bytes"
 @pytest.mark.parametrize(
     ("name", "workers"),
     [
-        pytest.param("CartPole-v1", 2, marks=fault("a run on Gymnasium's CartPole is resumed", EXACT)),
+        pytest.param(
+            "CartPole-v1", 2, marks=[pytest.mark.slow, fault("a run on Gymnasium's CartPole is resumed", EXACT)]
+        ),
         pytest.param(
             "Pendulum-v1", 0, marks=[pytest.mark.slow, fault("a run on Gymnasium's Pendulum is resumed", EXACT)]
         ),

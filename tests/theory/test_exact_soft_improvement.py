@@ -88,6 +88,7 @@ def test_the_soft_end_is_linear_and_the_rest_of_second_order(x64):
     np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 100, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_every_soft_step_is_a_natural_gradient_step(x64):
     """In a softmax table F⁻¹g, g the gradient of the mean over d^π, moves logits by A up to a constant per state."""
     mdp, policy = make_mdp(2), make_table(2)

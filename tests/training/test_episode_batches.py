@@ -102,7 +102,8 @@ def test_goes_on_until_the_steps_are_made_and_resumes_to_the_bit(env, options, t
     assert_same_bits(again.state, whole.state)
 
 
-@pytest.mark.parametrize(("env", "options"), [PLACES[0], pytest.param(*PLACES[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("env", "options"), PLACES[:2])
 def test_a_seed_that_has_made_its_steps_waits_and_is_the_run_it_would_be_alone(env, options):
     options = {**WITHOUT_CRITIC, **options, "env_steps": 3000, "num_steps": 200, "hidden": ()}
     together = klimb.train(env, Reinforce(), num_seeds=3, **options)
@@ -156,6 +157,7 @@ def test_episodes_that_are_cut_off_are_told_of(caplog):
     assert "up to 500 steps and are cut off after num_steps = 499: --num-steps 500" in said[0]
 
 
+@pytest.mark.slow
 def test_what_needs_whole_episodes_says_so(tmp_path):
     with pytest.raises(ConfigError, match=r"time_baseline .*: it needs batch = episodes"):
         klimb.train("CartPole-v1", Reinforce(), advantage="time_baseline")
