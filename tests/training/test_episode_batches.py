@@ -135,7 +135,9 @@ def test_without_values_no_critic_is_fitted():
     # With bootstrapping, or a baseline of values, there is one.
     for more in ({"bootstrap": "value"}, {"advantage": "gae"}):
         options = TrainOptions(**{**WITHOUT_CRITIC, **more})
-        assert Program(RunConfig("CartPole-v1", Reinforce(), options), klimb.make("CartPole-v1")).iteration.uses_critic
+        assert Program(
+            RunConfig("CartPole-v1", Reinforce(), options), klimb.make("CartPole-v1")
+        ).iteration.estimator.uses_critic
 
 
 def test_nothing_stands_for_rewards_that_are_not_seen():

@@ -107,6 +107,8 @@ class Progress:
         if self._first_done is None:
             self._start, self._first_done = time.perf_counter(), done
             return "–"
+        if done == self._first_done:  # the seeds that still train are behind the mean of all
+            return "–"
         seconds = time.perf_counter() - self._start
         left = round(seconds / (done - self._first_done) * (1 - done))
         return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"

@@ -71,18 +71,17 @@ class CompiledCollector:
             key, key_start = jax.random.split(key)
             state = self.init(key_start)
         environment, shape = self.environment, (self.num_steps, self.num_envs)
-        actions = environment.actions
         key_act, key_step, key_reset = jax.random.split(key, 3)
         noise = action_distribution(policy, state.obs).noise(key_act, (self.num_steps,))
         step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
         reset = jax.vmap(environment.reset)
-        fresh = jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys
+        draws = (noise, step_keys, jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys)
 
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
             noise, key_step, fresh = drawn
             distribution = action_distribution(policy, carry.obs)
             action = distribution.sample_from(noise)
-            taken = actions.clip(distribution.to_environment(action))
+            taken = environment.actions.clip(distribution.to_environment(action))
             after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
@@ -113,7 +112,6 @@ class CompiledCollector:
             )
             return carry, row
 
-        draws = (noise, step_keys, fresh)
         if self.whole_episodes:
             state, rows, valid = _until_all_have_ended(step, state, draws)
         else:

@@ -20,7 +20,9 @@ from klimb.estimate.advantages import (
     mean_length,
     normalise,
 )
+from klimb.estimate.values import values
 from klimb.fields import STRICT, UnitInterval
+from klimb.policies.networks import Critic
 from klimb.types import Batch, Residuals, Rollout, Trajectory
 
 
@@ -47,6 +49,15 @@ class Estimator:
     def uses_critic(self) -> bool:
         """Whether advantages or value targets depend on the critic's values."""
         return self.bootstrap == "value" or ADVANTAGES[self.advantage].baseline == "value"
+
+    def values(self, critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+        """V of every observation and of every true successor; zeros where nothing depends on them.
+
+        critic: V. rollout: `[T, N]` steps.
+        """
+        if self.uses_critic:
+            return values(critic, rollout)
+        return jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward)
 
     def estimate(
         self,

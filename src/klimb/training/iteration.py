@@ -18,7 +18,6 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
 from klimb.estimate.estimator import Estimator
-from klimb.estimate.values import values
 from klimb.improve.critic_fit import CriticFit, CriticInfo
 from klimb.improve.rule import Rule, traits_of
 from klimb.improve.warm_up import step_unless
@@ -36,7 +35,7 @@ class Iteration:
     """collect → estimate → improve → fit, for one seed.
 
     policy_static, critic_static: the parts of policy and critic that are no arrays. length: of the whole run, for what
-    is annealed. Without `uses_critic` values are 0 and nothing is fitted.
+    is annealed. Where the estimator needs no critic, none is fitted.
     warmup: iterations in which only the critic learns. With a `role_axis` of two devices the rule's step is taken on
     one of them while the critic is fitted on the other.
     """
@@ -51,7 +50,6 @@ class Iteration:
     normalizers: NormalizerUpdates
     diagnostics: Diagnostics
     length: Length
-    uses_critic: bool = True
     warmup: int = 0
     role_axis: str | None = None
 
@@ -90,7 +88,7 @@ class Iteration:
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
         critic = eqx.combine(state.critic, self.critic_static)
-        value, next_value = self._values(critic, rollout)
+        value, next_value = self.estimator.values(critic, rollout)
         fraction_done = self.length.fraction_done(state.iteration, state.env_steps)
 
         batch = self.estimator.estimate(rollout, value, next_value, fraction_done=fraction_done)
@@ -184,7 +182,7 @@ class Iteration:
         key: for the rule. policy: the one that collected the batch. state: before the step.
         """
         waiting: Array | bool = False
-        if self.warmup > 0 and self.uses_critic and traits_of(self.rule).uses_critic:
+        if self.warmup > 0 and self.estimator.uses_critic and traits_of(self.rule).uses_critic:
             waiting = state.iteration < self.warmup
         policy, rule_state, info = step_unless(waiting, self.rule, key, policy, state.rule_state, batch)
         return eqx.filter(policy, eqx.is_array), rule_state, info
@@ -196,16 +194,10 @@ class Iteration:
 
         key: for the order of the rows. critic: before the fit. state: before the step. batch: the newest rows.
         """
-        if not self.uses_critic:
+        if not self.estimator.uses_critic:
             return eqx.filter(critic, eqx.is_array), state.critic_state, CriticInfo(jnp.zeros(()) * jnp.nan)
         critic, critic_state, info = self.critic_fit.fit(key, critic, state.critic_state, batch)
         return eqx.filter(critic, eqx.is_array), critic_state, info
-
-    def _values(self, critic: Critic, rollout: Rollout) -> tuple[Array, Array]:
-        """V of the rollout's observations and of their successors, `[T, N]`; zeros where nothing depends on them."""
-        if self.uses_critic:
-            return values(critic, rollout)
-        return jnp.zeros_like(rollout.reward), jnp.zeros_like(rollout.reward)
 
     def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
         """The state before the first iteration.

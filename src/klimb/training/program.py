@@ -211,7 +211,6 @@ class Program:
             normalizers=self._normalizers(),
             diagnostics=Diagnostics(options.certificate, options.gamma, self._uses_critic),
             length=self.length,
-            uses_critic=self._uses_critic,
             warmup=options.warmup,
             role_axis=self._copies.layout.role_axis,
         )

@@ -12,7 +12,6 @@ from jaxtyping import PyTree
 from klimb.collect.history import History, action_log_prob
 from klimb.estimate.estimator import Estimator
 from klimb.estimate.importance import mixture_by_shares
-from klimb.estimate.values import values
 from klimb.policies.networks import Critic
 from klimb.types import Batch, Demonstrated, Mixture, Rollout, TrainState
 
@@ -62,7 +61,7 @@ class Replay:
         if demonstrations is not None:
             joint = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), rollout, demonstrations.rollout)
             demonstrated = jnp.arange(joint.reward.shape[1]) >= rollout.reward.shape[1]
-        data = self.estimator.estimate(joint, *values(critic, joint), fraction_done=batch.fraction_done)
+        data = self.estimator.estimate(joint, *self.estimator.values(critic, joint), fraction_done=batch.fraction_done)
         assert data.trajectory is not None
         mixture = self._mixture(history, rollout, behaviour, demonstrations) if self.keeps_policies else None
         trajectory = dataclasses.replace(data.trajectory, mixture=mixture, demonstrated=demonstrated)
