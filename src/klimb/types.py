@@ -60,6 +60,21 @@ _STATUS_MESSAGES = {
 }
 
 
+class Derivatives(eqx.Module):
+    """First derivatives of every step in its simulator state x and its action u, at the values that occurred.
+
+    Axes: those of the rows, `[T, N]` in a rollout; S state dimensions of the simulator, Z = S + D coordinates (x, u),
+    O observation dimensions.
+    dynamics: of the simulator state after the step. obs: of the observation before it, in x.
+    next_obs: of the true successor's observation. reward: of the reward.
+    """
+
+    dynamics: Float[Array, "*row S Z"]
+    obs: Float[Array, "*row O S"]
+    next_obs: Float[Array, "*row O Z"]
+    reward: Float[Array, "*row Z"]
+
+
 class Rollout(eqx.Module):
     """What every collector returns: T steps of N environments, in order. Leaves are `[T, N, ...]`.
 
@@ -69,6 +84,8 @@ class Rollout(eqx.Module):
     `valid` False were inserted by an environment's own reset and are never trained on. `time` counts the
     steps since the episode began; None when unknown (then it counts from the start of the rollout). `env_state` is
     the simulator's own state before the step, of classic control under a rule that plans with it, else None.
+    `derivatives` are those of the steps, of an environment that is differentiated by differences, for a rule that asks
+    for them (`Traits.records_derivatives`), else None; rows that are not valid hold zeros.
     With `whole_episodes` every column is one trajectory: an episode from its first step to its end, then padding.
     """
 
@@ -82,6 +99,7 @@ class Rollout(eqx.Module):
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
     env_state: Float[Array, "T N *state"] | None = None
+    derivatives: Derivatives | None = None
     whole_episodes: bool = eqx.field(static=True, default=False)
 
     @property

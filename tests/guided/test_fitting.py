@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from klimb.guided.fitting import Paths, QuadraticModel, expand_along, linearise_policy
+from klimb.guided.fitting import Dynamics, Regions
+from klimb.guided.paths import Paths
 from klimb.guided.regression import positive_part, ridge_regression, solve_positive
-from klimb.policies.actions import Box
-from klimb.policies.networks import NetworkPolicy
 from klimb.types import Rollout
 
 T, N, D, A = 12, 9, 3, 2
@@ -20,7 +19,7 @@ F = np.concatenate([np.eye(D) + 0.2 * RNG.normal(size=(D, D)), RNG.normal(size=(
 OFFSET = RNG.normal(size=D)
 C = RNG.normal(size=(D + A, D + A))
 C = C + C.T
-fit = eqx.filter_jit(lambda rollout, strength: QuadraticModel.fit(Paths.of(rollout), strength))
+fit = eqx.filter_jit(lambda rollout, strength: Dynamics.fit(Paths.of(rollout), strength=strength))
 
 
 def rollout_of(rng: np.random.Generator, dtype: str = "float64") -> Rollout:
@@ -41,8 +40,8 @@ def test_a_linear_system_and_a_quadratic_reward_are_recovered() -> None:
     z = jnp.array([4.9, 0.3, 2.0, -0.4, 0.7])
     np.testing.assert_allclose(model.slope(z)[:D], F - np.eye(D, D + A), atol=1e-6)
     np.testing.assert_allclose(model.slope(z)[D], -C @ z, atol=1e-5)
-    np.testing.assert_allclose(model.hessian[D], -C, atol=1e-6)
-    np.testing.assert_allclose(model.hessian[:D], 0, atol=1e-6)
+    np.testing.assert_allclose(model.quadratic.hessian[D], -C, atol=1e-6)
+    np.testing.assert_allclose(model.quadratic.hessian[:D], 0, atol=1e-6)
     np.testing.assert_allclose(model(z), [*(F @ z + OFFSET - z[:D]), 2 - 0.5 * z @ C @ z], atol=1e-5)
     np.testing.assert_allclose(model.r2, 1, atol=1e-9)
 
@@ -66,41 +65,41 @@ def test_padding_and_the_ends_of_episodes() -> None:
     for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(same), strict=True):
         np.testing.assert_array_equal(a, b)
     other = fit(rollout, 1e-3)
-    assert np.abs(np.asarray(clean.hessian - other.hessian)).max() > 0
-    paths = Paths.of(poisoned)
-    problem = expand_along(paths, clean)
-    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(problem))
-    continues = np.asarray(paths.continues)
-    assert not continues[:, 6].any()  # the episodes' last step
-    assert not continues[:, -1].any()
-    assert not continues[2, 3:5].any()  # before and in the hole
-    assert continues[2, 5]
-    np.testing.assert_array_equal(np.abs(problem.dynamics).max((-1, -2)) > 0, continues)
-    np.testing.assert_array_equal(np.abs(problem.cost_zz).max((-1, -2)) > 0, paths.valid)
-    np.testing.assert_array_equal(problem.cost_z[5], 0)
+    assert np.abs(np.asarray(clean.quadratic.hessian - other.quadratic.hessian)).max() > 0
 
 
-def test_the_expansion_is_that_of_the_model() -> None:
-    rollout = rollout_of(np.random.default_rng(1), "float32")
-    paths = Paths.of(rollout)
-    problem = expand_along(paths, fit(rollout, 1e-6))
-    np.testing.assert_allclose(problem.dynamics[1, 3], F, atol=2e-3)
-    z = np.concatenate([paths.state[1, 3], paths.action[1, 3]])
-    np.testing.assert_allclose(problem.cost_z[1, 3], C @ z, rtol=1e-2, atol=0.1)
-    np.testing.assert_array_equal(problem.cost, -paths.reward)
-    assert np.linalg.eigvalsh(problem.cost_zz[0, 0])[0] > -1e-4
-    assert np.linalg.eigvalsh(C)[0] < -0.1
+def kinked(z: np.ndarray) -> np.ndarray:
+    """Two regions with other slopes each, of the first coordinate's sign."""
+    return np.where(z[:, :1] > 0, z @ [[1.0], [2.0]] + 3, z @ [[-1.0], [0.5]])
+
+
+@pytest.mark.usefixtures("x64")
+def test_regions_find_slopes_that_differ_from_place_to_place() -> None:
+    rng = np.random.default_rng(5)
+    z = np.concatenate([rng.normal(size=(300, 2)) * 0.5 + [sign * 3, 0] for sign in (-1, 1)])
+    weight = np.ones(len(z))
+    weight[::7] = 0
+    y = np.where(weight[:, None] > 0, kinked(z), 1e6)
+    model = jax.jit(Regions.fit, static_argnums=3)(jnp.asarray(z), jnp.asarray(y), jnp.asarray(weight), 2)
+    np.testing.assert_allclose(np.sort(np.exp(model.log_weight)), 0.5, atol=0.02)
+    np.testing.assert_allclose(model.slope(jnp.array([3.0, 0.2])), [[1, 2]], atol=0.2)
+    np.testing.assert_allclose(model.slope(jnp.array([-3.0, 0.2])), [[-1, 0.5]], atol=0.2)
+    np.testing.assert_allclose(model(jnp.array([3.0, 0.0])), [6], atol=0.3)
+    one = jax.jit(Regions.fit, static_argnums=3)(jnp.asarray(z), jnp.asarray(y), jnp.asarray(weight), 1)
+    assert abs(float(one.slope(jnp.array([3.0, 0.2]))[0, 1]) - 2) > 0.5
 
 
 @pytest.mark.slow
-def test_a_policy_is_linearised_where_it_acts() -> None:
-    policy = NetworkPolicy(D, Box((-1.0, -2.0), (1.0, 2.0)), initial_log_std=-0.5, key=jax.random.key(0))
-    paths = Paths.of(rollout_of(np.random.default_rng(1), "float32"))
-    linear = linearise_policy(policy, paths)
-    state, step = paths.state[3, 4], jnp.array([0.0, 1e-2, 0.0])
-    difference = (policy(state + step).mean - policy(state - step).mean) / 2e-2
-    np.testing.assert_allclose(linear.gains[3, 4, :, 1], difference, rtol=1e-2, atol=1e-5)
-    np.testing.assert_allclose(linear.covariance[3, 4], np.diag(np.exp(-1.0) * np.array([1.0, 4.0])), rtol=1e-5)
+def test_regions_add_what_the_quadratic_model_leaves_unexplained() -> None:
+    rng = np.random.default_rng(6)
+    rollout = rollout_of(rng, "float32")
+    kink = jnp.abs(rollout.obs[..., 1:2] - 0.3) * jnp.array([0.0, 2.0, 0.0])
+    rollout = eqx.tree_at(lambda r: r.next_obs, rollout, rollout.next_obs + kink)
+    alone, both = (jax.jit(Dynamics.fit, static_argnums=1)(Paths.of(rollout), count) for count in (0, 4))
+    assert both.r2[1] > alone.r2[1]
+    np.testing.assert_array_equal(both.quadratic.r2, alone.r2)
+    z = jnp.concatenate([rollout.obs[0, 0], rollout.action[0, 0]])
+    np.testing.assert_allclose(both.slope(z), both.quadratic.slope(z) + both.regions.slope(z), rtol=1e-6)
 
 
 @pytest.mark.usefixtures("x64")

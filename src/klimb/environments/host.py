@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Any, NamedTuple
 
 import gymnasium.spaces
@@ -27,6 +28,30 @@ class HostStep(NamedTuple):
     terminated: Bool[np.ndarray, " M"]
     truncated: Bool[np.ndarray, " M"]
     valid: Bool[np.ndarray, " M"]
+
+
+class DerivativeSizes(NamedTuple):
+    """Sizes of the derivatives of one step. state: of the simulator, S. obs: O. action: D."""
+
+    state: int
+    obs: int
+    action: int
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the arrays of one step, in the order of `klimb.types.Derivatives`."""
+        coordinates = self.state + self.action
+        return (self.state, coordinates), (self.obs, self.state), (self.obs, coordinates), (coordinates,)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers these are."""
+        return sum(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def simulator_steps(self) -> int:
+        """Steps of the simulator that they take: one from where the step began, and one for each coordinate."""
+        return 1 + self.state + self.action
 
 
 class Fault(NamedTuple):
@@ -65,6 +90,19 @@ class HostVector(abc.ABC):
         """The faults since the last call."""
         return []
 
+    def simulator_states(self) -> Float[np.ndarray, "M S"]:
+        """The simulator's state of every copy, in double precision, for `differentiate`."""
+        raise NotImplementedError
+
+    def differentiate(
+        self, states: Float[np.ndarray, "R S"], actions: Float[np.ndarray, "R D"]
+    ) -> Float[np.ndarray, "R numbers"]:
+        """The derivatives of R steps, each row the arrays of `klimb.types.Derivatives` one after the other.
+
+        states: `simulator_states` before them. actions: as the policy sampled them. The copies stay as they are.
+        """
+        raise NotImplementedError
+
     def capture(self) -> list[dict[str, Any]] | None:
         """The state of every copy as plain data, after a reset or a step; None where it can't be saved."""
         return None
@@ -90,6 +128,9 @@ class HostEnvironment(abc.ABC):
     def max_episode_steps(self) -> int | None:
         """Steps after which an episode is truncated; None where there is no limit, or it is not known."""
         return None
+
+    derivatives: DerivativeSizes | None = None
+    """Sizes of the derivatives of a step, where the simulator gives them by differences; None where it can't."""
 
     @property
     def observations(self) -> ObservationSpec:

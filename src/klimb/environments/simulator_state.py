@@ -123,19 +123,52 @@ def _random_numbers(inner: gym.Env) -> State:
     }
 
 
+def is_mujoco(env: gym.Env) -> bool:
+    """Whether an environment is one of Gymnasium's MuJoCo environments, under wrappers that `supported` knows.
+
+    env: any, with its wrappers.
+    """
+    return supported(env) and _is_mujoco(_layers(env)[-1])
+
+
+def physics_state(env: gym.Env) -> np.ndarray:
+    """MuJoCo's integration state, which begins with the time, positions and velocities: `[S]`, in double precision.
+
+    env: one that `is_mujoco`.
+    """
+    import mujoco
+
+    inner: Any = env.unwrapped
+    spec = mujoco.mjtState.mjSTATE_INTEGRATION
+    integration = np.empty(mujoco.mj_stateSize(inner.model, spec))
+    mujoco.mj_getState(inner.model, inner.data, integration, spec)
+    return integration
+
+
+def set_physics_state(env: gym.Env, integration: np.ndarray) -> None:
+    """Put MuJoCo into a state, with the poses and forces that follow from it.
+
+    env: one that `is_mujoco`. integration: as `physics_state` returned it.
+    """
+    import mujoco
+
+    inner: Any = env.unwrapped
+    spec = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(inner.model, inner.data, integration, spec)
+    # Computes what depends on the state, such as poses, for code that reads it before the next step. This also
+    # overwrites the solver's warm start, so the state is set again.
+    mujoco.mj_forward(inner.model, inner.data)
+    mujoco.mj_setState(inner.model, inner.data, integration, spec)
+
+
 def _physics(inner: Any) -> State:
     # After a step MuJoCo's poses of the bodies are those before its last integration. The environments read two of
     # them, `xpos` and `xipos`, before they simulate the next step; the simulation itself needs the integration state
     # alone. So these two are saved as well. Saving the state before each step and replaying the step would cost time
     # in every step, and fails after MuJoCo has reset a diverged simulation, which clears the controls.
-    import mujoco
-
-    spec = mujoco.mjtState.mjSTATE_INTEGRATION
-    integration = np.empty(mujoco.mj_stateSize(inner.model, spec))
-    mujoco.mj_getState(inner.model, inner.data, integration, spec)
     data = inner.data
     return {
-        "integration": integration.tolist(),
+        "integration": physics_state(inner).tolist(),
         "xpos": data.xpos.ravel().tolist(),
         "xipos": data.xipos.ravel().tolist(),
     }
@@ -202,11 +235,7 @@ def _set_physics(inner: Any, saved: Any) -> Callable[[], None]:
 
     def change() -> None:
         mujoco.mj_resetData(model, data)
-        mujoco.mj_setState(model, data, integration, spec)
-        # Computes what depends on the state, such as poses, for code that reads it before the next step. This also
-        # overwrites the solver's warm start, so the state is set again.
-        mujoco.mj_forward(model, data)
-        mujoco.mj_setState(model, data, integration, spec)
+        set_physics_state(inner, integration)
         for name, pose in poses.items():
             getattr(data, name)[:] = pose.reshape(-1, 3)
 

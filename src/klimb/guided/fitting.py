@@ -1,4 +1,4 @@
-"""A quadratic model of an unknown environment, fitted to a batch of episodes, and its expansion along the episodes.
+"""Models of an unknown environment, fitted to a batch of episodes: a quadratic one, and a mixture of linear ones on it.
 
 Guided policy search was published with linear dynamics for every time step, fitted to the episodes of a few initial
 conditions (Levine and Abbeel 2014). They need episodes that stay close together. Where every episode starts elsewhere,
@@ -6,68 +6,36 @@ one quadratic model of all rows explains more: on Reacher-v5 with a fresh policy
 is 0.95 for the changes of state (time-varying linear models: 0.16) and 0.76 for the reward (quadratic models for every
 time step: 0.74). It is expanded around the states and actions of every episode, so that every episode is a separate
 initial condition and its noise is the noise that occurred.
+
+Where the dynamics differ from place to place, because of contacts, the mixture adds what the quadratic model leaves
+unexplained, by a linear regression in each of several regions.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float
 
-from klimb.guided.kl_constrained_lqr import LinearPolicy, TimeVaryingModel
+from klimb.guided.paths import Paths
 from klimb.guided.regression import mean_and_std, positive_part, ridge_regression
-from klimb.policies.distributions import DiagGaussian
-from klimb.policies.policy import action_distribution
-from klimb.types import Rollout
 
 RIDGE = 1e-3
 """Strength of the ridge, enough in single precision for collinear regressors (cos² + sin² = 1)."""
 
+REGIONAL_RIDGE = 1e-1
+"""Strength of the ridge within a region, which has a share of the rows only."""
 
-class Paths(NamedTuple):
-    """A rollout with time along the second axis. Axes: N columns, T time steps, D states, A actions.
-
-    change: successor − state. continues: whether the next row is the successor; it is not where an episode or the
-    rollout ends, nor next to padding. Rows that are not `valid` hold zeros.
-    """
-
-    state: Float[Array, "N T D"]
-    action: Float[Array, "N T A"]
-    change: Float[Array, "N T D"]
-    reward: Float[Array, "N T"]
-    valid: Bool[Array, "N T"]
-    continues: Bool[Array, "N T"]
-
-    @classmethod
-    def of(cls, rollout: Rollout) -> Paths:
-        """The columns of a rollout, `[T, N]`, as paths."""
-        valid = rollout.valid
-
-        def masked(column: Array) -> Array:
-            mask = valid if column.ndim == 2 else valid[..., None]
-            return jnp.swapaxes(jnp.where(mask, column, 0), 0, 1)
-
-        next_valid = jnp.concatenate([valid[1:], jnp.zeros_like(valid[:1])])
-        continues = valid & next_valid & ~(rollout.terminated | rollout.truncated)
-        return cls(
-            state=masked(rollout.obs),
-            action=masked(rollout.action),
-            change=masked(rollout.next_obs - rollout.obs),
-            reward=masked(rollout.reward),
-            valid=valid.T,
-            continues=continues.T,
-        )
+REGION_ITERATIONS = 20
+"""Rounds in which the regions are fitted; they hardly move after ten."""
 
 
 class QuadraticModel(eqx.Module):
-    """y(z) = constant + linear (z − center) + ½ (z − center)ᵀ hessian (z − center), of z = (x, u).
+    """y(z) = constant + linear (z − center) + ½ (z − center)ᵀ hessian (z − center).
 
-    Axes: Z = D + A, Q = D + 1 targets: the change of every state, and the reward. center, scale: mean and standard
-    deviation of z. r2: R² of each target, in sample.
+    Axes: Z coordinates, Q targets. center, scale: mean and standard deviation of z. r2: R² of each target, in sample.
     """
 
     center: Float[Array, " Z"]
@@ -78,14 +46,14 @@ class QuadraticModel(eqx.Module):
     r2: Float[Array, " Q"]
 
     @classmethod
-    def fit(cls, paths: Paths, strength: float = RIDGE) -> QuadraticModel:
+    def fit(
+        cls, z: Float[Array, "B Z"], y: Float[Array, "B Q"], weight: Float[Array, " B"], strength: float = RIDGE
+    ) -> QuadraticModel:
         """By ridge regression on the standardised coordinates and all products of two of them.
 
-        paths: the data. strength: of the ridge, positive.
+        z: coordinates. y: targets. weight: of each row, not negative; rows of weight 0 are ignored. strength: of the
+        ridge, positive.
         """
-        z = _rows(jnp.concatenate([paths.state, paths.action], axis=-1))
-        y = _rows(jnp.concatenate([paths.change, paths.reward[..., None]], axis=-1))
-        weight = _rows(paths.valid).astype(z.dtype)
         center, scale = mean_and_std(z, weight)
         standard = jnp.where(weight[:, None] > 0, (z - center) / scale, 0)
         i, j = np.triu_indices(z.shape[1])
@@ -97,13 +65,131 @@ class QuadraticModel(eqx.Module):
         return cls(center, scale, fit.constant, linear / scale, hessian, fit.r2)
 
     def __call__(self, z: Float[Array, " Z"]) -> Float[Array, " Q"]:
-        """The change of every state, and the reward. z: (x, u)."""
+        """y(z). z: coordinates."""
         offset = z - self.center
         return self.constant + self.linear @ offset + 0.5 * (self.hessian @ offset) @ offset
 
     def slope(self, z: Float[Array, " Z"]) -> Float[Array, "Q Z"]:
-        """dy/dz. z: (x, u)."""
+        """dy/dz. z: coordinates."""
         return self.linear + self.hessian @ (z - self.center)
+
+    def convex_cost(self, target: int = -1) -> Float[Array, "Z Z"]:
+        """The convex curvature nearest to that of −y, in units of the standard deviations.
+
+        Along a direction of negative curvature a linear-quadratic regulator would predict unbounded gains.
+
+        target: which of the Q.
+        """
+        units = self.scale * self.scale[:, None]
+        return positive_part(-self.hessian[target] * units) / units
+
+
+class Regions(eqx.Module):
+    """Linear regressions in K regions of z: y(z) = Σ_k share_k(z) (constant_k + linear_k (z − center)/scale).
+
+    share_k(z) ∝ weight_k N(z; mean_k, diag std_k²), in standardised coordinates: a mixture of Gaussians.
+    """
+
+    center: Float[Array, " Z"]
+    scale: Float[Array, " Z"]
+    mean: Float[Array, "K Z"]
+    std: Float[Array, "K Z"]
+    log_weight: Float[Array, " K"]
+    constant: Float[Array, "K Q"]
+    linear: Float[Array, "K Q Z"]
+
+    @classmethod
+    def fit(cls, z: Float[Array, "B Z"], y: Float[Array, "B Q"], weight: Float[Array, " B"], count: int) -> Regions:
+        """The mixture by expectation maximisation over z, and in each of its components a ridge regression of y.
+
+        z: coordinates. y: targets. weight: of each row, not negative. count: of regions, K ≥ 1.
+        """
+        center, scale = mean_and_std(z, weight)
+        standard = jnp.where(weight[:, None] > 0, (z - center) / scale, 0)
+        # Spread over the rows in their order, which is that of the columns and of time.
+        first = standard[jnp.asarray(np.linspace(0, len(z) - 1, count + 2)[1:-1].astype(int))]
+        start = (first, jnp.ones_like(first), jnp.full((count,), -np.log(count), z.dtype))
+
+        def refine(_: Array, gaussians: tuple) -> tuple:
+            """gaussians: means, standard deviations and log weights."""
+            share = jnp.where(weight[:, None] > 0, _shares(standard, *gaussians), 0) * weight[:, None]
+            total = jnp.maximum(jnp.sum(share, axis=0), 1e-6)
+            mean = (share.T @ standard) / total[:, None]
+            square = (share.T @ jnp.square(standard)) / total[:, None]
+            std = jnp.sqrt(jnp.maximum(square - jnp.square(mean), MIN_VARIANCE))
+            return mean, std, jnp.log(total / jnp.sum(total))
+
+        gaussians = jax.lax.fori_loop(0, REGION_ITERATIONS, refine, start)
+        shares = _shares(standard, *gaussians) * weight[:, None]
+        fits = jax.vmap(lambda share: ridge_regression(standard, y, share, REGIONAL_RIDGE))(shares.T)
+        mean, std, log_weight = gaussians
+        linear = jnp.swapaxes(fits.coefficients, -1, -2)
+        return cls(center, scale, mean, std, log_weight, fits.constant, linear)
+
+    def __call__(self, z: Float[Array, " Z"]) -> Float[Array, " Q"]:
+        """y(z). z: coordinates."""
+        standard = (z - self.center) / self.scale
+        return self._share(standard) @ (self.constant + self.linear @ standard)
+
+    def slope(self, z: Float[Array, " Z"]) -> Float[Array, "Q Z"]:
+        """The slopes of the regions around z, weighted by their shares; how the shares change is left out.
+
+        z: coordinates.
+        """
+        return jnp.tensordot(self._share((z - self.center) / self.scale), self.linear / self.scale, 1)
+
+    def _share(self, standard: Float[Array, " Z"]) -> Float[Array, " K"]:
+        return _shares(standard[None], self.mean, self.std, self.log_weight)[0]
+
+
+MIN_VARIANCE = 1e-2
+"""Smallest variance of a region, in units of the variance of all rows."""
+
+
+def _shares(standard: Array, mean: Array, std: Array, log_weight: Array) -> Float[Array, "B K"]:
+    """The share of each region in each row."""
+    distance = jnp.sum(jnp.square((standard[:, None] - mean) / std), axis=-1)
+    return jax.nn.softmax(log_weight - 0.5 * distance - jnp.sum(jnp.log(std), axis=-1), axis=-1)
+
+
+class Dynamics(eqx.Module):
+    """Change of the state and reward as a function of z = (state, action), fitted to paths.
+
+    quadratic: of all rows; its targets are the changes of every dimension, and the reward. regions: of what it leaves
+    unexplained; None for the quadratic model alone. r2: R² of each target, in sample, of both together.
+    """
+
+    quadratic: QuadraticModel
+    regions: Regions | None
+    r2: Float[Array, " Q"]
+
+    @classmethod
+    def fit(cls, paths: Paths, regions: int = 0, strength: float = RIDGE) -> Dynamics:
+        """Fitted to all valid rows.
+
+        paths: the data. regions: their number, 0 for none. strength: of the quadratic model's ridge, positive.
+        """
+        z, y = _rows(paths.coordinates), _rows(jnp.concatenate([paths.change, paths.reward[..., None]], axis=-1))
+        weight = _rows(paths.valid).astype(z.dtype)
+        quadratic = QuadraticModel.fit(z, y, weight, strength)
+        if regions == 0:
+            return cls(quadratic, None, quadratic.r2)
+        rest = jnp.where(weight[:, None] > 0, y - jax.vmap(quadratic)(z), 0)
+        local = Regions.fit(z, rest, weight, regions)
+        unexplained = jnp.square(rest - jax.vmap(local)(z))
+        _, std = mean_and_std(y, weight)
+        share = weight / jnp.maximum(jnp.sum(weight), 1)
+        r2 = jnp.where(quadratic.r2 != 0, 1 - share @ jnp.where(weight[:, None] > 0, unexplained, 0) / std**2, 0)
+        return cls(quadratic, local, r2)
+
+    def __call__(self, z: Float[Array, " Z"]) -> Float[Array, " Q"]:
+        """The change of every state, and the reward. z: (x, u)."""
+        return self.quadratic(z) if self.regions is None else self.quadratic(z) + self.regions(z)
+
+    def slope(self, z: Float[Array, " Z"]) -> Float[Array, "Q Z"]:
+        """Its derivative. z: (x, u)."""
+        slope = self.quadratic.slope(z)
+        return slope if self.regions is None else slope + self.regions.slope(z)
 
     @property
     def dynamics_r2(self) -> Float[Array, ""]:
@@ -111,57 +197,6 @@ class QuadraticModel(eqx.Module):
         r2 = self.r2[:-1]
         return jnp.sum(r2) / jnp.maximum(jnp.sum(r2 != 0), 1)
 
-    def convex_cost(self) -> Float[Array, "Z Z"]:
-        """The convex curvature nearest to that of the cost, in units of the standard deviations.
-
-        Along a direction of negative curvature a linear-quadratic regulator would predict unbounded gains.
-        """
-        units = self.scale * self.scale[:, None]
-        return positive_part(-self.hessian[-1] * units) / units
-
-
-def expand_along(paths: Paths, model: QuadraticModel) -> TimeVaryingModel:
-    """N problems of T steps each, in differences from the states and actions of the paths.
-
-    Dynamics to first order; the cost, the negative reward, to second, of which the convex part is kept. Where a path
-    does not continue, the next difference is zero, because a column may contain several episodes. Invalid rows have
-    cost 0.
-
-    paths: where to expand. model: what to expand.
-    """
-    size = paths.state.shape[-1]
-    z = jnp.concatenate([paths.state, paths.action], axis=-1)
-    slope = jax.vmap(jax.vmap(model.slope))(z)
-    identity = jnp.eye(size, z.shape[-1], dtype=z.dtype)
-    continues, valid = paths.continues[..., None, None], paths.valid[..., None, None]
-    return TimeVaryingModel(
-        dynamics=jnp.where(continues, identity + slope[..., :size, :], 0),
-        cost_zz=jnp.where(valid, model.convex_cost(), 0),
-        cost_z=jnp.where(valid[..., 0], -slope[..., size, :], 0),
-        cost=-paths.reward,
-        occupied=paths.valid,
-    )
-
-
-def linearise_policy(policy: PyTree, paths: Paths) -> LinearPolicy:
-    """π_θ to first order in the state, in differences from the states and actions of the paths.
-
-    policy: Gaussian. paths: where to linearise.
-    """
-
-    def linearise(state: Array) -> tuple[Array, Array]:
-        gain = jax.jacfwd(lambda x: _gaussian(policy, x).mean)(state)
-        return gain, jnp.diag(jnp.exp(2 * _gaussian(policy, state).log_std))
-
-    return LinearPolicy(*jax.vmap(jax.vmap(linearise))(paths.state))
-
 
 def _rows(columns: Array) -> Array:
     return columns.reshape(-1, *columns.shape[2:])
-
-
-def _gaussian(policy: PyTree, state: Float[Array, " D"]) -> DiagGaussian:
-    """The policy's distribution in one state."""
-    distribution = action_distribution(policy, state, axes=0)
-    assert isinstance(distribution, DiagGaussian)
-    return distribution

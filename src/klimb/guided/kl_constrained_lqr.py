@@ -24,6 +24,11 @@ POWER_LAW_ITERATIONS, MAX_ITERATIONS = 8, 40
 """Iterations that may use the power law (three are usual), and all iterations; the others bisect."""
 
 
+MAX_ROW = 20.0
+"""KL of a single step that counts in the mean, relative to ε. Along a few paths the linear model may explode, where the
+dynamics are unstable or stiff; these would else use up the whole of the constraint."""
+
+
 class DualStatus(enum.IntEnum):
     """How the search for η ended. Arrays hold the number; `message` is for people."""
 
@@ -113,6 +118,8 @@ def solve_constrained(
 ) -> KLConstrainedControllers:
     """argmin_p E_p[cost] subject to mean KL(p‖π̄) ≤ ε (Montgomery and Levine 2016, eq. 3), for the noise that occurred.
 
+    In the mean, a step's KL counts up to `MAX_ROW` ε.
+
     For a given multiplier η the minimiser of cost + η KL is that of a linear-quadratic regulator, with covariance
     η Q_uu⁻¹. The KL falls as η rises, mostly like η⁻²; the first iterations use this power law. An η for which some
     Q_uu is not positive definite is too small.
@@ -125,26 +132,55 @@ def solve_constrained(
     model: dynamics and cost around the paths. policy: π̄ around the same paths. epsilon: ε, positive, in nats per step.
     """
     whitened = _whiten(model, policy)
-    steps = _steps(model.occupied)
+    epsilon = jnp.asarray(epsilon, model.cost.dtype)
+    _, previous = _solve(whitened, jnp.full_like(epsilon, jnp.inf), epsilon)
+    search = _search(lambda log_eta: _outcome(*_solve(whitened, log_eta, epsilon)), previous.power, epsilon)
+    return _controllers(whitened, policy, search, previous, epsilon)
 
-    def solve(log_eta: Array) -> tuple[_Solution, _Expected]:
-        solution = jax.vmap(_backward, (0, None))(whitened, jnp.exp(-log_eta))
-        expected = jax.vmap(_forward)(whitened, solution)
-        return solution, jax.tree.map(lambda x: jnp.sum(x) / steps, expected)
 
-    dtype = model.cost.dtype
-    _, previous = solve(jnp.asarray(jnp.inf, dtype))
-    search = _search(lambda log_eta: _outcome(*solve(log_eta)), previous.power, jnp.asarray(epsilon, dtype))
-    usable = jnp.isfinite(search.high)
+def solve_penalised(
+    model: TimeVaryingModel, policy: LinearPolicy, eta: float | Float[Array, ""], epsilon: float | Float[Array, ""]
+) -> KLConstrainedControllers:
+    """argmin_p E_p[cost] + η mean KL(p‖π̄) for a given η, for the noise that occurred as in `solve_constrained`.
+
+    Where η is so small that the cost is not convex in the actions, the controllers are those of π̄, and the status is
+    NOT_POSITIVE_DEFINITE.
+
+    model: dynamics and cost around the paths. policy: π̄ around the same paths. eta: η, positive, in cost per nat.
+    epsilon: ε, by which the KL of a step is limited in the mean that is told.
+    """
+    whitened = _whiten(model, policy)
+    log_eta, epsilon = jnp.log(jnp.asarray(eta, model.cost.dtype)), jnp.asarray(epsilon, model.cost.dtype)
+    _, previous = _solve(whitened, jnp.full_like(log_eta, jnp.inf), epsilon)
+    kl, failed = _outcome(*_solve(whitened, log_eta, epsilon))
+    status = jnp.where(failed < 0, DualStatus.CONVERGED, DualStatus.NOT_POSITIVE_DEFINITE).astype(jnp.int32)
+    high = jnp.where(failed < 0, log_eta, jnp.inf)
+    search = _Search(log_eta, log_eta, high, kl, failed, jnp.int32(1), status)
+    return _controllers(whitened, policy, search, previous, epsilon)
+
+
+def _solve(whitened: _Whitened, log_eta: Array, epsilon: Array) -> tuple[_Solution, _Expected]:
+    """The minimiser for one η along every path, and its expectations per step."""
+    steps = _steps(whitened.occupied)
+    solution = jax.vmap(_backward, (0, None))(whitened, jnp.exp(-log_eta))
+    expected = jax.vmap(_forward, (0, 0, None))(whitened, solution, MAX_ROW * epsilon)
+    return solution, jax.tree.map(lambda x: jnp.sum(x) / steps, expected)
+
+
+def _controllers(
+    whitened: _Whitened, policy: LinearPolicy, search: _Search, previous: _Expected, epsilon: Array
+) -> KLConstrainedControllers:
+    """The controllers for the η that a search ended at; those of π̄ where it found none."""
     # η = ∞ gives π̄.
-    solution, expected = solve(jnp.where(usable, search.log_eta, jnp.inf))
+    log_eta = jnp.where(jnp.isfinite(search.high), search.log_eta, jnp.inf)
+    solution, expected = _solve(whitened, log_eta, epsilon)
     return KLConstrainedControllers(
         actions=(whitened.lower @ solution.offset[..., None])[..., 0],
         gains=policy.gains + whitened.lower @ solution.gain,
         cholesky=whitened.lower @ solution.root,
         slope=solve_upper(jnp.swapaxes(whitened.lower, -1, -2), solution.q_v[..., None])[..., 0],
         curvature=_unwhitened(solution.q_vv, whitened.lower),
-        occupied=model.occupied,
+        occupied=whitened.occupied,
         eta=jnp.exp(search.log_eta),
         kl=expected.kl,
         status=search.status,
@@ -245,8 +281,8 @@ def _backward(problem: _Whitened, beta: Float[Array, ""]) -> _Solution:
     return _Solution(gain, offset, root, q_v, q_vv, power, failed)
 
 
-def _forward(problem: _Whitened, solution: _Solution) -> _Expected:
-    """The controller's cost, and its KL from π̄, along one path."""
+def _forward(problem: _Whitened, solution: _Solution, most: Float[Array, ""]) -> _Expected:
+    """The controller's cost, and its KL from π̄, of at most so much in a step, along one path."""
 
     def advance(state: Array, row: tuple) -> tuple[Array, tuple]:
         """state: ξ. row: dynamics, cost and controller."""
@@ -263,6 +299,8 @@ def _forward(problem: _Whitened, solution: _Solution) -> _Expected:
     diagonal = jnp.diagonal(solution.root, axis1=-2, axis2=-1)
     covariance_kl = jnp.trace(covariance, axis1=-2, axis2=-1) - jnp.sum(1 + 2 * jnp.log(diagonal), axis=-1)
     kl = 0.5 * (jnp.sum(jnp.square(action), axis=-1) + covariance_kl)
+    # Not `minimum`, which would take a KL that is not a number for a finite one.
+    kl = jnp.where(kl > most, most, kl)
     per_step = (problem.cost + cost + noise_cost, kl, solution.power)
     return _Expected(*(jnp.sum(jnp.where(problem.occupied, values, 0)) for values in per_step))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from klimb.errors import ConfigError
+from klimb.guided.kl_constrained_lqr import MAX_ROW, KLConstrainedControllers
+from klimb.guided.paths import Paths
 from klimb.guided.planning.small_matrices import solve_lower
 from klimb.improve.minibatches import shuffled
 from klimb.improve.optimizer import Optimizer
@@ -56,6 +59,25 @@ class Targets(eqx.Module):
         """
         identity = jnp.broadcast_to(jnp.eye(lower.shape[-1], dtype=lower.dtype), lower.shape)
         return cls(obs, mean, solve_lower(lower, identity), weight)
+
+    @classmethod
+    def along(cls, policy: PyTree, controllers: KLConstrainedControllers, paths: Paths) -> Targets:
+        """p at the states of the paths: the policy's mean action there plus the controllers' change of it.
+
+        With the linearised policy's mean instead, the S-step would flatten the policy even where there is nothing to
+        gain.
+
+        policy: that the controllers improve on. controllers: along the paths. paths: of the batch.
+        """
+        columns = (paths.state, controllers.actions, controllers.cholesky, paths.valid)
+        obs, change, lower, valid = [x.reshape(-1, *x.shape[2:]) for x in columns]
+        before = action_distribution(policy, obs)
+        assert isinstance(before, DiagGaussian)
+        targets = cls.of(obs, before.mean + change, lower, valid.astype(obs.dtype))
+        # Weighted so that no row pulls harder than the constraint lets it count (`kl_constrained_lqr.MAX_ROW`): where
+        # the linear model has exploded, a single row would outweigh all others, and Adam would remember it for long.
+        pull = targets.kl(before) / jnp.maximum(MAX_ROW * controllers.kl, jnp.finfo(obs.dtype).tiny)
+        return dataclasses.replace(targets, weight=targets.weight * jnp.where(pull > 1, 1 / pull, 1))
 
     def kl(self, policy: Distribution) -> Float[Array, " B"]:
         """KL(π‖p) in nats, of a diagonal Gaussian π.
@@ -121,3 +143,18 @@ def project(
 
     (theta, moments), _ = jax.lax.scan(epoch, (theta, moments), jax.random.split(key, epochs))
     return Projected(rebuild(theta), moments, loss(theta, targets))
+
+
+def promised_gain(controllers: KLConstrainedControllers, paths: Paths, old: PyTree, new: PyTree) -> Float[Array, ""]:
+    """The gain in reward per step that the model predicts for a policy near the old one.
+
+    controllers: that know the cost to go along the paths. paths: of the batch. old, new: policies, Gaussian.
+    """
+    flat = paths.state.reshape(-1, paths.state.shape[-1])
+    before, after = action_distribution(old, flat), action_distribution(new, flat)
+    assert isinstance(before, DiagGaussian)
+    assert isinstance(after, DiagGaussian)
+    variance = jnp.exp(2 * after.log_std) - jnp.exp(2 * before.log_std)
+    shape = paths.action.shape
+    shift, change = (after.mean - before.mean).reshape(shape), jax.vmap(jnp.diag)(variance)
+    return controllers.previous_cost - controllers.cost_of(shift, change.reshape(*shape, shape[-1]))

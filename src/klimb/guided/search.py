@@ -12,9 +12,11 @@ from pydantic.dataclasses import dataclass
 from klimb.environments.base import ClassicControl
 from klimb.errors import ConfigError
 from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.guided.constrained import ConstrainedSearch
 from klimb.guided.guides import Guides
 from klimb.guided.importance_sampled import SAMPLED_TRAITS, ImportanceSampled
-from klimb.guided.mirror_descent import MIRROR_TRAITS, MirrorDescent
+from klimb.guided.local_models import DynamicsSource, LocalModels
+from klimb.guided.mirror_descent import MirrorDescent, trajectory_traits
 from klimb.improve.rule import Rule, Setting, Traits
 from klimb.policies.actions import Box
 from klimb.types import Batch, UpdateInfo
@@ -26,16 +28,17 @@ class GuidedPolicySearch:
 
     importance_sampling  plans through known dynamics from the states that the policy starts from; first imitates the
                          plans, then climbs Φ(θ) = Σ_t [E_w r_t + w_r log Z_t] on samples of policy and guides
-    mirror_descent       fits dynamics and rewards to the policy's episodes, improves linear-Gaussian controllers around
-                         them under KL(new‖old) ≤ ε, and projects these onto the policy
+    mirror_descent       improves linear-Gaussian controllers around the policy's episodes under KL(new‖old) ≤ ε, and
+                         projects them onto the policy; ε follows whether promises are kept
+    constrained          the same with a fixed ε, by dual gradient descent: one step in the multiplier an iteration
 
-    For continuous actions. importance_sampling is for environments with `dynamics` and `cost` (`ClassicControl`),
-    mirror_descent for any. method and learning_rate are options of both; those down to climb_kl are of
-    importance_sampling, the rest of mirror_descent.
+    For continuous actions. importance_sampling is for environments with `dynamics` and `cost` (`ClassicControl`), the
+    other two for any, with dynamics that are fitted or the simulator's. method and learning_rate are options of all;
+    those down to climb_kl are of importance_sampling, the rest of the other two.
     """
 
-    method: Literal["importance_sampling", "mirror_descent"] = "importance_sampling"
-    """importance_sampling, with known dynamics, or mirror_descent, with fitted ones."""
+    method: Literal["importance_sampling", "mirror_descent", "constrained"] = "importance_sampling"
+    """importance_sampling, with known dynamics; mirror_descent or constrained, with fitted ones or the simulator's."""
     learning_rate: Positive = 1e-3
     """Adam's step size, for climbing Φ and for the projection."""
     guiding_samples: Annotated[int, Field(ge=1, le=2**10)] = 4
@@ -62,8 +65,17 @@ class GuidedPolicySearch:
     """Maximum number of steps up Φ in one iteration."""
     climb_kl: Positive = 0.02
     """Limit on the mean KL(old‖new) of all steps of an iteration together, in nats; a step beyond it is halved."""
+    dynamics: DynamicsSource = "fitted"
+    """fitted to episodes, or simulator: derivatives of its steps (classic control; MuJoCo without free bodies)."""
+    regions: Annotated[int, Field(ge=0, le=64)] = 0
+    """Regions with linear models of their own, added to the fitted quadratic one; 0 for none."""
+    look_ahead: Annotated[int, Field(ge=1, le=2**20)] | None = None
+    """Steps that controllers look ahead, after which a fitted value counts; none for the whole rollout and no value."""
     initial_epsilon: Positive = 0.1
-    """ε at first: KL(new‖old) of the controllers, nats per step; up to ten times that where gains are as predicted."""
+    """ε, KL(new‖old) of the controllers in nats per step; mirror_descent raises it to ten times that if gains are as
+    predicted."""
+    dual_learning_rate: Positive = 0.5
+    """α of constrained: step of log η, relative to that of log KL from log ε."""
     projection_epochs: Count = 20
     """Passes over the rows when the controllers are projected onto the policy."""
     minibatch_size: Count = 256
@@ -71,8 +83,8 @@ class GuidedPolicySearch:
 
     @property
     def traits(self) -> Traits:
-        if self.method == "mirror_descent":
-            return MIRROR_TRAITS
+        if self.method != "importance_sampling":
+            return replace(trajectory_traits(self._models(None)), binds=True)
         # Runs of the guides and of the best policy take environment steps in addition to the rollout's.
         steps = 2 + self.guiding_samples
         return replace(SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.memory * steps)
@@ -89,16 +101,22 @@ class GuidedPolicySearch:
                 f"guided policy search is for continuous actions, and those of {environment.id} are discrete: "
                 "use trpo or ppo"
             )
-        if self.method == "mirror_descent":
-            return self._mirror_descent(setting.overlap)
-        return self._sampled(environment, setting)
+        if self.method == "importance_sampling":
+            return self._sampled(environment, setting)
+        classic = isinstance(environment, ClassicControl)
+        if self.dynamics == "simulator" and not (classic or getattr(environment, "derivatives", None)):
+            raise ConfigError(
+                f"{environment.id} has no derivatives for dynamics = simulator, which classic control has, and "
+                "Gymnasium's MuJoCo environments without free bodies: use --dynamics fitted"
+            )
+        return self._along_paths(environment if classic else None, setting.overlap)
 
     def init(self, policy: PyTree) -> PyTree:
-        """The rule's state, of mirror_descent, which needs no environment. policy: Gaussian."""
+        """The rule's state, of a method that needs no environment. policy: Gaussian."""
         return self._without_environment().init(policy)
 
     def step(self, key: PRNGKeyArray, policy: PyTree, state: PyTree, batch: Batch) -> tuple[PyTree, PyTree, UpdateInfo]:
-        """One step of mirror_descent, which needs no environment.
+        """One step of mirror_descent or constrained, which need no environment.
 
         key: of the step's randomness. policy: Gaussian. state: of the last step. batch: with a trajectory.
 
@@ -109,22 +127,28 @@ class GuidedPolicySearch:
     def _without_environment(self) -> Rule:
         if self.method == "importance_sampling":
             raise ConfigError("importance_sampling plans in an environment: use the rule that bind returns")
-        return self._mirror_descent(overlap=False)
+        return self._along_paths(None, overlap=False)
 
-    def _mirror_descent(self, overlap: bool) -> Rule:
-        return MirrorDescent(
-            initial_epsilon=self.initial_epsilon,
-            epochs=self.projection_epochs,
-            minibatch_size=self.minibatch_size,
-            learning_rate=self.learning_rate,
-            overlap=overlap,
-        )
+    def _models(self, environment: ClassicControl | None) -> LocalModels:
+        differentiated = environment if self.dynamics == "simulator" else None
+        return LocalModels(self.dynamics, self.regions, self.look_ahead, differentiated)
+
+    def _along_paths(self, environment: ClassicControl | None, overlap: bool) -> Rule:
+        models = self._models(environment)
+        projection: Any = {
+            "epochs": self.projection_epochs,
+            "minibatch_size": self.minibatch_size,
+            "learning_rate": self.learning_rate,
+        }
+        if self.method == "constrained":
+            return ConstrainedSearch(models, self.initial_epsilon, self.dual_learning_rate, **projection)
+        return MirrorDescent(models, self.initial_epsilon, **projection, overlap=overlap)
 
     def _sampled(self, environment: Any, setting: Setting) -> Rule:
         if not isinstance(environment, ClassicControl):
             raise ConfigError(
                 f"{environment.id} has no known dynamics and cost, with which --method importance_sampling plans: "
-                "use --method mirror_descent, which fits them to episodes"
+                "use --method mirror_descent, which finds its own"
             )
         actions = environment.actions
         assert isinstance(actions, Box)

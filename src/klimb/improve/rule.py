@@ -79,6 +79,8 @@ class Traits:
     """Whether the rule, not the loop, updates the policy's observation statistics."""
     records_env_state: bool = False
     """Whether rollouts hold the simulator's states (`Rollout.env_state`); classic control only."""
+    records_derivatives: bool = False
+    """Whether rollouts on host environments hold the derivatives of their steps (`Rollout.derivatives`)."""
     binds: bool = False
     """Whether the rule has to be bound to an environment before it is used (`EnvironmentRule.bind`)."""
     env_steps_per_row: int = 1

@@ -248,7 +248,9 @@ class Program:
         if self.iteration.collector is not None:
             return CompiledSource(learner, self.iteration.collector, rows)
         assert isinstance(self._environment, HostEnvironment)
-        return HostSource(learner, self._environment, options, cores(), rows)
+        return HostSource(
+            learner, self._environment, options, cores(), rows, traits_of(self._bound).records_derivatives
+        )
 
     def _compiled_collector(self) -> CompiledCollector | None:
         """What collects inside the program; None where experience comes from outside."""

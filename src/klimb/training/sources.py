@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
-from klimb.collect.host.collector import HostRollout, VectorCollector, complete
+from klimb.collect.host.collector import HostRollout, VectorCollector
 from klimb.collect.host.pipeline import RolloutPipeline
 from klimb.collect.host.stepping import Columns
 from klimb.collect.options import Collection
@@ -173,14 +173,18 @@ class HostSource(Source):
     """An environment that runs in Python: one rollout and one update per call."""
 
     def __init__(
-        self, learner: Learner, environment: HostEnvironment, options: Collection, cores: int, rows_per_iteration: int
+        self,
+        learner: Learner,
+        environment: HostEnvironment,
+        options: Collection,
+        cores: int,
+        rows_per_iteration: int,
+        derivatives: bool,
     ) -> None:
-        """cores: worker processes where the options leave their number open."""
+        """cores: worker processes where the options leave their number open. derivatives: whether to record them."""
         self._learner = learner
         self.rows_per_iteration = rows_per_iteration
         self._num_envs = options.num_envs
-        whole_episodes = options.batch == "episodes"
-        self._complete = partial(complete, learner.policy_static, whole_episodes=whole_episodes)
         copies = learner.copies
         self._collector = VectorCollector(
             environment,
@@ -189,11 +193,13 @@ class HostSource(Source):
             num_seeds=copies.count,
             num_envs=options.num_envs,
             num_steps=options.num_steps,
-            whole_episodes=whole_episodes,
+            whole_episodes=options.batch == "episodes",
+            derivatives=derivatives,
             workers=cores if options.workers is None else options.workers,
             restart=options.env_fault == "restart",
             timeout=options.env_timeout,
         )
+        self._complete = self._collector.completion
         keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(copies.keys(), number))
         self._rollouts = RolloutPipeline(self._collector, keys, self._seeds, overlap=options.overlap)
         self._run = copies.layout.compile(self._learn, by_seed=(True, True, True, True, True, False))
@@ -215,9 +221,7 @@ class HostSource(Source):
 
     def trace(self, state: TrainState) -> None:
         learner, count = self._learner, self._learner.copies.count
-        policy = eqx.combine(jax.tree.map(lambda x: np.asarray(x)[0], state.policy), learner.policy_static)
-        rows = jax.tree.map(lambda x: np.stack([x] * count), self.rollout_shapes(policy))
-        rollout = HostRollout(Columns(*(getattr(rows, name) for name in Columns._fields)), rows.time)
+        rollout = self._collector.blank()
         number = jnp.zeros(count)
         episodes = EpisodeSummary(number.astype(jnp.int32), number, number, number.astype(jnp.int32))
         jax.eval_shape(self._run, state, learner.copies.values, None, rollout, episodes, learner.demonstrations)

@@ -7,6 +7,7 @@ here. Either way JAX is asked for a rollout's noise once before it and for its l
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -25,14 +26,14 @@ from klimb.collect.host.in_process import InProcess
 from klimb.collect.host.numpy_policy import NumpyPolicySpec
 from klimb.collect.host.stepping import Columns, parts
 from klimb.collect.host.workers import Workers
-from klimb.environments.host import Fault, HostEnvironment
+from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment
 from klimb.errors import RunError
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.normalizer import VARIANCE_FLOOR
 from klimb.policies.policy import action_distribution
-from klimb.types import Rollout
+from klimb.types import Derivatives, Rollout
 
 logger = logging.getLogger("klimb")
 
@@ -62,7 +63,8 @@ class VectorCollector:
 
     policy_static: the part of the policy that is no array. policy_shapes: its arrays, or their shapes, of one seed.
     whole_episodes: whether a rollout is one episode of every copy, which a reset has to come before; what still runs
-    after `num_steps` is truncated there.
+    after `num_steps` is truncated there. derivatives: whether rollouts hold those of their steps, which the environment
+    has to give (`HostEnvironment.derivatives`).
     workers: processes to step the copies in, where the environment can be made in another process (a registered
     Gymnasium environment); 0 for this process. Workers decide in NumPy for a `NetworkPolicy` on flat observations, and
     by a compiled program for any other policy.
@@ -80,6 +82,7 @@ class VectorCollector:
         num_envs: int,
         num_steps: int,
         whole_episodes: bool = False,
+        derivatives: bool = False,
         workers: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
@@ -89,7 +92,11 @@ class VectorCollector:
         self._static = policy_static
         self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observations.shape))
         self._act = jax.jit(partial(_act, policy_static, self._actions))
-        self._complete = jax.jit(jax.vmap(partial(complete, policy_static, whole_episodes=whole_episodes)))
+        self._sizes = environment.derivatives if derivatives else None
+        self._layout = Columns.layout(
+            self.shape, self._observations, self._actions, 0 if self._sizes is None else self._sizes.numbers
+        )
+        self._complete = jax.jit(jax.vmap(self.completion))
         self._tally = EpisodeTally(num_seeds, num_envs)
         self._numpy_spec = numpy_policy_spec(policy_static)
         self._stepping: Stepping | None = None
@@ -107,15 +114,15 @@ class VectorCollector:
                 workers,
                 pack,
                 whole_episodes=whole_episodes,
+                derivatives=self._layout.derivatives.shape[-1],
                 restart=restart,
                 timeout=timeout,
             )
         else:
-            layout = Columns.layout(self.shape, self._observations, self._actions)
             self._open = lambda: InProcess(
                 environment.vector(num_seeds * num_envs, restart=restart),
                 num_seeds,
-                lambda: Columns.empty(layout),
+                lambda: Columns.empty(self._layout),
                 self._decider,
                 whole_episodes=whole_episodes,
             )
@@ -197,21 +204,20 @@ class VectorCollector:
         """Whether a rollout has been begun and not finished."""
         return self._under_way
 
+    @property
+    def completion(self) -> Callable[[PyTree, HostRollout], Rollout]:
+        """From a policy's arrays and a host rollout of one seed to a `Rollout`: `complete`, for this collector."""
+        return partial(complete, self._static, whole_episodes=self.whole_episodes, sizes=self._sizes)
+
+    def blank(self) -> HostRollout:
+        """A rollout of nothing, `[K, T, N, ...]`, with the shapes and dtypes of every other."""
+        columns = Columns(*(np.swapaxes(np.zeros(*spec), 0, 1) for spec in self._layout))
+        return HostRollout(columns, np.zeros(columns.reward.shape, np.int32))
+
     def rollout_shapes(self, policy: PyTree) -> Rollout:
         """A rollout of nothing, of the shapes of one seed's under a policy."""
-        num_steps, _, num_envs = self.shape
-        obs = jnp.zeros((num_envs, *self._observations.shape))
-        action = jax.eval_shape(lambda o: action_distribution(policy, o).sample(jax.random.key(0)), obs)
-
-        def rows(shape: tuple[int, ...], dtype: Any) -> Array:
-            return jnp.zeros((num_steps, num_envs, *shape), dtype)
-
-        flag, number = rows((), bool), rows((), jnp.float32)
-        observed, acted = rows(obs.shape[1:], jnp.float32), rows(action.shape[1:], action.dtype)
-        time = rows((), jnp.int32)
-        return Rollout(
-            observed, acted, number, number, flag, flag, observed, flag, time, whole_episodes=self.whole_episodes
-        )
+        blank = jax.tree.map(lambda x: jnp.asarray(x[0]), self.blank())
+        return self.completion(eqx.filter(policy, eqx.is_array), blank)
 
     def close(self) -> None:
         """Release the environments."""
@@ -310,11 +316,18 @@ def _act(static: PyTree, actions: ActionSpec, policy: PyTree, obs: Array, noise:
     return jax.vmap(one_seed)(policy, obs, noise)
 
 
-def complete(static: PyTree, policy: PyTree, rollout: HostRollout, *, whole_episodes: bool = False) -> Rollout:
+def complete(
+    static: PyTree,
+    policy: PyTree,
+    rollout: HostRollout,
+    *,
+    whole_episodes: bool = False,
+    sizes: DerivativeSizes | None = None,
+) -> Rollout:
     """One seed's rollout, with the log-probs of the policy that acted.
 
     static, policy: the part of it that is no array, and its arrays. rollout: `[T, N]`. whole_episodes: whether every
-    column of it is one episode.
+    column of it is one episode. sizes: of the derivatives, where there are some.
     """
     # In one row, as the rules will see them: the same program then computes the same numbers once.
     columns = rollout.columns
@@ -323,5 +336,15 @@ def complete(static: PyTree, policy: PyTree, rollout: HostRollout, *, whole_epis
     # A restart cuts off the episode that came before; the row of a reset comes after an end anyway.
     breaks = jnp.concatenate([~jnp.asarray(columns.valid[1:]), jnp.zeros_like(columns.valid[:1])])
     truncated = columns.truncated | (breaks & ~columns.terminated)
-    fields = {**columns._asdict(), "truncated": truncated, "time": rollout.time}
+    derivatives = None if sizes is None else _unpacked(jnp.asarray(columns.derivatives), sizes)
+    fields = {**columns._asdict(), "truncated": truncated, "time": rollout.time, "derivatives": derivatives}
     return Rollout(log_prob=log_prob.reshape(columns.reward.shape), **fields, whole_episodes=whole_episodes)
+
+
+def _unpacked(numbers: Array, sizes: DerivativeSizes) -> Derivatives:
+    """The derivatives of every step, `[T, N, ...]`, from their numbers one after the other."""
+    edges = np.cumsum([math.prod(shape) for shape in sizes.shapes])[:-1]
+    parts = jnp.split(numbers, edges, axis=-1)
+    return Derivatives(
+        *(part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, sizes.shapes, strict=True))
+    )

@@ -40,10 +40,15 @@ class ColumnsLayout(NamedTuple):
     truncated: ArraySpec
     next_obs: ArraySpec
     valid: ArraySpec
+    derivatives: ArraySpec
 
 
 class Columns(NamedTuple):
-    """What environments and policies return in a rollout of K seeds, `[T, K, N, ...]`; JAX computes the rest."""
+    """What environments and policies return in a rollout of K seeds, `[T, K, N, ...]`; JAX computes the rest.
+
+    derivatives: of every step, the arrays of `klimb.types.Derivatives` one after the other; none, `[T, K, N, 0]`, where
+    they are not recorded.
+    """
 
     obs: np.ndarray
     action: np.ndarray
@@ -52,17 +57,20 @@ class Columns(NamedTuple):
     truncated: np.ndarray
     next_obs: np.ndarray
     valid: np.ndarray
+    derivatives: np.ndarray
 
     @classmethod
-    def layout(cls, shape: tuple[int, int, int], observations: ObservationSpec, actions: ActionSpec) -> ColumnsLayout:
+    def layout(
+        cls, shape: tuple[int, int, int], observations: ObservationSpec, actions: ActionSpec, derivatives: int = 0
+    ) -> ColumnsLayout:
         """Shapes and dtypes of the columns.
 
-        shape: (T, K, N). observations, actions: what one of each is.
+        shape: (T, K, N). observations, actions: what one of each is. derivatives: how many numbers those of a step are.
         """
         obs = ArraySpec((*shape, *observations.shape), observations.dtype)
         action = ArraySpec((*shape, *actions.shape), actions.dtype)
         reward, flag = ArraySpec(shape, np.float32), ArraySpec(shape, np.bool_)
-        return ColumnsLayout(obs, action, reward, flag, flag, obs, flag)
+        return ColumnsLayout(obs, action, reward, flag, flag, obs, flag, ArraySpec((*shape, derivatives), np.float32))
 
     @classmethod
     def empty(cls, layout: ColumnsLayout) -> Columns:
@@ -131,13 +139,29 @@ class Stepper:
         """
         assert self._obs is not None, "reset comes before collect"
         own = Columns(*(column[:, :, self._part] for column in columns))
-        obs, action, reward, terminated, truncated, next_obs, valid = own
+        if own.derivatives.shape[-1] == 0:
+            self._roll(decide, own)
+        else:
+            own.derivatives[:] = 0
+            states: list[np.ndarray] = []
+            self._roll(decide, own, lambda: states.append(self._by_seed(self.vector.simulator_states())))
+            rows = own.valid[: len(states)]
+            own.derivatives[: len(states)][rows] = self.vector.differentiate(
+                np.stack(states)[rows], own.action[: len(states)][rows]
+            )
+
+    def _roll(self, decide: Decide, own: Columns, before_step: Callable[[], None] | None = None) -> None:
+        """Run all steps into the part of the columns that is this one's; `before_step` is called before each."""
+        assert self._obs is not None
+        obs, action, reward, terminated, truncated, next_obs, valid, _ = own
         running = np.ones(reward.shape[1:], bool)
         for t in range(len(reward)):
             if not running.any():
                 for column in own:
                     column[t:] = 0
                 return
+            if before_step is not None:
+                before_step()
             action[t], clipped = decide(t, self._obs)
             step: HostStep = self.vector.step(clipped.reshape(-1, *clipped.shape[2:]))
             obs[t], next_obs[t] = self._obs, self._by_seed(step.next_obs)

@@ -57,7 +57,12 @@ def serve() -> None:
     task = json.loads(sys.stdin.readline())
     shape: tuple[int, int, int] = tuple(task["shape"])
     spec = decisions.from_dict(task["policy"])
-    layout = Columns.layout(shape, observations_from_json(task["observations"]), actions_from_json(task["actions"]))
+    layout = Columns.layout(
+        shape,
+        observations_from_json(task["observations"]),
+        actions_from_json(task["actions"]),
+        task["derivatives"],
+    )
     memory = mmap.mmap(task["memory"], SharedRollout.size(spec, shape, layout))
     _serve(task, SharedRollout(memory, spec, shape, layout), spec)
 

@@ -34,7 +34,8 @@ class Workers:
     env_spec: how to make an environment (`HostEnvironment.env_spec`). spec: of the policy. shape: (T, K, N).
     observations, actions: of the environment. count: number of processes, at most N. pack: from the policies' arrays
     `[K, …]` to their parameters `[K, spec.size]`. whole_episodes: whether a rollout is one episode of every copy, after
-    a reset. timeout: seconds that a worker may take to answer.
+    a reset. derivatives: how many numbers those of a step are, 0 where they are not wanted.
+    timeout: seconds that a worker may take to answer.
     restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then not
     valid in that rollout. EnvironmentFault without `restart`, and when a worker is lost in `MAX_LOSSES` rollouts in a
     row.
@@ -51,12 +52,13 @@ class Workers:
         pack: Callable[[PyTree], np.ndarray],
         *,
         whole_episodes: bool = False,
+        derivatives: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
     ) -> None:
         self._parts = parts(shape[2], count)
         self._restart, self._timeout, self._pack = restart, timeout, pack
-        layout = Columns.layout(shape, observations, actions)
+        layout = Columns.layout(shape, observations, actions, derivatives)
         self._file = _memory_file(SharedRollout.size(spec, shape, layout))
         self._memory = mmap.mmap(self._file.fileno(), 0)
         self.shared = SharedRollout(self._memory, spec, shape, layout)
@@ -68,6 +70,7 @@ class Workers:
             "memory": self._file.fileno(),
             "env_spec": env_spec,
             "whole_episodes": whole_episodes,
+            "derivatives": derivatives,
             "restart": restart,
         }
         self._num_seeds, self._copies = shape[1:]

@@ -15,8 +15,9 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, Integer
 
 from klimb.environments import simulator_state
-from klimb.environments.host import Fault, HostEnvironment, HostStep, HostVector
+from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment, HostStep, HostVector
 from klimb.environments.seeds import restart_seed
+from klimb.environments.simulator_derivatives import Differentiator, derivative_sizes
 from klimb.errors import EnvironmentFault, one_line
 
 logger = logging.getLogger("klimb")
@@ -37,6 +38,7 @@ class GymnasiumEnvironment(HostEnvironment):
     one_hot: bool = False
     env_spec: dict[str, Any] | None = field(default=None, repr=False)
     max_episode_steps: int | None = field(default=None, repr=False)
+    derivatives: DerivativeSizes | None = field(default=None, repr=False)
 
     @classmethod
     def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
@@ -68,9 +70,10 @@ class GymnasiumEnvironment(HostEnvironment):
         env = flattened(make())
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
         space, limit = env.observation_space, None if env.spec is None else env.spec.max_episode_steps
+        derivatives = derivative_sizes(env)
         env.close()
         assert isinstance(space, gym.spaces.Box)
-        return cls(name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec, limit)
+        return cls(name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec, limit, derivatives)
 
     def vector(self, copies: int, *, restart: bool = False) -> GymnasiumVector:
         """Copies in this process.
@@ -122,6 +125,7 @@ class GymnasiumVector(HostVector):
         self._failed_last = np.zeros(copies, bool)
         self._seeds: list[int] = []
         self._faults: list[Fault] = []
+        self._differentiator: Differentiator | None = None
 
     def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
         """Start a new episode in every copy. Returns the first observations.
@@ -163,6 +167,8 @@ class GymnasiumVector(HostVector):
 
     def close(self) -> None:
         """Close every copy. One that can't be closed is logged."""
+        if self._differentiator is not None:
+            self._differentiator.close()
         for copy, env in enumerate(self._envs):
             try:
                 env.close()
@@ -184,6 +190,18 @@ class GymnasiumVector(HostVector):
         """Put every copy into its captured state. RunError when a state does not fit."""
         for env, state in zip(self._envs, states, strict=True):
             simulator_state.restore(env, state)
+
+    def simulator_states(self) -> Float[np.ndarray, "M S"]:
+        """MuJoCo's state of every copy."""
+        return np.stack([simulator_state.physics_state(env) for env in self._envs])
+
+    def differentiate(
+        self, states: Float[np.ndarray, "R S"], actions: Float[np.ndarray, "R D"]
+    ) -> Float[np.ndarray, "R numbers"]:
+        """The derivatives of R steps, by differences in a further copy of the environment."""
+        if self._differentiator is None:
+            self._differentiator = Differentiator(self._make())
+        return np.stack([self._differentiator(state, action) for state, action in zip(states, actions, strict=True)])
 
     def _next_episode(self, copy: int) -> np.ndarray:
         try:
