@@ -3,6 +3,7 @@
     steps     environment steps until the cart-pole swing-up is solved, and what others reach in as many
     pendulum  `klimb train guided Pendulum-v1`, seed by seed
     reacher   mirror descent on Gymnasium's Reacher-v5, where the dynamics are not known
+    tasks     with the simulator's derivatives, on five MuJoCo tasks
     strip     both figures, of what the parts before have left in `runs/guided`
     page      the tables, between the marks of docs/algorithms/guided.md
 
@@ -15,14 +16,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shlex
-import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -31,19 +28,21 @@ import jax.numpy as jnp
 import numpy as np
 
 import guided_figures
+import guided_tasks
 import klimb
 import learning
+from guided_runs import EPISODES, RUNS, evaluated, listed, minus, table, thousands, trained
 from klimb.cli import compilation_cache
 from klimb.guided.guides import Guides
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.rule import Rule
 from klimb.training.program import Program
-from results_file import HERE, read_results, write_results
+from results_file import read_results, write_results
 
-RUNS, PAGE = HERE.parent / "runs" / "guided", learning.DOCS / "guided.md"
+PAGE = learning.DOCS / "guided.md"
 
 # steps: the most probable actions of EPISODES episodes have to average THRESHOLD.
-SWING_UP, THRESHOLD, EPISODES, EVALUATION_SEED = "CartPoleSwingUp-v0", -80.0, 50, 10_000
+SWING_UP, THRESHOLD, EVALUATION_SEED = "CartPoleSwingUp-v0", -80.0, 10_000
 # Others than those that the settings were chosen on: guided's on 0 to 4 and 10 to 12, TRPO's on 5 and 6.
 SEEDS, TRYING = range(20, 25), range(5, 7)
 GUIDED = {"guiding_samples": 1, "memory": 4, "supervised_iterations": 50}
@@ -206,27 +205,6 @@ def steps() -> dict[str, Any]:
     }
 
 
-def klimb_command(*words: str) -> str:
-    command = [str(Path(sys.executable).with_name("klimb")), *words]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=1800).stdout
-
-
-def trained(arguments: str, name: str) -> Path:
-    """`klimb train ARGUMENTS`, unless it has been run before; a run that was cut off is made anew."""
-    directory = RUNS / name
-    if not (directory / "evaluation.json").exists():
-        shutil.rmtree(directory, ignore_errors=True)
-        print(f"klimb train {arguments}", flush=True)
-        klimb_command("train", *shlex.split(arguments), "--run-dir", str(directory))
-    return directory
-
-
-def evaluated(directory: Path) -> list[float]:
-    """The mean return of every seed's policy."""
-    answer = json.loads(klimb_command("evaluate", str(directory), "--episodes", str(EPISODES), "--json"))
-    return [entry["mean"] for entry in answer["seeds"]]
-
-
 def pendulum_run(seed: int) -> tuple[str, str]:
     return f"{PENDULUM} --seed {seed}", f"pendulum-{seed}"
 
@@ -275,14 +253,6 @@ def paths() -> dict[str, Any]:
     }
 
 
-def thousands(number: float) -> str:
-    return f"{round(number):,}".replace(",", " ")
-
-
-def table(head: str, rows: list[str]) -> list[str]:
-    return [head, "|" + "---|" * (head.count("|") - 1), *rows, ""]
-
-
 def steps_lines(found: dict[str, Any]) -> list[str]:
     best, budget = found["best"], thousands(found["budget"])
     seeds = f"seeds {SEEDS[0]}–{SEEDS[-1]}"
@@ -302,7 +272,7 @@ def steps_lines(found: dict[str, Any]) -> list[str]:
     reached["untrained"] = solved["guided"]["untrained"]
     return [
         f"Environment steps on {SWING_UP}, those of the guides included, until the most probable actions first average "
-        f"{_minus(found['threshold'], 0)} over {found['episodes']} episodes. TRPO is the best of {len(found['tried'])} "
+        f"{minus(found['threshold'], 0)} over {found['episodes']} episodes. TRPO is the best of {len(found['tried'])} "
         "settings, tried on other seeds. Guides are planned through the known dynamics, and what planning computes "
         "there does not count as environment steps.",
         "",
@@ -312,7 +282,7 @@ def steps_lines(found: dict[str, Any]) -> list[str]:
         "",
         *table(
             f"| | mean return | {seeds} |",
-            [f"| {name} | {_minus(statistics.mean(each))} | {_listed(each)} |" for name, each in reached.items()],
+            [f"| {name} | {minus(statistics.mean(each))} | {listed(each)} |" for name, each in reached.items()],
         ),
     ]
 
@@ -322,18 +292,10 @@ def commands_lines(pendulum: dict[str, Any] | None, reacher: dict[str, Any] | No
     if pendulum:
         each = pendulum["seeds"]
         command = f"`klimb train {PENDULUM} --seed K`, K = 0 … {len(each) - 1}"
-        rows.append(f"| {command} | {_minus(statistics.mean(each))} | {_listed(each)} |")
+        rows.append(f"| {command} | {minus(statistics.mean(each))} | {listed(each)} |")
     for one in (reacher or {}).values():
-        rows.append(f"| `{one['command']}` | {_minus(one['mean'])} | {_listed(one['seeds'])} |")
+        rows.append(f"| `{one['command']}` | {minus(one['mean'])} | {listed(one['seeds'])} |")
     return table("| command | mean return | seeds |", rows) if rows else []
-
-
-def _minus(value: float, digits: int = 1) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def _listed(values: list[float]) -> str:
-    return ", ".join(map(_minus, values))
 
 
 def page() -> None:
@@ -356,13 +318,19 @@ def page() -> None:
     ]
     lines += steps_lines(measured["steps"]) if "steps" in measured else []
     lines += commands_lines(measured.get("pendulum"), measured.get("reacher"))
+    lines += guided_tasks.lines(measured["tasks"]) if "tasks" in measured else []
     lines += ["All of it: `make bench-guided`."]
     head, _, tail = text.partition(learning.BEGIN)
     tail = tail.partition(learning.END)[2]
     PAGE.write_text(head + learning.BEGIN + "\n" + "\n".join(lines) + "\n" + learning.END + tail, encoding="utf-8")
 
 
-MEASURED: dict[str, Callable[[], dict[str, Any]]] = {"steps": steps, "pendulum": pendulum, "reacher": reacher}
+MEASURED: dict[str, Callable[[], dict[str, Any]]] = {
+    "steps": steps,
+    "pendulum": pendulum,
+    "reacher": reacher,
+    "tasks": guided_tasks.measure,
+}
 WRITTEN: dict[str, Callable[[], None]] = {"strip": strip, "page": page}
 
 

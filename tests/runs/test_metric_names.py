@@ -20,11 +20,16 @@ def metrics_of_rules() -> dict[tuple[str, Metric], list[str]]:
     """(name, title and meaning) ↦ names of the rules that record it with this meaning."""
     rules = {name: cls() for name, cls in RULES.items()}
     rules["guided"] = GuidedPolicySearch(method="importance_sampling")
-    rules["guided (mirror descent)"] = GuidedPolicySearch(method="mirror_descent")
+    rules["guided (controllers)"] = GuidedPolicySearch(method="mirror_descent")
     names: dict[tuple[str, Metric], list[str]] = {}
     for rule_name, rule in rules.items():
         for metric_name, metric in traits_of(rule).metrics.items():
             names.setdefault((metric_name, metric), []).append(rule_name)
+    # What the options of controllers add.
+    for option, value in {"look_ahead": 5, "dynamics": "simulator"}.items():
+        rule = GuidedPolicySearch(method="mirror_descent", **{option: value})
+        for metric_name, metric in traits_of(rule).metrics.items():
+            names.setdefault((metric_name, metric), [f"guided ({option.replace('_', ' ')})"])
     return names
 
 

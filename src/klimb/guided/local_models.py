@@ -33,7 +33,7 @@ FITTED_METRICS = {
 }
 SIMULATOR_METRICS = {
     "simulator_steps": Metric("Steps of the simulator", "taken for the derivatives of this iteration's steps"),
-    "reward_r2": Metric("R² of the reward", "share of its variance that the model explains whose curvature is used"),
+    "reward_r2": FITTED_METRICS["reward_r2"],
 }
 VALUE_METRICS = {
     "value_r2": Metric("R² of the value", "share of the variance of the value targets that is explained"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
-from klimb.improve.acceptance import update_info
+from klimb.improve.acceptance import choose, update_info
 from klimb.improve.rule import Rule
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Status, UpdateInfo
@@ -50,5 +50,6 @@ def step_unless(
         errors = None if shapes.errors is None else info.errors
         return arrays, state, eqx.tree_at(lambda i: (i.extra, i.errors), info, (unknown, errors))
 
-    new_arrays, new_state, info = jax.lax.cond(waiting, wait, step)
+    # Both are computed: products of matrices are several times as slow inside of a conditional on CPUs.
+    new_arrays, new_state, info = choose(jnp.asarray(waiting), wait(), step())
     return eqx.combine(new_arrays, static), new_state, info

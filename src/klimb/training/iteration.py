@@ -18,6 +18,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
 from klimb.estimate.estimator import Estimator
+from klimb.improve.acceptance import choose
 from klimb.improve.critic_fit import CriticFit, CriticInfo
 from klimb.improve.rule import Rule, traits_of
 from klimb.improve.warm_up import step_unless
@@ -129,14 +130,15 @@ class Iteration:
         """
         if self.length.iterations is not None:
             return go_on()
-        shapes = jax.eval_shape(go_on)[1]
+        # Computed in any case: products of matrices are several times as slow inside of a conditional on CPUs.
+        after, metrics = go_on()
         nothing: Metrics = {
-            name: jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
-            for name, x in shapes.items()
+            name: jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0)
+            for name, x in metrics.items()
         }
         nothing |= {"iteration": state.iteration, "env_steps": state.env_steps}
         nothing["status"] = jnp.full_like(nothing["status"], Status.FINISHED)
-        return jax.lax.cond(self.length.is_over(state.iteration, state.env_steps), lambda: (state, nothing), go_on)
+        return choose(self.length.is_over(state.iteration, state.env_steps), (state, nothing), (after, metrics))
 
     def is_unprepared(self, state: TrainState) -> Array:
         """Whether the state is to go through `prepare` with a rollout before the first iteration, `[]`.

@@ -149,14 +149,13 @@ class CompiledSource(Source):
             def turn(i: Array, state: TrainState) -> tuple[TrainState, Metrics]:
                 if not iteration.normalizers.start_with_rollout:
                     return iteration(state, demonstrations)
-                # One more turn of the same loop instead of a loop of its own: collecting is compiled once.
+                # One more turn of the same loop instead of a loop of its own: collecting is compiled once. What is
+                # learned in it is dropped afterwards: inside of a conditional XLA's CPU programs multiply matrices
+                # several times as slowly (layers of 256 units: three times).
                 state, rollout, episodes = iteration.collect(state)
-                nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-                return jax.lax.cond(
-                    i == 0,
-                    lambda: (iteration.prepare(state, rollout), nothing),
-                    lambda: iteration.learn(state, rollout, episodes, demonstrations),
-                )
+                learned, metrics = iteration.learn(state, rollout, episodes, demonstrations)
+                prepared = jax.lax.cond(i == 0, lambda: iteration.prepare(state, rollout), lambda: state)
+                return jax.tree.map(lambda *now: jnp.where(i == 0, *now), prepared, learned), metrics
 
             def body(i: Array, carry: tuple) -> tuple:
                 state, log = carry
