@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from klimb.environments.base import ClassicControl
+from klimb.guided.first_guides import DemonstratedActions
 from klimb.guided.planning.growing import plan_growing
 from klimb.guided.planning.ilqr import Settings, plan
 from klimb.guided.planning.linear_gaussian import LinearGaussian
@@ -78,7 +79,7 @@ class Guides:
 
     environment: with known dynamics and cost. actions: its action space. horizon: steps of every path, at least 1.
     restarts: random starting points of a plan, at least 1. temperature: of the controllers around plans, positive, in
-    units of the reward.
+    units of the reward. demonstrated: what plans start from instead of random actions; None without demonstrations.
     """
 
     environment: ClassicControl
@@ -86,17 +87,24 @@ class Guides:
     horizon: int
     restarts: int
     temperature: float | Array
+    demonstrated: DemonstratedActions | None = None
 
     def check(self) -> None:
         """Plans once from a few starting points. ConfigError, with the time step, if no plan has a controller."""
         _require_plannable(self.environment, self.actions, self.horizon)
 
     def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
-        """The actions of the cheapest plan from random starting points, over a growing horizon.
+        """The actions of the cheapest plan from demonstrations, or from random starting points over a growing horizon.
 
-        key: of the starting points. start: the first simulator state.
+        Demonstrations are used over the whole horizon, and at most `restarts` of them: those that began nearest.
+
+        key: of random starting points. start: the first simulator state.
         """
-        problem, candidates = self._problem(), self._random_actions(key, self.restarts, start.dtype)
+        problem = self._problem()
+        if self.demonstrated is not None:
+            candidates = self.demonstrated.nearest(self.environment.observe(start), self.restarts)
+            return plan(problem, start, candidates, settings=SEARCH).actions
+        candidates = self._random_actions(key, self.restarts, start.dtype)
         return plan_growing(problem, start, candidates, first=FIRST_STAGE, growth=STAGE_GROWTH, settings=SEARCH).actions
 
     def _random_actions(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
