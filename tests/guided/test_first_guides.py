@@ -12,13 +12,16 @@ import pytest
 import klimb
 from klimb import RunConfig, TrainOptions
 from klimb.collect.demonstrations import Demonstrations
+from klimb.environments.control.cartpole_swing_up import CartPoleSwingUp
 from klimb.environments.control.linear_quadratic import LinearQuadratic
+from klimb.environments.control.mountain_car_continuous import MountainCarContinuous
 from klimb.environments.registry import make
 from klimb.errors import ConfigError, DemonstrationError
 from klimb.guided import guides as guides_module
 from klimb.guided.first_guides import DemonstratedActions
 from klimb.guided.guides import SEARCH, Guides
 from klimb.guided.importance_sampled import ImportanceSampled
+from klimb.guided.planning.ilqr import plan
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.rule import traits_of
 from klimb.policies.actions import Box, action_spec
@@ -148,6 +151,50 @@ def test_a_plan_starts_at_a_demonstration_and_ends_at_the_optimum(monkeypatch) -
     np.testing.assert_allclose(found, best, atol=2e-4)
     assert cost_of(environment, start, found) < cost_of(environment, start, shown[1])
     assert cost_of(environment, start, found) == pytest.approx(cost_of(environment, start, best), rel=1e-6)
+
+
+def return_of(guides: Guides, actions: jax.Array, start: jax.Array) -> float:
+    return float(jnp.sum(guides.run(jax.random.key(0), lambda key, t, x: actions[t], start).reward))
+
+
+def shown_once(guides: Guides, start: jax.Array, actions: jax.Array) -> Guides:
+    """The same with one demonstration."""
+    first = np.asarray(guides.environment.observe(start))[None]
+    taken = DemonstratedActions(first, np.asarray(actions)[None], np.ones(first.shape[1], np.float32))
+    return dataclasses.replace(guides, demonstrated=taken)
+
+
+@pytest.mark.slow
+def test_a_bonus_without_a_slope_is_found_where_a_demonstration_has_been() -> None:
+    """Rocking with full force in the direction of motion brings the car to the goal after the first stage's steps."""
+    car = MountainCarContinuous()
+    without = Guides(car, action_spec(car.action_space), 150, restarts=4, temperature=0.01)
+    there, here = jnp.array([-0.45, 0.0]), jnp.array([-0.47, 0.0])
+    rocking = without.run(jax.random.key(0), lambda key, t, x: jnp.where(x[1:] >= 0, 1.0, -1.0), there)
+    assert int(rocking.alive.sum()) > guides_module.FIRST_STAGE
+    actions = jnp.where(rocking.alive[:, None], rocking.action, 0)
+    replayed = return_of(without, actions, here)
+    planned = [
+        return_of(guides, guides.planned(jax.random.key(0), here), here)
+        for guides in (shown_once(without, there, actions), without)
+    ]
+    assert planned[0] > replayed > 80
+    assert planned[1] <= 0
+
+
+@pytest.mark.slow
+def test_a_swing_up_shown_from_one_start_is_found_from_another() -> None:
+    """Though the actions that balanced the pole there, let alone the search from them, do not balance it here."""
+    environment = CartPoleSwingUp()
+    guides = Guides(environment, action_spec(environment.action_space), 150, restarts=4, temperature=0.01)
+    there, here = (environment.initial(jax.random.key(seed)) for seed in (0, 1))
+    actions = jax.jit(guides.planned)(jax.random.key(0), there)
+    best = return_of(guides, actions, there)
+    demonstrated = shown_once(guides, there, actions)
+    found = return_of(guides, jax.jit(demonstrated.planned)(jax.random.key(0), here), here)
+    searched = plan(guides._problem(), here, actions, settings=SEARCH).actions
+    assert return_of(guides, searched, here) < best - 20
+    assert found > best - 5
 
 
 # Trainings ----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from klimb.guided.planning.ilqr import Settings, plan
 from klimb.guided.planning.linear_gaussian import LinearGaussian
 from klimb.guided.planning.problem import Problem, Time
 from klimb.guided.planning.small_matrices import cholesky
-from klimb.guided.planning.trajectory import Plan, PlanStatus
+from klimb.guided.planning.trajectory import Plan, PlanStatus, best_of
 from klimb.policies.actions import Box
 from klimb.policies.distributions import DiagGaussian, Distribution
 from klimb.policies.policy import action_distribution
@@ -94,18 +94,26 @@ class Guides:
         _require_plannable(self.environment, self.actions, self.horizon)
 
     def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
-        """The actions of the cheapest plan from demonstrations, or from random starting points over a growing horizon.
+        """The actions of the cheapest plan from random starting points, over a growing horizon.
 
-        Demonstrations are used over the whole horizon, and at most `restarts` of them: those that began nearest.
+        With demonstrations, of the plans from those that began nearest, at most `restarts` of them: over a growing
+        horizon, and over the whole of it.
 
         key: of random starting points. start: the first simulator state.
         """
         problem = self._problem()
-        if self.demonstrated is not None:
-            candidates = self.demonstrated.nearest(self.environment.observe(start), self.restarts)
-            return plan(problem, start, candidates, settings=SEARCH).actions
-        candidates = self._random_actions(key, self.restarts, start.dtype)
-        return plan_growing(problem, start, candidates, first=FIRST_STAGE, growth=STAGE_GROWTH, settings=SEARCH).actions
+        if self.demonstrated is None:
+            candidates = self._random_actions(key, self.restarts, start.dtype)
+            return self._grown(problem, start, candidates).actions
+        candidates = self.demonstrated.nearest(self.environment.observe(start), self.restarts)
+        # From another start the late actions of a demonstration lead elsewhere, if the system is unstable: a growing
+        # horizon does without them. What a demonstration reaches late, and only then is rewarded for, needs them.
+        grown, whole = self._grown(problem, start, candidates), plan(problem, start, candidates, settings=SEARCH)
+        return best_of(jax.tree.map(lambda *x: jnp.stack(x), grown, whole)).actions
+
+    @staticmethod
+    def _grown(problem: Problem, start: Float[Array, " D"], candidates: Float[Array, "R T A"]) -> Plan:
+        return plan_growing(problem, start, candidates, first=FIRST_STAGE, growth=STAGE_GROWTH, settings=SEARCH)
 
     def _random_actions(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
         """Starting points of plans: between the bounds; within 2 of the only bound; without bounds in [−1, 1]."""
