@@ -62,7 +62,7 @@ TASKS = {
         "Pendulum-v1",
         {"good": "trpo Pendulum-v1", "mediocre": "trpo Pendulum-v1 --env-steps 25000"},
         threshold=-200.0,
-        iterations=10,
+        iterations=6,
     ),
     "car": Task(
         "MountainCarContinuous-v0",
