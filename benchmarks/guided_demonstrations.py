@@ -35,7 +35,7 @@ from results_file import HERE, read_results, write_results
 
 RUNS = HERE.parent / "runs" / "guided-demonstrations"
 RULE = GuidedPolicySearch(guiding_samples=1, memory=4, supervised_iterations=50)
-OPTIONS = {"num_envs": 4, "num_steps": 200}
+OPTIONS: dict[str, Any] = {"num_envs": 4, "num_steps": 200}
 SEEDS, EPISODES, EVALUATION_KEY = range(20, 25), 50, 10_000
 
 
@@ -130,7 +130,9 @@ def learned(task: Task, demonstrations: Demonstrations | None) -> dict[str, Any]
         **OPTIONS,
     )
     program = Program(klimb.RunConfig(task.env, RULE, options), environment, demonstrations=demonstrations)
-    state, curve, seconds = program.initial_state(), [], []
+    state = program.initial_state()
+    curve: list[list[float]] = []
+    seconds: list[float] = []
     while len(curve) < task.iterations:
         begun = time.perf_counter()
         state, _ = program.advance(state, 1)
