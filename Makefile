@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-guided clean
+.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-guided bench-demonstrations clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -68,6 +68,9 @@ bench-learning: $(DEV)  ## every rule on three environments; writes docs/algorit
 
 bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (a quarter of an hour)
 	$(BIN)/python benchmarks/guided.py
+
+bench-demonstrations: $(DEV)  ## demonstrations as first guides of guided policy search (half an hour)
+	$(BIN)/python benchmarks/guided_demonstrations.py
 
 # Installed again whenever what is to be installed has changed.
 $(CORE): pyproject.toml constraints.txt

@@ -22,6 +22,7 @@ from klimb.improve.rule import Rule, Setting, bind, traits_of
 from klimb.policies.actions import Box
 from klimb.policies.networks import NetworkPolicy
 from klimb.rules import RULES, rule_name
+from klimb.runs.demonstration_file import save_demonstrations
 from klimb.training.program import Program
 from klimb.types import Status
 from problems import Stopper, same_bits, without_timing
@@ -159,9 +160,10 @@ def test_without_an_environment_there_is_mirror_descent_only() -> None:
 # Runs ---------------------------------------------------------------------------------------------------------
 
 
-def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder) -> klimb.Run:
+def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int, folder, **options: str) -> klimb.Run:
     """Stopped by a signal in the middle, and resumed: the same records, state and policy as the whole run, returned."""
     options = {
+        **options,
         **SMALL,
         "env_steps": iterations * 48 * traits_of(rule).env_steps_per_row,
         "checkpoint_every": 1,
@@ -192,6 +194,15 @@ def test_an_interrupted_run_of_importance_sampling_resumes_to_the_same_bytes(tmp
     best, last = (jax.tree.map(lambda x: x[0], tree) for tree in (whole.state.rule_state.best, whole.state.policy))
     assert same_bits(whole.policy, best)
     assert not same_bits(whole.policy, last)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_demonstrations_resumes_to_the_same_bytes(tmp_path) -> None:
+    """Within imitation, where plans start from them."""
+    policy = NetworkPolicy(3, Box((-2.0,), (2.0,)), hidden=(4,), key=jax.random.key(0))
+    file = save_demonstrations(klimb.record(policy, "Pendulum-v1", episodes=3), tmp_path / "shown.safetensors")
+    whole = interrupted_and_resumed("Pendulum-v1", SAMPLED, 2, tmp_path, demonstrations=str(file))
+    assert whole.config.options.demonstrations == str(file)
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from klimb.environments.base import ClassicControl
+from klimb.guided.first_guides import DemonstratedActions
 from klimb.guided.planning.growing import plan_growing
 from klimb.guided.planning.ilqr import Settings, plan
 from klimb.guided.planning.linear_gaussian import LinearGaussian
 from klimb.guided.planning.problem import Problem, Time
 from klimb.guided.planning.small_matrices import cholesky
-from klimb.guided.planning.trajectory import Plan, PlanStatus
+from klimb.guided.planning.trajectory import Plan, PlanStatus, best_of
 from klimb.policies.actions import Box
 from klimb.policies.distributions import DiagGaussian, Distribution
 from klimb.policies.policy import action_distribution
@@ -78,7 +79,7 @@ class Guides:
 
     environment: with known dynamics and cost. actions: its action space. horizon: steps of every path, at least 1.
     restarts: random starting points of a plan, at least 1. temperature: of the controllers around plans, positive, in
-    units of the reward.
+    units of the reward. demonstrated: what plans start from instead of random actions; None without demonstrations.
     """
 
     environment: ClassicControl
@@ -86,6 +87,7 @@ class Guides:
     horizon: int
     restarts: int
     temperature: float | Array
+    demonstrated: DemonstratedActions | None = None
 
     def check(self) -> None:
         """Plans once from a few starting points. ConfigError, with the time step, if no plan has a controller."""
@@ -94,10 +96,24 @@ class Guides:
     def planned(self, key: PRNGKeyArray, start: Float[Array, " D"]) -> Float[Array, "T A"]:
         """The actions of the cheapest plan from random starting points, over a growing horizon.
 
-        key: of the starting points. start: the first simulator state.
+        With demonstrations, of the plans from those that began nearest, at most `restarts` of them: over a growing
+        horizon, and over the whole of it.
+
+        key: of random starting points. start: the first simulator state.
         """
-        problem, candidates = self._problem(), self._random_actions(key, self.restarts, start.dtype)
-        return plan_growing(problem, start, candidates, first=FIRST_STAGE, growth=STAGE_GROWTH, settings=SEARCH).actions
+        problem = self._problem()
+        if self.demonstrated is None:
+            candidates = self._random_actions(key, self.restarts, start.dtype)
+            return self._grown(problem, start, candidates).actions
+        candidates = self.demonstrated.nearest(self.environment.observe(start), self.restarts)
+        # From another start the late actions of a demonstration lead elsewhere, if the system is unstable: a growing
+        # horizon does without them. What a demonstration reaches late, and only then is rewarded for, needs them.
+        grown, whole = self._grown(problem, start, candidates), plan(problem, start, candidates, settings=SEARCH)
+        return best_of(jax.tree.map(lambda *x: jnp.stack(x), grown, whole)).actions
+
+    @staticmethod
+    def _grown(problem: Problem, start: Float[Array, " D"], candidates: Float[Array, "R T A"]) -> Plan:
+        return plan_growing(problem, start, candidates, first=FIRST_STAGE, growth=STAGE_GROWTH, settings=SEARCH)
 
     def _random_actions(self, key: PRNGKeyArray, count: int, dtype: jnp.dtype) -> Float[Array, "R T A"]:
         """Starting points of plans: between the bounds; within 2 of the only bound; without bounds in [−1, 1]."""

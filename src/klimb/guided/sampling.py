@@ -20,7 +20,8 @@ class Sampler:
 
     guides: plans and paths through the environment. policy: π_θ. best: the best policy so far.
     imitates: whether the policy imitates the guides; then the second run is the guide's, since the best policy does not
-    matter yet, and plans start from random actions. adaptation: κ. guiding_samples: runs of each guide beside that one.
+    matter yet, and plans start from random or demonstrated actions. adaptation: κ. guiding_samples: runs of each guide
+    beside that one.
     """
 
     guides: Guides

@@ -13,6 +13,7 @@ from klimb.environments.base import ClassicControl
 from klimb.errors import ConfigError
 from klimb.fields import STRICT, Count, NonNegative, Positive
 from klimb.guided.constrained import ConstrainedSearch
+from klimb.guided.first_guides import DemonstratedActions
 from klimb.guided.guides import Guides
 from klimb.guided.importance_sampled import SAMPLED_TRAITS, ImportanceSampled
 from klimb.guided.local_models import DynamicsSource, LocalModels
@@ -48,7 +49,7 @@ class GuidedPolicySearch:
     adaptation: NonNegative = 10.0
     """κ: weight of log π_θ in the reward that guides are planned for, in units of α; 0 for guides that do not adapt."""
     restarts: Annotated[int, Field(ge=1, le=2**10)] = 8
-    """Random starting points of each plan, while the policy imitates."""
+    """Random starting points of each plan, or demonstrations that it starts from, while the policy imitates."""
     supervised_iterations: Annotated[int, Field(ge=0, le=2**20)] = 6
     """Iterations in which the policy imitates guides, before it maximises Φ."""
     supervised_steps: Count = 4000
@@ -83,18 +84,21 @@ class GuidedPolicySearch:
 
     @property
     def traits(self) -> Traits:
+        # Methods along paths are refused with demonstrations when they are bound, where there is another to name.
+        demonstrations: dict[str, Any] = {"learns_from": "both", "demonstrations_in_batch": False}
         if self.method != "importance_sampling":
-            return replace(trajectory_traits(self._models(None)), binds=True)
+            return replace(trajectory_traits(self._models(None)), binds=True, **demonstrations)
         # Runs of the guides and of the best policy take environment steps in addition to the rollout's.
         steps = 2 + self.guiding_samples
-        return replace(SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.memory * steps)
+        return replace(SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.memory * steps, **demonstrations)
 
     def bind(self, environment: Any, setting: Setting) -> Rule:
         """The rule of the chosen method for an environment.
 
         environment: with continuous actions. setting: what the rule has to know of the training.
 
-        Raises ConfigError for discrete actions, and for importance_sampling without known dynamics and cost.
+        Raises ConfigError for discrete actions, for importance_sampling without known dynamics and cost, and for
+        mirror_descent with demonstrations.
         """
         if not isinstance(environment.actions, Box):
             raise ConfigError(
@@ -103,6 +107,12 @@ class GuidedPolicySearch:
             )
         if self.method == "importance_sampling":
             return self._sampled(environment, setting)
+        if setting.demonstrations is not None:
+            raise ConfigError(
+                f"--method {self.method} improves controllers around the policy's own episodes, and has no place for "
+                "demonstrations: use --method importance_sampling, or clone them first (klimb train behaviour-cloning) "
+                "and go on with --init-from"
+            )
         classic = isinstance(environment, ClassicControl)
         if self.dynamics == "simulator" and not (classic or getattr(environment, "derivatives", None)):
             raise ConfigError(
@@ -152,7 +162,9 @@ class GuidedPolicySearch:
             )
         actions = environment.actions
         assert isinstance(actions, Box)
-        guides = Guides(environment, actions, setting.num_steps, self.restarts, self.temperature)
+        horizon, recorded = setting.num_steps, setting.demonstrations
+        demonstrated = None if recorded is None else DemonstratedActions.of(recorded, actions, horizon)
+        guides = Guides(environment, actions, horizon, self.restarts, self.temperature, demonstrated)
         guides.check()
         return ImportanceSampled(
             guides=guides,

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeGuard, runtime_checka
 
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
+from klimb.collect.demonstrations import Demonstrations
 from klimb.errors import ConfigError
 from klimb.types import Batch, Metric, UpdateInfo
 
@@ -67,6 +68,8 @@ class Traits:
     """Metrics that the progress panel shows instead of return and KL."""
     learns_from: Literal["environment", "demonstrations", "both"] = "environment"
     """Rollouts; demonstrations alone (an `OfflineRule`); or rollouts, and demonstrations if the run has some."""
+    demonstrations_in_batch: bool = True
+    """Whether demonstrations are rows of the batch; else the rule gets them when it is bound, in `Setting`."""
     history: int = 1
     """Rollouts that one step learns from: the last one, or the last K."""
     keeps_policies: bool = False
@@ -169,6 +172,7 @@ class Setting(NamedTuple):
     learns_scale: whether the policy's observation statistics are updated during the run.
     fresh: whether the policy starts from random parameters.
     overlap: whether every batch after the first is collected by the policy before the one that the step is given.
+    demonstrations: recorded episodes that the run learns from, or None.
     """
 
     num_envs: int
@@ -176,6 +180,7 @@ class Setting(NamedTuple):
     learns_scale: bool
     fresh: bool
     overlap: bool
+    demonstrations: Demonstrations | None = None
 
 
 class EnvironmentRule(Rule, Protocol):

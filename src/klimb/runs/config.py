@@ -176,9 +176,10 @@ class RunConfig:
             )
         if cloned and not given:
             raise ConfigError("demonstrator = cloned is estimated from demonstrations, and there are none")
-        if cloned and is_offline(self.rule):
+        if cloned and (is_offline(self.rule) or not traits.demonstrations_in_batch):
             raise ConfigError(
-                f"{name} needs no demonstrator, because it weights nothing by importance: leave demonstrator = recorded"
+                f"{name} needs no demonstrator, because it weights no demonstration by importance: leave demonstrator "
+                "= recorded"
             )
         if given and traits.keeps_policies and not cloned:
             raise ConfigError(

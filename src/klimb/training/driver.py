@@ -16,7 +16,7 @@ from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
 from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.fields import build
-from klimb.improve.rule import Rule, is_offline
+from klimb.improve.rule import Rule, is_offline, traits_of
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
@@ -263,7 +263,8 @@ def demonstrations_for(
         return None
     demonstrations = load_demonstrations(source) if given is None else given
     demonstrations.check_fit(environment)
-    if not is_offline(config.rule) and config.options.demonstrator == "recorded":
+    weighted = not is_offline(config.rule) and traits_of(config.rule).demonstrations_in_batch
+    if weighted and config.options.demonstrator == "recorded":
         demonstrations.check_log_probs()
     return demonstrations
 

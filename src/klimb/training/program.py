@@ -80,7 +80,10 @@ class Program:
         self._networks = Networks(environment, options, policy, critic)
         self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, _is_array)
         self._demonstrator_static = eqx.partition(demonstrator, eqx.is_array)[1]
-        self.demonstrations = None if demonstrations is None else self._demonstrated(demonstrations, demonstrator)
+        self._recorded = demonstrations
+        self.demonstrations: Demonstrated | None = None
+        if demonstrations is not None and traits_of(config.rule).demonstrations_in_batch:
+            self.demonstrations = self._demonstrated(demonstrations, demonstrator)
 
         devices = available()[: options.cores]
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
@@ -179,7 +182,7 @@ class Program:
         """The rule at work in the environment."""
         options, fresh = self._options, self._options.init_from is None
         learns_scale = options.normalize_observations and fresh
-        setting = Setting(options.num_envs, options.num_steps, learns_scale, fresh, options.overlap)
+        setting = Setting(options.num_envs, options.num_steps, learns_scale, fresh, options.overlap, self._recorded)
         return bind(rule, self._environment, setting)
 
     def _warn_of_short_episodes(self) -> None:
