@@ -66,7 +66,7 @@ bench-variance: $(DEV)  ## how noisy the gradient estimates are
 bench-learning: $(DEV)  ## every rule on three environments; writes docs/algorithms (half an hour)
 	$(BIN)/python benchmarks/learning.py
 
-bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO brings; writes docs/ideas.md (a quarter of an hour)
+bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO brings; writes docs/ideas.md (twenty minutes)
 	$(BIN)/python benchmarks/ideas.py
 
 bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (a quarter of an hour)

@@ -6,6 +6,7 @@
     sparse      rewards where they are earned, or at the end of the episode
     multiplier  where dual descent's λ goes from several starts
     natural     plain and natural gradient in three units of the same task
+    network     the plain gradient of a network, at several lengths of the step
 
 Parts can be named, to run them alone: `python benchmarks/ideas.py scale batch`. Ten seeds train in one program. Returns
 are those of a trained policy's most probable actions, averaged over 20 episodes; of ten seeds the interquartile mean
@@ -189,7 +190,7 @@ def sparse() -> dict[str, Any]:
 
 
 STARTS = (0.1, 100.0)
-MARKS = (10, 30, 100, 200)
+MARKS = (10, 30, 60, 120)
 
 
 def multiplier() -> dict[str, Any]:
@@ -240,7 +241,10 @@ def natural() -> dict[str, Any]:
     }
     found: dict[str, Any] = {"best": units.best_return(units.InUnits()), "contenders": {}}
     for name, (rule, limits) in contenders.items():
-        by_unit = {unit: tried(units.InUnits(per_metre=factor), rule, limits) for unit, factor in PER_METRE.items()}
+        by_unit = {
+            unit: tried(units.InUnits(per_metre=factor), rule, limits, **NATURAL_OPTIONS)
+            for unit, factor in PER_METRE.items()
+        }
         chosen = max(by_unit["metres"], key=lambda one: one["iqm"])["epsilon"]
         found["contenders"][name] = {
             unit: {
@@ -254,9 +258,16 @@ def natural() -> dict[str, Any]:
     return found
 
 
-def tried(task: Any, rule: klimb.Rule, limits: tuple[float, ...]) -> list[dict[str, Any]]:
+def network() -> dict[str, Any]:
+    """The plain gradient of the ladder on Pendulum, at other lengths of the step."""
+    rule, lengths = klimb.NaturalGradient(normalised=True), (0.01, 0.03, 0.1)
+    found = tried(PENDULUM.env, rule, lengths, env_steps=PENDULUM.env_steps)
+    return {f"ε = {one['epsilon']:g}": say(one, f"plain gradient, ε = {one['epsilon']:g}") for one in found}
+
+
+def tried(task: Any, rule: klimb.Rule, limits: tuple[float, ...], **options: Any) -> list[dict[str, Any]]:
     """What the policies are worth after steps of each length, all of them trained in one program."""
-    runs = klimb.sweep(task, rule, {"epsilon": limits}, num_seeds=SEEDS, certificate=False, **NATURAL_OPTIONS)
+    runs = klimb.sweep(task, rule, {"epsilon": limits}, num_seeds=SEEDS, certificate=False, **options)
     return [{"epsilon": limit, **worth(run, task)} for limit, run in zip(limits, runs, strict=True)]
 
 
@@ -267,6 +278,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "sparse": sparse,
     "multiplier": multiplier,
     "natural": natural,
+    "network": network,
 }
 
 

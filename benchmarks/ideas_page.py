@@ -43,12 +43,12 @@ def ladder(found: dict[str, dict[str, Any]]) -> list[str]:
         "",
         "Returns of the trained policies:",
         "",
-        *table(["and then", *tasks], returns),
+        *table(["idea", *tasks], returns),
         "",
         "Thousands of environment steps until the returns in training reach a number (median over seeds; in brackets "
         "how many seeds do, where not all do):",
         "",
-        *table(["and then", *goals], steps),
+        *table(["idea", *goals], steps),
         "",
         "The commands of the first task, in the same order:",
         "",
@@ -75,6 +75,7 @@ def draw(found: dict[str, dict[str, Any]]) -> None:
             axis.plot(result["iqm"], row, "o", color=BLUE, markersize=6.5)
         axis.set_title(task, loc="left", fontsize=11)
         axis.set_xlabel("return")
+        axis.locator_params(axis="x", nbins=4)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         axis.set_axisbelow(True)
@@ -121,6 +122,7 @@ WRITERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
     "sparse": crossed,
     "multiplier": multiplier,
     "natural": natural,
+    "network": lambda found: crossed({"plain gradient": found}),
 }
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 import backward_passes
+import ideas_page
 import units
 from klimb.environments.control.cartpole import CartPole
 from klimb.environments.control.linear_quadratic import LinearQuadratic
+from results_file import read_results
 from rewards import OtherRewards
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -84,6 +86,12 @@ def test_the_best_return_is_that_of_the_best_sequence_of_forces():
         gradient, curvature = jax.grad(cost)(still, start), jax.hessian(cost)(still, start)
         best -= cost(-jnp.linalg.solve(curvature, gradient), start)
     assert units.best_return(task) == pytest.approx(float(best), rel=1e-5)
+
+
+@pytest.mark.parametrize("part", ideas_page.WRITERS)
+def test_the_page_on_ideas_shows_what_was_measured(part):
+    shown = "\n".join(ideas_page.WRITERS[part](read_results("ideas")[part]))
+    assert f"<!-- {part} -->\n{shown}\n<!-- end of {part} -->" in ideas_page.PAGE.read_text()
 
 
 @pytest.mark.slow
