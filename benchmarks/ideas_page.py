@@ -112,7 +112,7 @@ def natural(found: dict[str, Any]) -> list[str]:
         best = (f"{interval(one['best'])}, ε = {one['best']['epsilon']:g}" for one in by_unit.values())
         rows.append([f"{name}; best ε in each unit", *best])
     head = ["positions in", *next(iter(contenders.values()))]
-    return [*table(head, rows), "", f"The best controller: {number(found['best'])}."]
+    return [*table(head, rows), "", f"The best controller, on average over all starts: {number(found['best'])}."]
 
 
 WRITERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
