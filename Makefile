@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-guided bench-demonstrations clean
+.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-ideas bench-guided bench-demonstrations clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -65,6 +65,9 @@ bench-variance: $(DEV)  ## how noisy the gradient estimates are
 
 bench-learning: $(DEV)  ## every rule on three environments; writes docs/algorithms (half an hour)
 	$(BIN)/python benchmarks/learning.py
+
+bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO brings; writes docs/ideas.md (twenty minutes)
+	$(BIN)/python benchmarks/ideas.py
 
 bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (a quarter of an hour)
 	$(BIN)/python benchmarks/guided.py
