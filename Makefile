@@ -69,7 +69,7 @@ bench-learning: $(DEV)  ## every rule on three environments; writes docs/algorit
 bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO brings; writes docs/ideas.md (twenty minutes)
 	$(BIN)/python benchmarks/ideas.py
 
-bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (a quarter of an hour)
+bench-guided: $(DEV)  ## guided policy search beside TRPO; writes its page (an hour)
 	$(BIN)/python benchmarks/guided.py
 
 bench-demonstrations: $(DEV)  ## demonstrations as first guides of guided policy search (half an hour)

@@ -45,9 +45,9 @@ LONG = "--num-envs 8 --num-steps 200 --initial-log-std -0.5"
 TASKS = (
     Task("Reacher-v5", 48_000, "--num-envs 32 --num-steps 50 --initial-log-std -0.5", None),
     Task("InvertedPendulum-v5", 20_000, SHORT, 16),
-    Task("InvertedDoublePendulum-v5", 80_000, SHORT, 8),
-    Task("Swimmer-v5", 60_000, LONG, 20),
-    Task("HalfCheetah-v5", 80_000, LONG, 5),
+    Task("InvertedDoublePendulum-v5", 60_000, SHORT, 8),
+    Task("Swimmer-v5", 40_000, LONG, 20),
+    Task("HalfCheetah-v5", 60_000, LONG, 5),
 )
 
 
@@ -65,6 +65,7 @@ def _measured(task: Task) -> dict[str, Any]:
             task, "constrained", task.guided("simulator").replace("mirror_descent", "constrained")
         ),
         "fitted": _training(task, "fitted", task.guided("fitted")),
+        "regions": _training(task, "regions", task.guided("fitted", " --regions 8")),
         "trpo": _training(task, "trpo", task.trpo(task.steps)),
         "trpo_more": _training(task, "trpo-more", task.trpo(round(guided["simulator_steps"], -3))),
     }
@@ -96,6 +97,7 @@ LABELS = {
     "simulator": "guided, simulator's derivatives",
     "constrained": "the same, `--method constrained`",
     "fitted": "guided, fitted dynamics",
+    "regions": "the same, `--regions 8`",
     "trpo": "TRPO, as many environment steps",
     "trpo_more": "TRPO, as many simulator steps",
 }

@@ -99,8 +99,8 @@ class Rollout(eqx.Module):
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
     env_state: Float[Array, "T N *state"] | None = None
-    derivatives: Derivatives | None = None
     whole_episodes: bool = eqx.field(static=True, default=False)
+    derivatives: Derivatives | None = None
 
     @property
     def cut_off(self) -> Bool[Array, "T N"]:

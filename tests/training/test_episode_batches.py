@@ -70,7 +70,8 @@ def test_every_column_is_one_episode_and_padding(collected, place):
             assert rollout.truncated[length - 1, n] == (length == 24 and not rollout.terminated[-1, n])
         # CartPole begins near the middle, and ends beyond 2.4 or 0.21.
         assert np.abs(rollout.obs[0]).max() <= 0.05
-    first, second = collected(place)
+    # On compiled environments the rollout of the first statistics is seen too, and what is learned from it dropped.
+    *_, first, second = collected(place)
     assert not (first.obs[0] == second.obs[0]).any()
 
 
