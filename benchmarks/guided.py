@@ -133,7 +133,7 @@ def solve(contender: Contender, seed: int) -> dict[str, Any]:
     if kept.exists() and (found := json.loads(kept.read_text()))["settings"] == settings:
         return found
     program = contender.program
-    program.config = config
+    program._copies.seeds[:] = [seed]
     state, steps = program.initial_state(), None
     (policy,) = program.policies(state)
     klimb.save_policy(policy, folder / "before")
