@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.guided.test_mirror_descent import ENVIRONMENT, batch_of, collect, policy_of, returns, step
 
 from klimb.guided.constrained import ConstrainedSearch
 from klimb.guided.kl_constrained_lqr import DualStatus, solve_constrained, solve_penalised
 from klimb.guided.local_models import LocalModels
 from klimb.types import Status
+from linear_quadratic_task import ENVIRONMENT, batch_of, collect, policy_of, returns, step
 
 RULE = ConstrainedSearch(LocalModels(), epsilon=0.1, epochs=10, minibatch_size=120, learning_rate=3e-3)
 

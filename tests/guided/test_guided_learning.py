@@ -21,3 +21,19 @@ def test_importance_sampling_swings_the_pendulum_up() -> None:
     run = klimb.train("Pendulum-v1", GuidedPolicySearch(), env_steps=75_000)
     assert run.history[-1]["env_steps"] >= 75_000
     assert klimb.evaluate(run.policy, env, episodes=50).mean >= -300
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", ["mirror_descent", "constrained"])
+def test_with_the_simulators_derivatives_a_pole_is_balanced_whose_reward_has_no_slope(method: str) -> None:
+    """The reward is 1 until the pole falls, so that all there is to climb is the value after the look-ahead."""
+    pytest.importorskip("mujoco")
+    env = klimb.make("gymnasium:InvertedPendulum-v5")
+    untrained = NetworkPolicy(4, action_spec(env.action_space), hidden=(64, 64), key=jax.random.key(0))
+    assert klimb.evaluate(untrained, env, episodes=20).mean < 100
+    rule = GuidedPolicySearch(method=method, dynamics="simulator", look_ahead=16)
+    run = klimb.train(env.id, rule, env_steps=20_000, num_envs=16, num_steps=64, initial_log_std=-0.5)
+    assert klimb.evaluate(run.policy, env, episodes=20).mean > 900
+    # One step from where every row began, and one for each of four coordinates of the state and one of the action.
+    assert run.history[0]["simulator_steps"] == 6 * 16 * 64

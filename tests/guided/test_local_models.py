@@ -13,6 +13,7 @@ import pytest
 from klimb.collect.compiled import CompiledCollector
 from klimb.environments.control.linear_quadratic import LinearQuadratic
 from klimb.environments.control.pendulum import Pendulum
+from klimb.errors import ConfigError
 from klimb.guided.fitting import QuadraticModel
 from klimb.guided.local_models import LocalModels, LocalProblem, differentiate, expand
 from klimb.guided.paths import Paths
@@ -163,3 +164,8 @@ def test_a_policy_is_linearised_where_it_acts(policy: NetworkPolicy, batch: Batc
     np.testing.assert_allclose(found.policy.gains[3, 4, :, 1], difference, rtol=1e-2, atol=1e-5)
     std = np.exp(-0.7)
     np.testing.assert_allclose(found.policy.covariance[3, 4], np.diag([std**2, std**2]), rtol=1e-5)
+
+
+def test_a_rollout_without_derivatives_is_refused(policy: NetworkPolicy, batch: Batch) -> None:
+    with pytest.raises(ConfigError, match=r"this one has none \(derivatives=None\)"):
+        LocalModels("simulator").problem(policy, batch)

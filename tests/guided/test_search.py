@@ -182,8 +182,8 @@ def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int
     assert same_bits(resumed.state, whole.state)
     for file in ("policy.safetensors", "policy.json", "config.toml"):
         assert (folder / "run" / file).read_bytes() == (folder / "whole" / file).read_bytes()
-    again = klimb.load_policy(folder / "run")
-    np.testing.assert_array_equal(again(jnp.ones(3)).mean, whole.policy(jnp.ones(3)).mean)
+    again, obs = klimb.load_policy(folder / "run"), jnp.ones(whole.policy.observations.shape)
+    np.testing.assert_array_equal(again(obs).mean, whole.policy(obs).mean)
     return whole
 
 
@@ -194,6 +194,17 @@ def test_an_interrupted_run_of_importance_sampling_resumes_to_the_same_bytes(tmp
     best, last = (jax.tree.map(lambda x: x[0], tree) for tree in (whole.state.rule_state.best, whole.state.policy))
     assert same_bits(whole.policy, best)
     assert not same_bits(whole.policy, last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["Pendulum-v1", "gymnasium:InvertedPendulum-v5"])
+def test_an_interrupted_run_with_derivatives_resumes_to_the_same_bytes(env: str, tmp_path) -> None:
+    """Exact ones, and recorded ones; with the multiplier in the state."""
+    if env.startswith("gymnasium"):
+        pytest.importorskip("mujoco")
+    rule = dataclasses.replace(MIRROR, method="constrained", dynamics="simulator", look_ahead=5)
+    whole = interrupted_and_resumed(env, rule, 4, tmp_path)
+    assert whole.state.rule_state.multiplier > 0
 
 
 @pytest.mark.slow
@@ -288,6 +299,16 @@ def test_what_is_remembered_has_a_bound() -> None:
         ConfigError, match=r"times 1050624 that guided keeps of each, are \d+ rows; there can be less than \d+"
     ):
         RunConfig("Pendulum-v1", rule, TrainOptions(num_envs=1024, num_steps=200))
+
+
+@pytest.mark.parametrize("method", ["mirror_descent", "constrained"])
+def test_derivatives_are_asked_of_environments_that_have_them(method: str) -> None:
+    rule = GuidedPolicySearch(method=method, dynamics="simulator")
+    setting = Setting(2, 8, True, True, False)
+    compiled = rule.bind(klimb.make("Pendulum-v1"), setting).traits
+    assert (compiled.records_env_state, compiled.records_derivatives, compiled.binds) == (True, False, False)
+    with pytest.raises(ConfigError, match=r"gymnasium:Pendulum-v1 has no derivatives .*use --dynamics fitted"):
+        rule.bind(klimb.make("gymnasium:Pendulum-v1"), setting)
 
 
 @pytest.mark.slow

@@ -79,7 +79,8 @@ class LocalModels:
 
         policy: Gaussian. batch: with a trajectory.
 
-        Raises ConfigError for a batch without a trajectory, policies that are not Gaussian, and too many coordinates.
+        Raises ConfigError for a batch without a trajectory or the derivatives that are needed, policies that are not
+        Gaussian, and too many coordinates.
         """
         rollout = _require_usable(policy, batch)
         paths = Paths.of(rollout, self.look_ahead)
@@ -103,7 +104,11 @@ class LocalModels:
         if self.environment is not None:
             derivatives, steps = differentiate(self.environment, rollout), 0
         else:
-            assert rollout.derivatives is not None
+            if rollout.derivatives is None:
+                raise ConfigError(
+                    "dynamics = simulator takes the derivatives of the steps from the rollout, and this one has none "
+                    "(derivatives=None): use the rule that bind returns, or dynamics = fitted"
+                )
             derivatives = rollout.derivatives
             steps = 1 + derivatives.reward.shape[-1]
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), derivatives), steps

@@ -8,12 +8,13 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from tests.collect.host.test_collector import one_of, policies, seeds_of_copies
 
 import klimb
 from klimb.collect.host.collector import VectorCollector
+from klimb.environments.seeds import environment_seeds
 from klimb.environments.simulator_derivatives import Differentiator
 from klimb.environments.simulator_state import physics_state
+from klimb.policies.networks import NetworkPolicy
 from klimb.types import Rollout
 
 pytest.importorskip("mujoco")
@@ -27,17 +28,16 @@ def environment() -> Any:
 
 def collected(environment: Any, **options: Any) -> Rollout:
     """The second of two rollouts."""
-    policy, static = policies(environment, SEEDS)
-    collector = VectorCollector(
-        environment, static, one_of(policy), num_seeds=SEEDS, num_envs=ENVS, num_steps=STEPS, **options
-    )
+    size, actions = environment.observations, environment.actions
+    make = eqx.filter_vmap(lambda key: NetworkPolicy(size, actions, hidden=(8,), key=key))
+    policy, static = eqx.partition(make(jax.random.split(jax.random.key(0), SEEDS)), eqx.is_array)
+    one = jax.tree.map(lambda x: x[0], policy)
+    collector = VectorCollector(environment, static, one, num_seeds=SEEDS, num_envs=ENVS, num_steps=STEPS, **options)
     try:
-        collector.reset(seeds_of_copies(collector, 3))
+        collector.reset(np.stack([environment_seeds(3 + k, 0, ENVS) for k in range(SEEDS)]))
         for number in range(2):
             rollout, _ = collector.collect(jax.random.split(jax.random.key(number), SEEDS), policy)
-        shapes = jax.tree.map(
-            lambda x: (x.shape, x.dtype), collector.rollout_shapes(eqx.combine(one_of(policy), static))
-        )
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), collector.rollout_shapes(eqx.combine(one, static)))
         assert shapes == jax.tree.map(lambda x: (x.shape[1:], x.dtype), rollout)
     finally:
         collector.close()
