@@ -84,7 +84,7 @@ class GuidedPolicySearch:
 
     @property
     def traits(self) -> Traits:
-        # Methods along paths are refused with demonstrations when they are bound, where there is another to name.
+        # The other methods refuse demonstrations when they are bound, where there is this one to name.
         demonstrations: dict[str, Any] = {"learns_from": "both", "demonstrations_in_batch": False}
         if self.method != "importance_sampling":
             return replace(trajectory_traits(self._models(None)), binds=True, **demonstrations)
@@ -97,8 +97,8 @@ class GuidedPolicySearch:
 
         environment: with continuous actions. setting: what the rule has to know of the training.
 
-        Raises ConfigError for discrete actions, for importance_sampling without known dynamics and cost, and for
-        mirror_descent with demonstrations.
+        Raises ConfigError for discrete actions, for importance_sampling without known dynamics and cost, for the other
+        methods with demonstrations, and for dynamics = simulator without derivatives.
         """
         if not isinstance(environment.actions, Box):
             raise ConfigError(
