@@ -67,7 +67,7 @@ def _measured(task: Task) -> dict[str, Any]:
         "fitted": _training(task, "fitted", task.guided("fitted")),
         "regions": _training(task, "regions", task.guided("fitted", " --regions 8")),
         "trpo": _training(task, "trpo", task.trpo(task.steps)),
-        "trpo_more": _training(task, "trpo-more", task.trpo(round(guided["simulator_steps"], -3))),
+        "trpo_more": _training(task, "trpo-more", task.trpo(round(int(guided["simulator_steps"]), -3))),
     }
     for name, one in found.items():
         print(f"{task.env:<26} {name:<12} {one['mean']:9.1f}  {one['seconds']:6.0f} s", flush=True)
