@@ -10,7 +10,6 @@ from typing import Any
 
 from guided_runs import evaluated, listed, minus, table, thousands, trained
 
-SEEDS = 3
 SIMULATOR = "--method mirror_descent --dynamics simulator"
 
 
@@ -19,12 +18,14 @@ class Task:
     """An environment, and how guided policy search and TRPO are trained on it.
 
     steps: of the environment, for each seed. flags: of both. look_ahead: of guided policy search; None for none.
+    seeds: trained.
     """
 
     env: str
     steps: int
     flags: str
     look_ahead: int | None
+    seeds: int
 
     def guided(self, dynamics: str, more: str = "") -> str:
         ahead = "" if self.look_ahead is None else f" --look-ahead {self.look_ahead}"
@@ -34,20 +35,20 @@ class Task:
         """With its own batches, of 2048 rows as they are by default, where it has many steps."""
         if steps == self.steps:
             return self._command(f"trpo gymnasium:{self.env}")
-        return f"trpo gymnasium:{self.env} --env-steps {steps} --num-seeds {SEEDS}"
+        return f"trpo gymnasium:{self.env} --env-steps {steps} --num-seeds {self.seeds}"
 
     def _command(self, words: str) -> str:
-        return f"{words} {self.flags} --env-steps {self.steps} --num-seeds {SEEDS}"
+        return f"{words} {self.flags} --env-steps {self.steps} --num-seeds {self.seeds}"
 
 
 SHORT = "--num-envs 16 --num-steps 64 --initial-log-std -0.5"
 LONG = "--num-envs 8 --num-steps 200 --initial-log-std -0.5"
 TASKS = (
-    Task("Reacher-v5", 48_000, "--num-envs 32 --num-steps 50 --initial-log-std -0.5", None),
-    Task("InvertedPendulum-v5", 20_000, SHORT, 16),
-    Task("InvertedDoublePendulum-v5", 60_000, SHORT, 8),
-    Task("Swimmer-v5", 40_000, LONG, 20),
-    Task("HalfCheetah-v5", 60_000, LONG, 5),
+    Task("Reacher-v5", 48_000, "--num-envs 32 --num-steps 50 --initial-log-std -0.5", None, 3),
+    Task("InvertedPendulum-v5", 20_000, SHORT, 16, 3),
+    Task("InvertedDoublePendulum-v5", 60_000, SHORT, 8, 1),
+    Task("Swimmer-v5", 40_000, LONG, 20, 1),
+    Task("HalfCheetah-v5", 60_000, LONG, 5, 1),
 )
 
 
@@ -115,8 +116,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     commands = [f"    {trainings['simulator']['command']}" for trainings in found.values()]
     return [
         "With the simulator's derivatives a step of the environment costs as many more steps of the simulator as there "
-        "are coordinates of state and action, and one. Steps are those of one seed, seconds those of all "
-        f"{SEEDS} seeds together, returns those of the most probable actions.",
+        "are coordinates of state and action, and one. Steps are those of one seed, seconds those of all seeds together, "
+        "returns those of the most probable actions.",
         "",
         *table("| | | environment steps | simulator steps | seconds | mean return | seeds |", rows),
         "The commands of the first rows, of which the others differ in a word:",
