@@ -116,8 +116,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     commands = [f"    {trainings['simulator']['command']}" for trainings in found.values()]
     return [
         "With the simulator's derivatives a step of the environment costs as many more steps of the simulator as there "
-        "are coordinates of state and action, and one. Steps are those of one seed, seconds those of all seeds together, "
-        "returns those of the most probable actions.",
+        "are coordinates of state and action, and one. Steps are those of one seed, seconds those of all seeds "
+        "together, returns those of the most probable actions.",
         "",
         *table("| | | environment steps | simulator steps | seconds | mean return | seeds |", rows),
         "The commands of the first rows, of which the others differ in a word:",
