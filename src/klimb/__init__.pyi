@@ -12,6 +12,7 @@ from .training.driver import Interrupted as Interrupted
 from .training.driver import NotSaved as NotSaved
 from .collect.evaluation import evaluate as evaluate
 from .collect.evaluation import Evaluation as Evaluation
+from .policies.acting import act as act
 from .runs.policy_file import load_policy as load_policy
 from .runs.policy_file import save_policy as save_policy
 from .collect.recording import record as record

@@ -37,6 +37,15 @@ def test_merged_updates_equal_the_statistics_of_all_the_data(x64, shape):
     np.testing.assert_allclose(normalizer(jnp.asarray(data)), expected, atol=1e-11)
 
 
+def test_an_update_keeps_the_limits():
+    start = Normalizer(jnp.zeros(2), jnp.ones(2), jnp.zeros(()), clip=2.0, variance_floor=0.5)
+    obs = jnp.array([[0.0, 0.0], [2.0, 1.0], [100.0, 0.0]])
+    new = update(start, obs[:2], jnp.ones(2))
+    assert (new.clip, new.variance_floor) == (2.0, 0.5)
+    # Variances 1 and 1/4: the second coordinate is centred only.
+    np.testing.assert_allclose(new(obs), [[-1.0, -0.5], [1.0, 0.5], [2.0, -0.5]], rtol=1e-6)
+
+
 def test_a_large_offset_does_not_cancel_the_variance_in_float32():
     """E[x²] − E[x]² would be off by more than the variance itself, 1e8 · 6e-8 ≫ 1."""
     rng = np.random.default_rng(1)

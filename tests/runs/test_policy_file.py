@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import equinox as eqx
@@ -12,6 +13,8 @@ import pytest
 
 from klimb import Categorical, NetworkPolicy, PolicyFileError, load_policy, save_policy
 from klimb.policies.actions import Box, Discrete
+from klimb.policies.encoders import FlatEncoder
+from klimb.policies.normalizer import Normalizer
 
 SPECS = [Discrete(3), Box((-2.0, -np.inf), (2.0, np.inf))]
 
@@ -55,6 +58,33 @@ def test_files_from_before_the_options_still_load(spec, tmp_path):
     assert eqx.tree_equal(load_policy(tmp_path), policy)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_without_the_normalisers_limits_have_those_of_their_time(version, tmp_path, monkeypatch):
+    """Whatever the defaults are by now: they were ±10 and 1e-8 when klimb wrote such files."""
+    policy = make_policy()
+    path = save_policy(policy, tmp_path) / "policy.json"
+    description = json.loads(path.read_text())
+    assert description.pop("normalizer") == {"clip": 10.0, "variance_floor": 1e-8}
+    if version == 1:
+        description["observation_size"] = description.pop("observations")["shape"][0]
+    path.write_text(edit(description, version=version))
+    identity = Normalizer.identity
+    changed = lambda shape: dataclasses.replace(identity(shape), clip=3.0, variance_floor=0.1)  # noqa: E731
+    monkeypatch.setattr(Normalizer, "identity", changed)
+    assert eqx.tree_equal(load_policy(tmp_path), policy)
+
+
+@pytest.mark.parametrize("clip", [2.5, np.inf])
+def test_the_normalisers_limits_are_kept(clip, tmp_path):
+    policy = make_policy()
+    normalizer = dataclasses.replace(policy.encoder.normalizer, clip=clip, variance_floor=0.5)
+    policy = eqx.tree_at(lambda p: p.encoder, policy, FlatEncoder(normalizer))
+    path = save_policy(policy, tmp_path) / "policy.json"
+    written = json.loads(path.read_text(), parse_constant=pytest.fail)["normalizer"]
+    assert written == {"clip": None if clip == np.inf else clip, "variance_floor": 0.5}
+    assert eqx.tree_equal(load_policy(tmp_path), policy)
+
+
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
 def test_either_file_names_the_policy(name, tmp_path):
     save_policy(make_policy(), tmp_path)
@@ -85,7 +115,14 @@ def edit(description: dict, **changes: object) -> str:
     ("changes", "message"),
     [
         ({"format": "other"}, "format"),
-        ({"version": 3}, "was written by a newer klimb: its version is 3, this one reads 2"),
+        ({"version": 4}, "was written by a newer klimb: its version is 4, this one reads 3"),
+        ({"normalizer": None}, "has no normalizer, which holds clip and variance_floor since version 3"),
+        ({"normalizer": {"clip": 10.0}}, "normalizer.variance_floor"),
+        ({"normalizer": {"clip": 0.0, "variance_floor": 1e-8}}, "normalizer.clip"),
+        ({"normalizer": {"clip": float("inf"), "variance_floor": 1e-8}}, "normalizer.clip"),
+        ({"normalizer": {"clip": 10**400, "variance_floor": 1e-8}}, "normalizer.clip"),
+        ({"normalizer": {"clip": 10.0, "variance_floor": -1.0}}, "normalizer.variance_floor"),
+        ({"normalizer": {"clip": 10.0, "variance_floor": 1e-8, "news": 1}}, "normalizer.news"),
         ({"version": 0}, "version"),
         ({"hidden": [8, 6]}, r"where float32\[8, 6\] is expected"),
         ({"hidden": [8]}, "is not expected"),

@@ -33,6 +33,7 @@ def test_an_old_policy_acts_as_it_did(run_dir):
     scaled = np.clip((obs - arrays["m"]) / np.sqrt(arrays["v"]), -10, 10)
     logits = np.tanh(scaled @ arrays["w"] + arrays["b"]) @ arrays["W"] + arrays["B"]
     np.testing.assert_allclose(policy(jnp.asarray(obs)).logits, logits, rtol=1e-5)
+    assert policy.act(obs) == logits.argmax()
 
 
 @pytest.mark.slow
@@ -48,6 +49,8 @@ def test_an_old_run_is_resumed_where_it_would_have_gone(run_dir):
     for old, new in zip(before[3:], run.history[3:], strict=True):
         assert new.keys() - old.keys() == {"kl_normalizer"}
         assert old.keys() < new.keys()
+    written = json.loads((run_dir / "policy.json").read_text())
+    assert written["normalizer"] == {"clip": 10.0, "variance_floor": 1e-8}
     for name in ("surrogate_gain", "kl_old_new", "entropy", "value_loss", "multiplier"):
         assert run.history[3][name] == pytest.approx(before[3][name], rel=1e-3, abs=1e-6), name
 

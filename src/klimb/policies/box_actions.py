@@ -117,9 +117,8 @@ class Box(ActionSpec):
 
     def numpy_sampler(self, log_std: np.ndarray | None, style: GaussianStyle) -> Sampler:
         assert log_std is not None
-        low, high, center, half_width = (
-            np.asarray(x, np.float32) for x in (self.low, self.high, self.center, self.half_width)
-        )
+        low, high = self._bounds(np.float32)
+        center, half_width = (np.asarray(x, np.float32) for x in (self.center, self.half_width))
         free_std = np.exp(log_std) * (1 if style.tanh_squash else half_width)
 
         def sample(output: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,8 +138,7 @@ class Box(ActionSpec):
 
     def clip(self, action: AnyArray) -> AnyArray:
         array: Any = action
-        low, high = (np.asarray(bound, array.dtype) for bound in (self.low, self.high))
-        return array.clip(low, high)
+        return array.clip(*self._bounds(array.dtype))
 
     def problem(self, action: np.ndarray) -> str | None:
         if not np.issubdtype(action.dtype, np.floating):
@@ -148,6 +146,14 @@ class Box(ActionSpec):
         if action.shape[1:] != self.shape:
             return f"its actions have the shape {action.shape[1:]}, its action space has {len(self.low)} dimensions"
         return None
+
+    def _bounds(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds in a dtype, rounded into the box: the float32 number nearest to 0.3 is above 0.3."""
+        low, high = np.asarray(self.low, dtype), np.asarray(self.high, dtype)
+        return (
+            np.where(low < np.array(self.low), np.nextafter(low, high), low),
+            np.where(high > np.array(self.high), np.nextafter(high, low), high),
+        )
 
     def _require_bounds(self) -> None:
         for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from klimb.fields import STRICT, Name, Width
+from klimb.policies.acting import act
 from klimb.policies.action_spec import ActionSpec, GaussianStyle
 from klimb.policies.distributions import Distribution
 from klimb.policies.encoders import Encoder, FlatEncoder
@@ -170,6 +172,18 @@ class NetworkPolicy(eqx.Module):
 
     def __call__(self, obs: Float[Array, "..."]) -> Distribution:
         return self.actions.distribution(self.network(self.encoder(obs)), self.log_std, self.style)
+
+    def act(self, obs: Any, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
+        """The action for the environment: in its units, squashed or clipped into its bounds, in NumPy (`klimb.act`).
+
+        obs: one observation `[*obs]`, or any number of leading axes. deterministic: the distribution's mode instead of
+        a sample. rng: where samples draw their random numbers from, and which every call advances; None for fresh
+        randomness of the operating system in every call.
+
+        Returns an array `[*act]`, or with the leading axes of `obs`: int32 for discrete actions (a NumPy scalar for one
+        observation), float32 for a box. Raises ConfigError for an observation of another shape than the policy reads.
+        """
+        return act(self, obs, deterministic=deterministic, rng=rng)
 
     def observe(
         self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]

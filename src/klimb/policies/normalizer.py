@@ -8,6 +8,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+CLIP = 10.0
+"""Standard deviations from the mean at which a scaled observation is clipped."""
 VARIANCE_FLOOR = 1e-8
 """A coordinate of smaller variance counts as constant: dividing by its deviation would amplify rounding noise."""
 
@@ -31,15 +33,18 @@ class Rescaling(NamedTuple):
 class Normalizer(eqx.Module):
     """(x − mean) / std, clipped to ±`clip`. The statistics are data, not trainable parameters.
 
+    A coordinate whose variance is at most `variance_floor` counts as constant: it is centred only.
+
     They are frozen while a batch is collected and learned from, so that the ratio π_θ/π_old on a batch is 1 at the
     old parameters. `update` makes the statistics of the next iteration, and `rescaling` says what has to be done to the
-    network behind for it to compute the same function. A coordinate that has not varied yet is centred only.
+    network behind for it to compute the same function.
     """
 
     mean: Float[Array, " *obs"]
     variance: Float[Array, " *obs"]
     count: Float[Array, ""]
-    clip: float = eqx.field(static=True, default=10.0)
+    clip: float = eqx.field(static=True, default=CLIP)
+    variance_floor: float = eqx.field(static=True, default=VARIANCE_FLOOR)
 
     @classmethod
     def identity(cls, shape: tuple[int, ...]) -> Normalizer:
@@ -58,7 +63,7 @@ class Normalizer(eqx.Module):
 
         The smallest deviation instead would make the first value that differs a number of many thousands.
         """
-        return jnp.where(self.variance > VARIANCE_FLOOR, jnp.sqrt(self.variance), 1)
+        return jnp.where(self.variance > self.variance_floor, jnp.sqrt(self.variance), 1)
 
     def rescaling(self, new: Normalizer, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Rescaling:
         """From what `new` returns for an observation to what this normaliser returns, where neither clips.
@@ -97,4 +102,5 @@ class Normalizer(eqx.Module):
             variance=jnp.where(usable, merged, self.variance),
             count=jnp.where(usable, total, self.count),
             clip=self.clip,
+            variance_floor=self.variance_floor,
         )

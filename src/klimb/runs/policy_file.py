@@ -1,11 +1,14 @@
 """Policies as two files: `policy.safetensors` holds the numbers, `policy.json` says how to build the network.
 
+Together they say everything that the forward pass needs: docs/use-a-policy.md has the format, and the pass in NumPy.
 Both are data only: reading them runs no code, so a policy from a stranger can be opened.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,17 +20,18 @@ from pydantic.dataclasses import dataclass
 
 from klimb._version import __version__
 from klimb.errors import PolicyFileError, one_line, shown
-from klimb.fields import STRICT, Width, explain
+from klimb.fields import STRICT, NonNegative, Positive, Width, explain
 from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.actions import actions_from_json
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import Activation, NetworkPolicy
+from klimb.policies.normalizer import Normalizer
 from klimb.policies.observations import BoxObservations, ObservationSpec, observations_from_json
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
 from klimb.runs.files import write_text
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 Size = Annotated[int, Field(ge=1, le=2**20)]
 MAX_FILE = 2**22
 MAX_HEADER = 2**20
@@ -38,27 +42,53 @@ class ForeignPolicy(PolicyFileError):
 
 
 @dataclass(frozen=True, config=STRICT)
+class NormalizerLimits:
+    """The numbers of a `Normalizer` that are no arrays. clip: None where nothing is clipped."""
+
+    clip: Positive | None
+    variance_floor: NonNegative
+
+    @classmethod
+    def of(cls, normalizer: Normalizer) -> NormalizerLimits:
+        """Those of a normaliser."""
+        # JSON has no infinity.
+        clip = float(normalizer.clip) if math.isfinite(normalizer.clip) else None
+        return cls(clip, float(normalizer.variance_floor))
+
+    def applied(self, normalizer: Normalizer) -> Normalizer:
+        """A normaliser with these limits and its own statistics."""
+        clip = math.inf if self.clip is None else self.clip
+        return dataclasses.replace(normalizer, clip=clip, variance_floor=self.variance_floor)
+
+
+UNWRITTEN_LIMITS = NormalizerLimits(clip=10.0, variance_floor=1e-8)
+"""Of policies in files of versions 1 and 2. Later defaults must not change what these policies compute."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class PolicyDescription:
     """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
 
-    Version 1, of klimb 0.1.0, has `observation_size` in place of `observations`, and other names for some arrays.
+    Version 2 has no `normalizer`. Version 1, of klimb 0.1.0, has `observation_size` in place of `observations` as
+    well, and other names for some arrays.
     """
 
     format: Literal["klimb-policy"]
-    version: Literal[1, 2]
+    version: Literal[1, 2, 3]
     klimb: str
     actions: dict[str, Any]
     hidden: Annotated[list[Width], Field(max_length=16)]
     activation: Activation
     observations: dict[str, Any] | None = None
     observation_size: Size | None = None
+    normalizer: NormalizerLimits | None = None
     state_dependent_std: bool = False
     tanh_squash: bool = False
 
     def template(self) -> PyTree:
         """The policy's structure with shapes in place of arrays; nothing is allocated. ValueError when it is none."""
         actions = actions_from_json(self.actions)
-        observations = self._observations()
+        observations, limits = self._observations(), self._limits()
         outputs = actions.num_outputs(GaussianStyle(self.state_dependent_std, self.tanh_squash))
         weights = num_weights([observations.size, *self.hidden, outputs])
         if weights > MAX_WEIGHTS:
@@ -71,9 +101,17 @@ class PolicyDescription:
                 activation=self.activation,
                 state_dependent_std=self.state_dependent_std,
                 tanh_squash=self.tanh_squash,
+                encoder=FlatEncoder(limits.applied(FlatEncoder.of(observations).normalizer)),
                 key=jax.random.key(0),
             )
         )
+
+    def _limits(self) -> NormalizerLimits:
+        if self.normalizer is not None:
+            return self.normalizer
+        if self.version >= 3:
+            raise ValueError("its description has no normalizer, which holds clip and variance_floor since version 3")
+        return UNWRITTEN_LIMITS
 
     def _observations(self) -> ObservationSpec:
         if self.version == 1 and self.observation_size is not None:
@@ -82,13 +120,15 @@ class PolicyDescription:
 
 
 def describe(policy: NetworkPolicy) -> dict[str, Any]:
-    """The content of `policy.json` for a policy, as plain values."""
+    """The content of `policy.json` for a policy with a `FlatEncoder`, as plain values."""
+    assert isinstance(policy.encoder, FlatEncoder)
     weights = policy.network.weights
     return {
         "format": "klimb-policy",
         "version": FORMAT_VERSION,
         "klimb": __version__,
         "observations": policy.observations.to_json(),
+        "normalizer": dataclasses.asdict(NormalizerLimits.of(policy.encoder.normalizer)),
         "actions": policy.actions.to_json(),
         "hidden": [weight.shape[-1] for weight in weights[:-1]],
         "activation": policy.network.activation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from klimb.collect.host.collector import VectorCollector, numpy_policy_spec
 from klimb.collect.host.numpy_policy import NumpyPolicySpec
 from klimb.policies.actions import Box, Discrete
+from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import NetworkPolicy
 from problems import slow_except
 
@@ -77,8 +79,13 @@ def in_jax(policy, static, obs, noise):
     return [np.asarray(x) for x in jax.jit(jax.vmap(one_seed))(policy, obs, noise)]
 
 
-def require_agreement(actions, seeds, **options):
+def require_agreement(actions, seeds, limits=None, **options):
     policy, static = policies(actions, seeds, **options)
+    if limits is not None:
+        whole = eqx.combine(policy, static)
+        normalizer = eqx.filter_vmap(lambda n: dataclasses.replace(n, **limits))(whole.encoder.normalizer)
+        whole = eqx.tree_at(lambda p: p.encoder, whole, FlatEncoder(normalizer))
+        policy, static = eqx.partition(whole, eqx.is_array)
     spec = numpy_policy_spec(static)
     rng = np.random.default_rng(1)
     obs = observations(seeds, COPIES, rng)
@@ -120,6 +127,11 @@ def test_actions_are_those_of_the_jax_policy(kind, seeds):
 @pytest.mark.parametrize("activation", slow_except({"silu"}, ("tanh", "relu", "silu", "gelu")))
 def test_every_activation_is_that_of_the_jax_policy(activation):
     require_agreement(UNEVEN, 3, activation=activation)
+
+
+def test_the_normalisers_own_limits_count():
+    """A variance of 1 counts as constant, which those of the second and the last coordinate are below."""
+    require_agreement(UNEVEN, 1, limits={"clip": 1.5, "variance_floor": 1.5})
 
 
 def test_no_action_without_probability_is_taken():

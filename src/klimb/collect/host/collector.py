@@ -31,7 +31,6 @@ from klimb.errors import RunError
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import NetworkPolicy
-from klimb.policies.normalizer import VARIANCE_FLOOR
 from klimb.policies.policy import action_distribution
 from klimb.types import Derivatives, Rollout
 
@@ -239,7 +238,7 @@ class VectorCollector:
         layers = [x for pair in zip(network.weights, network.biases, strict=True) for x in pair]
         log_std = [] if own.log_std is None else [own.log_std]
         # In NumPy, as `Normalizer.scale` has it.
-        scale = np.where(normalizer.variance > VARIANCE_FLOOR, np.sqrt(normalizer.variance), 1)
+        scale = np.where(normalizer.variance > normalizer.variance_floor, np.sqrt(normalizer.variance), 1)
         arrays = [normalizer.mean, scale, *layers, *log_std]
         return np.concatenate([np.reshape(x, (len(x), -1)) for x in arrays], axis=1).astype(np.float32)
 
