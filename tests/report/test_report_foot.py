@@ -69,6 +69,14 @@ def test_all_entries_are_inside(folder: Path) -> None:
     assert text.index("Started 2026") < text.index("Resumed after")
 
 
+def test_the_command_can_be_typed_again(folder: Path) -> None:
+    """A shell replaces what stands for the user's names, and runs nothing that a file says."""
+    words = ["klimb", "--run-dir", "~/$USER/x", "$HOSTNAME", "$(touch x)", "`touch x`", "a;b", "$OTHER", "it's", ""]
+    text = page_of(folder, [dataclasses.replace(START, command=words)]).text
+    quoted = "'$(touch x)' '`touch x`' 'a;b' '$OTHER' 'it'\"'\"'s' ''"
+    assert f"klimb --run-dir ~/$USER/x $HOSTNAME {quoted}" in text
+
+
 def test_the_line_of_an_old_run_that_was_resumed_since() -> None:
     line = summary([RESUME, dataclasses.replace(RESUME, iteration=1300)])
     assert line == (

@@ -26,7 +26,15 @@ import klimb
 from klimb.cli.main import main
 from klimb.errors import RunError
 from klimb.runs.directory import RunDirectory
-from klimb.runs.provenance import MAX_FILE, Commit, Provenance, as_plain, read_provenance, write_provenance
+from klimb.runs.provenance import (
+    MAX_FILE,
+    Accelerator,
+    Commit,
+    Provenance,
+    as_plain,
+    read_provenance,
+    write_provenance,
+)
 from klimb.training import surroundings
 from klimb.training.surroundings import git_commit, observe, versions, without_names
 from klimb.training.typed_command import running, typed_command
@@ -359,3 +367,12 @@ def test_what_is_no_commit_is_not_recorded(folder, monkeypatch, said):
 def test_a_current_directory_that_is_gone_has_no_commit(folder):
     folder.rmdir()
     assert git_commit() is None
+
+
+def test_every_key_is_in_the_docs():
+    page = (Path(__file__).parent.parent.parent / "docs" / "runs.md").read_text()
+    table = page.split("\n## Provenance\n")[1].split("\n## ")[0]
+    keys = [field.name for kind in (Provenance, Accelerator, Commit) for field in dataclasses.fields(kind)]
+    assert len(keys) >= 16
+    for key in keys:
+        assert f"`{key}`" in table, key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from html import escape
@@ -50,13 +51,19 @@ def _entry_html(entry: Provenance) -> str:
         *_machine(entry),
         *([] if entry.git is None else [f"git commit {_commit(entry.git, entry.git.hash)}"]),
     ]
-    command = "" if entry.command is None else one_line(shlex.join(entry.command), MAX_COMMAND)
+    command = "" if entry.command is None else one_line(" ".join(map(_quoted, entry.command)), MAX_COMMAND)
     typed = f"<br><code>{escape(command)}</code>" if command else ""
     heading = _when(entry)
     return (
         f"<li><b>{escape(one_line(heading[:1].upper() + heading[1:]))}</b>: "
         f"{escape(', '.join(one_line(fact, 200) for fact in facts))}{typed}</li>"
     )
+
+
+def _quoted(word: str) -> str:
+    """A word of a command for a shell, which replaces what stands there for the user's names."""
+    plain = re.fullmatch(r"(\$USER|\$HOSTNAME|[\w@%+=:,./~-])+", word, flags=re.ASCII)
+    return word if plain else shlex.quote(word)
 
 
 def _when(entry: Provenance) -> str:

@@ -103,4 +103,4 @@ def read_provenance(run_dir: Path) -> list[Provenance]:
 
 def as_plain(entries: list[Provenance]) -> list[dict[str, Any]]:
     """Entries as plain data for JSON."""
-    return [dataclasses.asdict(entry) for entry in entries]  # type: ignore[call-overload]
+    return [dataclasses.asdict(entry) for entry in entries]

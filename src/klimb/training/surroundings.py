@@ -81,7 +81,7 @@ def _without_names(word: str) -> str:
         return word
     for name, variable in ((_user(), "$USER"), (socket.gethostname(), "$HOSTNAME")):
         if name:
-            word = re.sub(rf"(?<![^/\\=:,\s]){re.escape(name)}(?![^/\\:,\s])", lambda _, to=variable: to, word)
+            word = re.sub(rf"(?<![^/\\=:,\s]){re.escape(name)}(?![^/\\:,\s])", variable, word)
     return word
 
 
