@@ -37,6 +37,7 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow e
         TrainOptions,
         load_demonstrations,
         load_policy,
+        make,
         save_policy,
     )
     from klimb.cli.compare import summary
@@ -47,6 +48,8 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow e
     from klimb.report.statistics import Resampling
     from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from klimb.runs.demonstration_file import save_demonstrations
+    from klimb.runs.provenance import write_provenance
+    from klimb.training.surroundings import observe
 
 
 def make_state() -> dict[str, jax.Array]:
@@ -87,6 +90,7 @@ LOADERS = {
     ),
     "report of metrics": Loader("metrics.jsonl", write_report),
     "report of an evaluation": Loader("evaluation.json", write_report),
+    "report of a provenance": Loader("provenance.json", write_report),
     "report of a configuration": Loader("config.toml", write_report),
     "comparison of metrics": Loader("metrics.jsonl", compare),
     "comparison of a configuration": Loader("config.toml", compare),
@@ -112,6 +116,7 @@ def make_runs(folder: Path) -> Path:
         one = {"seed": seed, "mean": 20.5, "standard_error": 0.5, "returns": [20, 21], "lengths": [20, 21]}
         evaluation = {"episodes": 2, "deterministic": True, "mean": 20.5, "seeds": [one]}
         (run / "evaluation.json").write_text(json.dumps(evaluation))
+        write_provenance(run, [observe("start", make("CartPole-v1"))])
     run = folder / "run"
     (run / "checkpoints").mkdir()
     save_checkpoint(run / "checkpoints", Checkpoint(make_state(), 1, 0.5), keep=1)

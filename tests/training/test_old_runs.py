@@ -15,6 +15,7 @@ import klimb
 from klimb.report.data import read_run
 from klimb.runs.directory import RunDirectory
 from klimb.runs.metrics import read_metrics
+from klimb.runs.provenance import read_provenance
 
 OLD = Path(__file__).parent.parent / "data" / "run-0.1.0"
 
@@ -46,6 +47,7 @@ def test_an_old_run_is_resumed_where_it_would_have_gone(run_dir):
     run = klimb.resume(run_dir)
     assert run.config.rule == klimb.DualDescent(epochs=2, num_minibatches=2, max_overshoot=3.0)
     assert [record["iteration"] for record in run.history] == [1, 2, 3, 4, 5, 6]
+    assert [(entry.event, entry.iteration) for entry in read_provenance(run_dir)] == [("resume", 3)]
     for old, new in zip(before[3:], run.history[3:], strict=True):
         assert new.keys() - old.keys() == {"kl_normalizer"}
         assert old.keys() < new.keys()

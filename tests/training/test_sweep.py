@@ -8,6 +8,7 @@ import pytest
 
 import klimb
 from klimb import PPO, TRPO
+from klimb.runs.provenance import read_provenance
 
 SMALL = {
     "env_steps": 3 * 128, "num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2,
@@ -30,6 +31,7 @@ def test_every_combination_is_a_run_of_its_own(swept):
     for run in swept:
         assert len(run.history) == 3
         assert len(run.policies) == 2
+        assert [entry.event for entry in read_provenance(run.directory)] == ["start"]
         kl = np.array([record["kl_old_new"] for record in run.history])
         assert kl.shape == (3, 2)
         limit = run.config.rule.max_kl

@@ -17,6 +17,7 @@ from klimb.errors import ConfigError
 from klimb.modules import require_trust
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
+from klimb.runs.provenance import as_plain
 from klimb.tabular.mdp import TabularMDP
 from klimb.theory.exact_evaluation import exact_return
 from klimb.training.networks import load_policies
@@ -41,7 +42,7 @@ class EvaluateArguments:
     exact: bool = False
     """The discounted return too, by linear algebra, beside the best there is: environments with a table only."""
     json: bool = False
-    """Print one JSON object, for programs."""
+    """Print one JSON object, for programs; with the provenance of the run."""
     trust_environment: bool = False
     """Let the run's configuration name an environment or a network whose module is imported, which runs its code."""
 
@@ -52,7 +53,8 @@ def evaluate(arguments: EvaluateArguments) -> None:
     arguments: which run, and how.
     """
     run_dir, flags = arguments.run, arguments
-    config = RunDirectory.open(run_dir).config
+    directory = RunDirectory.open(run_dir)
+    config, provenance = directory.config, as_plain(directory.provenance()) if flags.json else []
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     require_policy_trust(run_dir, config, trust=flags.trust_environment)
@@ -61,7 +63,7 @@ def evaluate(arguments: EvaluateArguments) -> None:
     if flags.exact:
         result["exact"] = _exact_returns(policies, environment.id, config)
     if flags.json:
-        print(json.dumps({"run": str(run_dir), "env": environment.id, **result}))
+        print(json.dumps({"run": str(run_dir), "env": environment.id, **result, "provenance": provenance or None}))
         return
     for line in evaluation_lines(result):
         print(line)

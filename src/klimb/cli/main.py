@@ -7,6 +7,7 @@ import sys
 from klimb._version import __version__
 from klimb.cli.commands import COMMANDS, load, usage
 from klimb.errors import CheckFailed, KlimbError, TrainingFailed
+from klimb.training.typed_command import running
 
 NOTES = """\
 `klimb COMMAND --help` says what each takes, `klimb train RULE --help` the flags of a rule too.
@@ -76,7 +77,8 @@ def execute(words: list[str]) -> None:
         command = load(name)
         arguments = command.parse(rest)
         if arguments is not None:
-            command.run(arguments)
+            with running(words):
+                command.run(arguments)
 
 
 def overview() -> str:

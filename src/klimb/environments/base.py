@@ -44,6 +44,9 @@ class CompiledEnvironment(abc.ABC):
     prefetch_resets: bool = False
     """Whether states are so small that the initial states of a whole rollout can be drawn in advance."""
 
+    packages: tuple[str, ...] = ()
+    """Packages that the environment is made of; a run records their versions."""
+
     @property
     def max_episode_steps(self) -> int | None:
         """Steps after which an episode is truncated; None where there is no limit, or it is not known."""

@@ -124,6 +124,9 @@ class HostEnvironment(abc.ABC):
     one_hot: bool = False
     """Whether observations are one-hot rows, which are not normalised."""
 
+    packages: tuple[str, ...] = ()
+    """Packages that the environment is made of; a run records their versions."""
+
     @property
     def max_episode_steps(self) -> int | None:
         """Steps after which an episode is truncated; None where there is no limit, or it is not known."""

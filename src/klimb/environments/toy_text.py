@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import gymnasium.spaces
@@ -37,6 +37,7 @@ class TabularEnvironment(CompiledEnvironment):
     id: str
     outcomes: Outcomes
     max_episode_steps: int | None = None
+    packages: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, mdp: TabularMDP, *, id: str = "tabular", max_episode_steps: int | None = None) -> TabularEnvironment:
@@ -96,7 +97,8 @@ class TabularEnvironment(CompiledEnvironment):
 
 def make_toy_text(name: str) -> TabularEnvironment:
     """The toy-text environment `name` of Gymnasium, with Gymnasium's table and time limit."""
-    return TabularEnvironment(f"jax:{name}", gymnasium_outcomes(name), gymnasium.spec(name).max_episode_steps)
+    limit = gymnasium.spec(name).max_episode_steps
+    return TabularEnvironment(f"jax:{name}", gymnasium_outcomes(name), limit, packages=("gymnasium",))
 
 
 def _draw(key: PRNGKeyArray, cumulative: Float[Array, " K"]) -> Int[Array, ""]:

@@ -1,4 +1,4 @@
-"""Reads a run's directory: its configuration, its metrics as columns, its final evaluation."""
+"""Reads a run's directory: its configuration, its metrics as columns, its final evaluation, its provenance."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from klimb.rules import UnknownRule
 from klimb.runs.config import RunConfig
 from klimb.runs.files import require_regular
 from klimb.runs.metrics import METRICS, read_metrics
+from klimb.runs.provenance import Provenance, read_provenance
 from klimb.types import Metric, Status
 
 Spec = dict[str, Any]
@@ -76,7 +77,8 @@ class Evaluation:
 class RunData:
     """A run as columns of n iterations, with one value per seed or one for all. NaN where a number does not exist.
 
-    traits: of the rule. edges: the first row of each bucket that lines are averaged over, and n at the end.
+    traits: of the rule. provenance: what it was trained with and on, oldest first. edges: the first row of each bucket
+    that lines are averaged over, and n at the end.
     """
 
     name: str
@@ -87,6 +89,7 @@ class RunData:
     status: Shaped[np.ndarray, "n seeds"]
     columns: dict[str, Column]
     evaluation: Evaluation | None
+    provenance: list[Provenance]
     edges: Int[np.ndarray, " edges"]
 
     @property
@@ -143,7 +146,8 @@ class RunData:
 def read_run(run_dir: Path) -> RunData:
     """Everything that the report needs from a run's directory.
 
-    Raises RunError when the directory holds no record or a damaged evaluation, ConfigError for a wrong config.toml.
+    Raises RunError when the directory holds no record or a damaged evaluation or provenance, ConfigError for a wrong
+    config.toml.
     """
     run_config = RunConfig.read(run_dir / "config.toml")
     config = _as_plain(run_config)
@@ -167,6 +171,7 @@ def read_run(run_dir: Path) -> RunData:
         status=_statuses([record.get("status") for record in records], num_seeds),
         columns=columns,
         evaluation=_read_evaluation(run_dir / "evaluation.json"),
+        provenance=read_provenance(run_dir),
         edges=np.linspace(0, len(records), points + 1).astype(np.int64),
     )
 

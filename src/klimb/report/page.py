@@ -19,6 +19,7 @@ from klimb.report.certificate_charts import certificate_charts
 from klimb.report.charts import evaluation_chart, health_charts, likelihood_chart, own_charts, return_chart
 from klimb.report.configuration import configuration_html
 from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
+from klimb.report.provenance import provenance_html
 from klimb.report.text import duration, format_number, message, reason, si, with_error
 from klimb.runs.files import write_text
 
@@ -69,6 +70,7 @@ def render(run: RunData) -> str:
         sections=_sections_html(parts),
         rejected=_rejected_html(run),
         configuration=configuration_html(run),
+        foot=provenance_html(run.provenance),
         data=embed(data),
         script=script,
     )

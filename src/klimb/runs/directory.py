@@ -18,6 +18,7 @@ from klimb.runs.files import flush_directory, write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
 from klimb.runs.policy_file import policy_name, save_policy
+from klimb.runs.provenance import Provenance, read_provenance, write_provenance
 from klimb.types import TrainState
 
 BEST, DEMONSTRATOR = "best", "demonstrator"
@@ -26,7 +27,10 @@ logger = logging.getLogger("klimb")
 
 
 class RunDirectory:
-    """`config.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, policies, `best/`, evaluation and report."""
+    """`config.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, policies, `best/`, and what says about them.
+
+    That is the provenance, the evaluation and the report.
+    """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path, self.config = path, config
@@ -42,11 +46,13 @@ class RunDirectory:
         state: TrainState,
         policies: list[PyTree],
         demonstrator: tuple[PyTree, dict[str, Any]] | None = None,
+        provenance: Provenance | None = None,
     ) -> RunDirectory:
         """A new run directory with its first checkpoint, locked. It appears complete or not at all.
 
         path: where; nothing may exist there. config: of the run. state: before the first iteration. policies: one per
         seed. demonstrator: the policy that was cloned from the run's demonstrations, and its likelihoods; or None.
+        provenance: what the run is trained with and on; None to leave that out.
         Raises RunError when `path` exists (no run is ever overwritten) or can't be written.
         """
         path = Path(path)
@@ -58,6 +64,8 @@ class RunDirectory:
             directory.path.mkdir(parents=True)
             directory.lock()
             write_text(directory.path / "config.toml", config.to_toml())
+            if provenance is not None:
+                write_provenance(directory.path, [provenance])
             if demonstrator is not None:
                 directory._save_demonstrator(*demonstrator)
             directory.save(Checkpoint(state, 0, 0.0), policies, score=None)
@@ -178,6 +186,25 @@ class RunDirectory:
             write_text(self.path / "evaluation.json", json.dumps(evaluation, indent=2) + "\n")
         except OSError as error:
             raise RunError(f"cannot write the evaluation into {self.path}: {error.strerror}") from None
+
+    def provenance(self) -> list[Provenance]:
+        """What the run was trained with and on, oldest first; empty for runs of klimb 0.1. RunError when damaged."""
+        return read_provenance(self.path)
+
+    def add_provenance(self, entry: Provenance) -> None:
+        """Record that the run is resumed. Where that can't be written a warning is logged, and the run goes on.
+
+        entry: what it is resumed with and on.
+        """
+        try:
+            before = read_provenance(self.path)
+        except RunError as error:
+            logger.warning("%s; it begins again with this time", error)
+            before = []
+        try:
+            write_provenance(self.path, [*before, entry])
+        except OSError as error:
+            logger.warning("cannot write the provenance into %s (%s): it is left as it was", self.path, error.strerror)
 
     def close(self) -> None:
         """Close the metrics and release the lock."""

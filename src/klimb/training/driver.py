@@ -29,6 +29,7 @@ from klimb.training.program import Program
 from klimb.training.rejections import Rejections
 from klimb.training.run_writer import Run, RunWriter
 from klimb.training.stop_signals import StopSignals
+from klimb.training.surroundings import observe
 from klimb.types import Status, TrainState
 
 OnRecords = Callable[[list[Record]], None]
@@ -124,7 +125,8 @@ def start(
     cloned = None if demonstrator is None else demonstrator.policy
     program = Program(config, environment, policy, found, critic=critic, demonstrator=cloned)
     state = program.initial_state()
-    writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator)
+    provenance = None if run_dir is None else observe("start", environment)
+    writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator, provenance=provenance)
     (run,) = drive(program, state, [writer], on_records, iteration=0, wall_time=0.0)
     return run
 
@@ -170,6 +172,7 @@ def resume(
         program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator)
         state, iteration, wall_time, host_states = directory.load(program.state_template())
         directory.start_log(keep_until=iteration)
+        directory.add_provenance(observe("resume", environment, iteration=iteration))
         (run,) = drive(
             program,
             program.place(state),

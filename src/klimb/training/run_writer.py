@@ -15,6 +15,7 @@ from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.metrics import Record, to_records
+from klimb.runs.provenance import Provenance
 from klimb.training.demonstrator import Demonstrator
 from klimb.training.program import Program
 from klimb.training.recent_score import RecentScore
@@ -75,18 +76,21 @@ class RunWriter:
         state: TrainState,
         part: slice = slice(None),
         demonstrator: Demonstrator | None = None,
+        provenance: Provenance | None = None,
     ) -> RunWriter:
         """A writer for a new run, with its first checkpoint.
 
         config: of the run. run_dir: the directory to create, or None to keep the records in memory. program, state: of
         all copies, before the first iteration. part: the run's copies. demonstrator: that was cloned, or None.
+        provenance: what it is trained with and on; None to leave that out.
         Raises RunError when the directory exists or can't be written.
         """
         writer = cls(config, part, None)
         if run_dir is not None:
             policies = program.policies(state)[part]
             cloned = None if demonstrator is None else (demonstrator.policy, demonstrator.figures)
-            writer.directory = RunDirectory.create(run_dir, config, writer._own(program, state), policies, cloned)
+            own = writer._own(program, state)
+            writer.directory = RunDirectory.create(run_dir, config, own, policies, cloned, provenance)
             writer.directory.start_log()
             writer.saved_at = 0
         return writer

@@ -20,6 +20,7 @@ from klimb.runs.config import RunConfig, TrainOptions
 from klimb.training.driver import Notify, OnRecords, demonstrations_for, demonstrator_for, drive, policy_for
 from klimb.training.program import Program
 from klimb.training.run_writer import Run, RunWriter
+from klimb.training.surroundings import observe
 
 logger = logging.getLogger("klimb")
 
@@ -88,12 +89,13 @@ def start_sweep(
         ) from None
     each = config.options.num_seeds
     writers: list[RunWriter] = []
+    provenance = None if run_dir is None else observe("start", environment)
     try:
         for i, (one, own) in enumerate(zip(rules, configs, strict=True)):
             name = ",".join(f"{field}={getattr(one, field)!r}" for field in over)
             path = None if run_dir is None else Path(run_dir) / name
             part = slice(i * each, (i + 1) * each)
-            writers.append(RunWriter.create(own, path, program, state, part, demonstrator))
+            writers.append(RunWriter.create(own, path, program, state, part, demonstrator, provenance))
     except RunError:
         for writer in writers:
             writer.close()

@@ -24,6 +24,7 @@ MAX_SEED = 2**31 - 1
 class EnvPoolEnvironment(HostEnvironment):
     """An EnvPool environment by its id, e.g. `HalfCheetah-v5`."""
 
+    packages = ("envpool",)
     id: str
     name: str
     observation_space: gymnasium.spaces.Box

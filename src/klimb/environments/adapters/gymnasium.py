@@ -39,6 +39,7 @@ class GymnasiumEnvironment(HostEnvironment):
     env_spec: dict[str, Any] | None = field(default=None, repr=False)
     max_episode_steps: int | None = field(default=None, repr=False)
     derivatives: DerivativeSizes | None = field(default=None, repr=False)
+    packages: tuple[str, ...] = field(default=("gymnasium",), repr=False)
 
     @classmethod
     def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
@@ -70,10 +71,12 @@ class GymnasiumEnvironment(HostEnvironment):
         env = flattened(make())
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
         space, limit = env.observation_space, None if env.spec is None else env.spec.max_episode_steps
-        derivatives = derivative_sizes(env)
+        derivatives, packages = derivative_sizes(env), _packages(env)
         env.close()
         assert isinstance(space, gym.spaces.Box)
-        return cls(name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec, limit, derivatives)
+        return cls(
+            name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec, limit, derivatives, packages
+        )
 
     def vector(self, copies: int, *, restart: bool = False) -> GymnasiumVector:
         """Copies in this process.
@@ -89,6 +92,13 @@ def flattened(env: gym.Env) -> gym.Env:
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         return env
     return gym.wrappers.FlattenObservation(env)
+
+
+def _packages(env: gym.Env) -> tuple[str, ...]:
+    """Gymnasium, the packages of the environment's classes, and the simulator of those that Gymnasium wraps."""
+    modules = [kind.__module__ for kind in type(env.unwrapped).__mro__]
+    simulators = [name for name in ("mujoco", "box2d") if any(f"gymnasium.envs.{name}." in one for one in modules)]
+    return tuple(dict.fromkeys(("gymnasium", *(one.partition(".")[0] for one in modules), *simulators)))
 
 
 def _env_spec(identifier: str, module: str | None) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ class GymnaxEnvironment(CompiledEnvironment):
     Observations are float32; those of a Discrete space are one-hot rows.
     """
 
+    packages = ("gymnax",)
     id: str
     env: Any
     params: Any
