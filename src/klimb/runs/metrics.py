@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -288,7 +287,7 @@ class _Board:
         from tensorboardX.record_writer import RecordWriter
 
         self._writer: Any = None
-        path = directory / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+        path = directory / f"events.out.tfevents.{int(time.time())}.klimb"
         with self._closing_on_error():
             self._writer = RecordWriter(str(path))
             self._write(Event(file_version="brain.Event:2", wall_time=time.time()))
