@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from guided_runs import evaluated, listed, minus, table, thousands, trained
 
 SIMULATOR = "--method mirror_descent --dynamics simulator"
@@ -68,7 +70,7 @@ def _measured(task: Task) -> dict[str, Any]:
         "fitted": _training(task, "fitted", task.guided("fitted")),
         "regions": _training(task, "regions", task.guided("fitted", " --regions 8")),
         "trpo": _training(task, "trpo", task.trpo(task.steps)),
-        "trpo_more": _training(task, "trpo-more", task.trpo(round(int(guided["simulator_steps"]), -3))),
+        "trpo_more": _training(task, "trpo-more", task.trpo(round(guided["simulator_steps"], -3))),
     }
     for name, one in found.items():
         print(f"{task.env:<26} {name:<12} {one['mean']:9.1f}  {one['seconds']:6.0f} s", flush=True)
@@ -85,11 +87,11 @@ def _training(task: Task, name: str, arguments: str) -> dict[str, Any]:
 def _cost(directory: Path) -> dict[str, Any]:
     """Steps of the environment and of the simulator, of one seed; seconds, of all seeds together."""
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    derivatives = sum(row["simulator_steps"][0] for row in rows if "simulator_steps" in row)
+    derivatives = sum(float(np.ravel(row["simulator_steps"])[0]) for row in rows if "simulator_steps" in row)
     last = rows[-1]
     return {
         "env_steps": last["env_steps"],
-        "simulator_steps": last["env_steps"] + derivatives,
+        "simulator_steps": round(last["env_steps"] + derivatives),
         "seconds": last["wall_time"],
     }
 
