@@ -71,6 +71,7 @@ def test_other_units_are_seen_and_change_nothing_else():
     assert not policy(scaled).mode().any()
 
 
+@pytest.mark.slow
 def test_the_best_return_is_that_of_the_best_sequence_of_forces():
     """The cost of four steps is quadratic in the eight forces: its minimum from each axis of the starts."""
     task = LinearQuadratic(max_episode_steps=4)

@@ -26,6 +26,7 @@ def problem():
     return eqx.filter_jit(LocalModels().problem)(policy, batch_of(rollout))
 
 
+@pytest.mark.slow
 def test_the_penalised_minimum_is_the_constrained_one_at_its_multiplier(problem) -> None:
     constrained = jax.jit(solve_constrained)(problem.model, problem.policy, 0.1)
     penalised = jax.jit(solve_penalised)
@@ -38,6 +39,7 @@ def test_the_penalised_minimum_is_the_constrained_one_at_its_multiplier(problem)
     assert kls[0] > 1.5 * kls[1] > 2 * kls[2]
 
 
+@pytest.mark.slow
 def test_a_multiplier_for_which_there_is_no_minimum_is_told(problem) -> None:
     concave = dataclasses.replace(problem.model, cost_zz=-10 * jnp.ones_like(problem.model.cost_zz))
     found = jax.jit(solve_penalised)(concave, problem.policy, 1e-3, 0.1)

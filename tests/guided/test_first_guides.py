@@ -126,6 +126,7 @@ def cost_of(environment: LinearQuadratic, state: np.ndarray, actions: np.ndarray
     return total
 
 
+@pytest.mark.slow
 def test_a_plan_starts_at_a_demonstration_and_ends_at_the_optimum(monkeypatch) -> None:
     environment = LinearQuadratic()
     horizon, start = 12, np.array([1.0, -0.5, 0.3, 0.2])

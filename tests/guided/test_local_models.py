@@ -54,6 +54,7 @@ def problem(models: LocalModels, policy: NetworkPolicy, batch: Batch) -> LocalPr
     return models.problem(policy, batch)
 
 
+@pytest.mark.slow
 def test_a_linear_quadratic_task_is_the_same_fitted_and_differentiated(policy: NetworkPolicy, batch: Batch) -> None:
     fitted = problem(LocalModels(), policy, batch)
     exact = problem(LocalModels("simulator", environment=ENVIRONMENT), policy, batch)

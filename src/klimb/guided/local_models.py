@@ -83,6 +83,11 @@ class LocalModels:
         Gaussian, and too many coordinates.
         """
         rollout = _require_usable(policy, batch)
+        if self.dynamics == "simulator" and self.environment is None and rollout.derivatives is None:
+            raise ConfigError(
+                "dynamics = simulator takes the derivatives of the steps from the rollout, and this one has none "
+                "(derivatives=None): use the rule that bind returns, or dynamics = fitted"
+            )
         paths = Paths.of(rollout, self.look_ahead)
         fitted = Dynamics.fit(paths, self.regions if self.dynamics == "fitted" else 0)
         metrics = {"reward_r2": fitted.r2[-1]}
@@ -104,11 +109,7 @@ class LocalModels:
         if self.environment is not None:
             derivatives, steps = differentiate(self.environment, rollout), 0
         else:
-            if rollout.derivatives is None:
-                raise ConfigError(
-                    "dynamics = simulator takes the derivatives of the steps from the rollout, and this one has none "
-                    "(derivatives=None): use the rule that bind returns, or dynamics = fitted"
-                )
+            assert rollout.derivatives is not None
             derivatives = rollout.derivatives
             steps = 1 + derivatives.reward.shape[-1]
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), derivatives), steps
