@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import NullFormatter
 
 import learning
 from klimb.environments.control.cartpole_swing_up import CartPoleSwingUp
@@ -101,6 +102,7 @@ def _draw_swing_up(axis: Axes, curves: dict[str, list[dict[str, Any]]], threshol
     _mark(axis, untrained, "untrained")
     axis.axhline(threshold, color="#888888", linewidth=1, zorder=1)
     axis.set_xscale("log")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     lowest = 1.5 * untrained
     axis.set_yticks([threshold, *np.arange(-200, lowest, -200)])
     axis.set_ylim(lowest, 40)
