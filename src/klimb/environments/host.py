@@ -48,11 +48,6 @@ class DerivativeSizes(NamedTuple):
         """How many numbers these are."""
         return sum(math.prod(shape) for shape in self.shapes)
 
-    @property
-    def simulator_steps(self) -> int:
-        """Steps of the simulator that they take: one from where the step began, and one for each coordinate."""
-        return 1 + self.state + self.action
-
 
 class Fault(NamedTuple):
     """A fault of one copy, which has been restarted; its row is not valid.

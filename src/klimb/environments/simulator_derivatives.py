@@ -45,7 +45,7 @@ class Differentiator:
         sizes = derivative_sizes(env)
         assert sizes is not None
         env.reset(seed=0)
-        self._env, self._sizes = env, sizes
+        self._env, self._sizes, self.numbers = env, sizes, sizes.numbers
         # Without the wrappers, which count steps and check types.
         self._inner: Any = env.unwrapped
         self._low, self._high = env.action_space.low, env.action_space.high  # type: ignore[attr-defined]

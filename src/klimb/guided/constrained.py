@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from klimb.guided.along_paths import Following, path_traits
 from klimb.guided.kl_constrained_lqr import (
     DualStatus,
     KLConstrainedControllers,
@@ -17,8 +18,7 @@ from klimb.guided.kl_constrained_lqr import (
     solve_penalised,
 )
 from klimb.guided.local_models import LocalModels, LocalProblem
-from klimb.guided.mirror_descent import trajectory_traits
-from klimb.guided.projection import OPTIMIZER, Targets, project, promised_gain
+from klimb.guided.projection import OPTIMIZER
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
 from klimb.improve.rule import Traits
@@ -66,7 +66,7 @@ class ConstrainedSearch:
 
     @property
     def traits(self) -> Traits:
-        return trajectory_traits(self.models)
+        return path_traits(self.models)
 
     def init(self, policy: PyTree) -> ConstrainedState:
         """The state before the first step. policy: Gaussian."""
@@ -77,7 +77,7 @@ class ConstrainedSearch:
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: ConstrainedState, batch: Batch
     ) -> tuple[PyTree, ConstrainedState, UpdateInfo]:
-        """One step in p, θ and η. `info.extra`: the metrics of `trajectory_traits`; `eta` is the one of this step.
+        """One step in p, θ and η. `info.extra`: the metrics of `path_traits`; `eta` is the one of this step.
 
         key: for the order of the rows. policy: Gaussian. state: of the last step. batch: with a trajectory.
 
@@ -85,14 +85,8 @@ class ConstrainedSearch:
         """
         problem = self.models.problem(policy, batch)
         controllers = self._controllers(problem, state.multiplier)
-        projected = project(
-            key,
-            policy,
-            Targets.along(policy, controllers, problem.paths),
-            state.moments,
-            learning_rate=self.learning_rate,
-            epochs=self.epochs,
-            minibatch_size=self.minibatch_size,
+        followed = Following(self.epochs, self.minibatch_size, self.learning_rate).step(
+            key, policy, problem, controllers, state.moments
         )
         multiplier = dual_ascent(
             controllers.eta,
@@ -105,18 +99,12 @@ class ConstrainedSearch:
         improved, new_state, info = accept_or_reject(
             policy,
             state,
-            projected.policy,
-            ConstrainedState(multiplier.astype(state.multiplier.dtype), projected.moments),
+            followed.policy,
+            ConstrainedState(multiplier.astype(state.multiplier.dtype), followed.moments),
             batch,
             epsilon=jnp.asarray(self.epsilon, state.multiplier.dtype),
-            local_kl=controllers.kl,
-            eta=controllers.eta,
-            dual_status=controllers.status,
-            local_improvement=controllers.previous_cost - controllers.predicted_cost,
-            promised_improvement=promised_gain(controllers, problem.paths, policy, projected.policy),
-            projection_kl=projected.kl,
         )
-        return improved, new_state, info.with_metrics(**problem.metrics)
+        return improved, new_state, info.with_metrics(**followed.metrics)
 
     def _controllers(self, problem: LocalProblem, multiplier: Array) -> KLConstrainedControllers:
         """The minimiser of L for this η; where there is none, or no η yet, that of the constrained problem."""

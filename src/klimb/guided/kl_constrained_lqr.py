@@ -23,7 +23,6 @@ LOG_ETA_RANGE = math.log(1e9)
 POWER_LAW_ITERATIONS, MAX_ITERATIONS = 8, 40
 """Iterations that may use the power law (three are usual), and all iterations; the others bisect."""
 
-
 MAX_ROW = 20.0
 """KL of a single step that counts in the mean, relative to ε. Along a few paths the linear model may explode, where the
 dynamics are unstable or stiff; these would else use up the whole of the constraint."""

@@ -9,33 +9,22 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
+from klimb.guided.along_paths import Following, path_traits
 from klimb.guided.kl_constrained_lqr import solve_constrained
 from klimb.guided.local_models import LocalModels
 from klimb.guided.paths import Paths
-from klimb.guided.projection import OPTIMIZER, Targets, project, promised_gain
+from klimb.guided.projection import OPTIMIZER
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.rule import Traits
 from klimb.policies.parameters import flatten
 from klimb.precision import full_precision
-from klimb.types import Batch, Metric, UpdateInfo
+from klimb.types import Batch, UpdateInfo
 
 EPSILON_RANGE = 1.0, 10.0
 """Smallest and largest ε, relative to the first. With a smaller one a linear-quadratic task made no progress."""
 
 FACTOR_RANGE = 0.5, 2.0
 """Smallest and largest factor on ε in one iteration. (0.1, 5) was published, for returns with less noise."""
-
-CONTROLLER_METRICS = {
-    "epsilon": Metric("ε", "limit on KL(new‖old) of the controllers, nats per step"),
-    "local_kl": Metric("KL of the controllers", "mean KL(p‖π_θ), nats per step"),
-    "eta": Metric("η", "multiplier of the controllers' KL"),
-    "dual_status": Metric(
-        "Status of the search for η", "0 within 10 % of ε, 1 slack, 2 not positive definite, 3 not converged"
-    ),
-    "local_improvement": Metric("Predicted gain of the controllers", "by the local models, in reward per step"),
-    "promised_improvement": Metric("Predicted gain of the policy", "by the local models, in reward per step"),
-    "projection_kl": Metric("KL after the projection", "mean KL(π_θ‖p), nats per step"),
-}
 
 
 class Promise(NamedTuple):
@@ -91,7 +80,7 @@ class MirrorDescent:
 
     @property
     def traits(self) -> Traits:
-        return trajectory_traits(self.models)
+        return path_traits(self.models)
 
     def init(self, policy: PyTree) -> MirrorState:
         """The state before the first step. policy: Gaussian."""
@@ -104,7 +93,7 @@ class MirrorDescent:
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: MirrorState, batch: Batch
     ) -> tuple[PyTree, MirrorState, UpdateInfo]:
-        """One C-step and one S-step. `info.extra`: the metrics of `trajectory_traits`.
+        """One C-step and one S-step. `info.extra`: the metrics of `path_traits`.
 
         key: for the order of the rows. policy: Gaussian. state: of the last step. batch: with a trajectory.
 
@@ -114,33 +103,15 @@ class MirrorDescent:
         reward, reward_se = _mean_reward(problem.paths)
         epsilon = self._adapted(state, reward, reward_se)
         controllers = solve_constrained(problem.model, problem.policy, epsilon)
-        projected = project(
-            key,
-            policy,
-            Targets.along(policy, controllers, problem.paths),
-            state.moments,
-            learning_rate=self.learning_rate,
-            epochs=self.epochs,
-            minibatch_size=self.minibatch_size,
+        followed = Following(self.epochs, self.minibatch_size, self.learning_rate).step(
+            key, policy, problem, controllers, state.moments
         )
-        predicted = promised_gain(controllers, problem.paths, policy, projected.policy)
         earlier = Promise(state.epsilon, state.promised, state.begun) if self.overlap else ()
-        new_state = MirrorState(epsilon, projected.moments, reward, reward_se, predicted, jnp.bool_(True), earlier)
-        improved, new_state, info = accept_or_reject(
-            policy,
-            state,
-            projected.policy,
-            new_state,
-            batch,
-            epsilon=epsilon,
-            local_kl=controllers.kl,
-            eta=controllers.eta,
-            dual_status=controllers.status,
-            local_improvement=controllers.previous_cost - controllers.predicted_cost,
-            promised_improvement=predicted,
-            projection_kl=projected.kl,
+        new_state = MirrorState(
+            epsilon, followed.moments, reward, reward_se, followed.promised, jnp.bool_(True), earlier
         )
-        return improved, new_state, info.with_metrics(**problem.metrics)
+        improved, new_state, info = accept_or_reject(policy, state, followed.policy, new_state, batch, epsilon=epsilon)
+        return improved, new_state, info.with_metrics(**followed.metrics)
 
     def _adapted(self, state: MirrorState, reward: Array, reward_se: Array) -> Float[Array, ""]:
         """ε · predicted / (2 (predicted − realised)), within limits: optimal if the prediction error grows like ε².
@@ -156,21 +127,6 @@ class MirrorDescent:
         smallest, largest = (bound * self.initial_epsilon for bound in EPSILON_RANGE)
         adapted = jnp.clip(promise.epsilon * jnp.clip(factor, *FACTOR_RANGE), smallest, largest)
         return jnp.where(promise.made, adapted, state.epsilon).astype(state.epsilon.dtype)
-
-
-def trajectory_traits(models: LocalModels) -> Traits:
-    """Of a rule that improves controllers along the paths of a rollout.
-
-    models: of dynamics and costs.
-    """
-    simulated = models.dynamics == "simulator"
-    return Traits(
-        title="Guided policy search",
-        uses_critic=models.look_ahead is not None,
-        records_env_state=simulated and models.environment is not None,
-        records_derivatives=simulated and models.environment is None,
-        metrics={**CONTROLLER_METRICS, **models.metrics},
-    )
 
 
 def _mean_reward(paths: Paths) -> tuple[Float[Array, ""], Float[Array, ""]]:

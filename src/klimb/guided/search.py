@@ -12,12 +12,13 @@ from pydantic.dataclasses import dataclass
 from klimb.environments.base import ClassicControl
 from klimb.errors import ConfigError
 from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.guided.along_paths import path_traits
 from klimb.guided.constrained import ConstrainedSearch
 from klimb.guided.first_guides import DemonstratedActions
 from klimb.guided.guides import Guides
 from klimb.guided.importance_sampled import SAMPLED_TRAITS, ImportanceSampled
 from klimb.guided.local_models import DynamicsSource, LocalModels
-from klimb.guided.mirror_descent import MirrorDescent, trajectory_traits
+from klimb.guided.mirror_descent import MirrorDescent
 from klimb.improve.rule import Rule, Setting, Traits
 from klimb.policies.actions import Box
 from klimb.types import Batch, UpdateInfo
@@ -87,7 +88,7 @@ class GuidedPolicySearch:
         # The other methods refuse demonstrations when they are bound, where there is this one to name.
         demonstrations: dict[str, Any] = {"learns_from": "both", "demonstrations_in_batch": False}
         if self.method != "importance_sampling":
-            return replace(trajectory_traits(self._models(None)), binds=True, **demonstrations)
+            return replace(path_traits(self._models(None)), binds=True, **demonstrations)
         # Runs of the guides and of the best policy take environment steps in addition to the rollout's.
         steps = 2 + self.guiding_samples
         return replace(SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.memory * steps, **demonstrations)

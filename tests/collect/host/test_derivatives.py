@@ -79,6 +79,15 @@ def test_of_whole_episodes_only_rows_that_count_have_derivatives(environment: An
     np.testing.assert_array_equal(np.abs(rollout.derivatives.dynamics).max((-1, -2)) > 0, rollout.valid)
 
 
+def test_a_rollout_without_a_valid_row_has_no_derivatives(environment: Any) -> None:
+    vector = environment.vector(2)
+    vector.reset(np.arange(2))
+    states = vector.simulator_states()
+    assert vector.differentiate(states[:0], np.zeros((0, 1), np.float32)).shape == (0, environment.derivatives.numbers)
+    assert vector.differentiate(states, np.zeros((2, 1), np.float32)).shape == (2, environment.derivatives.numbers)
+    vector.close()
+
+
 @pytest.mark.slow
 def test_a_worker_process_differentiates_as_this_one_does(environment: Any, here: Rollout) -> None:
     there = collected(environment, derivatives=True, workers=1)

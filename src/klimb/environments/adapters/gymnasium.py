@@ -211,7 +211,9 @@ class GymnasiumVector(HostVector):
         """The derivatives of R steps, by differences in a further copy of the environment."""
         if self._differentiator is None:
             self._differentiator = Differentiator(self._make())
-        return np.stack([self._differentiator(state, action) for state, action in zip(states, actions, strict=True)])
+        rows = [self._differentiator(state, action) for state, action in zip(states, actions, strict=True)]
+        # Without `reshape` no rows, where none were valid, would have no columns either.
+        return np.reshape(rows, (len(states), self._differentiator.numbers))
 
     def _next_episode(self, copy: int) -> np.ndarray:
         try:
