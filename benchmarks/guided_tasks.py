@@ -48,9 +48,9 @@ LONG = "--num-envs 8 --num-steps 200 --initial-log-std -0.5"
 TASKS = (
     Task("Reacher-v5", 48_000, "--num-envs 32 --num-steps 50 --initial-log-std -0.5", None, 3),
     Task("InvertedPendulum-v5", 20_000, SHORT, 16, 3),
-    Task("InvertedDoublePendulum-v5", 60_000, SHORT, 8, 1),
-    Task("Swimmer-v5", 40_000, LONG, 20, 1),
-    Task("HalfCheetah-v5", 60_000, LONG, 5, 1),
+    Task("InvertedDoublePendulum-v5", 60_000, SHORT, 8, 3),
+    Task("Swimmer-v5", 40_000, LONG, 20, 3),
+    Task("HalfCheetah-v5", 60_000, LONG, 5, 3),
 )
 
 
