@@ -1,4 +1,4 @@
-"""Disks that are full, torn files, directories that go away, and two processes at once."""
+"""Full disks, incomplete files, removed directories, and two processes at once."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ USED = "the one before is used, with a line that says so"
         pytest.param(empty, marks=fault("the newest checkpoint is empty", USED)),
         pytest.param(flip(0.0), marks=fault("a bit of its first bytes is flipped", USED)),
         pytest.param(flip(0.95), marks=fault("a bit of a parameter is flipped", USED)),
-        pytest.param(overwrite, marks=fault("the newest checkpoint is rubbish of the same length", USED)),
+        pytest.param(overwrite, marks=fault("the newest checkpoint holds random bytes of the same length", USED)),
         pytest.param(become_a_directory, marks=fault("the newest checkpoint is a directory", USED)),
         pytest.param(other_format, marks=fault("the newest checkpoint is of another format", USED)),
     ],
@@ -138,7 +138,7 @@ def test_the_best_is_the_last_resort(checkpoints, tmp_path):
     assert list(checkpoints.iterdir()) == [written]
 
 
-@fault("a process is killed while it writes a checkpoint", "what it has left is no checkpoint, and is tidied away")
+@fault("a process is killed while it writes a checkpoint", "the partial file is not used, and is removed")
 def test_half_written_files_are_tidied_away(checkpoints):
     torn = checkpoints / ".000000003.safetensors.part"
     torn.write_bytes(b"half of it")
@@ -232,7 +232,7 @@ def test_links_are_not_followed(name, tmp_path):
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-@fault("the file system knows no locks", "a line says so, and the training goes on")
+@fault("the file system does not support locks", "a line is printed, and the training continues")
 def test_without_locks_it_goes_on(tmp_path, monkeypatch, caplog):
     from klimb.runs import lock
 
@@ -295,7 +295,7 @@ def test_a_removed_directory_stops_the_run(tmp_path):
 
 
 @pytest.mark.slow
-@fault("checkpoints can't be written for a while", "the training goes on, with a line; later ones are written")
+@fault("checkpoints can't be written for a while", "the training continues, and prints a line; later ones are written")
 def test_an_outage_of_the_disk_is_survived(tmp_path, caplog):
     path = tmp_path / "run"
 
@@ -332,7 +332,7 @@ def test_a_run_that_cannot_be_saved_is_not_lost(tmp_path):
 
 
 @pytest.mark.slow
-@fault("TensorBoard's file can't be written", "a line says so, and the training goes on without it")
+@fault("TensorBoard's file can't be written", "a line is printed, and the training continues without it")
 def test_tensorboard_is_given_up(tmp_path, caplog, monkeypatch):
     from tensorboardX.record_writer import RecordWriter
 
@@ -365,7 +365,7 @@ time.sleep(60)
 
 
 @fault("a second process writes into the same run directory", "it is refused, with the number of the first")
-@fault("the process that holds a run directory is killed", "the next one may have it at once")
+@fault("the process that holds a run directory is killed", "another process can use it at once")
 def test_one_process_a_directory(tmp_path):
     from klimb.runs.lock import RunLock
 

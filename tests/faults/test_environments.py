@@ -1,4 +1,4 @@
-"""Environments that raise, hang, exit, or answer nonsense: one of many does not lose the others' data."""
+"""Failing environments: exceptions, hangs, exits and invalid returns do not lose the data of the others."""
 
 from __future__ import annotations
 
@@ -161,13 +161,13 @@ ROW = "its row is not valid, it is restarted, and the other environments' data i
             marks=fault("one environment of many raises when it is reset", "it is restarted, and no row is lost"),
         ),
         pytest.param("gives a wrong shape", marks=fault("an observation has the wrong shape", ROW)),
-        pytest.param("gives words", marks=fault("an observation is made of words", ROW)),
-        pytest.param("gives a word", marks=fault("a reward is a word", ROW)),
+        pytest.param("gives words", marks=fault("an observation consists of strings", ROW)),
+        pytest.param("gives a word", marks=fault("a reward is a string", ROW)),
         pytest.param("gives two rewards", marks=fault("a reward is an array", ROW)),
         pytest.param("gives no reward", marks=fault("a reward is None", ROW)),
         pytest.param("gives a reward beyond floats", marks=fault("a reward is a whole number beyond all floats", ROW)),
-        pytest.param("answers in four", marks=fault("an answer has four parts, as in old Gym", ROW)),
-        pytest.param("answers nothing", marks=fault("an answer is None", ROW)),
+        pytest.param("answers in four", marks=fault("step returns four values, as in old Gym", ROW)),
+        pytest.param("answers nothing", marks=fault("step returns None", ROW)),
         pytest.param("is over in two ways", marks=fault("terminated is an array", ROW)),
         pytest.param("leaves by sys.exit", marks=fault("an environment calls sys.exit", ROW)),
     ],
@@ -240,7 +240,10 @@ def test_a_worker_that_is_always_lost_is_given_up(faulty):
             collecting.rollout()
 
 
-@fault("an environment prints megabytes, from Python and from C", "what it says is kept from the answers, and let go")
+@fault(
+    "an environment prints megabytes, from Python and from C",
+    "its output is kept apart from its results, and discarded",
+)
 def test_what_environments_print_does_no_harm(faulty, monkeypatch):
     monkeypatch.setattr("klimb.collect.host.worker_process.MAX_STDERR", 10_000)
     with Collecting(faulty("prints"), 2) as collecting:
@@ -284,7 +287,7 @@ def test_an_environment_that_cannot_be_made(faulty):
         faulty("raises when made")
 
 
-@fault("an environment never ends an episode", "training goes on; an evaluation stops with the limit and the remedy")
+@fault("an environment never ends its episode", "training goes on; an evaluation stops with the limit and the remedy")
 def test_an_episode_without_end_is_named(faulty):
     environment = faulty("nothing", length=10**9)
     policy = NetworkPolicy(2, Discrete(2), hidden=(4,), key=jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Files of strangers: each thing that can be wrong with one is one line for people, and never more than that."""
+"""Untrusted files: every defect gives a one-line error."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def fault(what: str, outcome: str, *values: object, name: str = "") -> object:
 ARRAYS = ("policy arrays", "demonstrations", "checkpoint")
 
 
-@pytest.mark.fault("a file of arrays is cut off anywhere", "refused as no whole file")
+@pytest.mark.fault("a file of arrays is cut off anywhere", "refused as incomplete")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_cut_off(whole, name):
     content = read(whole, name)
@@ -185,7 +185,7 @@ def code_of(path: Path) -> str:
     return ast.unparse(tree)
 
 
-@pytest.mark.fault("a pipe stands where a file should be", "refused; nobody waits for it")
+@pytest.mark.fault("a pipe stands where a file should be", "refused without waiting for it")
 @pytest.mark.parametrize("name", ["policy arrays", "policy description", "demonstrations", "checkpoint"])
 def test_pipes(whole, name):
     path = whole / LOADERS[name].file
@@ -265,7 +265,7 @@ def test_nested(whole, name, content):
     refusal(whole, name, content)
 
 
-@pytest.mark.fault("files are named like policies of seeds that are no numbers", "the list of seeds leaves them out")
+@pytest.mark.fault("names of policy files contain seeds that are not numbers", "the list of seeds leaves them out")
 def test_names_of_policies(tmp_path):
     for seed in ("x", "-1", "²", "9" * 200, "3"):
         (tmp_path / f"policy_seed{seed}.json").write_text("")
@@ -284,10 +284,10 @@ def toml(env: object = '"CartPole-v1"', rule: str = 'name = "trpo"', options: st
     ("content", "line"),
     [
         fault("a configuration is larger than 1 MiB", "refused unread", toml() + "#" * MAX_FILE, "larger than any run"),
-        fault("a configuration is no UTF-8", "refused as no text", b"\xff\xfe" + toml().encode(), "not a text file"),
-        fault("a configuration holds NUL bytes", "refused as no TOML", toml('"a\0b"'), "not valid TOML"),
+        fault("a configuration is not UTF-8", "refused as not text", b"\xff\xfe" + toml().encode(), "not a text file"),
+        fault("a configuration holds NUL bytes", "refused as not TOML", toml('"a\0b"'), "not valid TOML"),
         fault(
-            "a configuration begins with a byte order mark", "refused as no TOML", "\ufeff" + toml(), "not valid TOML"
+            "a configuration begins with a byte order mark", "refused as not TOML", "\ufeff" + toml(), "not valid TOML"
         ),
         fault(
             "an integer of a configuration has 5,000 digits",
@@ -408,7 +408,7 @@ def lines(*records: dict) -> str:
             "3002 different metrics",
         ),
         fault(
-            "iterations of the metrics are no numbers, negative or endless",
+            "iterations of the metrics are not numbers, negative or infinite",
             "left out; without any other line the report is refused",
             lines(*({"iteration": x, "env_steps": 1} for x in ("1", -1, 10**400, 1.5, True, None, [1]))),
             "holds no iteration yet",
@@ -440,7 +440,7 @@ def test_many_statuses(whole):
     assert (whole / "report.html").read_text().count("<li class=") < 50
 
 
-@pytest.mark.fault("numbers of the metrics are beyond any float32", "left out of the report")
+@pytest.mark.fault("numbers of the metrics exceed float32", "left out of the report")
 @pytest.mark.parametrize("number", [1e308, -1e308, 10**400, "NaN", "Infinity", 5e-324])
 def test_extreme_numbers(whole, number):
     records = [json.loads(line) for line in read(whole, "report of metrics").splitlines()]
@@ -500,7 +500,7 @@ def test_formulas_stay_text(whole, tmp_path):
     [
         fault("an evaluation is a list", "refused", "[]"),
         fault("an evaluation holds no seeds", "refused", '{"seeds": 3}'),
-        fault("seeds of an evaluation are endless", "refused", '{"seeds": [{"seed": Infinity}]}'),
+        fault("seeds of an evaluation are infinite", "refused", '{"seeds": [{"seed": Infinity}]}'),
         fault("an evaluation is cut off", "refused", '{"episodes": 2, "seeds": [{"seed": 0, "me'),
     ],
 )
@@ -511,7 +511,7 @@ def test_evaluations(whole, content):
 # Runs.
 
 
-@pytest.mark.fault("a directory has a config.toml that is a directory", "refused as no run")
+@pytest.mark.fault("a directory has a config.toml that is a directory", "refused as not a run")
 def test_directories_for_files(tmp_path):
     (tmp_path / "config.toml").mkdir()
     with pytest.raises(RunError, match="is not a run"):
@@ -520,7 +520,7 @@ def test_directories_for_files(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.fault("what a checkpoint says of itself is no JSON, or another run's", "refused, with the file's name")
+@pytest.mark.fault("the metadata of a checkpoint are not JSON, or from another run", "refused, with the file's name")
 @pytest.mark.parametrize("told", ["", "{", "[]", "[" * NESTED, '{"iteration": "x"}', '{"iteration": 1e999}', ESCAPES])
 def test_what_checkpoints_say(whole, told):
     from klimb.runs.arrays import save_arrays

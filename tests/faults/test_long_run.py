@@ -1,4 +1,4 @@
-"""Runs that take long: memory, open files and what is written stay small."""
+"""Long runs: memory, open files and output stay bounded."""
 
 from __future__ import annotations
 

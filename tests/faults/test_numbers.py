@@ -1,4 +1,4 @@
-"""Numbers that are none: the step is rejected, the run goes on from finite parameters, or stops with the cause."""
+"""NaN and infinity: the step is rejected and the run continues from finite parameters, or stops with the cause."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_one_hopeless_seed_does_not_stop_the_others():
 
 
 @pytest.mark.slow
-@fault("a search finds no better step, many times in a row", "the run goes on: every training that has arrived does so")
+@fault("a search finds no better step, many times in a row", "the run continues: this is normal at convergence")
 def test_a_policy_that_has_arrived_is_no_failure():
     from klimb.training.rejections import Rejections
 
@@ -255,7 +255,7 @@ def test_a_breakdown_of_conjugate_gradient_returns_the_old_policy(monkeypatch):
     assert eqx.tree_equal(after, policy)
 
 
-@fault("a batch has not one valid row", "NONFINITE; the old policy is returned bit for bit")
+@fault("a batch has no valid row", "NONFINITE; the old policy is returned bit for bit")
 def test_a_batch_of_nothing_is_rejected():
     policy = NetworkPolicy(3, Discrete(2), hidden=(4,), key=jax.random.key(0))
     empty = eqx.tree_at(lambda b: b.weight, batch(policy, jnp.arange(16.0)), jnp.zeros(16))
@@ -295,7 +295,7 @@ def test_a_nan_of_a_host_environment_is_named():
 
 
 @pytest.mark.slow
-@fault("nothing is wrong, with --check-finite", "the run is the run without it, to the bit")
+@fault("nothing is wrong, with --check-finite", "the results equal those without it, bit for bit")
 def test_checking_changes_nothing():
     runs = [klimb.train("CartPole-v1", TRPO(), **SMALL, env_steps=4 * 128, check_finite=on) for on in (False, True)]
     assert eqx.tree_equal(runs[0].policy, runs[1].policy)

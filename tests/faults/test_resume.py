@@ -1,4 +1,4 @@
-"""A run that is killed anywhere, and resumed, is the run that was never interrupted, byte for byte."""
+"""A run that is killed at any moment and resumed equals the uninterrupted run, byte for byte."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def resumed_after(path, whole, iteration):
     return klimb.resume(path)
 
 
-EXACT = "the simulator goes on where it was: the same bytes"
+EXACT = "the simulator continues where it was: the same bytes"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ class Forty(CartPoleEnv):
 
 
 @pytest.mark.slow
-@fault("a run on an environment whose state can't be saved is resumed", "its episodes restart, and count as nothing")
+@fault("a run on an environment whose state can't be saved is resumed", "its episodes restart, and are not counted")
 def test_other_environments_restart(tmp_path):
     environment = klimb.GymnasiumEnvironment.from_maker("forty", Forty)
     options = {**SMALL, "env_steps": 6 * 48, "checkpoint_every": 2, "keep_checkpoints": 9}
@@ -188,7 +188,7 @@ def test_other_environments_restart(tmp_path):
     assert records_of(path)[:2] == records_of(whole.directory)[:2]
 
 
-@fault("a checkpoint says of the environments what no environment is", "refused in one line, whatever it is")
+@fault("a checkpoint holds environment states that no environment can have", "refused in one line, whatever it is")
 @pytest.mark.parametrize("part", ["states", "obs", "tally"])
 @pytest.mark.parametrize("nonsense", [None, [], {}, "x", [[1e300]], [[[2**40] * 9]], 10**400], ids=repr)
 def test_nonsense_about_environments_is_refused(part, nonsense):
@@ -213,7 +213,7 @@ def test_nonsense_about_environments_is_refused(part, nonsense):
 
 
 @pytest.mark.slow
-@fault("a checkpoint says nonsense of where the environments stood", "one line; nothing is run")
+@fault("a checkpoint holds invalid environment states", "one line; nothing is run")
 def test_states_that_are_none_are_refused(tmp_path):
     from klimb.environments.adapters.gymnasium import GymnasiumVector
 
@@ -227,7 +227,7 @@ def test_states_that_are_none_are_refused(tmp_path):
     vector.close()
 
 
-SAME = "the same records and the same policy, to the bit"
+SAME = "the same records and the same policy, bit for bit"
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_how_a_run_is_watched_changes_nothing(options, tmp_path):
 
 
 @pytest.mark.slow
-@fault("one run of a sweep on Gymnasium's Pendulum is resumed by itself", "its simulators go on where they were")
+@fault("one run of a sweep on Gymnasium's Pendulum is resumed by itself", "its simulators continue where they were")
 def test_a_run_of_a_sweep_goes_on_exactly(tmp_path):
     options = {**SMALL, "env_steps": 4 * 48, "checkpoint_every": 2, "keep_checkpoints": 9, "num_seeds": 2}
     runs = klimb.sweep("gymnasium:Pendulum-v1", TRPO(), {"max_kl": [0.01, 0.02]}, run_dir=tmp_path / "sweep", **options)

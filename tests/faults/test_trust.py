@@ -1,4 +1,4 @@
-"""Code in a run of somebody else's: the module that its configuration names for its environment, and nothing else."""
+"""Code named by a file: only the modules that a configuration names, and only with --trust-environment."""
 
 from __future__ import annotations
 
