@@ -39,18 +39,18 @@ def ladder(found: dict[str, dict[str, Any]]) -> list[str]:
     goals = [f"{task}, {number(found[task][ideas[0]]['reached']['threshold'])}" for task in tasks]
     commands = [found[tasks[0]][idea]["command"] for idea in ideas]
     return [
-        "![What each idea brings](figures/ideas.png)",
+        "![What each idea contributes](figures/ideas.png)",
         "",
         "Returns of the trained policies:",
         "",
         *table(["idea", *tasks], returns),
         "",
-        "Thousands of environment steps until the returns in training reach a number (median over seeds; in brackets "
-        "how many seeds do, where not all do):",
+        "Environment steps, in thousands, until the training return reaches the given value (median over seeds; in "
+        "brackets the number of seeds that reach it, if not all do):",
         "",
         *table(["idea", *goals], steps),
         "",
-        "The commands of the first task, in the same order:",
+        "The commands for the first task, in the same order:",
         "",
         "```",
         *commands,
@@ -112,7 +112,11 @@ def natural(found: dict[str, Any]) -> list[str]:
         best = (f"{interval(one['best'])}, ε = {one['best']['epsilon']:g}" for one in by_unit.values())
         rows.append([f"{name}; best ε in each unit", *best])
     head = ["positions in", *next(iter(contenders.values()))]
-    return [*table(head, rows), "", f"The best controller, on average over all starts: {number(found['best'])}."]
+    return [
+        *table(head, rows),
+        "",
+        f"Return of the optimal controller, averaged over all starts: {number(found['best'])}.",
+    ]
 
 
 WRITERS: dict[str, Callable[[dict[str, Any]], list[str]]] = {

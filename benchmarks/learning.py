@@ -183,18 +183,22 @@ def draw(rule: str, runs: list[tuple[Task, Path, float]]) -> None:
 def describe(rule: str, rows: list[Measured], tuned: dict[str, float] | None) -> None:
     """The figure and the table, between the marks of the rule's page."""
     page = DOCS / f"{rule}.md"
-    about = "Return of the episodes in training, a faint line a seed, their mean, and untrained policies (dashed)."
+    about = (
+        "Return of the training episodes: one faint line per seed, their mean, and the return of untrained policies "
+        "(dashed)."
+    )
     if tuned is not None:
         about = (
-            "TRPO going on from the clone (`--init-from`): a faint line a seed, their mean; untrained policies dashed."
+            "TRPO training that starts from the clone (`--init-from`): one faint line per seed and their mean; "
+            "untrained policies (dashed)."
         )
     lines = [f"![{rule}: learning curves](figures/{rule}.png)", "", about, ""]
     lines += ["| command | untrained | trained | lowest seed |", "|---|---|---|---|"]
     lines += [f"| `{row.command}` | {round(row.untrained)} | {row.trained:.1f} | {row.lowest:.1f} |" for row in rows]
     if tuned is not None:
         low = ", ".join(f"{name} {value:.1f}" for name, value in tuned.items())
-        lines += ["", f"Lowest mean return of any iteration and seed while TRPO goes on from the clone: {low}."]
-    lines += ["", "All of it: `make bench-learning`."]
+        lines += ["", f"Lowest mean return of any iteration and seed in these TRPO trainings: {low}."]
+    lines += ["", "All rows are measured by `make bench-learning`."]
     text = page.read_text(encoding="utf-8")
     head, _, tail = text.partition(BEGIN)
     tail = tail.partition(END)[2] if END in tail else tail

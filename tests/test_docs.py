@@ -15,9 +15,10 @@ import klimb
 from klimb import RunConfig, TrainOptions
 from klimb.cli.commands import load
 from klimb.guided.search import GuidedPolicySearch
-from klimb.improve.rule import is_offline
+from klimb.improve.rule import is_offline, traits_of
 from klimb.policies.actions import Discrete
 from klimb.rules import RULES
+from klimb.runs.metrics import METRICS
 from klimb.training.program import Program
 from problems import slow_except
 
@@ -142,3 +143,41 @@ def test_every_rule_has_its_page_with_all_options_and_their_defaults(name):
         assert f"\n## {section}\n" in page
     assert f"figures/{name}.png" in page
     assert f"[{name}]({name}.md)" in (ROOT / "docs" / "algorithms" / "index.md").read_text()
+
+
+def test_the_start_page_links_every_page_once():
+    docs = ROOT / "docs"
+    linked = re.findall(r"\]\(([^)#]+\.md)\)", (docs / "index.md").read_text())
+    pages = [page.relative_to(docs).as_posix() for page in sorted(docs.rglob("*.md"))]
+    assert sorted(linked) == sorted(set(pages) - {"index.md"})
+
+
+GLOSSARY = [
+    re.split(r" (?<!\\)\| ", line.strip("| \n"))
+    for line in (ROOT / "docs" / "glossary.md").read_text().splitlines()
+    if line.startswith("| ")
+][1:]
+
+
+def test_the_glossary_is_in_alphabetical_order():
+    terms = [row[0].removesuffix(" †").lower() for row in GLOSSARY]
+    assert len(terms) > 50
+    assert terms == sorted(set(terms))
+
+
+def test_the_names_in_the_glossary_exist():
+    """Public names, options and metrics of the last column; files and array names need no check."""
+    options = {field.name for thing in (TrainOptions, *RULES.values()) for field in dataclasses.fields(thing)}
+    options |= {"samples", "run_dir", "demonstrations", "no_certificate"}
+    metrics = {*METRICS, *(name for rule in WITH_METRICS.values() for name in traits_of(rule).metrics)}
+    checked = 0
+    for row in GLOSSARY:
+        for name in re.findall(r"`([^` ]+)[^`]*`", row[-1]):
+            if name.startswith("--"):
+                assert name[2:].replace("-", "_") in options, name
+            elif name.startswith("klimb."):
+                assert hasattr(klimb, name.removeprefix("klimb.")), name
+            elif re.fullmatch(r"[a-z]+(_[a-z]+)+|tv|ess|entropy|multiplier|backtracks", name):
+                assert name in metrics | {"log_prob", "value_target", "env_steps"}, name
+            checked += 1
+    assert checked > 60

@@ -38,7 +38,7 @@ class EvaluateArguments:
     env: str | None = None
     """Another environment than the run's own."""
     best: bool = False
-    """The policies of the checkpoint before which episodes went best, instead of the last ones."""
+    """Evaluate the policies of the checkpoint with the highest mean training return, instead of the last ones."""
     exact: bool = False
     """The discounted return too, by linear algebra, beside the best there is: environments with a table only."""
     json: bool = False

@@ -26,7 +26,7 @@ class AWR:
     """
 
     temperature: Positive = 1.0
-    """β: price of a nat of KL(π'‖π), in units of the advantage; a small one weighs the best actions alone."""
+    """β: penalty coefficient of KL(π'‖π), per nat; with a small β only the best actions have a weight."""
     max_weight: Positive = 20.0
     """w_max: weights are clipped to it."""
     learning_rate: Positive = 1e-3

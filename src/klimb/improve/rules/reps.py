@@ -47,7 +47,7 @@ class REPS:
             num_minibatches=self.num_minibatches,
             metrics={
                 "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
-                "temperature": Metric("Temperature", "η, the price of a nat, where the dual has its minimum"),
+                "temperature": Metric("Temperature", "η, the minimiser of the dual, in units of the advantage per nat"),
                 "dual": Metric("Dual", "g(η), the largest gain that the limit allows, in units of the advantage"),
                 "weight_kl": Metric("KL of the weights", "KL of the weighted rows from the batch, in nats"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),

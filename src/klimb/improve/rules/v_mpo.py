@@ -59,9 +59,9 @@ class VMPO:
     @property
     def traits(self) -> Traits:
         metrics = {
-            "temperature": Metric("Temperature", "η, the price of a nat, where the dual has its minimum"),
+            "temperature": Metric("Temperature", "η, the minimiser of the dual, in units of the advantage per nat"),
             "weight_kl": Metric("KL of the weights", "KL of the weighted rows from the rows that are used, in nats"),
-            "multiplier": Metric("Multiplier", "α, the price of a nat of KL(π_old‖π_new) in the fit"),
+            "multiplier": Metric("Multiplier", "α, the penalty coefficient of KL(π_old‖π_new) in the fit"),
             "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
         }
         return Traits("V-MPO", KLLimit(self.epsilon), metrics, num_minibatches=self.num_minibatches)
