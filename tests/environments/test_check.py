@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import sys
 
 import gymnasium
@@ -234,6 +235,16 @@ def test_an_environment_whose_state_can_be_saved():
     check = klimb.check_env("gymnasium:Pendulum-v1", steps=5, in_worker=False)
     assert found(check, "state of the simulator").status == "ok"
     assert found(check, "worker processes").status == "ok"
+
+
+def test_rows_that_only_carry_out_a_reset_are_no_steps():
+    """EnvPool resets a step late: fewer steps than actions, and the same ones with the same actions."""
+    pytest.importorskip("envpool")
+    check = klimb.check_env("envpool:CartPole-v1", steps=60)
+    assert found(check, "same seed, same episodes").status == "ok"
+    steps, ended = map(int, re.findall(r"(\d+) (?:steps|episodes? ended)", found(check, "reset and step").text))
+    assert ended >= 1
+    assert steps == 60 - ended
 
 
 def test_a_sound_compiled_environment_passes():

@@ -43,10 +43,10 @@ def host_findings(
         else:
             yield _stepped(trial)
             yield from numbers(trial)
-            yield _repeatable(environment, trial, seed)
+            yield _repeatable(environment, trial, actions, seed)
             yield episodes(trial, environment.max_episode_steps)
             yield _resumable(captured)
-            yield _in_workers(environment, trial, seed, in_worker=in_worker)
+            yield _in_workers(environment, trial, actions, seed, in_worker=in_worker)
     if environment.image_shape is not None:
         yield _image(environment)
     if isinstance(environment, GymnasiumEnvironment):
@@ -114,10 +114,10 @@ def numbers(trial: Trial) -> Iterator[Finding]:
     yield Finding("observations", "ok", "finite")
 
 
-def _repeatable(environment: HostEnvironment, trial: Trial, seed: int) -> Finding:
-    """Whether the same seed and actions give the same steps."""
+def _repeatable(environment: HostEnvironment, trial: Trial, actions: np.ndarray, seed: int) -> Finding:
+    """Whether the same seed and actions (more than the trial has steps, where some only carried out a reset) repeat."""
     try:
-        again, _ = _tried(environment, trial.actions, seed)
+        again, _ = _tried(environment, actions, seed)
     except Exception as error:
         return _raised(error, "same seed, same episodes")
     return compared(trial, again.digests, "a second copy in this process")
@@ -171,20 +171,23 @@ def _resumable(captured: bool) -> Finding:
     )
 
 
-def _in_workers(environment: HostEnvironment, trial: Trial, seed: int, *, in_worker: bool) -> Finding:
+def _in_workers(
+    environment: HostEnvironment, trial: Trial, actions: np.ndarray, seed: int, *, in_worker: bool
+) -> Finding:
     name, spec = "worker processes", environment.env_spec
     if spec is None:
         return Finding(
             name,
             "note",
             "another process can't make it: it is stepped in the training's process",
-            "register it with Gymnasium, its class as 'module:Class' in an importable module, and name it module:ID",
+            "register it with Gymnasium, its class as 'module:Class' in an importable module, and name it module:ID"
+            if isinstance(environment, GymnasiumEnvironment)
+            else "",
         )
     if not in_worker:
         return Finding(name, "ok", "another process can make it")
     try:
-        count = min(len(trial.reward), WORKER_STEPS)
-        digests = digests_elsewhere(spec, trial.actions[:count], seed, timeout=WORKER_TIMEOUT)
+        digests = digests_elsewhere(spec, actions[:WORKER_STEPS], seed, timeout=WORKER_TIMEOUT)
     except EnvironmentFault as fault:
         return Finding(name, "fails", str(fault), "--workers 0 avoids them", traceback=fault.environment_traceback)
     same = compared(trial, digests, "a worker process")
@@ -250,7 +253,7 @@ def outside(obs: Any, space: gym.Space) -> str | None:
         return f"element {list(place)} is {value:.6g}, outside [{low:.6g}, {high:.6g}]"
     if not isinstance(obs, np.ndarray):
         return f"it is a {type(obs).__name__} instead of an array"
-    if not np.can_cast(array.dtype, space.dtype):
+    if not np.can_cast(array.dtype, np.dtype(space.dtype)):
         return f"its dtype is {array.dtype} instead of {space.dtype}"
     return None
 
