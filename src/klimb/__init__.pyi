@@ -81,6 +81,9 @@ from .environments.base import Transition as Transition
 from .environments.host import HostEnvironment as HostEnvironment
 from .environments.host import HostVector as HostVector
 from .environments.host import HostStep as HostStep
+from .environments.check import check_env as check_env
+from .environments.findings import EnvironmentCheck as EnvironmentCheck
+from .environments.findings import Finding as Finding
 
 # estimators
 from .estimate.estimator import Estimator as Estimator

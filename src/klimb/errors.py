@@ -44,7 +44,15 @@ class RunError(KlimbError):
 
 
 class EnvironmentFault(RunError):
-    """A host environment that raises, hangs, ends its process, or returns an invalid observation or reward."""
+    """A host environment that raises, hangs, ends its process, or returns an invalid observation or reward.
+
+    environment_traceback: of what the environment raised, here or in a worker process, as text that begins in the
+    user's own code; None where it raised nothing. In this process the exception itself is `__cause__`.
+    """
+
+    def __init__(self, message: str, environment_traceback: str | None = None) -> None:
+        super().__init__(message)
+        self.environment_traceback = environment_traceback
 
 
 class TrainingFailed(RunError):
@@ -52,7 +60,20 @@ class TrainingFailed(RunError):
 
 
 class CheckFailed(Exception):
-    """A statement of the theory does not hold: a defect of klimb, not a mistake of the user."""
+    """What the user asked to have checked does not hold. The command line exits with status 1."""
+
+
+def environment_traceback(error: BaseException) -> str | None:
+    """The traceback of the environment that an error, or one that led to it, is about; None for all other errors.
+
+    error: that was caught.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EnvironmentFault) and cause.environment_traceback is not None:
+            return cause.environment_traceback
+        cause = cause.__cause__
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

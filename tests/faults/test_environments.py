@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import signal
 import sys
 
@@ -17,6 +18,7 @@ import klimb
 from klimb import TRPO, TrainingFailed
 from klimb.collect.host.collector import VectorCollector
 from klimb.environments.adapters.gymnasium import GymnasiumVector
+from klimb.environments.faults import RemoteTraceback
 from klimb.errors import EnvironmentFault
 from klimb.policies.actions import Discrete
 from klimb.policies.networks import NetworkPolicy
@@ -182,6 +184,12 @@ def test_one_faulty_environment_costs_a_row(faulty, what, workers, caplog):
         assert np.asarray(episodes.faults).sum() == 1
         assert "is restarted" in caplog.text
         assert "\n" not in caplog.records[0].getMessage()
+        (kept,) = collecting.collector.take_faults()
+        if "raises" in what:
+            # From worker processes too.
+            assert "faulty_environment.py" in kept.traceback
+            assert kept.traceback.startswith("Traceback")
+            assert "klimb/collect" not in kept.traceback
         if not at_reset:
             seed, step, copy = np.argwhere(~valid)[0]
             assert step == 4
@@ -217,6 +225,15 @@ def test_a_lost_worker_costs_its_rows_of_one_rollout(faulty, what, caplog):
         assert np.asarray(episodes.faults).tolist() == [2, 2]
         assert np.isfinite(np.asarray(rollout.log_prob)).all()
         assert "the process that steps the environments" in caplog.text
+        where = {
+            "exits": "ended with status 3",
+            "crashes": "Segmentation fault",
+            "hangs": "it hangs in step (faulty_env",
+        }
+        assert where[what] in caplog.text
+        if what != "exits":
+            # Written by the process itself, from a signal handler.
+            assert all("faulty_environment.py" in fault.traceback for fault in collecting.collector.take_faults())
         again, _ = collecting.rollout(1)
         assert again.valid.all()
 
@@ -262,19 +279,32 @@ def test_what_environments_print_does_no_harm(faulty, monkeypatch):
 def test_a_run_can_be_told_to_stop(faulty, workers, tmp_path):
     path = tmp_path / "run"
     options = {**SMALL, "num_envs": 4, "workers": workers, "env_steps": 64 * 20, "env_fault": "stop"}
-    with pytest.raises(TrainingFailed, match=r"ValueError: the motor is on fire.* checkpoint saved; go on with: klimb"):
+    with pytest.raises(
+        TrainingFailed, match=r"ValueError: the motor is on fire.* checkpoint saved; go on with: klimb"
+    ) as raised:
         klimb.train(faulty("raises", at=40, length=100), TRPO(), run_dir=path, **options)
+    # Here the environment's own exception is the cause; from a worker one whose text holds the traceback there.
+    cause = raised.value.__cause__.__cause__
+    assert isinstance(cause, RemoteTraceback if workers else ValueError)
+    if workers:
+        assert 'raise ValueError("the motor is\\non fire")' in str(cause)
+    log = (path / "faults.log").read_text()
+    assert "after iteration 1: " in log
+    assert 'raise ValueError("the motor is\\non fire")' in log
     assert [p.stem for p in (path / "checkpoints").iterdir() if p.stem != "000000000"] == ["000000001"]
     resumed = klimb.resume(path, env=faulty("nothing"))
     assert resumed.history[-1]["iteration"] == 20
 
 
-@pytest.mark.slow
 @fault("an environment raises during a training", "the training goes on; metrics count it as env_faults")
-def test_a_training_goes_on(faulty, tmp_path):
+def test_a_training_goes_on(faulty, tmp_path, caplog):
     run = klimb.train(
         faulty("raises", at=40, length=100), TRPO(), run_dir=tmp_path / "run", **SMALL, num_envs=4, env_steps=64 * 6
     )
+    log = (tmp_path / "run" / "faults.log").read_text()
+    assert re.search(r"UTC  iteration 2, environment \d: ValueError: the motor is on fire .*; it is restarted\n", log)
+    assert 'raise ValueError("the motor is\\non fire")' in log
+    assert f"the traceback is in {tmp_path / 'run' / 'faults.log'}" in caplog.text
     # In the third rollout; the first is before the first iteration.
     assert [record["env_faults"] for record in run.history] == [0, 1, 0, 0, 0, 0]
     assert all(record["status"] == "ACCEPTED" or record["env_faults"] == 0 for record in run.history)
@@ -324,6 +354,10 @@ def test_a_failed_training_leaves_a_report(faulty, tmp_path, monkeypatch, capsys
     command = ["train", "trpo", "gymnasium:faulty_environment:Faulty-v0", "--run-dir", "run", *words.split()]
     assert main([*command, "--env-fault", "stop"]) == 1
     said = capsys.readouterr().err.splitlines()
+    # The traceback stands before the line.
+    assert "Traceback (most recent call last):" in said
+    assert 'raise ValueError("the motor is\\non fire")' in "\n".join(said)
+    assert said[-1].startswith("klimb: ")
     assert "go on with: klimb resume run --trust-environment" in said[-1]
     assert (tmp_path / "run" / "report.html").exists()
     assert main(["resume", "run"]) == 2

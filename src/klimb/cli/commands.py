@@ -23,6 +23,7 @@ COMMANDS = {
     "sweep": Entry("RULE ENV --over FIELD V... [FLAGS]", "train with several values of a field in one program"),
     "resume": Entry("RUN [FLAGS]", "continue a run from its newest checkpoint"),
     "evaluate": Entry("RUN [FLAGS]", "returns of whole episodes under a run's policy"),
+    "check-env": Entry("ENV [FLAGS]", "check an environment of your own before it is trained in"),
     "record": Entry("RUN [FLAGS]", "keep episodes of a run's policy as demonstrations"),
     "report": Entry("RUN [FLAGS]", "write the report of a run again"),
     "compare": Entry("RUN... [FLAGS]", "put runs side by side, with intervals"),
@@ -31,7 +32,7 @@ COMMANDS = {
     "list": Entry("[SECTION]", "list rules, environments, figures or metrics"),
     "completion": Entry("SHELL", "print a completion script for bash, zsh or fish"),
 }
-"""Every command. `klimb.cli.NAME` holds the rest of it, as `COMMAND`."""
+"""Every command. `klimb.cli.NAME`, with _ for -, holds the rest of it, as `COMMAND`."""
 
 
 def usage(name: str) -> str:
@@ -46,4 +47,4 @@ def load(name: str) -> Any:
     """
     if name not in COMMANDS:
         raise ConfigError(f"there is no command {name!r}{nearest(name, COMMANDS)} (see klimb --help)")
-    return importlib.import_module(f"klimb.cli.{name}").COMMAND
+    return importlib.import_module(f"klimb.cli.{name.replace('-', '_')}").COMMAND

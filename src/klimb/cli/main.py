@@ -6,7 +6,7 @@ import sys
 
 from klimb._version import __version__
 from klimb.cli.commands import COMMANDS, load, usage
-from klimb.errors import CheckFailed, KlimbError, TrainingFailed
+from klimb.errors import CheckFailed, KlimbError, TrainingFailed, environment_traceback
 from klimb.training.typed_command import running
 
 NOTES = """\
@@ -40,12 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         execute(words)
-    except TrainingFailed as failure:
-        print(f"klimb: {failure}", file=sys.stderr)
-        return 1
     except KlimbError as error:
+        # Of an environment of the user's own that failed: where, in their code.
+        print(environment_traceback(error) or "", end="", file=sys.stderr)
         print(f"klimb: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TrainingFailed) else 2
     except CheckFailed as failure:
         print(f"klimb: {failure}", file=sys.stderr)
         return 1

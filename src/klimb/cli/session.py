@@ -13,10 +13,11 @@ from rich.console import Console
 from klimb.cli.evaluate import evaluate_seeds, evaluation_lines
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import make, make_named_in
-from klimb.errors import KlimbError, TrainingFailed
+from klimb.errors import EnvironmentFault, KlimbError, TrainingFailed
 from klimb.report.page import write_report
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
+from klimb.runs.faults_log import FaultsLog
 from klimb.runs.policy_file import save_policy
 from klimb.training.driver import NotSaved
 
@@ -100,6 +101,10 @@ def evaluate_run(
     if episodes == 0:
         return None
     # Another seed than the training's: no episode is one that was trained on.
-    result = evaluate_seeds(policies, config, environment, episodes, config.options.seed + 10_000, True)
+    try:
+        result = evaluate_seeds(policies, config, environment, episodes, config.options.seed + 10_000, True)
+    except EnvironmentFault as fault:
+        FaultsLog(run_dir).add(f"final evaluation: {fault}", fault.environment_traceback)
+        raise
     RunDirectory(run_dir, config).write_evaluation(result)
     return result

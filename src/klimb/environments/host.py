@@ -52,11 +52,13 @@ class DerivativeSizes(NamedTuple):
 class Fault(NamedTuple):
     """A fault of one copy, which has been restarted; its row is not valid.
 
-    copy: its number. cause: in one line.
+    copy: its number. cause: in one line. traceback: as text, from the environment's own code on; None where nothing was
+    raised.
     """
 
     copy: int
     cause: str
+    traceback: str | None = None
 
 
 class HostVector(abc.ABC):
@@ -126,6 +128,9 @@ class HostEnvironment(abc.ABC):
     def max_episode_steps(self) -> int | None:
         """Steps after which an episode is truncated; None where there is no limit, or it is not known."""
         return None
+
+    image_shape: tuple[int, ...] | None = None
+    """The shape of observations, or of a part of them, that look like an image and are flattened; else None."""
 
     derivatives: DerivativeSizes | None = None
     """Sizes of the derivatives of a step, where the simulator gives them by differences; None where it can't."""

@@ -9,8 +9,9 @@ from typing import Any
 
 from klimb import modules
 from klimb.environments.base import CompiledEnvironment
+from klimb.environments.faults import Trouble
 from klimb.environments.host import HostEnvironment
-from klimb.errors import EnvironmentNotFound, MissingExtra, nearest, one_line
+from klimb.errors import EnvironmentNotFound, KlimbError, MissingExtra, nearest, one_line
 
 Environment = CompiledEnvironment | HostEnvironment
 
@@ -160,7 +161,13 @@ def _built_in(name: str) -> CompiledEnvironment:
 
 def _made_by(maker: Any, name: str) -> Environment:
     """The environment that a class or function of the user's makes, without arguments; or the object itself."""
-    made = maker() if callable(maker) else maker
+    try:
+        made = maker() if callable(maker) else maker
+    except KlimbError:
+        raise
+    except Exception as error:
+        trouble = Trouble.of(error, "make")
+        raise trouble.fault(f"{name[:80]} can't be made") from trouble.error
     if not isinstance(made, CompiledEnvironment | HostEnvironment):
         raise EnvironmentNotFound(
             f"{name[:80]!r} makes {type(made).__name__}, which is no klimb environment: see docs/own-environment.md; a "

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium.spaces
 
-from klimb.errors import UnsupportedSpace
+from klimb.errors import UnsupportedSpace, one_line
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.box_actions import Box
 from klimb.policies.discrete_actions import Discrete
@@ -24,8 +24,9 @@ def action_spec(space: gymnasium.spaces.Space) -> ActionSpec:
         if spec is not None:
             return spec
     raise UnsupportedSpace(
-        f"the action space {space} is not supported; klimb has Discrete actions and one-dimensional float "
-        "Box actions (flatten the space with a Gymnasium wrapper)"
+        f"the action space {one_line(space, 200)} is not supported; klimb has Discrete actions that start at 0 and "
+        "one-dimensional Box actions of floats: give the environment one of these, and turn it into its own actions in "
+        "a gymnasium.ActionWrapper"
     )
 
 

@@ -33,7 +33,10 @@ class Discrete(ActionSpec):
         if not isinstance(space, gymnasium.spaces.Discrete):
             return None
         if space.start != 0:
-            raise UnsupportedSpace(f"discrete actions must start at 0, this space starts at {space.start}")
+            raise UnsupportedSpace(
+                f"discrete actions must start at 0, this space starts at {space.start}: give the environment "
+                f"Discrete({space.n}), and add {space.start} in its step or in a gymnasium.ActionWrapper"
+            )
         return cls(int(space.n))
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from klimb.errors import RunError, one_line
+from klimb.runs import faults_log
 from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.files import flush_directory, write_text
@@ -29,7 +30,7 @@ logger = logging.getLogger("klimb")
 class RunDirectory:
     """`config.toml`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, policies, `best/`, and what says about them.
 
-    That is the provenance, the evaluation and the report.
+    That is the provenance, the evaluation, the report, and the faults of its environments, where there were some.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
@@ -98,7 +99,7 @@ class RunDirectory:
 
         Raises RunError when another process holds the lock, or when a link would make klimb write somewhere else.
         """
-        for name in (".lock", FILE_NAME, "checkpoints", BEST):
+        for name in (".lock", FILE_NAME, faults_log.FILE_NAME, "checkpoints", BEST):
             if (self.path / name).is_symlink():
                 raise RunError(f"{self.path / name} is a link; klimb writes into the run directory alone: remove it")
         self._lock = RunLock(self.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +291,8 @@ def drive(
     clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
     try:
         rejections.restore([record for writer in writers for record in writer.load_history(iteration)])
-        program.start(iteration=iteration, host_states=host_states)
+        with _faults_written(writers, iteration):
+            program.start(iteration=iteration, host_states=host_states)
         state, iteration = _advance(program, state, writers, on_records, iteration, clock, rejections)
         runs = [writer.result(program, state) for writer in writers]
         lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
@@ -324,14 +325,18 @@ def _advance(
             count = min(size.iterations, certain, until_checkpoint, rejections.remaining)
             before = int(np.asarray(state.env_steps).sum(dtype=np.int64))
             try:
-                state, metrics = program.advance(state, count)
+                with _faults_written(writers, iteration):
+                    state, metrics = program.advance(state, count)
             except EnvironmentFault as fault:
                 # Nothing has been learned of the rollout: the state is still that of the last iteration.
                 _save(writers, program, state, iteration, clock.now, due=False)
                 raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(writers)}") from fault
+            faults = program.take_faults()
             times, seconds = clock.lap(count)
             size.adapt(count, seconds)
             iteration += count
+            for writer in writers:
+                writer.add_faults(faults, iteration, options.num_envs)
             speed = program.rows_used(metrics, before) / seconds
             records = [writer.append(metrics, times, speed) for writer in writers]
             if on_records is not None:
@@ -353,6 +358,17 @@ def _advance(
             if stops and stop.received is not None:
                 raise Interrupted(f"stopped after iteration {iteration}{_saved(writers)}", stop.received)
     return state, iteration
+
+
+@contextlib.contextmanager
+def _faults_written(writers: list[RunWriter], iteration: int) -> Iterator[None]:
+    """A fault of an environment that ends the training is written into the run directories, and raised."""
+    try:
+        yield
+    except EnvironmentFault as fault:
+        for writer in writers:
+            writer.add_fatal_fault(fault, iteration)
+        raise
 
 
 def _save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from klimb import modules
+from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.policies.distributions import Distribution
 from klimb.policies.networks import Critic, NetworkOptions, NetworkPolicy, as_critic
 from klimb.runs.config import RunConfig
 from klimb.runs.policy_file import load_policy
+
+logger = logging.getLogger("klimb")
 
 
 class Networks:
@@ -63,6 +67,24 @@ class Networks:
             return as_critic(self._make_critic(self._environment.observations, key))
         hidden = options.hidden if options.critic_hidden is None else options.critic_hidden
         return Critic(self._environment.observations, hidden=hidden, activation=options.activation, key=key)
+
+    def warn_of_images(self) -> None:
+        """A warning when klimb's own network gets images as flat vectors."""
+        environment, options = self._environment, self._options
+        image = environment.image_shape if isinstance(environment, HostEnvironment) else None
+        if image is None or self._given_policy is not None or self._make_policy is not None:
+            return
+        inputs, units = environment.observations.size, next(iter(options.hidden), None)
+        weights = f" × {units} units" if units is not None else ""
+        logger.warning(
+            "%s: observations of shape %s look like images and are flattened: the first layer has %d inputs%s, which "
+            "seldom learns to see. Give a convolutional network (--policy, docs/own-network.md), or make them smaller "
+            "first: gymnasium.wrappers.GrayscaleObservation and ResizeObservation",
+            environment.id,
+            image,
+            inputs,
+            weights,
+        )
 
     def _require_policy(self) -> None:
         """ConfigError unless the policy answers an observation with a distribution."""

@@ -18,7 +18,7 @@ from klimb.collect.compiled import CompiledCollector
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.history import action_log_prob
 from klimb.environments.base import CompiledEnvironment
-from klimb.environments.host import HostEnvironment
+from klimb.environments.host import Fault, HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.estimate.estimator import Estimator
@@ -88,6 +88,7 @@ class Program:
         devices = available()[: options.cores]
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._warn_of_short_episodes()
+        self._networks.warn_of_images()
         self._copies = Copies(
             options.seed, options.num_seeds, variations, devices[:1] if is_offline(config.rule) else devices
         )
@@ -130,6 +131,10 @@ class Program:
         None where there are none, or where their simulator's state can't be saved.
         """
         return self.source.capture()
+
+    def take_faults(self) -> list[Fault]:
+        """The faults of host environments since the last call; copies are counted over seeds, then environments."""
+        return self.source.take_faults()
 
     def advance(self, state: TrainState, iterations: int) -> tuple[TrainState, dict[str, np.ndarray]]:
         """Run `iterations` (at most `max_iterations_per_call`): the new state, and metrics `[iterations, K]`.

@@ -11,9 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from klimb.environments.host import Fault
+from klimb.errors import EnvironmentFault
 from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
+from klimb.runs.faults_log import FaultsLog
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.provenance import Provenance
 from klimb.training.demonstrator import Demonstrator
@@ -64,6 +67,7 @@ class RunWriter:
         self._part = part
         self._records: list[Record] = []
         self._score = RecentScore()
+        self._faults: FaultsLog | None = None
         self.saved_at: int | None = None
         """The iteration of the last checkpoint; None while there is none, or when it could not be written."""
 
@@ -109,6 +113,35 @@ class RunWriter:
         else:
             self.directory.append(records)
         return records
+
+    def add_faults(self, faults: list[Fault], iteration: int, num_envs: int) -> None:
+        """Write faults of environments that were survived, with their tracebacks, to `faults.log`.
+
+        faults: of all copies of the program. iteration: the one that they happened in. num_envs: environments per copy.
+        """
+        copies = range(self.config.options.num_seeds)
+        for fault in faults:
+            copy, number = divmod(fault.copy, num_envs)
+            k = copy - (self._part.start or 0)
+            if k in copies:
+                seed = f" of seed {self.config.options.seed + k}" if len(copies) > 1 else ""
+                what = f"iteration {iteration}, environment {number}{seed}: {fault.cause}; it is restarted"
+                self._faults_log.add(what, fault.traceback)
+
+    def add_fatal_fault(self, fault: EnvironmentFault, iteration: int) -> None:
+        """Write the fault that ends the training to `faults.log`; without a run directory it is in the error alone.
+
+        fault: that was raised. iteration: the last one that was completed.
+        """
+        if self.directory is not None:
+            self._faults_log.add(f"after iteration {iteration}: {fault}", fault.environment_traceback)
+
+    @property
+    def _faults_log(self) -> FaultsLog:
+        # Made late: the directory has its last name by then.
+        if self._faults is None:
+            self._faults = FaultsLog(None if self.directory is None else self.directory.path)
+        return self._faults
 
     def load_history(self, iteration: int) -> list[Record]:
         """The records of a run that is resumed from the checkpoint of an iteration."""

@@ -20,7 +20,7 @@ from klimb.collect.host.collector import HostRollout, VectorCollector
 from klimb.collect.host.pipeline import RolloutPipeline
 from klimb.collect.host.stepping import Columns
 from klimb.collect.options import Collection
-from klimb.environments.host import HostEnvironment
+from klimb.environments.host import Fault, HostEnvironment
 from klimb.environments.seeds import environment_seeds
 from klimb.improve.rule import OfflineRule
 from klimb.training.copies import Copies
@@ -90,6 +90,10 @@ class Source(abc.ABC):
     def capture(self) -> dict[str, Any] | None:
         """Where host environments stand, as plain data; None where there are none, or that can't be saved."""
         return None
+
+    def take_faults(self) -> list[Fault]:
+        """The faults of host environments since the last call; copies are counted over seeds, then environments."""
+        return []
 
     def close(self) -> None:  # noqa: B027
         """Release the host environments."""
@@ -248,6 +252,9 @@ class HostSource(Source):
 
     def capture(self) -> dict[str, Any] | None:
         return self._rollouts.capture()
+
+    def take_faults(self) -> list[Fault]:
+        return self._collector.take_faults()
 
     def close(self) -> None:
         self._collector.close()

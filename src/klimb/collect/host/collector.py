@@ -127,6 +127,7 @@ class VectorCollector:
             )
         self._under_way = False
         self._state_known = True
+        self._faults: list[Fault] = []
 
     def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None:
         """Start all episodes again. Episodes that were running are not counted as finished.
@@ -198,6 +199,11 @@ class VectorCollector:
         summary = eqx.tree_at(lambda s: s.faults, summary, self._count(faults), is_leaf=lambda x: x is None)
         return HostRollout(*jax.tree.map(lambda column: np.swapaxes(column, 0, 1), (columns, time))), summary
 
+    def take_faults(self) -> list[Fault]:
+        """The faults since the last call. Copies are counted over seeds, then environments."""
+        faults, self._faults = self._faults, []
+        return faults
+
     @property
     def under_way(self) -> bool:
         """Whether a rollout has been begun and not finished."""
@@ -226,6 +232,7 @@ class VectorCollector:
     def _count(self, faults: list[Fault]) -> np.ndarray:
         """Faults of each seed's copies, `[K]`; the first of them is logged."""
         _, num_seeds, num_envs = self.shape
+        self._faults += faults
         if faults:
             more = f" ({len(faults)} in this rollout)" if len(faults) > 1 else ""
             logger.warning("environment %d: %s; it is restarted%s", faults[0].copy, faults[0].cause, more)

@@ -8,6 +8,7 @@ environments. It ends when its input ends. It imports JAX only for a policy in a
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import mmap
 import os
@@ -54,6 +55,10 @@ def serve() -> None:
     # Both signals reach the whole process group; when to stop is the starting process's decision.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    # A crash in native code, and SIGUSR1 from the starting process when this one hangs, write where it was.
+    faulthandler.enable()
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        faulthandler.register(signal.SIGUSR1, all_threads=False)
     task = json.loads(sys.stdin.readline())
     shape: tuple[int, int, int] = tuple(task["shape"])
     spec = decisions.from_dict(task["policy"])
@@ -89,7 +94,7 @@ def _serve(task: dict[str, Any], shared: SharedRollout, spec: PolicySpec) -> Non
             order = json.loads(line)
             answer(done=order["do"], **_obey(order, vector, stepper, shared, spec, part))
     except EnvironmentFault as fault:
-        answer(done=order["do"], fatal=str(fault))
+        answer(done=order["do"], fatal=str(fault), traceback=fault.environment_traceback)
 
 
 def _obey(

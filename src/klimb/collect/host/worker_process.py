@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from klimb.errors import EnvironmentFault
@@ -18,12 +21,23 @@ MIN_TIMEOUT = 60.0
 """Seconds within which a worker has to read an order, and the shortest time it gets to make its environments."""
 MAX_STDERR = 2**20
 """Bytes of a worker's error output after which it is emptied."""
+MAX_QUOTED = 8_000
+"""Characters of a worker's error output that are quoted when it is lost."""
+SECONDS_TO_SAY_WHERE = 2.0
+"""Seconds that a hanging worker gets to say where it hangs."""
 # One thread per worker: there are as many workers as cores.
 ENVIRONMENT = {name: "1" for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
 class WorkerLost(Exception):
-    """A worker process has ended, hangs, or answers out of order; the message is one line."""
+    """A worker process has ended, hangs, or answers out of order; the message is one line.
+
+    error_output: the end of what it wrote to its standard error, where that is more than a line; else None.
+    """
+
+    def __init__(self, message: str, error_output: str | None = None) -> None:
+        super().__init__(message)
+        self.error_output = error_output
 
 
 class WorkerProcess:
@@ -84,7 +98,7 @@ class WorkerProcess:
             if answer.get("done") != self._pending[0]:
                 raise self.lost(f"answers {line[:80]!r}")
             if "fatal" in answer:
-                raise EnvironmentFault(answer["fatal"])
+                raise EnvironmentFault(answer["fatal"], answer["traceback"])
             self._pending.pop(0)
         if os.fstat(self._errors.fileno()).st_size > MAX_STDERR:
             os.ftruncate(self._errors.fileno(), 0)
@@ -111,10 +125,33 @@ class WorkerProcess:
         self._errors.close()
 
     def lost(self, what: str) -> WorkerLost:
-        """The exception for `what` happened, with the last line of the worker's error output."""
+        """The exception for `what` happened, with the line of the worker's error output that says most."""
         self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return WorkerLost(f"{what}: {lines[-1][:200] if lines else 'it wrote nothing'}")
+        text = self._errors.read().decode(errors="replace").strip()
+        lines = text.splitlines()
+        # Of a crash faulthandler writes the reason first, and then where it was.
+        fatal = [line for line in lines if line.startswith("Fatal Python error")]
+        last = (fatal or lines or ["it wrote nothing"])[-1]
+        return WorkerLost(f"{what}: {last[:200]}", f"{text[-MAX_QUOTED:]}\n" if len(lines) > 1 else None)
+
+    def _hangs(self) -> WorkerLost:
+        """The exception for an answer that does not come, with the place where the worker hangs."""
+        self._errors.seek(0, os.SEEK_END)
+        before = self._errors.tell()
+        if hasattr(signal, "SIGUSR1"):
+            self.process.send_signal(signal.SIGUSR1)
+            end = time.monotonic() + SECONDS_TO_SAY_WHERE
+            while os.fstat(self._errors.fileno()).st_size == before and time.monotonic() < end:
+                time.sleep(0.01)
+            time.sleep(0.05)  # until it has written all of it
+        self._errors.seek(before)
+        stack = self._errors.read().decode(errors="replace")
+        # `Stack (most recent call first):` and lines `  File "…", line N in NAME`.
+        place = re.search(r'^  File "(.*)", line (\d+) in (.*)$', stack, flags=re.MULTILINE)
+        if place is None:
+            return self.lost("has not answered in time")
+        where = f"{place[3]} ({Path(place[1]).name}, line {place[2]})"
+        return WorkerLost(f"has not answered in time: it hangs in {where}", stack)
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -129,7 +166,7 @@ class WorkerProcess:
         while b"\n" not in self._received:
             seconds = deadline - time.monotonic()
             if seconds <= 0 or not self._answers.select(seconds):
-                raise self.lost("has not answered in time")
+                raise self._hangs()
             chunk = os.read(self.process.stdout.fileno(), 2**16)
             if not chunk:
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -17,6 +17,7 @@ from klimb.collect.host.decisions import PolicySpec
 from klimb.collect.host.stepping import Columns, parts
 from klimb.collect.host.worker import SharedRollout
 from klimb.collect.host.worker_process import WorkerLost, WorkerProcess
+from klimb.environments.faults import RemoteTraceback
 from klimb.environments.host import Fault
 from klimb.environments.seeds import restart_seed
 from klimb.errors import EnvironmentFault
@@ -25,7 +26,7 @@ from klimb.policies.observations import ObservationSpec
 
 MAX_LOSSES = 3
 """The number of consecutive rollouts in which the same worker is lost that stops the training."""
-REMEDY = "--workers 0 steps them in this process, with the whole traceback"
+REMEDY = "--workers 0 steps them in this process, where a debugger can follow them"
 
 
 class Workers:
@@ -119,11 +120,13 @@ class Workers:
                 faults += self._replace(number, lost)
                 continue
             except EnvironmentFault as fault:
-                raise EnvironmentFault(f"{self._name(number)}: {fault}; {REMEDY}") from None
+                trace = fault.environment_traceback
+                message = f"{self._name(number)}: {fault}; {REMEDY}"
+                raise EnvironmentFault(message, trace) from (None if trace is None else RemoteTraceback(trace))
             self._losses[number] = 0
             width = part.stop - part.start
-            for copy, cause in answer["faults"]:  # counted in the worker's part
-                faults.append(self._restarted(copy // width, part.start + copy % width, cause))
+            for copy, cause, trace in answer["faults"]:  # counted in the worker's part
+                faults.append(self._restarted(copy // width, part.start + copy % width, cause, trace))
         return Columns(*(column.copy() for column in self.shared.columns)), faults
 
     def capture(self) -> dict[str, list] | None:
@@ -180,24 +183,24 @@ class Workers:
         # A worker that could not make its environments would be lost again.
         if not (self._restart and self._workers[number].started) or self._losses[number] >= MAX_LOSSES:
             times = f" ({self._losses[number]} rollouts in a row)" if self._losses[number] > 1 else ""
-            raise EnvironmentFault(f"{cause}{times}; {REMEDY}")
+            raise EnvironmentFault(f"{cause}{times}; {REMEDY}", lost.error_output)
         # Killed at once: it may hang, and must not write into the shared memory any more.
         self._workers[number].end(patience=0.0)
         for column in self.shared.columns:
             column[:, :, part] = 0
         self._workers[number] = self._start(part)
         faults = [
-            self._restarted(k, environment, cause)
+            self._restarted(k, environment, cause, lost.error_output)
             for k in range(self._num_seeds)
             for environment in range(part.start, part.stop)
         ]
         self._reset(number)
         return faults
 
-    def _restarted(self, k: int, environment: int, cause: str) -> Fault:
+    def _restarted(self, k: int, environment: int, cause: str, trace: str | None) -> Fault:
         """Note the new seed of an environment of seed k that is restarted. Returns its fault."""
         self._seeds[k, environment] = restart_seed(int(self._seeds[k, environment]))
-        return Fault(k * self._copies + environment, cause)
+        return Fault(k * self._copies + environment, cause, trace)
 
 
 def _memory_file(size: int) -> IO[bytes]:

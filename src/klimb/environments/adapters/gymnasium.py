@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +15,17 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, Integer
 
-from klimb.environments import simulator_state
+from klimb.environments import returns, simulator_state
+from klimb.environments.faults import Trouble
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment, HostStep, HostVector
 from klimb.environments.seeds import restart_seed
 from klimb.environments.simulator_derivatives import Differentiator, derivative_sizes
-from klimb.errors import EnvironmentFault, one_line
+from klimb.errors import ConfigError, KlimbError, UnsupportedSpace, one_line
 
 logger = logging.getLogger("klimb")
+
+IMAGE_SIZE = 2048
+"""Numbers in a box of two or more dimensions from which on it is taken for an image."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class GymnasiumEnvironment(HostEnvironment):
     max_episode_steps: int | None = field(default=None, repr=False)
     derivatives: DerivativeSizes | None = field(default=None, repr=False)
     packages: tuple[str, ...] = field(default=("gymnasium",), repr=False)
+    image_shape: tuple[int, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
@@ -59,23 +65,40 @@ class GymnasiumEnvironment(HostEnvironment):
         """
         try:
             return cls._from_maker(name, lambda: gym.make(identifier), _env_spec(identifier, module))
-        except (ImportError, gym.error.Error):
+        except (gym.error.DependencyNotInstalled, KlimbError):
             raise
-        except Exception as error:
-            raise EnvironmentFault(f"{name} can't be made: {_described(error)}") from error
+        except (Exception, SystemExit) as error:
+            if isinstance(error, ImportError) and _is_gymnasiums_own(identifier):
+                raise
+            trouble = Trouble.of(error, "make")
+            raise trouble.fault(f"{name} can't be made") from trouble.error
 
     @classmethod
     def _from_maker(
         cls, name: str, make: Callable[[], gym.Env], env_spec: dict[str, Any] | None
     ) -> GymnasiumEnvironment:
-        env = flattened(make())
+        made = make()
+        if not isinstance(made, gym.Env):
+            raise ConfigError(
+                f"{name}: the function that makes it returned {returns.described(made)}, which is no gymnasium.Env"
+            )
+        image, env = image_shape(made.observation_space), flattened(made)
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
         space, limit = env.observation_space, None if env.spec is None else env.spec.max_episode_steps
         derivatives, packages = derivative_sizes(env), _packages(env)
         env.close()
         assert isinstance(space, gym.spaces.Box)
         return cls(
-            name, lambda: flattened(make()), space, env.action_space, one_hot, env_spec, limit, derivatives, packages
+            id=name,
+            make=lambda: flattened(make()),
+            observation_space=space,
+            action_space=env.action_space,
+            one_hot=one_hot,
+            env_spec=env_spec,
+            max_episode_steps=limit,
+            derivatives=derivatives,
+            packages=packages,
+            image_shape=image,
         )
 
     def vector(self, copies: int, *, restart: bool = False) -> GymnasiumVector:
@@ -87,11 +110,48 @@ class GymnasiumEnvironment(HostEnvironment):
 
 
 def flattened(env: gym.Env) -> gym.Env:
-    """The environment `env`, wrapped so that observations are one-dimensional boxes."""
+    """The environment `env`, wrapped so that observations are one-dimensional boxes.
+
+    Raises UnsupportedSpace for observations without a fixed size.
+    """
     space = env.observation_space
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         return env
+    if not isinstance(space, gym.spaces.Space):
+        raise UnsupportedSpace(
+            f"the environment's observation_space is {returns.described(space)}: it must be a gymnasium.spaces.Space, "
+            "such as Box(-np.inf, np.inf, (4,)), set in its __init__ or on its class"
+        )
+    if not isinstance(gym.spaces.flatten_space(space), gym.spaces.Box):
+        raise UnsupportedSpace(
+            f"the observation space {one_line(space, 200)} is not supported, because its observations have no fixed "
+            "size: klimb reads Box, Discrete, MultiDiscrete, MultiBinary and Text, and Dict and Tuple of these; return "
+            "a Box from a gymnasium.ObservationWrapper, a Graph or Sequence padded to its maximum size"
+        )
     return gym.wrappers.FlattenObservation(env)
+
+
+def image_shape(space: gym.Space) -> tuple[int, ...] | None:
+    """The shape of the largest part of a space that looks like an image, and that flattening makes a vector of.
+
+    space: of observations as the environment gives them. Images are boxes of three dimensions of uint8, and boxes of
+    at least two dimensions with many numbers.
+    """
+    match space:
+        case gym.spaces.Box():
+            has_pixels = space.dtype == np.uint8 and len(space.shape) == 3
+            is_large = len(space.shape) > 1 and math.prod(space.shape) >= IMAGE_SIZE
+            return space.shape if has_pixels or is_large else None
+        case gym.spaces.Dict() | gym.spaces.Tuple():
+            parts = space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces
+            shapes = [shape for part in parts if (shape := image_shape(part)) is not None]
+            return max(shapes, key=math.prod, default=None)
+    return None
+
+
+def _is_gymnasiums_own(identifier: str) -> bool:
+    entry_point = gym.registry[identifier].entry_point
+    return isinstance(entry_point, str) and entry_point.startswith("gymnasium.")
 
 
 def _packages(env: gym.Env) -> tuple[str, ...]:
@@ -129,9 +189,11 @@ class GymnasiumVector(HostVector):
 
     def __init__(self, make: Callable[[], gym.Env], copies: int, *, restart: bool = False) -> None:
         self._make, self._restart = make, restart
-        self._envs = [make() for _ in range(copies)]
+        self._envs: list[gym.Env] = []
+        for copy in range(copies):
+            self._envs.append(self._made(copy))
         self._all_valid = np.ones(copies, bool)
-        self._shape = self._envs[0].observation_space.shape
+        self._shape = self._envs[0].observation_space.shape or ()
         self._failed_last = np.zeros(copies, bool)
         self._seeds: list[int] = []
         self._faults: list[Fault] = []
@@ -147,21 +209,21 @@ class GymnasiumVector(HostVector):
 
     def step(self, action: np.ndarray) -> HostStep:
         """Step every copy with its row of `action`. Raises EnvironmentFault as the class says."""
-        faults: dict[int, str] = {}
+        faults: dict[int, Trouble] = {}
         steps = []
         for copy, (env, own_action) in enumerate(zip(self._envs, action, strict=True)):
             try:
-                steps.append(_checked(*env.step(own_action)))
+                steps.append(returns.step_of(env.step(own_action)))
             # SystemExit: an environment that calls sys.exit() must not end the training.
             except (Exception, SystemExit) as error:
                 steps.append(self._blank_step())
-                faults[copy] = _described(error)
+                faults[copy] = Trouble.of(error, "step", env)
         next_obs, reward, terminations, truncations = zip(*steps, strict=True)
         successor: np.ndarray
         try:
-            successor = self._observations(next_obs)
-            rewards = _as_float32(reward, "reward", (len(reward),))
-        except _InvalidOutput:
+            successor = returns.numbers_of(next_obs, self._shape, "step", "observation")
+            rewards = returns.numbers_of(reward, (), "step", "reward")
+        except returns.InvalidReturn:
             successor, rewards = self._convert_each(next_obs, reward, faults)
         terminated, truncated = np.array(terminations, bool), np.array(truncations, bool)
         obs, ended = successor, np.flatnonzero(terminated | truncated)
@@ -183,7 +245,9 @@ class GymnasiumVector(HostVector):
             try:
                 env.close()
             except Exception as error:
-                logger.warning("copy %d of the environment can't be closed: %s", copy, _described(error))
+                logger.warning(
+                    "copy %d of the environment can't be closed: %s", copy, Trouble.of(error, "close", env).cause
+                )
 
     def take_faults(self) -> list[Fault]:
         """The faults since the last call."""
@@ -218,59 +282,61 @@ class GymnasiumVector(HostVector):
     def _next_episode(self, copy: int) -> np.ndarray:
         try:
             return self._first(copy, None)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            trouble = Trouble.of(error, "reset", self._envs[copy])
             if not self._restart:
-                raise EnvironmentFault(
-                    f"copy {copy} of the environment can't begin an episode: {_described(error)}"
-                ) from error
-            self._faults.append(Fault(copy, _described(error)))
+                raise trouble.fault(f"copy {copy} of the environment can't begin an episode") from trouble.error
+            self._faults.append(Fault(copy, trouble.cause, trouble.traceback))
             return self._replace(copy)
 
     def _begin(self, copy: int) -> np.ndarray:
         """The first observation of a copy after it was seeded."""
         try:
             return self._first(copy, self._seeds[copy])
-        except Exception as error:
-            raise EnvironmentFault(f"copy {copy} of the environment can't be started: {_described(error)}") from error
+        except (Exception, SystemExit) as error:
+            trouble = Trouble.of(error, "reset", self._envs[copy])
+            raise trouble.fault(f"copy {copy} of the environment can't be started") from trouble.error
 
     def _first(self, copy: int, seed: int | None) -> np.ndarray:
         """The first observation of a new episode of a copy."""
-        observation = self._envs[copy].reset(seed=seed)[0]
-        return self._observations([observation])[0]
+        observation = returns.reset_of(self._envs[copy].reset(seed=seed))
+        return returns.numbers_of([observation], self._shape, "reset", "observation")[0]
 
-    def _observations(self, observations: Sequence[Any]) -> np.ndarray:
-        return _as_float32(observations, "observation", (len(observations), *(self._shape or ())))
+    def _made(self, copy: int) -> gym.Env:
+        """A new environment for a copy."""
+        try:
+            return self._make()
+        except (Exception, SystemExit) as error:
+            trouble = Trouble.of(error, "make")
+            raise trouble.fault(f"copy {copy} of the environment can't be made") from trouble.error
 
     def _blank_step(self) -> tuple[np.ndarray, float, bool, bool]:
-        return np.zeros(self._shape or (), np.float32), 0.0, False, False
+        return np.zeros(self._shape, np.float32), 0.0, False, False
 
     def _convert_each(
-        self, next_obs: Sequence[Any], reward: Sequence[Any], faults: dict[int, str]
+        self, next_obs: Sequence[Any], reward: Sequence[Any], faults: dict[int, Trouble]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Observations and rewards, with zeros for copies whose output is invalid; these are added to `faults`."""
-        successor, rewards = (
-            np.zeros((len(reward), *(self._shape or ())), np.float32),
-            np.zeros(len(reward), np.float32),
-        )
+        successor, rewards = np.zeros((len(reward), *self._shape), np.float32), np.zeros(len(reward), np.float32)
         for copy, pair in enumerate(zip(next_obs, reward, strict=True)):
             try:
-                successor[copy] = self._observations(pair[:1])[0]
-                rewards[copy] = _as_float32(pair[1:], "reward", (1,))[0]
-            except _InvalidOutput as error:
-                faults.setdefault(copy, str(error))
+                successor[copy] = returns.numbers_of(pair[:1], self._shape, "step", "observation")[0]
+                rewards[copy] = returns.numbers_of(pair[1:], (), "step", "reward")[0]
+            except returns.InvalidReturn as error:
+                faults.setdefault(copy, Trouble.of(error, "step", self._envs[copy]))
         return successor, rewards
 
     def _replace_faulty(
-        self, faults: dict[int, str], obs: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+        self, faults: dict[int, Trouble], obs: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Replace the copies with a fault. Returns (terminated, truncated, valid), and sets their rows of `obs`."""
         valid = self._all_valid.copy()
         terminated, truncated = terminated.copy(), truncated.copy()
-        for copy, cause in faults.items():
+        for copy, trouble in faults.items():
             if not self._restart or self._failed_last[copy]:
                 again = " right after it was restarted" if self._restart else ""
-                raise EnvironmentFault(f"copy {copy} of the environment fails{again}: {cause}")
-            self._faults.append(Fault(copy, cause))
+                raise trouble.fault(f"copy {copy} of the environment fails{again}") from trouble.error
+            self._faults.append(Fault(copy, trouble.cause, trouble.traceback))
             terminated[copy] = truncated[copy] = valid[copy] = False
             obs[copy] = self._replace(copy)
         self._failed_last = ~valid
@@ -281,35 +347,5 @@ class GymnasiumVector(HostVector):
         with contextlib.suppress(Exception):
             self._envs[copy].close()
         self._seeds[copy] = restart_seed(self._seeds[copy])
-        try:
-            self._envs[copy] = self._make()
-        except Exception as error:
-            raise EnvironmentFault(f"copy {copy} of the environment can't be replaced: {_described(error)}") from error
+        self._envs[copy] = self._made(copy)
         return self._begin(copy)
-
-
-class _InvalidOutput(Exception):
-    """An environment returned an observation or a reward that does not fit its spaces."""
-
-
-def _checked(obs: Any, reward: Any, terminated: Any, truncated: Any, info: Any) -> tuple[Any, Any, bool, bool]:
-    """What `step` of an environment returned, without the info. _InvalidOutput where there is no reward."""
-    if reward is None:  # NumPy would convert it to NaN
-        raise _InvalidOutput("its reward is None")
-    return obs, reward, bool(terminated), bool(truncated)
-
-
-def _as_float32(values: Sequence[Any], what: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array of this shape; _InvalidOutput where the values can't be one."""
-    try:
-        array = np.array(values, np.float32)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise _InvalidOutput(f"its {what} is not a number or an array of numbers ({_described(error)})") from None
-    if array.shape != shape:
-        raise _InvalidOutput(f"its {what} has the shape {array.shape[1:]} instead of {shape[1:]}")
-    return array
-
-
-def _described(error: BaseException) -> str:
-    """An exception in one line."""
-    return one_line(error if isinstance(error, _InvalidOutput) else f"{type(error).__name__}: {error}", 200)

@@ -1,0 +1,46 @@
+"""klimb check-env ENV: whether an environment can be trained, and what to fix."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from klimb.cli.parser import Command
+from klimb.environments.check import STEPS, check_env
+from klimb.errors import CheckFailed, ConfigError
+
+
+@dataclass(frozen=True)
+class CheckEnvArguments:
+    """What is typed after `klimb check-env`."""
+
+    env: Annotated[str, Positional, arg(metavar="ENV")]
+    """The environment: any Gymnasium id, MODULE:NAME for one of your own, or one of `klimb list environments`."""
+    steps: int = STEPS
+    """Steps with random actions, at least 1."""
+    seed: int = 0
+    """Seed of the environment and of the actions."""
+
+
+def check(arguments: CheckEnvArguments) -> None:
+    """Check an environment, and print what holds, what does not, and what to do about it.
+
+    arguments: which environment, and for how long.
+    """
+    if arguments.steps < 1:
+        raise ConfigError(f"--steps {arguments.steps}: a check needs at least 1")
+    result = check_env(arguments.env, steps=arguments.steps, seed=arguments.seed)
+    for finding in result.findings:
+        if finding.traceback is not None:
+            print(finding.traceback, end="", file=sys.stderr)
+    print(result)
+    if not result.trainable:
+        names = ", ".join(dict.fromkeys(finding.name for finding in result.failures))
+        raise CheckFailed(f"{arguments.env} can't be trained yet; to fix: {names}")
+    print(f"it can be trained: klimb train trpo {arguments.env}")
+
+
+COMMAND = Command("check-env", CheckEnvArguments, check)

@@ -1,0 +1,114 @@
+"""Checks of environments that are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from klimb.environments.base import CompiledEnvironment, Transition
+from klimb.environments.check_host import compared, episodes, numbers
+from klimb.environments.faults import traceback_text
+from klimb.environments.findings import Finding
+from klimb.environments.trial import Trial, random_actions
+from klimb.errors import one_line
+
+KINDS = {"float": jnp.inexact, "a number": jnp.number, "bool": jnp.bool_}
+
+
+def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -> Iterator[Finding]:
+    """All findings but those about the spaces.
+
+    environment: to check. steps, seed: as for `check_env`.
+    """
+    actions = jnp.asarray(random_actions(environment.action_space, environment.actions, steps, seed))
+    try:
+        wrong = _wrong_shapes(environment, actions[0])
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        text = one_line(f"{type(error).__name__}: {lines[0]}")
+        yield Finding(
+            "reset and step",
+            "fails",
+            f"they can't be traced: {text}",
+            "write them in jax.numpy, with jnp.where in the place of `if`, and no state outside the one they return",
+            traceback=traceback_text(error),
+        )
+        return
+    yield from wrong
+    if wrong:
+        return
+    trial = _run(environment, actions, seed)
+    ended = int((trial.terminated | trial.truncated).sum())
+    yield Finding("reset and step", "ok", f"{steps} steps with random actions, {ended} episodes ended")
+    yield from numbers(trial)
+    # Traced again: whatever Python-side state or NumPy's random numbers have put into the program shows.
+    yield compared(trial, _run(environment, actions, seed).digests, "a second program")
+    yield episodes(trial, environment.max_episode_steps)
+    if len(environment.observations.shape) != 1:
+        yield Finding(
+            "images",
+            "note",
+            f"observations of shape {list(environment.observations.shape)} are none for klimb's own network",
+            "give a network of your own for them: --policy and --critic, docs/own-network.md",
+        )
+    yield Finding("state of the simulator", "ok", "is part of the checkpoint: a resumed run goes on exactly")
+
+
+def _wrong_shapes(environment: CompiledEnvironment, action: Array) -> list[Finding]:
+    """What `reset` and `step` return in a wrong shape, dtype or structure."""
+    key = jax.random.key(0)
+    state, first = jax.eval_shape(environment.reset, key)
+    after = jax.eval_shape(environment.step, key, state, action)
+    if not isinstance(after, Transition):
+        text = f"step must return a klimb.Transition; it returned {type(after).__name__}"
+        return [Finding("reset and step", "fails", text)]
+    shape, scalar = environment.observations.shape, ()
+    wanted = [
+        ("the observation of reset", first, shape, "float"),
+        ("obs of step", after.obs, shape, "float"),
+        ("reward of step", after.reward, scalar, "a number"),
+        ("terminated of step", after.terminated, scalar, "bool"),
+        ("truncated of step", after.truncated, scalar, "bool"),
+    ]
+    found = [
+        f"{name} must be {kind} of shape {wanted_shape}; it is {x.dtype} of shape {x.shape}"
+        for name, value, wanted_shape, kind in wanted
+        for x in [jax.eval_shape(jnp.asarray, value)]
+        if x.shape != wanted_shape or not jnp.issubdtype(x.dtype, KINDS[kind])
+    ]
+    if _kinds(state) != _kinds(after.state):
+        found.append("step must return a state of the same structure, shapes and dtypes as reset does")
+    return [Finding("reset and step", "fails", text) for text in found]
+
+
+def _kinds(state: PyTree) -> tuple:
+    leaves, structure = jax.tree.flatten(state)
+    return structure, [(x.shape, x.dtype) for x in leaves]
+
+
+def _run(environment: CompiledEnvironment, actions: Array, seed: int) -> Trial:
+    """Steps of one environment in a program of its own, with a reset after every end."""
+
+    @jax.jit
+    def steps(key: Array, actions: Array) -> tuple:
+        def step(carry: tuple, now: tuple) -> tuple[tuple, tuple]:
+            state, obs = carry
+            key, action = now
+            key_step, key_reset = jax.random.split(key)
+            after = environment.step(key_step, state, action)
+            ended = after.terminated | after.truncated
+            fresh = environment.reset(key_reset)
+            following = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, (after.state, after.obs))
+            return following, (obs, action, after.obs, after.reward, after.terminated, after.truncated)
+
+        key_first, key_rest = jax.random.split(key)
+        first = environment.reset(key_first)
+        return jax.lax.scan(step, first, (jax.random.split(key_rest, len(actions)), actions))[1]
+
+    obs, action, next_obs, reward, terminated, truncated = (np.asarray(x) for x in steps(jax.random.key(seed), actions))
+    as_float = [np.asarray(x, np.float32) for x in (obs, next_obs, reward)]
+    return Trial(as_float[0], action, as_float[1], as_float[2], terminated, truncated & ~terminated)

@@ -1,0 +1,122 @@
+"""Some steps of a host environment with given actions, recorded; here, or in a process of its own.
+
+`python -m klimb.environments.trial` reads a task in JSON from its standard input, steps the Gymnasium environment that
+it names, and writes the digests of its steps, or what went wrong, into the file that it names. It imports no JAX.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium.spaces
+import numpy as np
+from jaxtyping import Bool, Float
+
+from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
+from klimb.environments.host import HostVector
+from klimb.errors import EnvironmentFault
+from klimb.policies.action_spec import ActionSpec
+
+
+class Trial(NamedTuple):
+    """T steps of one copy. obs, next_obs, reward: as training gets them. actions: in the environment's units."""
+
+    obs: Float[np.ndarray, " T *obs"]
+    actions: np.ndarray
+    next_obs: Float[np.ndarray, " T *obs"]
+    reward: Float[np.ndarray, " T"]
+    terminated: Bool[np.ndarray, " T"]
+    truncated: Bool[np.ndarray, " T"]
+
+    @property
+    def digests(self) -> list[str]:
+        """One per step, of everything that the environment returned in it."""
+        columns = (self.obs, self.next_obs, self.reward, self.terminated, self.truncated)
+        return [
+            hashlib.sha256(b"".join(np.ascontiguousarray(column[t]).tobytes() for column in columns)).hexdigest()[:16]
+            for t in range(len(self.reward))
+        ]
+
+
+def random_actions(space: gymnasium.Space, actions: ActionSpec, count: int, seed: int) -> np.ndarray:
+    """Actions of a space at random, `[count, *act]`, in the dtype in which a policy's come.
+
+    space: of the environment. actions: what it means to klimb. count: how many. seed: of the draws.
+    """
+    space.seed(seed)
+    return actions.clip(np.stack([np.asarray(space.sample(), actions.dtype) for _ in range(count)]))
+
+
+def run(vector: HostVector, actions: np.ndarray, seed: int) -> Trial:
+    """Step one copy.
+
+    vector: of one copy. actions: `[T, *act]`. seed: of the first reset. Raises what the environment raises.
+    """
+    obs, rows = vector.reset(np.array([seed])), []
+    for action in actions:
+        step = vector.step(action[None])
+        # Copied: the environment may write its next observations into the same memory.
+        row = (obs, action[None], step.next_obs, step.reward, step.terminated, step.truncated)
+        if step.valid[0]:
+            rows.append([np.array(column[0]) for column in row])
+        obs = step.obs
+    return Trial(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def digests_elsewhere(env_spec: dict[str, Any], actions: np.ndarray, seed: int, *, timeout: float) -> list[str]:
+    """The digests of the same steps in a new process, which makes the environment itself.
+
+    env_spec: of the environment. actions, seed: as for `run`. timeout: seconds.
+    Raises EnvironmentFault when the environment fails there, or the process does.
+    """
+    with tempfile.TemporaryDirectory(prefix="klimb-") as folder:
+        answer_file = Path(folder) / "answer.json"
+        task = {"env_spec": env_spec, "actions": actions.tolist(), "dtype": str(actions.dtype), "seed": seed}
+        # The same search path, so that it imports the same modules.
+        search = os.pathsep.join(path or "." for path in sys.path)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "klimb.environments.trial"],
+                input=json.dumps({**task, "answer": str(answer_file)}),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                env={**os.environ, "PYTHONPATH": search},
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise EnvironmentFault(f"a worker process has not made {len(actions)} steps in {timeout:g} s") from None
+        if not answer_file.exists():
+            lines = done.stderr.strip().splitlines() or ["it wrote nothing"]
+            raise EnvironmentFault(
+                f"a worker process ends with status {done.returncode}: {lines[-1][:200]}", done.stderr
+            )
+        answer = json.loads(answer_file.read_text(encoding="utf-8"))
+    if "fatal" in answer:
+        raise EnvironmentFault(answer["fatal"], answer["traceback"])
+    return answer["digests"]
+
+
+def _serve() -> None:
+    task = json.loads(sys.stdin.read())
+    try:
+        vector = GymnasiumVector(lambda: make_from_spec(task["env_spec"]), 1)
+        answer: dict[str, Any] = {
+            "digests": run(vector, np.array(task["actions"], task["dtype"]), task["seed"]).digests
+        }
+        vector.close()
+    except EnvironmentFault as fault:
+        answer = {"fatal": str(fault), "traceback": fault.environment_traceback}
+    Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _serve()
