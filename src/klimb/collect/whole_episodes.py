@@ -40,7 +40,7 @@ class EpisodeStep(NamedTuple):
 Keep = Callable[[EpisodeStep], tuple]
 """Which columns of a step are kept."""
 OnEpisodes = Callable[[int, int], None]
-"""Is told how many episodes have ended, of how many: at the beginning, and then whenever it has become more."""
+"""Called at the start, and whenever episodes have ended: with the number of those that have, and of all."""
 
 
 def whole_episodes(

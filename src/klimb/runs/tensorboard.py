@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """The metrics of each group, and of `rule` all others: a tag is GROUP/METRIC. `env_steps` is TensorBoard's axis."""
 
 SEPARATE_SEEDS = 16
-"""So many seeds are shown one by one; of more, the lowest, the median and the highest number."""
+"""Maximum number of seeds with event files of their own; of more, the lowest, median and highest values are written."""
 
 logger = logging.getLogger("klimb")
 
