@@ -238,6 +238,18 @@ def test_the_panel_says_what_goes_on():
     assert rendered(board, 80).splitlines()[-1].strip("╰╯─") == ""
 
 
+def test_only_figures_stay_in_the_terminal():
+    for records, stays in (([], False), ([record(1)], True)):
+        out = io.StringIO()
+        with TerminalPanel(Console(file=out, width=80, force_terminal=True, color_system=None)) as view:
+            view.begin(config(), 0, [])
+            for one in records:
+                view.update([one])
+            view.end(finished=True)
+        # What does not stay is erased line by line.
+        assert out.getvalue().endswith("\x1b[2K") != stays
+
+
 def test_brackets_in_names_are_no_markup():
     board = Board()
     board.begin(RunConfig("my_package:Env[/red]", TRPO(), TrainOptions()))

@@ -317,11 +317,11 @@ def drive(
         return runs
     finally:
         try:
-            view.end(finished=finished)
             program.close()
         finally:
             for writer in writers:
                 writer.close()
+            view.end(finished=finished)
 
 
 def _advance(

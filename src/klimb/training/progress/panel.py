@@ -43,9 +43,9 @@ class Board(JupyterMixin):
         self._doing, self._since = "preparing", clock()
 
     @property
-    def of_a_training(self) -> bool:
-        """Whether it has the figures of a training; else it is one line about what goes on."""
-        return self._figures is not None
+    def has_figures(self) -> bool:
+        """Whether it shows the figures of a training; else it only says what goes on."""
+        return bool(self._row)
 
     def begin(self, config: RunConfig) -> None:
         """Show the figures of a training. config: as for `View.begin`."""
@@ -178,8 +178,8 @@ class TerminalPanel(PanelView):
 
     def __exit__(self, *exception: object) -> None:
         self.board.end()
-        # The figures of a training stay in the terminal; a line about what goes on does not.
-        self._live.transient = not self.board.of_a_training
+        # The figures of a training stay in the terminal; what went on does not.
+        self._live.transient = not self.board.has_figures
         self._live.stop()
 
 
