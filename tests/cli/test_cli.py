@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -31,13 +33,15 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
-    """A small finished run of two seeds."""
+    """A small finished run of two seeds, and in `said.txt` beside `runs` what was printed, with `--verbose`."""
     folder = tmp_path_factory.mktemp("cli")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("KLIMB_COMPILATION_CACHE", "off")
-        words = ["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "512", "--num-seeds", "2"]
-        assert main([*words, "--eval-episodes", "3", "--max-kl", "0.02"]) == 0
+        words = ["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "512", "--num-seeds", "2", "--verbose"]
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert main([*words, "--eval-episodes", "3", "--max-kl", "0.02"]) == 0
+        Path("said.txt").write_text(said.getvalue())
     return folder / "runs" / "trpo-CartPole-v1"
 
 
@@ -49,7 +53,10 @@ def test_training_leaves_a_run_with_evaluation_and_report(run_dir):
     assert "max_kl = 0.02" in (run_dir / "config.toml").read_text()
 
 
-def test_training_says_what_it_does_and_where_everything_is(capsys):
+def test_training_says_what_it_does_and_where_everything_is(capsys, monkeypatch):
+    """One record a line, whatever the width of the terminal: this is no terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     assert main(["train", "ppo", "CartPole-v1", *SMALL, "--env-steps", "256", "--eval-episodes", "2"]) == 0
     out = capsys.readouterr().out
     for expected in (
@@ -57,6 +64,23 @@ def test_training_says_what_it_does_and_where_everything_is(capsys):
         "time left", "mean return", "runs/ppo-CartPole-v1/report.html", "klimb evaluate runs/ppo-CartPole-v1",
     ):  # fmt: skip
         assert expected in " ".join(out.split()), expected
+    assert re.sub(r"[^\x20-\x7e\n…–±]", "", out) == out
+    words = ["environment", "rule", "training", "compiling", "iteration", "iteration", "checkpoint", "trained:"]
+    words += ["evaluation", "report", "policy", "metrics", "again"]
+    assert [line.split()[0] for line in out.splitlines()] == words
+
+
+def test_verbose_has_a_line_for_every_iteration(run_dir):
+    lines = (run_dir.parent.parent / "said.txt").read_text().splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("iteration")] == [f"{i}/4" for i in (1, 2, 3, 4)]
+    assert sum(line.startswith("compiled ") for line in lines) == 1
+    assert "checkpoint of iteration 4 written to runs/trpo-CartPole-v1" in lines
+
+
+def test_quiet_and_verbose_are_opposites(run_dir, capsys):
+    for words in (["train", "trpo", "CartPole-v1", "-q", "-v"], ["resume", str(run_dir), "--quiet", "--verbose"]):
+        assert main(words) == 2
+        assert capsys.readouterr().err == "klimb: --quiet and --verbose are opposites: choose one of them\n"
 
 
 @pytest.mark.slow
@@ -135,9 +159,15 @@ def test_evaluate_exactly(capsys):
 
 
 def test_resume_of_a_finished_run_changes_nothing(run_dir, capsys):
+    """And with --quiet it says what came out and where it is, and nothing else."""
     before = (run_dir / "metrics.jsonl").read_text()
-    assert main(["resume", str(run_dir)]) == 0
+    capsys.readouterr()
+    assert main(["resume", str(run_dir), "-q"]) == 0
     assert (run_dir / "metrics.jsonl").read_text() == before
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[0] for line in lines] == ["evaluation", "evaluation", "mean", "report", "policy", "metrics", "again"]
+    assert err == ""
 
 
 @pytest.mark.slow
@@ -293,6 +323,81 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_resume(number, tmp_path):
     assert process.returncode == 128 + number
     assert "checkpoint saved; go on with: klimb resume long" in err
     assert list((tmp_path / "long" / "checkpoints").glob("*.safetensors"))
+
+
+class Screen:
+    """A terminal of some width, as far as a panel needs one: what it would show, line by line."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.lines, self.row, self.column = width, [""], 0, 0
+
+    def write(self, text: str) -> None:
+        for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|.", text, flags=re.DOTALL):
+            if part == "\r":
+                self.column = 0
+            elif part == "\n":
+                self._down()
+            elif part.startswith("\x1b"):
+                self._control(part[2:-1], part[-1])
+            else:
+                if self.column == self.width:  # the cursor waits behind the last column
+                    self._down()
+                    self.column = 0
+                line = self.lines[self.row].ljust(self.column)
+                self.lines[self.row] = line[: self.column] + part + line[self.column + 1 :]
+                self.column += 1
+
+    def _down(self) -> None:
+        self.row += 1
+        self.lines += [""] * (self.row == len(self.lines))
+
+    def _control(self, number: str, letter: str) -> None:
+        if letter == "A":
+            self.row = max(0, self.row - int(number or 1))
+        elif letter == "K":
+            assert number == "2"
+            self.lines[self.row] = ""
+        else:
+            assert letter in "mhl"  # colours; the cursor hidden and shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [50, 80])
+def test_interrupting_in_a_terminal_leaves_one_panel(width, tmp_path):
+    """The terminal echoes ^C at the end of the panel, which is then drawn again."""
+    fcntl, pty, struct, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "struct", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    words = ["train", "trpo", "CartPole-v1", *SMALL, "--env-steps", "100000000", "--run-dir", "long"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    # The terminal sends its signals to the process whose own it is.
+    own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from klimb.__main__ import main"
+    code = f"{own}; import sys; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, env={**environment, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen, interrupted = b"", False
+    try:
+        with contextlib.suppress(OSError):  # the terminal of a process that has ended
+            while piece := os.read(ours, 4096):
+                seen += piece
+                if not interrupted and b"return" in seen:
+                    os.write(ours, b"\x03")
+                    interrupted = True
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    screen, drawn = Screen(width), seen.decode()
+    screen.write(drawn)
+    shown = "\n".join(screen.lines)
+    assert re.search(r"compiling … 0:00:\d\d", re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", drawn))
+    assert drawn.count("^C") == 1
+    assert shown.count("╭") == shown.count("╰") == 1, shown
+    assert "checkpoint saved; go on with: klimb resume long" in shown.replace("\n", "")
 
 
 @pytest.mark.slow  # each step has a test of its own

@@ -104,7 +104,14 @@ def test_on_a_host_environment_the_episodes_are_those_of_an_evaluation(determini
 def test_sampled_returns_agree_with_an_evaluation():
     policy = make_policy(4, Discrete(2))
     recorded = klimb.record(policy, "CartPole-v1", episodes=300, seed=1).returns
-    evaluated = klimb.evaluate(policy, "CartPole-v1", episodes=300, seed=2, deterministic=False).returns
+    ended = []
+    evaluated = klimb.evaluate(
+        policy, "CartPole-v1", episodes=300, seed=2, deterministic=False, on_episodes=lambda *now: ended.append(now)
+    )
+    evaluated, lengths = evaluated.returns, evaluated.lengths
+    # After every 64 steps, as far as there are more than before.
+    numbers = [0, *(int((lengths <= steps).sum()) for steps in range(64, lengths.max() + 64, 64))]
+    assert ended == [(number, 300) for number in dict.fromkeys(numbers)]
     error = np.sqrt((recorded.var(ddof=1) + evaluated.var(ddof=1)) / 300)
     assert abs(recorded.mean() - evaluated.mean()) < 4 * error
 
@@ -142,10 +149,15 @@ class NextStepResetting(HostEnvironment):
 
 
 def test_rows_that_only_reset_are_dropped_and_short_episodes_are_not_recorded_more_often():
-    demonstrations = klimb.record(make_policy(2, Discrete(2)), NextStepResetting(), episodes=20)
+    ended = []
+    demonstrations = klimb.record(
+        make_policy(2, Discrete(2)), NextStepResetting(), episodes=20, on_episodes=lambda *now: ended.append(now)
+    )
     assert (demonstrations.reward == 1).all()
     copy = demonstrations.obs[demonstrations.ended, 0].astype(int)
     np.testing.assert_array_equal(demonstrations.lengths, copy + 1)
     # 20 episodes on 16 copies: two of each of the first four, one of each of the others.
     np.testing.assert_array_equal(np.bincount(copy), [2] * 4 + [1] * 12)
     np.testing.assert_array_equal(demonstrations.next_obs[:, 1], demonstrations.obs[:, 1] + 1)
+    # The first four copies end their second episodes after 3, 5, 7 and 9 steps; at the start nothing has ended.
+    assert ended == [(number, 20) for number in (0, 1, 2, 4, 5, 7, 8, 10, 11, 13, 14, 15, 16, 17, 18, 19, 20)]

@@ -334,9 +334,11 @@ def test_a_run_that_cannot_be_saved_is_not_lost(tmp_path):
 @pytest.mark.slow
 @fault("TensorBoard's file can't be written", "a line is printed, and the training continues without it")
 def test_tensorboard_is_given_up(tmp_path, caplog, monkeypatch):
-    from tensorboardX.record_writer import RecordWriter
+    from klimb.runs import tensorboard
 
-    monkeypatch.setattr(RecordWriter, "flush", lambda self: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        tensorboard._EventFile, "add", lambda self, *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     run = train(tmp_path / "run", None)
     assert len(run.history) == 12
     assert caplog.text.count("TensorBoard's events can't be written") == 1

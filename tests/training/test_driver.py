@@ -27,8 +27,8 @@ def whole_run(tmp_path_factory):
 
 def test_a_run_leaves_everything(whole_run):
     path = whole_run.directory
-    names = {item.name for item in path.iterdir() if not item.name.startswith("events")}
-    seeds = {f"policy_seed{seed}.{kind}" for seed in (0, 1) for kind in ("json", "safetensors")}
+    names = {item.name for item in path.iterdir()}
+    seeds = {f"policy_seed{seed}.{kind}" for seed in (0, 1) for kind in ("json", "safetensors")} | {"seed_0", "seed_1"}
     assert names == {"config.toml", "provenance.json", "metrics.jsonl", "checkpoints", "best", ".lock"} | seeds
     assert [item.stem for item in sorted((path / "checkpoints").iterdir())] == ["000000005", "000000010", "000000012"]
     assert [record["iteration"] for record in whole_run.history] == list(range(1, 13))

@@ -13,6 +13,7 @@ from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import load_policy
 from klimb.training.networks import Networks
+from klimb.training.progress.choice import view_of_episodes
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,15 @@ def record(arguments: RecordArguments) -> None:
     like = None if config.options.policy is None else Networks(environment, config.options).template
     several = config.options.num_seeds > 1
     seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
-    demonstrations = record_episodes(
-        load_policy(run_dir, seed=seed, like=like),
-        environment,
-        episodes=flags.episodes,
-        seed=flags.seed,
-        deterministic=flags.deterministic,
-    )
+    with view_of_episodes() as view:
+        demonstrations = record_episodes(
+            load_policy(run_dir, seed=seed, like=like),
+            environment,
+            episodes=flags.episodes,
+            seed=flags.seed,
+            deterministic=flags.deterministic,
+            on_episodes=view.episodes,
+        )
     save_demonstrations(demonstrations, path)
     rows, returns = len(demonstrations.reward), demonstrations.returns
     kind = "modes, without log-probs" if flags.deterministic else "samples, with their log-probs"

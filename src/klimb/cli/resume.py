@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes
 
 from klimb.cli import compilation_cache
 from klimb.cli.parser import Command, RunWord
-from klimb.cli.progress import Progress
-from klimb.cli.session import FINAL_EPISODES, announce, finish, reporting_failure
+from klimb.cli.session import FINAL_EPISODES, Output, announce, finish, reporting_failure
 from klimb.runs.directory import RunDirectory
 from klimb.training import devices, driver
 
@@ -20,6 +22,7 @@ class ResumeArguments:
     """Run directory."""
     trust_environment: bool = False
     """Let the run's configuration name a rule, an environment or a network: its module is imported and runs."""
+    output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
 
 
 def resume(arguments: ResumeArguments) -> None:
@@ -31,13 +34,13 @@ def resume(arguments: ResumeArguments) -> None:
     config_file = run_dir / "config.toml"
     config = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
     devices.use_all_cores()
-    console, environment = announce(config, config_file, trust=trust)
+    console = arguments.output.console()
+    environment = announce(config, config_file, console, trust=trust)
     compilation_cache.enable()
-    with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.resume(
-            run_dir, env=environment, rule=config.rule, on_records=progress.update, trust_environment=trust
-        )
-    finish(run_dir, run.policies, config, environment, FINAL_EPISODES, console)
+    with reporting_failure(run_dir):
+        view = arguments.output.view(console)
+        run = driver.resume(run_dir, env=environment, rule=config.rule, progress=view, trust_environment=trust)
+    finish(run_dir, run.policies, config, environment, FINAL_EPISODES, arguments.output)
 
 
 COMMAND = Command("resume", ResumeArguments, resume)

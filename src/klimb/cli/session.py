@@ -3,48 +3,71 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
+from tyro.conf import arg
 
 from klimb.cli.evaluate import evaluate_seeds, evaluation_lines
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import make, make_named_in
-from klimb.errors import EnvironmentFault, KlimbError, TrainingFailed
+from klimb.errors import ConfigError, EnvironmentFault, KlimbError, TrainingFailed
 from klimb.report.page import write_report
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.faults_log import FaultsLog
 from klimb.runs.policy_file import save_policy
 from klimb.training.driver import NotSaved
+from klimb.training.progress.choice import lines_on, print_line, view_on
+from klimb.training.progress.view import SILENT, View
 
 FINAL_EPISODES = 100
 """Episodes of the evaluation after a training, each seed."""
 
 
-def announce(config: RunConfig, named_in: Path | None, *, trust: bool) -> tuple[Console, Any]:
+@dataclass(frozen=True)
+class Output:
+    """How much is printed."""
+
+    quiet: Annotated[bool, arg(aliases=["-q"])] = False
+    """Print only warnings and errors, and at the end the result and where it is."""
+    verbose: Annotated[bool, arg(aliases=["-v"])] = False
+    """Print a line for every iteration and every checkpoint, and the compile time, instead of the panel."""
+
+    def __post_init__(self) -> None:
+        if self.quiet and self.verbose:
+            raise ConfigError("--quiet and --verbose are opposites: choose one of them")
+
+    def console(self) -> Console:
+        """Where to print what a training does."""
+        return Console(quiet=self.quiet)
+
+    def view(self, console: Console) -> View:
+        """The view of a training.
+
+        console: where to print.
+        """
+        if self.quiet:
+            return SILENT
+        return lines_on(console, logging.DEBUG) if self.verbose else view_on(console)
+
+
+def announce(config: RunConfig, named_in: Path | None, console: Console, *, trust: bool) -> Any:
     """Make the environment, and print which environment and rule are used.
 
     config: of the run. named_in: the file that names the environment; None when the user typed its name.
-    trust: whether that file may have a module imported.
+    console: where to print. trust: whether that file may have a module imported.
     """
-    console = Console(stderr=False)
     environment = make(config.env) if named_in is None else make_named_in(named_in, config.env, trust=trust)
     kind = "compiled" if isinstance(environment, CompiledEnvironment) else "stepped in Python"
-    console.print(f"environment  {environment.id} ({kind})", highlight=False, markup=False)
-    console.print(f"rule         {config.rule}", highlight=False, markup=False, soft_wrap=True)
-    return console, environment
-
-
-def print_line(console: Console, line: str) -> None:
-    """Print one line as it is.
-
-    console: where to. line: of plain text.
-    """
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_line(console, f"environment  {environment.id} ({kind})")
+    print_line(console, f"rule         {config.rule}")
+    return environment
 
 
 @contextlib.contextmanager
@@ -68,41 +91,44 @@ def reporting_failure(run_dir: Path) -> Iterator[None]:
 
 
 def finish(
-    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, console: Console
+    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, output: Output
 ) -> None:
     """Evaluate the policies, write the report, and print where everything is.
 
     run_dir, policies, config, environment: of the run. episodes: of the evaluation, each seed; 0 for none.
-    console: where to print.
+    output: how much is printed of the evaluation; its result is printed in any case.
     """
+    console = Console()
     try:
-        result = evaluate_run(run_dir, policies, config, environment, episodes)
+        result = evaluate_run(run_dir, policies, config, environment, episodes, output.view(console))
     finally:
         page = write_report(run_dir)
     for line in [] if result is None else evaluation_lines(result):
-        console.print(line, highlight=False)
+        print_line(console, line)
     for name, path in (
         ("report", page),
         ("policy", run_dir / ("policy*.safetensors" if len(policies) > 1 else "policy.safetensors")),
         ("metrics", run_dir / "metrics.jsonl"),
     ):
-        console.print(f"{name:<12} {path}", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"{name:<12} {path}")
     flag = " --trust-environment" if config.names_modules else ""
-    console.print(f"again        klimb evaluate {run_dir}{flag}", highlight=False, markup=False, soft_wrap=True)
+    print_line(console, f"again        klimb evaluate {run_dir}{flag}")
 
 
 def evaluate_run(
-    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int
+    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, view: View
 ) -> dict[str, Any] | None:
     """The evaluation after a training, which is written to its directory; None without episodes.
 
-    run_dir, policies, config, environment: of the run. episodes: of each seed.
+    run_dir, policies, config, environment: of the run. episodes: of each seed. view: that shows the evaluation.
     """
     if episodes == 0:
         return None
     # Another seed than the training's: no episode is one that was trained on.
+    seed = config.options.seed + 10_000
     try:
-        result = evaluate_seeds(policies, config, environment, episodes, config.options.seed + 10_000, True)
+        with view:
+            result = evaluate_seeds(policies, config, environment, episodes, seed, True, view.episodes)
     except EnvironmentFault as fault:
         FaultsLog(run_dir).add(f"final evaluation: {fault}", fault.environment_traceback)
         raise

@@ -7,19 +7,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+from rich.console import Console
 from tyro.conf import UseAppendAction
 from tyro.constructors import PrimitiveConstructorSpec
 
 from klimb.cli import compilation_cache
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
-from klimb.cli.progress import Progress
-from klimb.cli.session import announce, evaluate_run, print_line, reporting_failure
+from klimb.cli.session import announce, evaluate_run, reporting_failure
 from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
 from klimb.errors import ConfigError
 from klimb.report.page import write_report
 from klimb.runs.directory import unused_directory
 from klimb.training import devices
+from klimb.training.progress.choice import print_line
 from klimb.training.sweep import start_sweep
 
 
@@ -72,27 +73,30 @@ def sweep(arguments: SweepArguments) -> None:
     config, named_in = configuration(arguments)
     flags = arguments.run
     devices.use_all_cores()
-    console, environment = announce(config, named_in, trust=flags.trust_environment)
+    console = arguments.output.console()
+    environment = announce(config, named_in, console, trust=flags.trust_environment)
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
-    with reporting_failure(parent), Progress(config, console) as progress:
+    with reporting_failure(parent), arguments.output.view(console) as view:
         runs = start_sweep(
             config,
             environment,
             over,
             run_dir=parent,
-            on_records=progress.update,
             notify=partial(print_line, console),
+            view=view,
         )
+    results = Console()
     for run in runs:
         assert run.directory is not None
-        result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes)
+        view = arguments.output.view(console)
+        result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes, view)
         write_report(run.directory)
         outcome = (
             "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
         )
-        console.print(f"{run.directory.name:<24} {outcome}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"compare      klimb compare {parent}/*", highlight=False, markup=False, soft_wrap=True)
+        print_line(results, f"{run.directory.name:<24} {outcome}")
+    print_line(results, f"compare      klimb compare {parent}/*")
 
 
 COMMAND = Command(

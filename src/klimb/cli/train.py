@@ -16,14 +16,14 @@ from klimb.cli.commands import usage
 from klimb.cli.flags import flags_of
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command, leading, parse_known
-from klimb.cli.progress import Progress
-from klimb.cli.session import FINAL_EPISODES, announce, finish, print_line, reporting_failure
+from klimb.cli.session import FINAL_EPISODES, Output, announce, finish, reporting_failure
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError
 from klimb.rules import RULES, rule_class, rule_name
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import unused_directory
 from klimb.training import devices, driver
+from klimb.training.progress.choice import print_line
 
 T = TypeVar("T", bound="TrainArguments")
 
@@ -54,6 +54,7 @@ class TrainArguments:
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
     """Everything about the training but the rule and the environment."""
     run: Annotated[RunFlags, OmitArgPrefixes] = field(default_factory=RunFlags)
+    output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
 
 
 def train(arguments: TrainArguments) -> None:
@@ -65,14 +66,13 @@ def train(arguments: TrainArguments) -> None:
     flags = arguments.run
     config.check_demonstrations()
     devices.use_all_cores()
-    console, environment = announce(config, named_in, trust=flags.trust_environment)
+    console = arguments.output.console()
+    environment = announce(config, named_in, console, trust=flags.trust_environment)
     compilation_cache.enable()
     run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
-    with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.start(
-            config, environment, run_dir=run_dir, on_records=progress.update, notify=partial(print_line, console)
-        )
-    finish(run_dir, run.policies, config, environment, flags.eval_episodes, console)
+    with reporting_failure(run_dir), arguments.output.view(console) as view:
+        run = driver.start(config, environment, run_dir=run_dir, notify=partial(print_line, console), view=view)
+    finish(run_dir, run.policies, config, environment, flags.eval_episodes, arguments.output)
 
 
 def directory_name(config: RunConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from klimb.collect.whole_episodes import MAX_STEPS, EpisodeStep, whole_episodes
+from klimb.collect.whole_episodes import MAX_STEPS, EpisodeStep, OnEpisodes, whole_episodes
 from klimb.environments.registry import make
 
 
@@ -28,12 +28,14 @@ def evaluate(
     seed: int = 0,
     deterministic: bool = True,
     max_steps: int = MAX_STEPS,
+    on_episodes: OnEpisodes | None = None,
 ) -> Evaluation:
     """Run `episodes` whole episodes: the distribution's mode at every step, or samples.
 
     policy: a callable pytree. env: a name (see `klimb.make`) or an environment. episodes: how many, at least 1.
     seed: of the environments and of the policy's draws. deterministic: take the mode instead of sampling.
     max_steps: steps after which an episode is taken for one that never ends.
+    on_episodes: called with two numbers at the start and whenever episodes have ended: those that have, and `episodes`.
 
     Raises ValueError for fewer than one episode, PolicyFileError when the policy does not fit the environment's
     observations, and EnvironmentFault when an episode has not ended after `max_steps`, or the environment fails.
@@ -48,6 +50,7 @@ def evaluate(
         seed=seed,
         deterministic=deterministic,
         max_steps=max_steps,
+        on_episodes=on_episodes,
     )
     last = np.flatnonzero(ended)
     lengths = np.diff(last, prepend=-1)

@@ -8,12 +8,18 @@ import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
-from klimb.collect.whole_episodes import whole_episodes
+from klimb.collect.whole_episodes import OnEpisodes, whole_episodes
 from klimb.environments.registry import make
 
 
 def record(
-    policy: PyTree, env: str | Any, *, episodes: int, seed: int = 0, deterministic: bool = False
+    policy: PyTree,
+    env: str | Any,
+    *,
+    episodes: int,
+    seed: int = 0,
+    deterministic: bool = False,
+    on_episodes: OnEpisodes | None = None,
 ) -> Demonstrations:
     """`episodes` whole episodes under a policy: its samples with their log-probs, or its modes without.
 
@@ -21,6 +27,7 @@ def record(
     seed: of the environments and of the policy's draws. deterministic: take the mode instead of sampling. A policy
     that always takes its mode has no density: the log-probs are then NaN, and the demonstrations can be cloned but
     not weighted by importance.
+    on_episodes: called with two numbers at the start and whenever episodes have ended: those that have, and `episodes`.
 
     Raises ValueError for fewer than one episode, PolicyFileError when the policy does not fit the environment,
     EnvironmentFault when that fails or an episode never ends.
@@ -28,7 +35,15 @@ def record(
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}; demonstrations need at least 1")
     environment = make(env)
-    columns = whole_episodes(policy, environment, tuple, episodes=episodes, seed=seed, deterministic=deterministic)
+    columns = whole_episodes(
+        policy,
+        environment,
+        tuple,
+        episodes=episodes,
+        seed=seed,
+        deterministic=deterministic,
+        on_episodes=on_episodes,
+    )
     obs, action, log_prob, reward, terminated, truncated, next_obs = columns
     return Demonstrations(
         obs=obs.astype(np.float32),

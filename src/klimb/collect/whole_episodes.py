@@ -39,6 +39,8 @@ class EpisodeStep(NamedTuple):
 
 Keep = Callable[[EpisodeStep], tuple]
 """Which columns of a step are kept."""
+OnEpisodes = Callable[[int, int], None]
+"""Called at the start, and whenever episodes have ended: with the number of those that have, and of all."""
 
 
 def whole_episodes(
@@ -50,25 +52,41 @@ def whole_episodes(
     seed: int,
     deterministic: bool,
     max_steps: int = MAX_STEPS,
+    on_episodes: OnEpisodes | None = None,
 ) -> tuple[np.ndarray, ...]:
     """The rows of `episodes` whole episodes, one episode after the other: the columns that are kept, `[R, ...]` each.
 
     policy: a callable pytree that fits the environment. keep: from a step to the columns wanted of it.
     seed: of the environments and of the policy's draws; a host environment's copies get the numbers of
     `numpy.random.SeedSequence(seed)` as seeds. deterministic: the mode at every step, instead of samples.
-    max_steps: steps after which an episode is taken for one that never ends.
+    max_steps: steps after which an episode is taken for one that never ends. on_episodes: sees them end.
 
     Raises EnvironmentFault when an episode never ends, or the environment fails.
     """
     require_fit(policy, environment)
+    ended = _Ended(episodes, on_episodes)
     if isinstance(environment, CompiledEnvironment):
-        return _compiled(policy, environment, keep, episodes, seed, deterministic, max_steps)
+        return _compiled(policy, environment, keep, episodes, seed, deterministic, max_steps, ended)
     share = _shares(episodes, min(episodes, MAX_HOST_COPIES))
     vector = environment.vector(len(share))
     try:
-        return _host(policy, vector, environment, keep, share, seed, deterministic, max_steps)
+        return _host(policy, vector, environment, keep, share, seed, deterministic, max_steps, ended)
     finally:
         vector.close()
+
+
+class _Ended:
+    """Tells of episodes that have ended. total: how many there will be. on_episodes: whom, if anybody."""
+
+    def __init__(self, total: int, on_episodes: OnEpisodes | None) -> None:
+        self.total, self._on_episodes, self._told = total, on_episodes, -1
+        self.tell(0)
+
+    def tell(self, number: int) -> None:
+        """number: of those that have ended."""
+        if self._on_episodes is not None and number > self._told:
+            self._told = number
+            self._on_episodes(number, self.total)
 
 
 def require_fit(policy: PyTree, environment: Environment) -> None:
@@ -107,6 +125,7 @@ def _compiled(
     seed: int,
     deterministic: bool,
     max_steps: int,
+    ended: _Ended,
 ) -> tuple[np.ndarray, ...]:
     """All episodes side by side, each in a copy of its own, until the last of them has ended."""
     actions = environment.actions
@@ -133,11 +152,13 @@ def _compiled(
         return key, state, obs, jnp.ones(episodes, bool)
 
     carry, chunks = start(), []
-    while bool(carry[-1].any()):
+    while (running := int(carry[-1].sum())) > 0:
+        ended.tell(episodes - running)
         carry, rows = advance(policy, carry)
         chunks.append([np.asarray(column) for column in rows])
         if len(chunks) * STEPS_PER_CALL > max_steps and sum(chunk[-1].sum(0) for chunk in chunks).max() > max_steps:
             raise endless(environment.id, max_steps)
+    ended.tell(episodes)
     *columns, alive = (np.concatenate(column) for column in zip(*chunks, strict=True))
     if alive.sum(0).max() > max_steps:
         raise endless(environment.id, max_steps)
@@ -155,6 +176,7 @@ def _host(
     seed: int,
     deterministic: bool,
     max_steps: int,
+    ended: _Ended,
 ) -> tuple[np.ndarray, ...]:
     """Each copy runs its own share of the episodes, so that short ones are not counted more often."""
     act = eqx.filter_jit(lambda key, policy, obs: _act(key, policy, obs, deterministic))
@@ -175,6 +197,7 @@ def _host(
                 finished += running[copy]
                 share[copy] -= 1
             running[copy] = []
+        ended.tell(ended.total - int(share.sum()))
         # Copies that have run their share go on, and count no more.
         if any(len(rows) > max_steps for rows, remaining in zip(running, share, strict=True) if remaining > 0):
             raise endless(environment.id, max_steps)

@@ -65,7 +65,7 @@ class Traits:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     """The rule's own metrics, the keys of `UpdateInfo.extra`, with titles and meanings."""
     watched: tuple[str, ...] = ()
-    """Metrics that the progress panel shows instead of return and KL."""
+    """Metrics that the progress panel shows besides."""
     learns_from: Literal["environment", "demonstrations", "both"] = "environment"
     """Rollouts; demonstrations alone (an `OfflineRule`); or rollouts, and demonstrations if the run has some."""
     demonstrations_in_batch: bool = True

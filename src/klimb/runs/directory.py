@@ -147,8 +147,10 @@ class RunDirectory:
 
         keep_until: the iteration after which records are dropped; None keeps all.
         """
+        options = self.config.options
+        seeds = range(options.seed, options.seed + options.num_seeds)
         try:
-            self._log = MetricsLog(self.path, keep_until=keep_until)
+            self._log = MetricsLog(self.path, keep_until=keep_until, seeds=seeds)
         except OSError as error:
             raise RunError(f"cannot write into {self.path}: {error.strerror}") from None
 

@@ -1,15 +1,13 @@
-"""The metrics of a run: what they mean, their file (one JSON object per iteration), and TensorBoard events."""
+"""The metrics of a run: what they mean, and their file, with one JSON object per iteration."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
 import math
 import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from klimb.errors import one_line
 from klimb.runs.files import require_regular
+from klimb.runs.tensorboard import Board
 from klimb.types import Metric, Status
 
 Record = dict[str, Any]
@@ -209,35 +208,39 @@ def _parsed(line: bytes) -> Record | None:
     return record
 
 
-def _drop_after(path: Path, iteration: int) -> None:
-    """Truncate the file after the record of an iteration: later iterations are about to be repeated."""
+def _drop_after(path: Path, iteration: int) -> Record | None:
+    """Truncate the file after the record of an iteration: later iterations are about to be repeated.
+
+    Gives the last record that stays.
+    """
     require_regular(path)
-    end, size = 0, 0
+    end, size, last = 0, 0, None
     with path.open("rb") as file:
         for line in file:
             end += len(line)
             record = _parsed(line)
             if record is not None and record["iteration"] <= iteration and line.endswith(b"\n"):
-                size = end
+                size, last = end, record
     # In place, so that `tail -f` keeps working; a process killed before this leaves complete lines.
     os.truncate(path, size)
+    return last
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`, and to TensorBoard event files in the same directory."""
+    """Appends records to `metrics.jsonl`, and to TensorBoard's event files in the same directory."""
 
-    def __init__(self, directory: Path, *, keep_until: int | None = None) -> None:
+    def __init__(self, directory: Path, *, keep_until: int | None = None, seeds: Sequence[int] = (0,)) -> None:
         """Open the files. Raises OSError when that fails.
 
         directory: of the run. keep_until: records after this iteration are dropped, because it is resumed from there.
+        seeds: of the run; records hold a value for each where there are several.
         """
         path = directory / FILE_NAME
-        if keep_until is not None and path.exists():
-            _drop_after(path, keep_until)
+        kept = _drop_after(path, keep_until) if keep_until is not None and path.exists() else None
         self._file = path.open("ab", buffering=0)
         self._size = path.stat().st_size
         self._waiting = b""
-        self._board = _Board(directory)
+        self._board = Board(directory, seeds, resumed_after=kept if keep_until is None else kept or {})
 
     def append(self, records: list[Record]) -> None:
         """Write records, as complete lines. TensorBoard gets the last of them only, to keep its file small.
@@ -275,58 +278,3 @@ class MetricsLog:
 
 def _line(record: Record) -> bytes:
     return (json.dumps(record, separators=(",", ":")) + "\n").encode()
-
-
-class _Board:
-    """TensorBoard's event file. It is closed after a write error: all numbers are in the metrics too."""
-
-    def __init__(self, directory: Path) -> None:
-        # Importing TensorBoard takes half a second, so it is imported only for runs that are written. Its
-        # `SummaryWriter` writes in a thread, and blocks for ever once a full disk has ended that thread.
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.record_writer import RecordWriter
-
-        self._writer: Any = None
-        path = directory / f"events.out.tfevents.{int(time.time())}.klimb"
-        with self._closing_on_error():
-            self._writer = RecordWriter(str(path))
-            self._write(Event(file_version="brain.Event:2", wall_time=time.time()))
-
-    def add(self, record: Record) -> None:
-        """Write `record`."""
-        if self._writer is None:
-            return
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        scalars = (scalar for name, value in record.items() for scalar in _scalars(name, value))
-        summary = Summary(value=[Summary.Value(tag=tag, simple_value=number) for tag, number in scalars])
-        with self._closing_on_error():
-            self._write(Event(summary=summary, wall_time=time.time(), step=record["env_steps"]))
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._writer is not None:
-            with contextlib.suppress(OSError):
-                self._writer.close()
-
-    def _write(self, event: Any) -> None:
-        self._writer.write(event.SerializeToString())
-        self._writer.flush()
-
-    @contextlib.contextmanager
-    def _closing_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            logger.warning("TensorBoard's events can't be written (%s): no more will be written", error.strerror)
-            self.close()
-            self._writer = None
-
-
-def _scalars(name: str, value: Any) -> list[tuple[str, float | int]]:
-    """(tag, number) for TensorBoard: one tag, or one per seed."""
-    values = value if isinstance(value, list) else [value]
-    tags = [name] if not isinstance(value, list) else [f"{name}/seed_{i}" for i in range(len(values))]
-    numbers = [float(Status[v]) if name == "status" else v for v in values]
-    return [(tag, number) for tag, number in zip(tags, numbers, strict=True) if number is not None]

@@ -26,6 +26,8 @@ from klimb.training.demonstrator import Demonstrator, clone
 from klimb.training.networks import Networks
 from klimb.training.pace import CallSize, Clock
 from klimb.training.program import Program
+from klimb.training.progress.choice import view_of
+from klimb.training.progress.view import SILENT, View, Views, log_lines
 from klimb.training.rejections import Rejections
 from klimb.training.run_writer import Run, RunWriter
 from klimb.training.stop_signals import StopSignals
@@ -63,6 +65,7 @@ def train(
     demonstrations: Demonstrations | str | Path | None = None,
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
+    progress: bool | View = False,
     **options: Any,
 ) -> Run:
     """Train a policy in an environment with an update rule.
@@ -76,6 +79,8 @@ def train(
     demonstrations: recorded episodes (`klimb.record`), or where they are, for the rules that learn from them.
     run_dir: a directory to make and write the run into; None keeps the run in memory.
     on_records: called with the new records (one an iteration) after every call to the device.
+    progress: whether to show the training: as a panel in a terminal or a notebook, elsewhere as lines on standard
+        error. In any case the logger "klimb" gets them, at the level INFO.
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
         gamma, gae_lambda, advantage, …
 
@@ -91,15 +96,17 @@ def train(
         source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
         options["demonstrations"] = source
     environment = make(env)
-    return start(
-        RunConfig(recorded_name(env), rule, build(TrainOptions, options)),
-        environment,
-        policy=None if isinstance(policy, str) else policy,
-        critic=None if isinstance(critic, str) else critic,
-        demonstrations=demonstrations if isinstance(demonstrations, Demonstrations) else None,
-        run_dir=run_dir,
-        on_records=on_records,
-    )
+    with view_of(progress) as view:
+        return start(
+            RunConfig(recorded_name(env), rule, build(TrainOptions, options)),
+            environment,
+            policy=None if isinstance(policy, str) else policy,
+            critic=None if isinstance(critic, str) else critic,
+            demonstrations=demonstrations if isinstance(demonstrations, Demonstrations) else None,
+            run_dir=run_dir,
+            on_records=on_records,
+            view=view,
+        )
 
 
 def start(
@@ -112,12 +119,14 @@ def start(
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
     notify: Notify = logger.info,
+    view: View = SILENT,
 ) -> Run:
     """A training from its first iteration to its last, by a configuration and the environment that it names.
 
     config: of the run. environment: the one that it names.
     policy, critic, demonstrations: objects that the configuration can't name, as `train` takes them.
     run_dir, on_records, errors: as for `train`. notify: called with lines about the start, for people.
+    view: that shows the training; the caller enters and leaves it.
     """
     policy = policy_for(environment, config) if policy is None else policy
     found = demonstrations_for(environment, config, demonstrations)
@@ -127,7 +136,7 @@ def start(
     state = program.initial_state()
     provenance = None if run_dir is None else observe("start", environment)
     writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator, provenance=provenance)
-    (run,) = drive(program, state, [writer], on_records, iteration=0, wall_time=0.0)
+    (run,) = drive(program, state, [writer], on_records, iteration=0, wall_time=0.0, view=view)
     return run
 
 
@@ -140,6 +149,7 @@ def resume(
     critic: Any = None,
     demonstrations: Demonstrations | None = None,
     on_records: OnRecords | None = None,
+    progress: bool | View = False,
     trust_environment: bool = False,
 ) -> Run:
     """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
@@ -151,6 +161,7 @@ def resume(
     env, rule, policy, critic, demonstrations: needed only for a run that was started from Python with objects that a
         configuration file can't name.
     on_records: called with the new records (one an iteration) after every call to the device.
+    progress: whether to show the training, as for `train`.
     trust_environment: import the modules that the configuration names for its environment, rule, policy or critic.
 
     Raises RunError when the directory is no run, has no usable checkpoint, or is being written by another process;
@@ -164,7 +175,7 @@ def resume(
     if env is None and not trust_environment:
         require_trust(config.env, source)
     environment = make(config.env if env is None else env)
-    with contextlib.closing(directory):
+    with contextlib.closing(directory), view_of(progress) as view:
         directory.lock()
         policy = _saved_policy(directory, environment) if policy is None else policy
         found = demonstrations_for(environment, config, demonstrations)
@@ -181,6 +192,7 @@ def resume(
             iteration=iteration,
             wall_time=wall_time,
             host_states=host_states,
+            view=view,
         )
     return run
 
@@ -281,19 +293,24 @@ def drive(
     iteration: int,
     wall_time: float,
     host_states: dict[str, Any] | None = None,
+    view: View = SILENT,
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end.
 
     program, state: what is advanced, and from where. writers: where records and checkpoints go. on_records: called
     with new records. iteration, wall_time: that the state is after. host_states: where host environments stood, or
-    None. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as `train` raises them.
+    None. view: that shows the training. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as
+    `train` raises them.
     """
     clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
+    view, finished = Views(log_lines(logger), view), False
     try:
+        view.begin(program.config, iteration, _directories(writers))
         rejections.restore([record for writer in writers for record in writer.load_history(iteration)])
         with _faults_written(writers, iteration):
             program.start(iteration=iteration, host_states=host_states)
-        state, iteration = _advance(program, state, writers, on_records, iteration, clock, rejections)
+        state, iteration = _advance(program, state, writers, on_records, iteration, clock, rejections, view)
+        finished = True
         runs = [writer.result(program, state) for writer in writers]
         lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
         if lacking:
@@ -305,6 +322,7 @@ def drive(
         finally:
             for writer in writers:
                 writer.close()
+            view.end(finished=finished)
 
 
 def _advance(
@@ -315,10 +333,13 @@ def _advance(
     iteration: int,
     clock: Clock,
     rejections: Rejections,
+    view: View,
 ) -> tuple[TrainState, int]:
     """The last state and its iteration. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
     options = program.config.options
     size = CallSize(1 if options.check_finite else program.max_iterations_per_call)
+    if program.certain_iterations(state, iteration) > 0:
+        view.doing("compiling")
     with StopSignals() as stop:
         while (certain := program.certain_iterations(state, iteration)) > 0:
             until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
@@ -339,10 +360,9 @@ def _advance(
                 writer.add_faults(faults, iteration, options.num_envs)
             speed = program.rows_used(metrics, before) / seconds
             records = [writer.append(metrics, times, speed) for writer in writers]
+            together = to_records(metrics, wall_time=times, steps_per_second=speed) if len(writers) > 1 else records[0]
+            view.update(together)
             if on_records is not None:
-                together = (
-                    to_records(metrics, wall_time=times, steps_per_second=speed) if len(writers) > 1 else records[0]
-                )
                 on_records(together)
             rejections.count(metrics["status"])
             finished = program.certain_iterations(state, iteration) == 0
@@ -350,6 +370,8 @@ def _advance(
             due = finished or iteration % options.checkpoint_every == 0
             if due or stops:
                 _save(writers, program, state, iteration, clock.now, due=due)
+                if saved := _directories(writers, iteration):
+                    view.saved(iteration, saved)
             if options.check_finite and (metrics["status"] == Status.NONFINITE).any():
                 _save(writers, program, state, iteration, clock.now, due=due)
                 raise TrainingFailed(_first_nan(program, metrics, iteration) + _saved(writers))
@@ -387,6 +409,12 @@ def _save(
     if gone:
         runs = [writer.result(program, state) for writer in writers]
         raise NotSaved(f"{'; '.join(gone)}; stopped after iteration {iteration}", runs)
+
+
+def _directories(writers: list[RunWriter], saved_at: int | None = None) -> list[Path]:
+    """Where the runs are that are written; of those only that have a checkpoint of an iteration, where one is given."""
+    written = [writer for writer in writers if saved_at in (None, writer.saved_at)]
+    return [writer.directory.path for writer in written if writer.directory is not None]
 
 
 def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int) -> str:

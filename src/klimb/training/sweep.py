@@ -19,6 +19,8 @@ from klimb.rules import rule_name
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.training.driver import Notify, OnRecords, demonstrations_for, demonstrator_for, drive, policy_for
 from klimb.training.program import Program
+from klimb.training.progress.choice import view_of
+from klimb.training.progress.view import SILENT, View
 from klimb.training.run_writer import Run, RunWriter
 from klimb.training.surroundings import observe
 
@@ -32,6 +34,7 @@ def sweep(
     *,
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
+    progress: bool | View = False,
     **options: Any,
 ) -> list[Run]:
     """Train with every combination of some values of the rule's fields, all seeds of all of them in one program.
@@ -40,7 +43,8 @@ def sweep(
     over: the values of each field, e.g. `{"max_kl": [0.003, 0.01, 0.03]}`. The fields are numbers that the rule only
     calculates with; those that decide what it does (counts, switches, choices) need runs of their own.
     run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
-    options, on_records, errors: as for `train`; records hold a value for every seed of every combination, in order.
+    options, on_records, progress, errors: as for `train`; records hold a value for every seed of every combination, in
+    order.
 
     Gives one `Run` a combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
     reported and compared by itself; its numbers are those of that run trained alone, up to rounding.
@@ -49,7 +53,8 @@ def sweep(
     range or given twice; RunError when `run_dir` exists.
     """
     config = RunConfig(recorded_name(env), rule, build(TrainOptions, options))
-    return start_sweep(config, make(env), over, run_dir=run_dir, on_records=on_records)
+    with view_of(progress) as view:
+        return start_sweep(config, make(env), over, run_dir=run_dir, on_records=on_records, view=view)
 
 
 def start_sweep(
@@ -60,11 +65,12 @@ def start_sweep(
     run_dir: str | Path | None = None,
     on_records: OnRecords | None = None,
     notify: Notify = logger.info,
+    view: View = SILENT,
 ) -> list[Run]:
     """A sweep by a configuration and the environment that it names.
 
     config: of every run but for the fields that are varied. over, run_dir, on_records, errors: as for `sweep`.
-    notify: called with lines about the start, for people.
+    notify: called with lines about the start, for people. view: as for `start`.
     """
     rules = _combinations(config.rule, over)
     configs = [dataclasses.replace(config, rule=one) for one in rules]
@@ -100,7 +106,7 @@ def start_sweep(
         for writer in writers:
             writer.close()
         raise
-    return drive(program, state, writers, on_records, iteration=0, wall_time=0.0)
+    return drive(program, state, writers, on_records, iteration=0, wall_time=0.0, view=view)
 
 
 def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:
