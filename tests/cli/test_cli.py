@@ -17,7 +17,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, save_policy
+from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, load_policy, make, save_policy
+from klimb.cli.evaluate import evaluate_seeds
 from klimb.cli.main import main
 from klimb.policies.actions import Discrete
 
@@ -130,6 +131,15 @@ def test_evaluate_as_json(run_dir, capsys):
     assert result["env"] == "jax:CartPole-v1"
     assert [len(entry["returns"]) for entry in result["seeds"]] == [4, 4]
     assert result["mean"] == pytest.approx(sum(entry["mean"] for entry in result["seeds"]) / 2)
+
+
+def test_the_episodes_of_all_seeds_are_counted_together(run_dir):
+    told, config = [], RunConfig.read(run_dir / "config.toml")
+    policies = [load_policy(run_dir, seed=seed) for seed in (0, 1)]
+    evaluate_seeds(policies, config, make("CartPole-v1"), 2, 0, True, lambda *now: told.append(now))
+    assert (told[0], told[-1]) == ((0, 4), (4, 4))
+    assert (2, 4) in told
+    assert told == sorted(told)
 
 
 def test_evaluate_the_best(run_dir, capsys):

@@ -56,7 +56,9 @@ def record(iteration: int, seeds: int = 1, **more) -> dict:
 
 def test_every_common_metric_is_in_a_group_and_those_of_rules_in_one_of_their_own():
     grouped = [name for names in GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted(METRICS.keys() - {"env_steps"})
+    evaluations = {name for name in METRICS if name.startswith("eval_")}
+    assert sorted(grouped) == sorted(METRICS.keys() - evaluations - {"env_steps"})
+    assert tag("eval_return") == "evaluation/eval_return"
     assert tag("kl_old_new") == "step/kl_old_new"
     for rule in RULES.values():
         assert all(tag(name) == f"rule/{name}" for name in traits_of(rule()).metrics)

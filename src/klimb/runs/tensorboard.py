@@ -30,7 +30,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "critic": ("explained_variance", "value_loss"),
     "speed": ("iteration", "wall_time", "steps_per_second"),
 }
-"""The metrics of each group, and of `rule` all others: a tag is GROUP/METRIC. `env_steps` is TensorBoard's axis."""
+"""The metrics of each group. Those called `eval_…` are in `evaluation`, all others in `rule`; a tag is GROUP/METRIC.
+`env_steps` is TensorBoard's axis."""
 
 SEPARATE_SEEDS = 16
 """Maximum number of seeds with event files of their own; of more, the lowest, median and highest values are written."""
@@ -45,7 +46,8 @@ def tag(metric: str) -> str:
 
     metric: its name in `metrics.jsonl`.
     """
-    return f"{_GROUP_OF.get(metric, 'rule')}/{metric}"
+    group = "evaluation" if metric.startswith("eval_") else _GROUP_OF.get(metric, "rule")
+    return f"{group}/{metric}"
 
 
 class Board:
