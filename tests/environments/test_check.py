@@ -8,6 +8,7 @@ import re
 import sys
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -300,6 +301,34 @@ def test_a_compiled_environment_that_branches_is_shown_where():
     assert "TracerBoolConversionError" in finding.text
     assert "jnp.where" in finding.remedy
     assert "if action > 0" in finding.traceback
+
+
+def assert_shown_where(fault):
+    assert re.fullmatch(r"line can't be compiled: TracerBool[^\n]*bool\[\]\. \(test_check\.py, line \d+\)", str(fault))
+    assert "if action > 0" in fault.environment_traceback
+    assert "klimb/collect" not in fault.environment_traceback
+    assert isinstance(fault.__cause__, jax.errors.TracerBoolConversionError)
+
+
+def test_an_evaluation_in_a_compiled_environment_that_branches_is_shown_where():
+    environment = Forked()
+    policy = klimb.NetworkPolicy(environment.observations, environment.actions, hidden=(2,), key=jax.random.key(0))
+    with pytest.raises(klimb.EnvironmentFault) as raised:
+        klimb.evaluate(policy, environment, episodes=1)
+    assert_shown_where(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["step", "reset"])
+def test_a_training_in_a_compiled_environment_that_raises_is_shown_where(method):
+    broken = Forked()
+    if method == "reset":
+        broken.reset = lambda key: Forked.step(broken, key, jnp.zeros(()), jax.random.uniform(key))
+    options = dict(env_steps=64, num_envs=2, num_steps=16, hidden=(4,), critic_num_minibatches=1)
+    with pytest.raises(klimb.KlimbError) as raised:
+        klimb.train(broken, klimb.TRPO(), **options)
+    fault = raised.value if isinstance(raised.value, klimb.EnvironmentFault) else raised.value.__cause__
+    assert_shown_where(fault)
 
 
 def test_a_compiled_environment_with_wrong_shapes():

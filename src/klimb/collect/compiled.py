@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, summarise
 from klimb.environments.base import CompiledEnvironment
+from klimb.environments.faults import traced
 from klimb.policies.policy import action_distribution
 from klimb.types import Rollout
 
@@ -57,7 +58,8 @@ class CompiledCollector:
 
     def init(self, key: PRNGKeyArray) -> CollectorState:
         """All environments at the start of an episode."""
-        env_state, obs = jax.vmap(self.environment.reset)(jax.random.split(key, self.num_envs))
+        with traced(self.environment.id):
+            env_state, obs = jax.vmap(self.environment.reset)(jax.random.split(key, self.num_envs))
         return CollectorState(env_state, obs, jnp.zeros(self.num_envs, jnp.int32), jnp.zeros(self.num_envs, obs.dtype))
 
     def collect(
@@ -74,7 +76,7 @@ class CompiledCollector:
         key_act, key_step, key_reset = jax.random.split(key, 3)
         noise = action_distribution(policy, state.obs).noise(key_act, (self.num_steps,))
         step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
-        reset = jax.vmap(environment.reset)
+        reset = traced(environment.id)(jax.vmap(environment.reset))
         draws = (noise, step_keys, jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys)
 
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
@@ -82,7 +84,8 @@ class CompiledCollector:
             distribution = action_distribution(policy, carry.obs)
             action = distribution.sample_from(noise)
             taken = environment.actions.clip(distribution.to_environment(action))
-            after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
+            with traced(environment.id):
+                after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
             episode_return = carry.episode_return + reward

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from klimb.environments.base import CompiledEnvironment
+from klimb.environments.faults import traced
 from klimb.environments.host import HostEnvironment, HostVector
 from klimb.environments.registry import Environment
 from klimb.errors import EnvironmentFault, PolicyFileError
@@ -137,7 +138,8 @@ def _compiled(
             key, state, obs, alive = carry
             key, key_act, key_step = jax.random.split(key, 3)
             action, log_prob = _act(key_act, policy, obs, deterministic)
-            after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, actions.clip(action))
+            with traced(environment.id):
+                after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, actions.clip(action))
             row = EpisodeStep(obs, action, log_prob, after.reward, after.terminated, after.truncated, after.obs)
             goes_on = alive & ~(after.terminated | after.truncated)
             return (key, after.state, after.obs, goes_on), (*keep(row), alive)
@@ -148,7 +150,8 @@ def _compiled(
     @full_precision
     def start() -> tuple:
         key, key_reset = jax.random.split(jax.random.key(seed))
-        state, obs = jax.vmap(environment.reset)(jax.random.split(key_reset, episodes))
+        with traced(environment.id):
+            state, obs = jax.vmap(environment.reset)(jax.random.split(key_reset, episodes))
         return key, state, obs, jnp.ones(episodes, bool)
 
     carry, chunks = start(), []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import sysconfig
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,12 +17,16 @@ from typing import Any
 import gymnasium
 
 from klimb.environments.returns import OLD_STEP, RESET, STEP, InvalidReturn, described
-from klimb.errors import EnvironmentFault, one_line
+from klimb.errors import EnvironmentFault, KlimbError, one_line
 
 _KLIMB, _GYMNASIUM = str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent)
+_JAX = tuple(str(Path(spec.origin).parent) for name in ("jax", "equinox") if (spec := find_spec(name)) and spec.origin)
+"""What may stand between klimb and an environment's own code; found, because worker processes import neither."""
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _UNPACKING = re.compile(r"(not enough|too many) values to unpack \(expected [25](?:, got (\d+))?\)")
 _NOT_SEVERAL = re.compile(r"cannot unpack non-iterable (\w+) object")
+MAX_CAUSE = 200
+"""Characters of an exception's text from which on a line says the first of its lines."""
 MAX_TEXT = 20_000
 """Characters of a traceback after which its middle is left out."""
 
@@ -61,6 +68,21 @@ class Trouble:
         return EnvironmentFault(f"{message}: {self.cause}", self.traceback)
 
 
+@contextlib.contextmanager
+def traced(name: str) -> Iterator[None]:
+    """What the code of a compiled environment raises while it is traced is an EnvironmentFault.
+
+    name: of the environment.
+    """
+    try:
+        yield
+    except KlimbError:
+        raise
+    except Exception as error:
+        trouble = Trouble.of(error, "trace")
+        raise trouble.fault(f"{one_line(name, 80)} can't be compiled") from trouble.error
+
+
 def traceback_text(error: BaseException) -> str:
     """The traceback of an exception and of those that led to it, without klimb's and Gymnasium's frames before theirs.
 
@@ -92,7 +114,7 @@ def _own_part(trace: TracebackType | None) -> TracebackType | None:
 
 def _frames_before(files: list[str]) -> int:
     """How many frames come before the user's own; where none is theirs, all but the last."""
-    foreign = itertools.takewhile(lambda file: _is_in(file, _KLIMB, _GYMNASIUM), files)
+    foreign = itertools.takewhile(lambda file: _is_in(file, _KLIMB, _GYMNASIUM, *_JAX), files)
     return min(sum(1 for _ in foreign), max(len(files) - 1, 0))
 
 
@@ -105,6 +127,7 @@ def _explained(error: BaseException) -> str:
     stack = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in stack if not _is_in(frame.filename, _KLIMB, _GYMNASIUM, *_INSTALLED)]
     text = str(error) or (stack[-1].line or "" if stack else "")
+    text = text if len(text) <= MAX_CAUSE else text.splitlines()[0]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
