@@ -94,7 +94,7 @@ def test_cloning_resumes_bit_for_bit_and_ends_early_for_good(file, tmp_path):
     with pytest.raises(Enough):
         klimb.train(
             "CartPole-v1", RULE, demonstrations=file, hidden=(8,), run_dir=tmp_path / "cut", checkpoint_every=2,
-            on_records=stop,
+            callback=stop,
         )  # fmt: skip
     resumed = klimb.resume(tmp_path / "cut")
     assert leaves(resumed.policy) == leaves(whole.policy)

@@ -18,6 +18,7 @@ from klimb.improve.rule import is_offline, rule_title, traits_of
 from klimb.runs.config import RunConfig
 from klimb.runs.metrics import Record
 from klimb.training.length import length_of
+from klimb.training.ongoing_run import OngoingRun
 from klimb.types import Status
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -51,6 +52,10 @@ class Progress:
             self._live.stop()
         elif self._unprinted is not None:
             self._print(self._unprinted)
+
+    def __call__(self, run: OngoingRun) -> None:
+        """The callback of a training: show its new records."""
+        self.update(run.records)
 
     def update(self, records: list[Record]) -> None:
         """Show the last of the new records.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from klimb.cli import compilation_cache
 from klimb.cli.parser import Command, RunWord
 from klimb.cli.progress import Progress
-from klimb.cli.session import FINAL_EPISODES, announce, finish, reporting_failure
+from klimb.cli.session import announce, announce_end, finish, reporting_failure
 from klimb.runs.directory import RunDirectory
 from klimb.training import devices, driver
 
@@ -34,10 +34,9 @@ def resume(arguments: ResumeArguments) -> None:
     console, environment = announce(config, config_file, trust=trust)
     compilation_cache.enable()
     with reporting_failure(run_dir), Progress(config, console) as progress:
-        run = driver.resume(
-            run_dir, env=environment, rule=config.rule, on_records=progress.update, trust_environment=trust
-        )
-    finish(run_dir, run.policies, config, environment, FINAL_EPISODES, console)
+        run = driver.resume(run_dir, env=environment, rule=config.rule, callback=progress, trust_environment=trust)
+    announce_end(run, console)
+    finish(run_dir, run.policies, config, environment, config.options.eval_episodes, console)
 
 
 COMMAND = Command("resume", ResumeArguments, resume)

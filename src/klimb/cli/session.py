@@ -19,9 +19,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import save_policy
 from klimb.training.driver import NotSaved
-
-FINAL_EPISODES = 100
-"""Episodes of the evaluation after a training, each seed."""
+from klimb.training.run_writer import Run
 
 
 def announce(config: RunConfig, named_in: Path | None, *, trust: bool) -> tuple[Console, Any]:
@@ -44,6 +42,15 @@ def print_line(console: Console, line: str) -> None:
     console: where to. line: of plain text.
     """
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def announce_end(run: Run, console: Console) -> None:
+    """Print what has ended a training, if it is not that it was complete.
+
+    run: its result. console: where to print.
+    """
+    if run.ended is not None and run.ended.early:
+        print_line(console, f"ended        after iteration {run.ended.iteration}: {run.ended.message}")
 
 
 @contextlib.contextmanager

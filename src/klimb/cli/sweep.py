@@ -14,7 +14,7 @@ from klimb.cli import compilation_cache
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
 from klimb.cli.progress import Progress
-from klimb.cli.session import announce, evaluate_run, print_line, reporting_failure
+from klimb.cli.session import announce, announce_end, evaluate_run, print_line, reporting_failure
 from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
 from klimb.errors import ConfigError
 from klimb.report.page import write_report
@@ -81,12 +81,13 @@ def sweep(arguments: SweepArguments) -> None:
             environment,
             over,
             run_dir=parent,
-            on_records=progress.update,
+            callbacks=[progress],
             notify=partial(print_line, console),
         )
+    announce_end(runs[0], console)
     for run in runs:
         assert run.directory is not None
-        result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes)
+        result = evaluate_run(run.directory, run.policies, run.config, environment, config.options.eval_episodes)
         write_report(run.directory)
         outcome = (
             "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
