@@ -30,7 +30,10 @@ from klimb.runs.files import require_regular
 # A configuration may be a stranger's: no size in it may ask for more than a large machine has.
 Part = TypeVar("Part")
 
-_RENAMED = {("dual-descent", "enough"): "max_overshoot"}
+_RENAMED = {
+    ("dual-descent", "enough"): "max_overshoot",
+    ("behaviour-cloning", "patience"): "holdout_patience",
+}
 """(rule, field) in files of klimb 0.1.0, and what the field is called since."""
 
 MAX_ROWS = 2**31
