@@ -163,6 +163,7 @@ def test_policies_of_several_iterations_are_read_again(run_dir, tmp_path, monkey
     assert load_policies_of_one_iteration(live, config, make(config.env))[1] is None
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_early_says_why(capsys):
     words = ["train", "reinforce", "CartPole-v1", *SMALL, "--env-steps", "1024", "--eval-every", "128"]
     assert main([*words, "--eval-episodes", "2", "--until-return", "1"]) == 0

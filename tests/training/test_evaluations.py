@@ -105,6 +105,7 @@ def test_a_run_that_is_resumed_has_the_same_evaluations_and_the_same_best(evalua
         assert (tmp_path / "run" / name).read_bytes() == (run.directory / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_run_ends_by_its_evaluations(evaluated):
     """At an evaluation, not before; with training returns that would have ended it earlier."""
     run, _ = evaluated
@@ -117,6 +118,7 @@ def test_a_run_ends_by_its_evaluations(evaluated):
     assert without_timing(shorter.history) == without_timing(run.history[:expected])
 
 
+@pytest.mark.slow
 def test_a_host_environment_is_evaluated_in_copies_of_its_own():
     options = {**SMALL, "env_steps": 4 * 128, "workers": 0}
     keep = Keep()
