@@ -131,6 +131,33 @@ def test_a_host_environment_is_evaluated_in_copies_of_its_own():
     assert run.history[2]["eval_return"] == pytest.approx(result.mean, rel=1e-12)
 
 
+@pytest.mark.slow
+def test_runs_of_a_sweep_are_evaluated_as_they_would_be_alone(tmp_path):
+    """Whole episodes: every run has steps of its own, and is evaluated when it is due by them, as after a resume."""
+    options = {**SMALL, "env_steps": 1500, "num_steps": 64, "batch": "episodes", "checkpoint_every": 3, **EVALUATE}
+    values = {"learning_rate": [1e-5, 0.03]}
+    keep = Keep()
+    runs = klimb.sweep("CartPole-v1", RULE, values, run_dir=tmp_path / "whole", **options, callback=Stopper(10**9))
+    for run in runs:
+        steps = np.array([0] + [record["env_steps"] for record in run.history])
+        due = 1 + np.flatnonzero(steps[1:] // 300 > steps[:-1] // 300)
+        assert [record["iteration"] for record in run.history if "eval_return" in record] == due.tolist()
+        means = {int(i): run.history[i - 1]["eval_return"] for i in due}
+        score = json.loads((run.directory / "best/score.json").read_text())
+        assert score["score"] == max(means.values()) == means[score["iteration"]]
+    assert [len(record) for record in runs[0].history] != [len(record) for record in runs[1].history]
+    with pytest.raises(klimb.Interrupted):
+        klimb.sweep("CartPole-v1", RULE, values, run_dir=tmp_path / "cut", **options, callback=Stopper(after=4))
+    for run in runs:
+        resumed = klimb.resume(tmp_path / "cut" / run.directory.name, callback=keep)
+        records = {record["iteration"]: record for record in resumed.history}
+        for iteration, (policy,) in keep.policies.items():
+            result = klimb.evaluate(policy, "CartPole-v1", episodes=3, seed=2**31, deterministic=False)
+            assert records[iteration]["eval_sampled_return"] == pytest.approx(result.mean)
+        assert len(keep.policies) > 1
+        keep.policies.clear()
+
+
 class FailsInEvaluations(gym.Env):
     """Raises in the episodes whose seeds are those of evaluations."""
 

@@ -157,6 +157,18 @@ def test_a_run_that_is_resumed_ends_with_the_same_iteration(whole_run, tmp_path)
 
 
 @pytest.mark.slow
+def test_it_ends_with_the_same_iteration_on_two_devices(two_devices):
+    """Where the iterations of a call are made again, from a state that lies on both."""
+    whole = klimb.train("CartPole-v1", RULE, **LONG)
+    means = returns_of(whole)
+    until = float(np.sort(means[12:].min(1))[3])
+    expected = 1 + int(np.flatnonzero((np.maximum.accumulate(means) >= until).all(1))[0])
+    assert expected % 7
+    run = klimb.train("CartPole-v1", RULE, **LONG, until_return=until)
+    assert without_timing(run.history) == without_timing(whole.history[:expected])
+
+
+@pytest.mark.slow
 def test_training_ends_when_patience_is_over(whole_run):
     means = returns_of(whole_run)
     best, waited, expected = np.full(2, -np.inf), np.zeros(2, int), None
@@ -247,6 +259,8 @@ def test_an_ending_that_is_none_is_one_line(tmp_path):
         "[]",
         json.dumps({"reason": "bored", "iteration": 1, "env_steps": 1, "message": ""}),
         "9" * 70_000,
+        "[" * 50_000,
+        '{"reason":' * 5_000,
     ):
         (tmp_path / "ended.json").write_text(content)
         with pytest.raises(klimb.RunError, match="does not say what ended a run") as caught:
