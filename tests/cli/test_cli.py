@@ -207,7 +207,7 @@ def test_resume_of_a_finished_run_changes_nothing(run_dir, capsys):
 
 @pytest.mark.slow
 def test_a_configuration_file_repeats_a_run(run_dir):
-    words = ["train", "--config", str(run_dir / "config.toml"), "--run-dir", "again", "--eval-episodes", "0"]
+    words = ["train", "--config", str(run_dir / "config.toml"), "--run-dir", "again"]
     assert main([*words, "--seed", "5"]) == 0
     original, again = ((path / "config.toml").read_text() for path in (run_dir, Path("again")))
     assert again == original.replace("seed = 0", "seed = 5")

@@ -207,8 +207,8 @@ def test_no_checkpoint_without_its_metrics(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(MetricsLog, "write_waiting", writes)
     path = tmp_path / "run"
 
-    def watch(records):
-        full["now"] = 3 <= records[-1]["iteration"] < 7
+    def watch(run):
+        full["now"] = 3 <= run.iteration < 7
 
     train(path, watch, keep_checkpoints=20)
     saved = sorted(int(p.stem) for p in (path / "checkpoints").iterdir())
@@ -305,9 +305,9 @@ def test_an_outage_of_the_disk_is_survived(tmp_path, caplog):
 
     outage = At(3, block)
 
-    def watch(records):
-        outage(records)
-        if records[-1]["iteration"] >= 8 and (path / "checkpoints").is_file():
+    def watch(run):
+        outage(run)
+        if run.iteration >= 8 and (path / "checkpoints").is_file():
             (path / "checkpoints").unlink()
 
     run = train(path, watch)

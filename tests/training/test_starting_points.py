@@ -87,8 +87,8 @@ def test_cloning_resumes_bit_for_bit_and_ends_early_for_good(file, tmp_path):
     class Enough(Exception):
         pass
 
-    def stop(records):
-        if records[-1]["iteration"] == 6:
+    def stop(run):
+        if run.iteration == 6:
             raise Enough
 
     with pytest.raises(Enough):

@@ -25,9 +25,9 @@ Number = Annotated[int, Field(ge=0, lt=2**53)]
 class Ending:
     """What ended a training.
 
-    reason: `complete` when all environment steps (or passes over demonstrations) were made; `until_return`, `patience`
-    or `callback`, which stopped it; `interrupted` by a signal; `failed`. iteration: the last one. env_steps: until
-    then, per seed. message: the reason in one line, for people.
+    reason: `complete` when all environment steps were made, or passes over demonstrations are done; `until_return`,
+    `patience` or `callback`, which stopped it; `interrupted` by a signal; `failed`. iteration: the last one. env_steps:
+    until then, per seed. message: the reason in one line, for people.
     """
 
     reason: Reason

@@ -361,7 +361,7 @@ class _Training:
         if self.supervision.ended:
             return [(one.reason, one.message) for one in self.supervision.stoppings if one.reason is not None]
         offline = is_offline(self.program.config.rule)
-        complete = "all passes were made" if offline else "all environment steps were made"
+        complete = "the passes over the demonstrations are done" if offline else "all environment steps were made"
         reason: tuple[Reason, str] = ("callback", "a callback stopped the training")
         return [("complete", complete) if self._finished else reason for _ in self.writers]
 
