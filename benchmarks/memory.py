@@ -15,12 +15,12 @@ import json, os, sys
 import klimb
 klimb.use_all_cores()
 seen = []
-def resident(records):
-    steps = records[-1]["env_steps"]
+def resident(run):
+    steps = run.env_steps
     if steps >= len(seen) * 500_000:
         pages = int(open("/proc/self/statm").read().split()[1])
         seen.append([steps, pages * os.sysconf("SC_PAGE_SIZE") / 2**20])
-klimb.train("CartPole-v1", klimb.TRPO(), env_steps=10_000_000, run_dir=sys.argv[1], on_records=resident)
+klimb.train("CartPole-v1", klimb.TRPO(), env_steps=10_000_000, run_dir=sys.argv[1], callback=resident)
 print(json.dumps(seen))
 """
 MANY = """

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, PyTree
 
-from klimb import Batch, TabularMDP, exact_batch
+from klimb import Batch, OngoingRun, TabularMDP, exact_batch
 from klimb.improve.rule import with_values
 from klimb.improve.warm_up import take_step
 from klimb.tabular.table import SoftmaxTable
@@ -117,7 +117,7 @@ class Stopper:
     def __init__(self, after: int) -> None:
         self.after, self.sent = after, False
 
-    def __call__(self, records: list[dict]) -> None:
-        if records[-1]["iteration"] >= self.after and not self.sent:
+    def __call__(self, run: OngoingRun) -> None:
+        if run.iteration >= self.after and not self.sent:
             self.sent = True
             os.kill(os.getpid(), signal.SIGTERM)

@@ -567,7 +567,7 @@ ZERO += [(TRPO, "cg_iterations"), (TRPO, "backtrack_factor"), (PPO, "epochs"), (
 ZERO += [(Reinforce, "max_grad_norm"), (PPO, "max_grad_norm"), (DualDescent, "epsilon"), (NaturalGradient, "epsilon")]
 ZERO += [(OffPolicyGradient, "history"), (OffPolicyGradient, "gradient_steps"), (OffPolicyGradient, "max_weight")]
 ZERO += [(KLPenalty, "learning_rate"), (NaturalGradient, "learning_rate"), (TRPO, "fisher_fraction")]
-ZERO += [(DualDescent, "max_multiplier"), (BehaviourCloning, "minibatch_size"), (BehaviourCloning, "patience")]
+ZERO += [(DualDescent, "max_multiplier"), (BehaviourCloning, "minibatch_size"), (BehaviourCloning, "holdout_patience")]
 ZERO += [(AWR, "temperature"), (AWR, "max_weight"), (REPS, "epsilon"), (VMPO, "epsilon"), (VMPO, "top_fraction")]
 ZERO += [(ConservativePolicyIteration, "mixture"), (ConservativePolicyIteration, "temperature")]
 

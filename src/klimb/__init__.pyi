@@ -8,6 +8,7 @@ from .training.driver import train as train
 from .training.sweep import sweep as sweep
 from .training.driver import resume as resume
 from .training.run_writer import Run as Run
+from .training.ongoing_run import OngoingRun as OngoingRun
 from .training.driver import Interrupted as Interrupted
 from .training.driver import NotSaved as NotSaved
 from .collect.evaluation import evaluate as evaluate

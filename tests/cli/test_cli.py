@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, load_policy, mak
 from klimb.cli.evaluate import evaluate_seeds
 from klimb.cli.main import main
 from klimb.policies.actions import Discrete
+from klimb.runs.directory import RunDirectory
+from klimb.training.networks import load_policies_of_one_iteration
 
 SMALL = shlex.split("--num-envs 4 --num-steps 32 --hidden 8 --critic-epochs 2 --critic-num-minibatches 2")
 
@@ -148,6 +151,68 @@ def test_evaluate_the_best(run_dir, capsys):
     assert (run_dir / "best" / "score.json").exists()
 
 
+def test_evaluate_says_of_which_iteration_the_policy_is(run_dir, tmp_path, capsys):
+    """Of a run that is being trained too, which is said; and of the best."""
+    assert main(["evaluate", str(run_dir), "--episodes", "1"]) == 0
+    assert "policy       of iteration 4, after 640 environment steps\n" in capsys.readouterr().out
+    live = shutil.copytree(run_dir, tmp_path / "live")
+    (live / "ended.json").unlink()
+    directory = RunDirectory.open(live)
+    directory.lock()
+    try:
+        assert main(["evaluate", str(live), "--episodes", "1"]) == 0
+        out = capsys.readouterr().out
+        expected = f"the run is still being trained by process {os.getpid()} on"
+        assert f"of iteration 4, after 640 environment steps; {expected}" in out
+        assert main(["evaluate", str(live), "--episodes", "1", "--json"]) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["iteration"], result["env_steps"], result["being_trained"]) == (4, 640, True)
+        assert result["ended"] is None
+    finally:
+        directory.close()
+    assert main(["evaluate", str(live), "--episodes", "1", "--json", "--best"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["iteration"] == json.loads((live / "best" / "score.json").read_text())["iteration"]
+    assert not result["being_trained"]
+
+
+def test_policies_of_several_iterations_are_read_again(run_dir, tmp_path, monkeypatch):
+    """Files of two seeds, between which a training has written; until they are of one iteration."""
+    live = shutil.copytree(run_dir, tmp_path / "live")
+    config = RunConfig.read(live / "config.toml")
+    policy = load_policy(live, seed=0)
+    save_policy(policy, live, name="policy_seed1", iteration=7)
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            save_policy(policy, live, name="policy_seed0", iteration=7)
+
+    monkeypatch.setattr("klimb.training.networks.time.sleep", wait)
+    _, iteration = load_policies_of_one_iteration(live, config, make(config.env))
+    assert iteration == 7
+    assert len(waits) == 3
+    save_policy(policy, live, name="policy_seed1")
+    assert load_policies_of_one_iteration(live, config, make(config.env))[1] is None
+
+
+@pytest.mark.slow
+def test_a_training_that_ends_early_says_why(capsys):
+    words = ["train", "reinforce", "CartPole-v1", *SMALL, "--env-steps", "1024", "--eval-every", "128"]
+    assert main([*words, "--eval-episodes", "2", "--until-return", "1"]) == 0
+    reason = "the evaluation return reached until_return = 1"
+    assert f"ended        after iteration 1: {reason}\n" in capsys.readouterr().out
+    run = Path("runs/reinforce-CartPole-v1")
+    assert reason in (run / "report.html").read_text()
+    assert len(json.loads((run / "evaluation.json").read_text())["seeds"][0]["returns"]) == 2
+    assert main(["evaluate", str(run), "--episodes", "1"]) == 0
+    assert f"the training ended early: {reason}" in capsys.readouterr().out
+    assert main(["resume", str(run)]) == 0
+    assert reason in capsys.readouterr().out
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_evaluate_elsewhere_and_for_people(run_dir, capsys):
     assert main(["evaluate", str(run_dir), "--episodes", "2", "--env", "gymnasium:CartPole-v1", "--stochastic"]) == 0
     assert re.search(r"seed 1: mean return \d+\.\d\d ± \d+\.\d\d over 2 episodes", capsys.readouterr().out)
@@ -182,7 +247,7 @@ def test_resume_of_a_finished_run_changes_nothing(run_dir, capsys):
 
 @pytest.mark.slow
 def test_a_configuration_file_repeats_a_run(run_dir):
-    words = ["train", "--config", str(run_dir / "config.toml"), "--run-dir", "again", "--eval-episodes", "0"]
+    words = ["train", "--config", str(run_dir / "config.toml"), "--run-dir", "again"]
     assert main([*words, "--seed", "5"]) == 0
     original, again = ((path / "config.toml").read_text() for path in (run_dir, Path("again")))
     assert again == original.replace("seed = 0", "seed = 5")

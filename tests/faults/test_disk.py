@@ -207,8 +207,8 @@ def test_no_checkpoint_without_its_metrics(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(MetricsLog, "write_waiting", writes)
     path = tmp_path / "run"
 
-    def watch(records):
-        full["now"] = 3 <= records[-1]["iteration"] < 7
+    def watch(run):
+        full["now"] = 3 <= run.iteration < 7
 
     train(path, watch, keep_checkpoints=20)
     saved = sorted(int(p.stem) for p in (path / "checkpoints").iterdir())
@@ -267,9 +267,9 @@ def test_a_directory_that_cannot_be_made(tmp_path):
         klimb.train("CartPole-v1", RULE, run_dir=tmp_path / "file" / "run", **SMALL, env_steps=128)
 
 
-def train(path, on_records, **options):
+def train(path, callback, **options):
     options = {**SMALL, "env_steps": 12 * 128, "checkpoint_every": 2, **options}
-    return klimb.train("CartPole-v1", RULE, run_dir=path, on_records=on_records, **options)
+    return klimb.train("CartPole-v1", RULE, run_dir=path, callback=callback, **options)
 
 
 class At:
@@ -278,8 +278,8 @@ class At:
     def __init__(self, iteration: int, do) -> None:
         self.iteration, self.do = iteration, do
 
-    def __call__(self, records: list[dict]) -> None:
-        if self.do is not None and records[-1]["iteration"] >= self.iteration:
+    def __call__(self, run: klimb.OngoingRun) -> None:
+        if self.do is not None and run.iteration >= self.iteration:
             do, self.do = self.do, None
             do()
 
@@ -305,9 +305,9 @@ def test_an_outage_of_the_disk_is_survived(tmp_path, caplog):
 
     outage = At(3, block)
 
-    def watch(records):
-        outage(records)
-        if records[-1]["iteration"] >= 8 and (path / "checkpoints").is_file():
+    def watch(run):
+        outage(run)
+        if run.iteration >= 8 and (path / "checkpoints").is_file():
             (path / "checkpoints").unlink()
 
     run = train(path, watch)

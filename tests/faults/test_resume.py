@@ -29,12 +29,12 @@ CHILD = """
 import os, sys
 import klimb
 path = sys.argv[1]
-say = lambda records: print(records[-1]["iteration"], flush=True)
+say = lambda run: print(run.iteration, flush=True)
 if os.path.exists(path):
-    klimb.resume(path, on_records=say)
+    klimb.resume(path, callback=say)
 else:
     klimb.train(
-        "CartPole-v1", klimb.PPO(epochs=1, num_minibatches=2), run_dir=path, on_records=say, num_envs=4, num_steps=32,
+        "CartPole-v1", klimb.PPO(epochs=1, num_minibatches=2), run_dir=path, callback=say, num_envs=4, num_steps=32,
         hidden=(8,), critic_epochs=2, critic_num_minibatches=2, env_steps=600 * 128, checkpoint_every=7,
     )
 """
@@ -236,7 +236,7 @@ SAME = "the same records and the same policy, bit for bit"
     [
         pytest.param({"checkpoint_every": 1}, marks=fault("checkpoints after every iteration, instead of none", SAME)),
         pytest.param(
-            {"on_records": print},
+            {"callback": lambda run: print(run.records)},
             marks=[pytest.mark.slow, fault("records are read as they come, instead of never", SAME)],
         ),
         pytest.param(

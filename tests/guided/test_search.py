@@ -171,7 +171,7 @@ def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int
     }
     whole = klimb.train(name, rule, run_dir=folder / "whole", **options)
     with pytest.raises(klimb.Interrupted, match="klimb resume"):
-        klimb.train(name, rule, run_dir=folder / "run", on_records=Stopper(iterations // 2), **options)
+        klimb.train(name, rule, run_dir=folder / "run", callback=Stopper(iterations // 2), **options)
     for path in (folder / "run" / "checkpoints").iterdir():
         if int(path.stem) > iterations // 2:
             path.unlink()

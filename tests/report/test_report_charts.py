@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
-from made_up_runs import curve, layers, ppo_run, read, trpo_run, write_run
+from made_up_runs import BATCH, curve, layers, ppo_run, read, trpo_run, write_run
 
 from klimb.improve.rules.reinforce import Reinforce
 from klimb.improve.rules.trpo import TRPO
@@ -17,6 +18,7 @@ from klimb.report.certificate_charts import MAX_DOTS, tv_bound
 from klimb.report.data import read_run
 from klimb.report.page import write_report
 from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.ending import Ending, write_ending
 from klimb.types import Status
 
 
@@ -103,3 +105,55 @@ def test_many_seeds_and_many_rejections_stay_small(tmp_path: Path) -> None:
         sum(count for mark in marks for _, count in mark["points"])
         == np.isin(status, [s.name for s in Status if s.rejected]).sum()
     )
+
+
+def evaluated_run(directory: Path, seeds: int) -> Path:
+    """Forty iterations, every fourth evaluated, with the first evaluation of one seed failed."""
+    rng = np.random.default_rng(0)
+    options = TrainOptions(num_seeds=seeds, eval_every=4 * BATCH, eval_episodes=7, until_return=450.0)
+    metrics = curve(40, seeds, rng)
+    for name in ("eval_return", "eval_sampled_return"):
+        metrics[name] = np.where(np.arange(40)[:, None] % 4 == 3, metrics["episode_return"] + 5, np.nan)
+        metrics[f"{name}_se"] = np.where(np.isfinite(metrics[name]), rng.uniform(1, 9, (40, seeds)), np.nan)
+        metrics[f"{name}_max"] = metrics[name] + 40
+    return write_run(directory, RunConfig("CartPole-v1", TRPO(), options), metrics)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_evaluations_during_the_training_have_a_chart(tmp_path: Path, seeds: int) -> None:
+    run_dir = evaluated_run(tmp_path / "run", seeds)
+    page = read(write_report(run_dir))
+    chart = page.chart("Evaluations during the training")
+    run = read_run(run_dir)
+    assert "7 whole episodes" in chart["about"]
+    assert chart["levels"] == [{"value": 450, "label": "until_return"}]
+    assert chart["connect"]
+    lines = {line["label"]: line for line in layers(chart, "line")}
+    assert list(lines) == ["sampled actions", "deterministic actions"]
+    for name, label in (("eval_sampled_return", "sampled actions"), ("eval_return", "deterministic actions")):
+        values = run.columns[name]
+        assert [x is None for x in lines[label]["values"]] == [i % 4 != 3 for i in range(40)]
+        if seeds == 1:
+            band = next(band for band in layers(chart, "band") if band["color"] == lines[label]["color"])
+            error = run.columns[f"{name}_se"]
+            present = np.isfinite(values[:, 0])
+            high = [x for x in band["high"] if x is not None]
+            np.testing.assert_allclose(high, (values + error)[present, 0], rtol=6e-5)
+            np.testing.assert_allclose(
+                [x for x in lines[label]["values"] if x is not None], values[present, 0], rtol=6e-5
+            )
+    titles = [chart["title"] for chart in page.data["charts"]]
+    assert not [title for title in titles if "lowest" in title or title.startswith("Evaluation return")]
+    best = np.nanmax(np.mean(run.columns["eval_return"], axis=1))
+    shown = re.search(r"Best evaluation ([\d.]+)", page.text)
+    assert float(shown[1]) == pytest.approx(best, rel=2e-3)
+
+
+def test_a_page_says_what_ended_the_training_early(tmp_path: Path) -> None:
+    run_dir = evaluated_run(tmp_path / "run", 1)
+    assert "ended early" not in read(write_report(run_dir)).text
+    write_ending(run_dir, Ending("complete", 40, 40 * BATCH, "all environment steps were made"))
+    assert "ended early" not in read(write_report(run_dir)).text
+    write_ending(run_dir, Ending("callback", 40, 40 * BATCH, "a <callback> stopped the training"))
+    expected = "The training ended early, after iteration 40: a <callback> stopped the training."
+    assert expected in read(write_report(run_dir)).text

@@ -123,3 +123,9 @@ def test_critic_warms_up_only_in_runs_that_start_from_another():
     assert TrainOptions().warmup == 0
     assert TrainOptions(init_from="runs/clone").warmup == 20
     assert TrainOptions(init_from="runs/clone", critic_warmup=0).warmup == 0
+
+
+def test_a_field_that_was_renamed_is_read_by_its_old_name():
+    config = RunConfig("CartPole-v1", BehaviourCloning(holdout_patience=3), TrainOptions())
+    old = config.to_toml().replace("holdout_patience", "patience")
+    assert RunConfig.from_toml(old.replace('patience = "none"\n', "")) == config

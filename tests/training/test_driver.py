@@ -29,7 +29,8 @@ def test_a_run_leaves_everything(whole_run):
     path = whole_run.directory
     names = {item.name for item in path.iterdir()}
     seeds = {f"policy_seed{seed}.{kind}" for seed in (0, 1) for kind in ("json", "safetensors")} | {"seed_0", "seed_1"}
-    assert names == {"config.toml", "provenance.json", "metrics.jsonl", "checkpoints", "best", ".lock"} | seeds
+    files = {"config.toml", "provenance.json", "metrics.jsonl", "ended.json", "checkpoints", "best", ".lock"}
+    assert names == files | seeds
     assert [item.stem for item in sorted((path / "checkpoints").iterdir())] == ["000000005", "000000010", "000000012"]
     assert [record["iteration"] for record in whole_run.history] == list(range(1, 13))
     assert whole_run.history[-1]["env_steps"] == (12 + 1) * 128
@@ -46,7 +47,7 @@ def test_resume_gives_the_same_bytes(whole_run, tmp_path):
             "CartPole-v1",
             whole_run.config.rule,
             run_dir=tmp_path / "run",
-            on_records=stopper,
+            callback=stopper,
             **{**SMALL, "env_steps": 12 * 128, "num_seeds": 2, "checkpoint_every": 5},
         )
     resumed = klimb.resume(tmp_path / "run")

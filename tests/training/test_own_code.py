@@ -110,7 +110,7 @@ def test_a_training_results_in_the_policy_that_the_rule_keeps(tmp_path):
         for result in (policy, *files):
             assert_same_bits(eqx.filter(result, eqx.is_array), kept)
     with pytest.raises(klimb.Interrupted):
-        klimb.train("CartPole-v1", rule, run_dir=tmp_path / "cut", on_records=Stopper(2), **options)
+        klimb.train("CartPole-v1", rule, run_dir=tmp_path / "cut", callback=Stopper(2), **options)
     resumed = klimb.resume(tmp_path / "cut", rule=rule)
     assert_same_bits(resumed.state, run.state)
     for name in (f"{policy_name(k)}.safetensors" for k in range(2)):

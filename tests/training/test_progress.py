@@ -365,7 +365,7 @@ def test_a_training_that_fails_ends_its_view(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        klimb.train("CartPole-v1", Reinforce(), env_steps=96, progress=view, on_records=fail, **SMALL)
+        klimb.train("CartPole-v1", Reinforce(), env_steps=96, progress=view, callback=fail, **SMALL)
     assert view.told == [("begin", 0, 0), ("doing", "compiling"), ("iteration", 1), ("end", False)]
 
 

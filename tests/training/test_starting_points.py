@@ -87,20 +87,20 @@ def test_cloning_resumes_bit_for_bit_and_ends_early_for_good(file, tmp_path):
     class Enough(Exception):
         pass
 
-    def stop(records):
-        if records[-1]["iteration"] == 6:
+    def stop(run):
+        if run.iteration == 6:
             raise Enough
 
     with pytest.raises(Enough):
         klimb.train(
             "CartPole-v1", RULE, demonstrations=file, hidden=(8,), run_dir=tmp_path / "cut", checkpoint_every=2,
-            on_records=stop,
+            callback=stop,
         )  # fmt: skip
     resumed = klimb.resume(tmp_path / "cut")
     assert leaves(resumed.policy) == leaves(whole.policy)
     keep = lambda record: {k: v for k, v in record.items() if k not in ("wall_time", "steps_per_second")}  # noqa: E731
     assert [keep(r) for r in resumed.history] == [keep(r) for r in whole.history]
-    impatient = dataclasses.replace(RULE, patience=1, max_epochs=50, learning_rate=0.3)
+    impatient = dataclasses.replace(RULE, holdout_patience=1, max_epochs=50, learning_rate=0.3)
     early = klimb.train("CartPole-v1", impatient, demonstrations=file, hidden=(8,), run_dir=tmp_path / "early")
     assert len(early.history) < 50
     assert early.history[-1]["waited"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +20,11 @@ from klimb.errors import ConfigError
 from klimb.modules import require_trust
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
+from klimb.runs.ending import Ending
 from klimb.runs.provenance import as_plain
 from klimb.tabular.mdp import TabularMDP
 from klimb.theory.exact_evaluation import exact_return
-from klimb.training.networks import load_policies
+from klimb.training.networks import load_policies_of_one_iteration
 from klimb.training.progress.choice import view_of_episodes
 
 
@@ -41,7 +43,8 @@ class EvaluateArguments:
     env: str | None = None
     """Another environment than the run's own."""
     best: bool = False
-    """Evaluate the policies of the checkpoint with the highest mean training return, instead of the last ones."""
+    """Evaluate the policies in `best/` instead of the last ones: those of the best evaluation during the training, or
+    without --eval-every those of the checkpoint with the highest mean training return."""
     exact: bool = False
     """The discounted return too, by linear algebra, beside the best there is: environments with a table only."""
     json: bool = False
@@ -61,14 +64,22 @@ def evaluate(arguments: EvaluateArguments) -> None:
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     require_policy_trust(run_dir, config, trust=flags.trust_environment)
-    policies = load_policies(run_dir / BEST if flags.best else run_dir, config, environment)
+    folder = run_dir / BEST if flags.best else run_dir
+    policies, iteration = load_policies_of_one_iteration(folder, config, environment)
+    env_steps = None if iteration is None else directory.env_steps_at(iteration)
+    writer, ending = directory.writer, directory.ending()
+    if not flags.json:
+        print_policy(iteration, env_steps, writer, ending)
     mode = not flags.stochastic
     with view_of_episodes() as view:
         result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, mode, view.episodes)
     if flags.exact:
         result["exact"] = _exact_returns(policies, environment.id, config)
     if flags.json:
-        print(json.dumps({"run": str(run_dir), "env": environment.id, **result, "provenance": provenance or None}))
+        policy = {"iteration": iteration, "env_steps": env_steps, "being_trained": writer is not None}
+        ended = {"ended": None if ending is None else dataclasses.asdict(ending)}
+        head = {"run": str(run_dir), "env": environment.id, **policy, **ended}
+        print(json.dumps({**head, **result, "provenance": provenance or None}))
         return
     for line in evaluation_lines(result):
         print(line)
@@ -77,6 +88,24 @@ def evaluate(arguments: EvaluateArguments) -> None:
             f"exact        seed {entry['seed']}: discounted return {entry['sampled']:.4f} sampling, "
             f"{entry['deterministic']:.4f} by most likely actions; the best is {entry['optimal']:.4f}"
         )
+
+
+def print_policy(iteration: int | None, env_steps: int | None, writer: str | None, ending: Ending | None) -> None:
+    """Print of which iteration the policy is, and whether the training goes on or was ended early.
+
+    iteration, env_steps: of the policy; None where they are not known. writer: the process that trains it, or None.
+    ending: what ended the training, or None.
+    """
+    parts = []
+    if iteration is not None:
+        steps = "" if env_steps is None else f", after {env_steps:,} environment steps"
+        parts.append(f"of iteration {iteration:,}{steps}")
+    if writer is not None:
+        parts.append(f"the run is still being trained by {writer}")
+    elif ending is not None and ending.early:
+        parts.append(f"the training ended early: {ending.message}")
+    if parts:
+        print(f"policy       {'; '.join(parts)}")
 
 
 def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes
 
 from klimb.cli import compilation_cache
 from klimb.cli.parser import Command, RunWord
-from klimb.cli.session import FINAL_EPISODES, Output, announce, finish, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure
 from klimb.runs.directory import RunDirectory
 from klimb.training import devices, driver
 
@@ -40,7 +40,8 @@ def resume(arguments: ResumeArguments) -> None:
     with reporting_failure(run_dir):
         view = arguments.output.view(console)
         run = driver.resume(run_dir, env=environment, rule=config.rule, progress=view, trust_environment=trust)
-    finish(run_dir, run.policies, config, environment, FINAL_EPISODES, arguments.output)
+    announce_end(run, console)
+    finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
 COMMAND = Command("resume", ResumeArguments, resume)

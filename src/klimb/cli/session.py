@@ -25,9 +25,7 @@ from klimb.runs.policy_file import save_policy
 from klimb.training.driver import NotSaved
 from klimb.training.progress.choice import lines_on, print_line, view_on
 from klimb.training.progress.view import SILENT, View
-
-FINAL_EPISODES = 100
-"""Episodes of the evaluation after a training, each seed."""
+from klimb.training.run_writer import Run
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,15 @@ def announce(config: RunConfig, named_in: Path | None, console: Console, *, trus
     print_line(console, f"environment  {environment.id} ({kind})")
     print_line(console, f"rule         {config.rule}")
     return environment
+
+
+def announce_end(run: Run, console: Console) -> None:
+    """Print what has ended a training, if it is not that it was complete.
+
+    run: its result. console: where to print.
+    """
+    if run.ended is not None and run.ended.early:
+        print_line(console, f"ended        after iteration {run.ended.iteration}: {run.ended.message}")
 
 
 @contextlib.contextmanager

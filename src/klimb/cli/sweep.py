@@ -14,7 +14,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from klimb.cli import compilation_cache
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
-from klimb.cli.session import announce, evaluate_run, reporting_failure
+from klimb.cli.session import announce, announce_end, evaluate_run, reporting_failure
 from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
 from klimb.errors import ConfigError
 from klimb.report.page import write_report
@@ -86,11 +86,12 @@ def sweep(arguments: SweepArguments) -> None:
             notify=partial(print_line, console),
             view=view,
         )
+    announce_end(runs[0], console)
     results = Console()
     for run in runs:
         assert run.directory is not None
         view = arguments.output.view(console)
-        result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes, view)
+        result = evaluate_run(run.directory, run.policies, run.config, environment, config.options.eval_episodes, view)
         write_report(run.directory)
         outcome = (
             "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"

@@ -16,7 +16,7 @@ from klimb.cli.commands import usage
 from klimb.cli.flags import flags_of
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command, leading, parse_known
-from klimb.cli.session import FINAL_EPISODES, Output, announce, finish, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError
 from klimb.rules import RULES, rule_class, rule_name
@@ -34,8 +34,6 @@ class RunFlags:
 
     run_dir: Path | None = None
     """Directory to make for the run; by default runs/RULE-ENV."""
-    eval_episodes: int = FINAL_EPISODES
-    """Episodes of the final evaluation, each seed; 0 for none."""
     config: Path | None = None
     """A config.toml to start from; words and flags go on top of it."""
     trust_environment: bool = False
@@ -72,7 +70,8 @@ def train(arguments: TrainArguments) -> None:
     run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
     with reporting_failure(run_dir), arguments.output.view(console) as view:
         run = driver.start(config, environment, run_dir=run_dir, notify=partial(print_line, console), view=view)
-    finish(run_dir, run.policies, config, environment, flags.eval_episodes, arguments.output)
+    announce_end(run, console)
+    finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
 def directory_name(config: RunConfig) -> str:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from klimb.collect.whole_episodes import MAX_STEPS, EpisodeStep, OnEpisodes, whole_episodes
-from klimb.environments.registry import make
+from klimb.collect.whole_episodes import MAX_STEPS, EpisodeStep, OnEpisodes, WholeEpisodes
+from klimb.environments.registry import Environment, make
 
 
 class Evaluation(NamedTuple):
@@ -40,23 +40,34 @@ def evaluate(
     Raises ValueError for fewer than one episode, PolicyFileError when the policy does not fit the environment's
     observations, and EnvironmentFault when an episode has not ended after `max_steps`, or the environment fails.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes = {episodes}; an evaluation needs at least 1")
-    reward, ended = whole_episodes(
-        policy,
-        make(env),
-        _outcome,
-        episodes=episodes,
-        seed=seed,
-        deterministic=deterministic,
-        max_steps=max_steps,
-        on_episodes=on_episodes,
-    )
-    last = np.flatnonzero(ended)
-    lengths = np.diff(last, prepend=-1)
-    returns = np.add.reduceat(reward.astype(np.float64), last - lengths + 1)
-    error = float(np.std(returns, ddof=1) / np.sqrt(episodes)) if episodes > 1 else float("nan")
-    return Evaluation(returns, lengths, float(np.mean(returns)), error)
+    evaluator = Evaluator(make(env), episodes=episodes, deterministic=deterministic, max_steps=max_steps)
+    return evaluator(policy, seed, on_episodes)
+
+
+class Evaluator:
+    """Evaluates policies as `evaluate` does; programs are compiled once for all policies of one structure.
+
+    environment: where. episodes, deterministic, max_steps, errors: as for `evaluate`.
+    """
+
+    def __init__(
+        self, environment: Environment, *, episodes: int, deterministic: bool, max_steps: int = MAX_STEPS
+    ) -> None:
+        if episodes < 1:
+            raise ValueError(f"episodes = {episodes}; an evaluation needs at least 1")
+        self._run = WholeEpisodes(
+            environment, _outcome, episodes=episodes, deterministic=deterministic, max_steps=max_steps
+        )
+
+    def __call__(self, policy: PyTree, seed: int, on_episodes: OnEpisodes | None = None) -> Evaluation:
+        """The evaluation of one policy. policy, seed, on_episodes: as for `evaluate`."""
+        reward, ended = self._run(policy, seed, on_episodes)
+        last = np.flatnonzero(ended)
+        lengths = np.diff(last, prepend=-1)
+        returns = np.add.reduceat(reward.astype(np.float64), last - lengths + 1)
+        count = len(returns)
+        error = float(np.std(returns, ddof=1) / np.sqrt(count)) if count > 1 else float("nan")
+        return Evaluation(returns, lengths, float(np.mean(returns)), error)
 
 
 def _outcome(step: EpisodeStep) -> tuple:

@@ -57,23 +57,114 @@ def whole_episodes(
 ) -> tuple[np.ndarray, ...]:
     """The rows of `episodes` whole episodes, one episode after the other: the columns that are kept, `[R, ...]` each.
 
-    policy: a callable pytree that fits the environment. keep: from a step to the columns wanted of it.
-    seed: of the environments and of the policy's draws; a host environment's copies get the numbers of
-    `numpy.random.SeedSequence(seed)` as seeds. deterministic: the mode at every step, instead of samples.
-    max_steps: steps after which an episode is taken for one that never ends. on_episodes: sees them end.
+    policy, seed, on_episodes: as for a call of `WholeEpisodes`; the others: as for `WholeEpisodes` itself.
 
-    Raises EnvironmentFault when an episode never ends, or the environment fails.
+    Raises PolicyFileError when the policy does not fit the environment, and EnvironmentFault when an episode never
+    ends, or the environment fails.
     """
-    require_fit(policy, environment)
-    ended = _Ended(episodes, on_episodes)
-    if isinstance(environment, CompiledEnvironment):
-        return _compiled(policy, environment, keep, episodes, seed, deterministic, max_steps, ended)
-    share = _shares(episodes, min(episodes, MAX_HOST_COPIES))
-    vector = environment.vector(len(share))
-    try:
-        return _host(policy, vector, environment, keep, share, seed, deterministic, max_steps, ended)
-    finally:
-        vector.close()
+    run = WholeEpisodes(environment, keep, episodes=episodes, deterministic=deterministic, max_steps=max_steps)
+    return run(policy, seed, on_episodes)
+
+
+class WholeEpisodes:
+    """Runs whole episodes under one policy after the other; programs are compiled once for policies of one structure.
+
+    environment: where they run, in copies of their own. keep: from a step to the columns wanted of it.
+    episodes: of each call. deterministic: the mode at every step, instead of samples.
+    max_steps: steps after which an episode is taken for one that never ends.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        keep: Keep,
+        *,
+        episodes: int,
+        deterministic: bool,
+        max_steps: int = MAX_STEPS,
+    ) -> None:
+        self._environment, self._keep = environment, keep
+        self._episodes, self._max_steps = episodes, max_steps
+        if isinstance(environment, CompiledEnvironment):
+            self._start, self._advance = _compiled(environment, keep, episodes, deterministic)
+        else:
+            self._act = eqx.filter_jit(lambda key, policy, obs: _act(key, policy, obs, deterministic))
+
+    def __call__(self, policy: PyTree, seed: int, on_episodes: OnEpisodes | None = None) -> tuple[np.ndarray, ...]:
+        """The rows of all episodes, one episode after the other: the columns that are kept, `[R, ...]` each.
+
+        policy: a callable pytree that fits the environment. seed: of the environments and of the policy's draws; a
+        host environment's copies get the numbers of `numpy.random.SeedSequence(seed)` as seeds.
+        on_episodes: sees them end.
+
+        Raises PolicyFileError when the policy does not fit the environment, and EnvironmentFault when an episode never
+        ends, or the environment fails.
+        """
+        environment = self._environment
+        require_fit(policy, environment)
+        ended = _Ended(self._episodes, on_episodes)
+        if isinstance(environment, CompiledEnvironment):
+            return self._side_by_side(policy, seed, ended)
+        share = _shares(self._episodes, min(self._episodes, MAX_HOST_COPIES))
+        # New copies every time: nothing that an environment keeps from one episode to the next can count.
+        vector = environment.vector(len(share))
+        try:
+            return self._shared_out(policy, vector, environment, share, seed, ended)
+        finally:
+            vector.close()
+
+    def _side_by_side(self, policy: PyTree, seed: int, ended: _Ended) -> tuple[np.ndarray, ...]:
+        """All episodes of a compiled environment, each in a copy of its own, until the last of them has ended."""
+        carry, chunks = self._start(jax.random.key(seed)), []
+        while (running := int(carry[-1].sum())) > 0:
+            ended.tell(self._episodes - running)
+            carry, rows = self._advance(policy, carry)
+            chunks.append([np.asarray(column) for column in rows])
+            steps = len(chunks) * STEPS_PER_CALL
+            if steps > self._max_steps and sum(chunk[-1].sum(0) for chunk in chunks).max() > self._max_steps:
+                raise endless(self._environment.id, self._max_steps)
+        ended.tell(self._episodes)
+        *columns, alive = (np.concatenate(column) for column in zip(*chunks, strict=True))
+        if alive.sum(0).max() > self._max_steps:
+            raise endless(self._environment.id, self._max_steps)
+        # One episode after the other.
+        order = np.argwhere(alive.T)
+        return tuple(column[order[:, 1], order[:, 0]] for column in columns)
+
+    def _shared_out(
+        self,
+        policy: PyTree,
+        vector: HostVector,
+        environment: HostEnvironment,
+        share: np.ndarray,
+        seed: int,
+        ended: _Ended,
+    ) -> tuple[np.ndarray, ...]:
+        """Each copy of a host environment runs its share of the episodes, so that short ones don't count more often."""
+        running: list[list[tuple]] = [[] for _ in share]
+        finished: list[tuple] = []
+        key, obs = jax.random.key(seed), vector.reset(np.random.SeedSequence(seed).generate_state(len(share)))
+        while share.any():
+            key, key_act = jax.random.split(key)
+            action, log_prob = (np.asarray(x) for x in self._act(key_act, policy, obs))
+            step = vector.step(environment.actions.clip(action))
+            row = EpisodeStep(obs, action, log_prob, step.reward, step.terminated, step.truncated, step.next_obs)
+            columns = self._keep(row)
+            for copy in np.flatnonzero(step.valid):
+                # Copied: the environment may write its next observations into the same memory.
+                running[copy].append(tuple(np.array(column[copy]) for column in columns))
+            for copy in np.flatnonzero(step.terminated | step.truncated):
+                if share[copy] > 0:
+                    finished += running[copy]
+                    share[copy] -= 1
+                running[copy] = []
+            ended.tell(ended.total - int(share.sum()))
+            # Copies that have run their share go on, and count no more.
+            remaining = zip(running, share, strict=True)
+            if any(len(rows) > self._max_steps for rows, left in remaining if left > 0):
+                raise endless(environment.id, self._max_steps)
+            obs = step.obs
+        return tuple(np.stack(column) for column in zip(*finished, strict=True))
 
 
 class _Ended:
@@ -119,16 +210,9 @@ def _act(key: PRNGKeyArray, policy: PyTree, obs: Array, deterministic: bool) -> 
 
 
 def _compiled(
-    policy: PyTree,
-    environment: CompiledEnvironment,
-    keep: Keep,
-    episodes: int,
-    seed: int,
-    deterministic: bool,
-    max_steps: int,
-    ended: _Ended,
-) -> tuple[np.ndarray, ...]:
-    """All episodes side by side, each in a copy of its own, until the last of them has ended."""
+    environment: CompiledEnvironment, keep: Keep, episodes: int, deterministic: bool
+) -> tuple[Callable[[PRNGKeyArray], tuple], Callable[[PyTree, tuple], tuple[tuple, tuple]]]:
+    """Two programs: the start of all episodes from a key, and `STEPS_PER_CALL` steps of them under a policy."""
     actions = environment.actions
 
     @eqx.filter_jit
@@ -148,64 +232,13 @@ def _compiled(
 
     @jax.jit
     @full_precision
-    def start() -> tuple:
-        key, key_reset = jax.random.split(jax.random.key(seed))
+    def start(key: PRNGKeyArray) -> tuple:
+        key, key_reset = jax.random.split(key)
         with traced(environment.id):
             state, obs = jax.vmap(environment.reset)(jax.random.split(key_reset, episodes))
         return key, state, obs, jnp.ones(episodes, bool)
 
-    carry, chunks = start(), []
-    while (running := int(carry[-1].sum())) > 0:
-        ended.tell(episodes - running)
-        carry, rows = advance(policy, carry)
-        chunks.append([np.asarray(column) for column in rows])
-        if len(chunks) * STEPS_PER_CALL > max_steps and sum(chunk[-1].sum(0) for chunk in chunks).max() > max_steps:
-            raise endless(environment.id, max_steps)
-    ended.tell(episodes)
-    *columns, alive = (np.concatenate(column) for column in zip(*chunks, strict=True))
-    if alive.sum(0).max() > max_steps:
-        raise endless(environment.id, max_steps)
-    # One episode after the other.
-    order = np.argwhere(alive.T)
-    return tuple(column[order[:, 1], order[:, 0]] for column in columns)
-
-
-def _host(
-    policy: PyTree,
-    vector: HostVector,
-    environment: HostEnvironment,
-    keep: Keep,
-    share: np.ndarray,
-    seed: int,
-    deterministic: bool,
-    max_steps: int,
-    ended: _Ended,
-) -> tuple[np.ndarray, ...]:
-    """Each copy runs its own share of the episodes, so that short ones are not counted more often."""
-    act = eqx.filter_jit(lambda key, policy, obs: _act(key, policy, obs, deterministic))
-    running: list[list[tuple]] = [[] for _ in share]
-    finished: list[tuple] = []
-    key, obs = jax.random.key(seed), vector.reset(np.random.SeedSequence(seed).generate_state(len(share)))
-    while share.any():
-        key, key_act = jax.random.split(key)
-        action, log_prob = (np.asarray(x) for x in act(key_act, policy, obs))
-        step = vector.step(environment.actions.clip(action))
-        row = EpisodeStep(obs, action, log_prob, step.reward, step.terminated, step.truncated, step.next_obs)
-        columns = keep(row)
-        for copy in np.flatnonzero(step.valid):
-            # Copied: the environment may write its next observations into the same memory.
-            running[copy].append(tuple(np.array(column[copy]) for column in columns))
-        for copy in np.flatnonzero(step.terminated | step.truncated):
-            if share[copy] > 0:
-                finished += running[copy]
-                share[copy] -= 1
-            running[copy] = []
-        ended.tell(ended.total - int(share.sum()))
-        # Copies that have run their share go on, and count no more.
-        if any(len(rows) > max_steps for rows, remaining in zip(running, share, strict=True) if remaining > 0):
-            raise endless(environment.id, max_steps)
-        obs = step.obs
-    return tuple(np.stack(column) for column in zip(*finished, strict=True))
+    return start, advance
 
 
 def endless(name: str, steps: int) -> EnvironmentFault:

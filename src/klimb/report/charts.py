@@ -8,7 +8,15 @@ import numpy as np
 
 from klimb.report.averages import bucket_mean
 from klimb.report.data import STANDARD_ERRORS, RunData, SeedReturns, Spec
-from klimb.report.lines import json_number, json_numbers, line_chart, line_with_spread, mean_line, metric_chart
+from klimb.report.lines import (
+    json_number,
+    json_numbers,
+    line_chart,
+    line_with_error,
+    line_with_spread,
+    mean_line,
+    metric_chart,
+)
 
 MAX_SEED_LINES = 40
 MAX_STRIPS = 16
@@ -51,6 +59,26 @@ def return_chart(run: RunData) -> Spec:
     if run.evaluation is not None and math.isfinite(run.evaluation.mean):
         levels = [{"value": json_number(run.evaluation.mean), "label": "final evaluation"}]
     return line_chart("Episode return", about, layers, wide=True, height=320, connect=True, levels=levels)
+
+
+def evaluation_curve(run: RunData) -> list[Spec]:
+    """Returns of the evaluations during the training, deterministic and sampled; none when there were none."""
+    if not run.has("eval_return"):
+        return []
+    options = run.config["options"]
+    about = (
+        f"Mean return of {options['eval_episodes']:,} whole episodes in environments that are not trained in, about "
+        f"every {options['eval_every']:,} environment steps: with the most likely action at every step, and with "
+        "sampled actions."
+    )
+    layers = []
+    if run.has("eval_sampled_return"):
+        layers += line_with_error(run, "eval_sampled_return", "eval_sampled_return_se", "sampled actions", 2)
+    layers += line_with_error(run, "eval_return", "eval_return_se", "deterministic actions", width=2.25)
+    until = options.get("until_return")
+    levels = [] if until is None else [{"value": json_number(until), "label": "until_return"}]
+    title = "Evaluations during the training"
+    return [line_chart(title, about, layers, wide=True, height=260, connect=True, levels=levels)]
 
 
 def evaluation_chart(run: RunData) -> list[Spec]:
@@ -104,6 +132,8 @@ _ELSEWHERE = {
     *("predicted_improvement", "realised_improvement", "sampled_improvement_bound", "step_excess"),
     *("episode_return", "entropy", "explained_variance", "value_loss", "steps_per_second", "wall_time"),
     *("log_likelihood", "held_out_log_likelihood", "env_faults"),
+    *("eval_return", "eval_return_min", "eval_return_max", "eval_length"),
+    *("eval_sampled_return", "eval_sampled_return_min", "eval_sampled_return_max", "eval_sampled_length"),
 }
 
 

@@ -18,6 +18,7 @@ from klimb.report.averages import Column
 from klimb.report.statistics import interquartile_mean
 from klimb.rules import UnknownRule
 from klimb.runs.config import RunConfig
+from klimb.runs.ending import Ending, read_ending
 from klimb.runs.files import require_regular
 from klimb.runs.metrics import METRICS, read_metrics
 from klimb.runs.provenance import Provenance, read_provenance
@@ -27,7 +28,7 @@ Spec = dict[str, Any]
 
 STANDARD_ERRORS = (
     *("predicted_improvement_se", "realised_improvement_se"),
-    *("kl_old_new_se", "kl_new_old_se", "tv_se"),
+    *("kl_old_new_se", "kl_new_old_se", "tv_se", "eval_return_se", "eval_sampled_return_se"),
 )
 """Metrics without a line of their own: they are the standard errors of others."""
 
@@ -78,7 +79,7 @@ class RunData:
     """A run as columns of n iterations, with one value per seed or one for all. NaN where a number does not exist.
 
     traits: of the rule. provenance: what it was trained with and on, oldest first. edges: the first row of each bucket
-    that lines are averaged over, and n at the end.
+    that lines are averaged over, and n at the end. ending: what ended the training; None where that is not known.
     """
 
     name: str
@@ -91,6 +92,7 @@ class RunData:
     evaluation: Evaluation | None
     provenance: list[Provenance]
     edges: Int[np.ndarray, " edges"]
+    ending: Ending | None = None
 
     @property
     def rule_title(self) -> str:
@@ -146,8 +148,8 @@ class RunData:
 def read_run(run_dir: Path) -> RunData:
     """Everything that the report needs from a run's directory.
 
-    Raises RunError when the directory holds no record or a damaged evaluation or provenance, ConfigError for a wrong
-    config.toml.
+    Raises RunError when the directory holds no record or a damaged evaluation, provenance or ending, ConfigError for a
+    wrong config.toml.
     """
     run_config = RunConfig.read(run_dir / "config.toml")
     config = _as_plain(run_config)
@@ -173,6 +175,7 @@ def read_run(run_dir: Path) -> RunData:
         evaluation=_read_evaluation(run_dir / "evaluation.json"),
         provenance=read_provenance(run_dir),
         edges=np.linspace(0, len(records), points + 1).astype(np.int64),
+        ending=read_ending(run_dir),
     )
 
 

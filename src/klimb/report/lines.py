@@ -54,6 +54,20 @@ def line_with_spread(run: RunData, values: Column, label: str, color: int = 1, *
     return [line]
 
 
+def line_with_error(run: RunData, name: str, error: str, label: str, color: int = 1, **style: Any) -> list[Spec]:
+    """A metric's line with bands: over seeds, or for one seed its standard error on both sides.
+
+    run: whose metric. name: of the metric. error: name of its standard error. label, color, style: as for
+    `line_with_spread`.
+    """
+    values = run.columns[name]
+    if values.shape[1] > 1 or not run.has(error):
+        return line_with_spread(run, values, label, color, **style)
+    errors = run.columns[error]
+    low, high = (bucket_mean(values + sign * errors, run.edges)[:, 0] for sign in (-1, 1))
+    return [_band("± standard error", color, low, high, 0.18), mean_line(run, values, label, color, **style)]
+
+
 def mean_line(run: RunData, values: Column, label: str, color: int, **style: Any) -> Spec:
     """A line: the interquartile mean over seeds, of means over buckets of iterations.
 

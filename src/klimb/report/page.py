@@ -16,7 +16,14 @@ import numpy as np
 from klimb.errors import RunError, one_line
 from klimb.report.averages import bucket_mean
 from klimb.report.certificate_charts import certificate_charts
-from klimb.report.charts import evaluation_chart, health_charts, likelihood_chart, own_charts, return_chart
+from klimb.report.charts import (
+    evaluation_chart,
+    evaluation_curve,
+    health_charts,
+    likelihood_chart,
+    own_charts,
+    return_chart,
+)
 from klimb.report.configuration import configuration_html
 from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
 from klimb.report.provenance import provenance_html
@@ -95,8 +102,12 @@ def _sections(run: RunData) -> list[Spec]:
     return [
         {
             "title": "Learning",
-            "lead": _how_averaged(run),
-            "charts": [likelihood_chart(run) if run.offline else return_chart(run), *evaluation_chart(run)],
+            "lead": f"{_how_ended(run)} {_how_averaged(run)}",
+            "charts": [
+                likelihood_chart(run) if run.offline else return_chart(run),
+                *evaluation_curve(run),
+                *evaluation_chart(run),
+            ],
         },
         {
             "title": "Step certificate",
@@ -113,6 +124,13 @@ def _sections(run: RunData) -> list[Spec]:
             "charts": own_charts(run),
         },
     ]
+
+
+def _how_ended(run: RunData) -> str:
+    """What ended the training, if it would have gone on."""
+    if run.ending is None or not run.ending.early:
+        return ""
+    return f"The training ended early, after iteration {run.ending.iteration:,}: {run.ending.message}."
 
 
 def _how_averaged(run: RunData) -> str:
@@ -173,6 +191,7 @@ def _headline(run: RunData) -> list[tuple[str, str, str]]:
         tiles.append(
             ("Last mean return", format_number(returns[ended[-1]]), f"{average}iteration {run.iteration[ended[-1]]:,}")
         )
+    tiles += _best_evaluation(run)
     per_seed = "per seed, " if run.num_seeds > 1 else ""
     iterations = f"{per_seed}{count:,} iteration{'' if count == 1 else 's'}"
     if run.offline:
@@ -196,6 +215,20 @@ def _headline(run: RunData) -> list[tuple[str, str, str]]:
     share = f"{rejected / steps:.1%} of {steps:,}" if rejected else f"of {steps:,}"
     tiles.append(("Rejected steps", f"{rejected:,}", share))
     return tiles
+
+
+def _best_evaluation(run: RunData) -> list[tuple[str, str, str]]:
+    """The tile of the best evaluation during the training, by the mean over seeds, as `best/` is chosen."""
+    if not run.has("eval_return"):
+        return []
+    means = np.mean(run.columns["eval_return"], axis=1)
+    if not np.isfinite(means).any():
+        return []
+    row = int(np.nanargmax(means))
+    seeds = f"mean of {run.num_seeds} seeds, " if run.num_seeds > 1 else ""
+    error = run.columns["eval_return_se"][row, 0] if run.num_seeds == 1 and run.has("eval_return_se") else np.nan
+    detail = f"{seeds}deterministic, at {si(run.env_steps[row])} steps"
+    return [("Best evaluation", with_error(means[row], error), detail)]
 
 
 def _evaluation_detail(evaluation: Evaluation) -> str:

@@ -30,7 +30,10 @@ from klimb.runs.files import require_regular
 # A configuration may be a stranger's: no size in it may ask for more than a large machine has.
 Part = TypeVar("Part")
 
-_RENAMED = {("dual-descent", "enough"): "max_overshoot"}
+_RENAMED = {
+    ("dual-descent", "enough"): "max_overshoot",
+    ("behaviour-cloning", "patience"): "holdout_patience",
+}
 """(rule, field) in files of klimb 0.1.0, and what the field is called since."""
 
 MAX_ROWS = 2**31
@@ -67,6 +70,30 @@ class Starting:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Evaluating:
+    """Evaluations of the policy in environments of their own: they change nothing of the training."""
+
+    eval_every: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Environment steps, per seed, between evaluations during the training; 0 for none. `best/` is chosen by them."""
+    eval_episodes: Annotated[int, Field(ge=0, le=2**20)] = 100
+    """Episodes of each evaluation, per seed: during the training, and after it; 0 for none after it."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class EarlyStopping:
+    """What ends a training before `env_steps`. All seeds have to agree.
+
+    The return that counts is the mean of the deterministic evaluation with `eval_every`; without it the mean of the
+    last 100 training episodes.
+    """
+
+    until_return: float | None = None
+    """Stop once this return is reached: in an evaluation (--eval-every), else by the last 100 training episodes."""
+    patience: Iterations | None = None
+    """Stop after this many evaluations (--eval-every), else iterations, in a row without a higher return."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class Logging:
     """What is recorded, checked and saved while training, and on how many cores it runs."""
 
@@ -85,7 +112,9 @@ class Logging:
 
 
 @dataclass(frozen=True, config=STRICT)
-class TrainOptions(Logging, CriticFit, Starting, NetworkOptions, Estimator, Collection, Budget):
+class TrainOptions(
+    Logging, EarlyStopping, Evaluating, CriticFit, Starting, NetworkOptions, Estimator, Collection, Budget
+):
     """Everything about a training except the environment and the rule: the options of all rooms, side by side.
 
     Each option stands in the room that reads it; the command line, `klimb.train` and config.toml know them by their
@@ -133,6 +162,7 @@ class RunConfig:
         if len(self.env) > MAX_NAME:
             raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
         check_sizes(options)
+        self._check_evaluations()
         if ADVANTAGES[options.advantage].whole_episodes and options.batch != "episodes":
             raise ConfigError(
                 f"advantage = {options.advantage} compares step t of several episodes: it needs batch = episodes"
@@ -158,6 +188,21 @@ class RunConfig:
                 require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+
+    def _check_evaluations(self) -> None:
+        options = self.options
+        if options.eval_every > 0 and options.eval_episodes == 0:
+            raise ConfigError(
+                f"eval_every = {options.eval_every} evaluates during the training, and eval_episodes = 0: choose "
+                "eval_episodes = 1 or more"
+            )
+        needing = {"eval_every": options.eval_every > 0, "until_return": options.until_return is not None}
+        for name, given in (needing | {"patience": options.patience is not None}).items():
+            if given and is_offline(self.rule):
+                raise ConfigError(
+                    f"{name} = {shown(getattr(options, name))}, but {rule_name(self.rule)} learns from demonstrations "
+                    f"alone, without environment steps or returns: leave {name} out"
+                )
 
     def check_demonstrations(self) -> None:
         """ConfigError when a rule that learns from demonstrations has none, or another one has some."""

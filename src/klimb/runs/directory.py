@@ -15,6 +15,7 @@ from klimb.errors import RunError, one_line
 from klimb.runs import faults_log
 from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
 from klimb.runs.config import RunConfig
+from klimb.runs.ending import ENDED, Ending, read_ending, write_ending
 from klimb.runs.files import flush_directory, write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
@@ -108,23 +109,45 @@ class RunDirectory:
         """Write records and policies, then the checkpoint, so that a checkpoint never lacks the records before it.
 
         checkpoint: to write. policies: one per seed. score: mean return of the episodes that ended since the last
-        checkpoint, None where unknown; the best-scoring checkpoint is kept in `best/` too.
+        checkpoint, None where unknown or where evaluations choose the best; the best-scoring one is in `best/` too.
         Raises OSError when something can't be written, and RunError when the directory has been removed.
         """
         if not (self.path / "config.toml").exists():
             raise RunError(f"the run directory {self.path} has been removed during the training")
         if self._log is not None:
             self._log.flush()
-        self._save_policies(policies, self.path)
-        best = self.best_score()
-        if score is not None and (best is None or score > best):
-            folder = self.path / BEST
-            folder.mkdir(exist_ok=True)
-            self._save_policies(policies, folder)
-            write_checkpoint(folder / "checkpoint.safetensors", checkpoint)
-            # Written last: if the process is killed before this line, the score stays lower and all is written again.
-            write_text(folder / "score.json", json.dumps({"iteration": checkpoint.iteration, "score": score}) + "\n")
+        self._save_policies(policies, self.path, checkpoint.iteration)
+        if score is not None and self.is_better(score):
+            self._write_best(checkpoint, policies, score)
         save_checkpoint(self.path / "checkpoints", checkpoint, keep=self.config.options.keep_checkpoints)
+
+    def save_best(self, checkpoint: Checkpoint, policies: list[PyTree], *, score: float) -> None:
+        """Write the records, then policies and checkpoint into `best/`. Raises OSError when that fails.
+
+        checkpoint: that was evaluated. policies: one per seed. score: what they are worth.
+        """
+        if self._log is not None:
+            self._log.flush()
+        self._write_best(checkpoint, policies, score)
+
+    def is_better(self, score: float) -> bool:
+        """Whether a score is higher than that of `best/`."""
+        best = self.best_score()
+        return best is None or score > best
+
+    def _write_best(self, checkpoint: Checkpoint, policies: list[PyTree], score: float) -> None:
+        folder = self.path / BEST
+        folder.mkdir(exist_ok=True)
+        self._save_policies(policies, folder, checkpoint.iteration)
+        write_checkpoint(folder / "checkpoint.safetensors", checkpoint)
+        content = {"iteration": checkpoint.iteration, "score": score, "by": self._chosen_by}
+        # Written last: if the process is killed before this line, the score stays lower and all is written again.
+        write_text(folder / "score.json", json.dumps(content) + "\n")
+
+    @property
+    def _chosen_by(self) -> str:
+        """What scores are: returns of evaluations, or of training episodes."""
+        return "evaluation" if self.config.options.eval_every > 0 else "training"
 
     def load(self, template: TrainState) -> Checkpoint:
         """The newest usable checkpoint. RunError when there is none.
@@ -136,10 +159,15 @@ class RunDirectory:
         )
 
     def best_score(self) -> float | None:
-        """The score of the checkpoint in `best/`: the highest mean return between two checkpoints. None for none."""
+        """The score of the checkpoint in `best/`, where it is comparable to those of the run; else None.
+
+        It is the highest mean return of an evaluation with `eval_every`, else the highest between two checkpoints.
+        """
         try:
-            return float(json.loads((self.path / BEST / "score.json").read_text(encoding="utf-8"))["score"])
-        except (OSError, ValueError, KeyError, TypeError):
+            content = json.loads((self.path / BEST / "score.json").read_text(encoding="utf-8"))
+            # Runs of klimb 0.1 have no evaluations, and do not say so.
+            return float(content["score"]) if content.get("by", "training") == self._chosen_by else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def start_log(self, *, keep_until: int | None = None) -> None:
@@ -190,6 +218,27 @@ class RunDirectory:
         except OSError as error:
             raise RunError(f"cannot write the evaluation into {self.path}: {error.strerror}") from None
 
+    def write_ending(self, ending: Ending) -> None:
+        """Record what ended the training. Where that can't be written a warning is logged.
+
+        ending: what it was.
+        """
+        try:
+            write_ending(self.path, ending)
+        except OSError as error:
+            logger.warning("cannot write %s into %s (%s)", ENDED, self.path, error.strerror)
+
+    def remove_ending(self) -> None:
+        """The training goes on: it has not ended. RunError when the file can't be removed."""
+        try:
+            (self.path / ENDED).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot remove {self.path / ENDED}: {error.strerror}") from None
+
+    def ending(self) -> Ending | None:
+        """What ended the training; None while it goes on, and when it was killed. RunError when damaged."""
+        return read_ending(self.path)
+
     def provenance(self) -> list[Provenance]:
         """What the run was trained with and on, oldest first; empty for runs of klimb 0.1. RunError when damaged."""
         return read_provenance(self.path)
@@ -208,6 +257,18 @@ class RunDirectory:
             write_provenance(self.path, [*before, entry])
         except OSError as error:
             logger.warning("cannot write the provenance into %s (%s): it is left as it was", self.path, error.strerror)
+
+    @property
+    def writer(self) -> str | None:
+        """The process that writes the run now, in words; None where none does, or it is not known."""
+        return RunLock.holder(self.path)
+
+    def env_steps_at(self, iteration: int) -> int | None:
+        """Environment steps, per seed, until an iteration; None where the metrics do not say."""
+        try:
+            return next(record["env_steps"] for record in self.history() if record["iteration"] == iteration)
+        except (OSError, StopIteration, KeyError):
+            return None
 
     def close(self) -> None:
         """Close the metrics and release the lock."""
@@ -234,13 +295,14 @@ class RunDirectory:
         save_policy(policy, self.demonstrator)
         write_text(self.demonstrator / "cloning.json", json.dumps(figures, indent=2) + "\n")
 
-    def _save_policies(self, policies: list[PyTree], folder: Path) -> None:
+    def _save_policies(self, policies: list[PyTree], folder: Path, iteration: int) -> None:
         options = self.config.options
         # Temporary files of a process that was killed while writing.
         for temporary in folder.glob(".policy*.part"):
             temporary.unlink(missing_ok=True)
         for k, policy in enumerate(policies):
-            save_policy(policy, folder, name=policy_name(options.seed + k if options.num_seeds > 1 else None))
+            name = policy_name(options.seed + k if options.num_seeds > 1 else None)
+            save_policy(policy, folder, name=name, iteration=iteration)
 
 
 def unused_directory(parent: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from klimb.errors import RunError
+from klimb.errors import RunError, one_line
 
 try:
     import fcntl
@@ -47,6 +47,22 @@ class RunLock:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         self._file = file
+
+    @classmethod
+    def holder(cls, directory: Path) -> str | None:
+        """The process that holds the lock of a run directory, in words; None where none does, or it is not known."""
+        path = directory / ".lock"
+        try:
+            with path.open("r", encoding="utf-8") as file:
+                name = one_line(file.read(200), 200).strip()
+                if not name or fcntl is None:  # released, or never locked
+                    return None
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return name
+        except (OSError, ValueError):
+            return None
+        return None
 
     def release(self) -> None:
         """Release the lock. Does nothing when it was released before."""

@@ -129,6 +129,31 @@ METRICS: dict[str, Metric] = {
     "value_loss": Metric(
         "Value loss", "mean squared error of the critic in the last epoch of its fit, in variances of the targets"
     ),
+    "eval_return": Metric(
+        "Evaluation return",
+        "mean undiscounted return of the evaluation's episodes under the deterministic policy, which takes the mode; "
+        "with --eval-every, in the iterations after which the policy was evaluated",
+    ),
+    "eval_return_se": Metric("Evaluation return, error", "standard error of the mean over episodes"),
+    "eval_return_min": Metric("Evaluation return, lowest", "return of the worst episode of the evaluation"),
+    "eval_return_max": Metric("Evaluation return, highest", "return of the best episode of the evaluation"),
+    "eval_length": Metric("Evaluation length", "mean number of steps of the evaluation's episodes"),
+    "eval_sampled_return": Metric(
+        "Evaluation return, sampled",
+        "mean undiscounted return of as many other episodes of the evaluation, with sampled actions",
+    ),
+    "eval_sampled_return_se": Metric(
+        "Evaluation return, sampled, error", "standard error of the mean over episodes, with sampled actions"
+    ),
+    "eval_sampled_return_min": Metric(
+        "Evaluation return, sampled, lowest", "return of the worst episode with sampled actions"
+    ),
+    "eval_sampled_return_max": Metric(
+        "Evaluation return, sampled, highest", "return of the best episode with sampled actions"
+    ),
+    "eval_sampled_length": Metric(
+        "Evaluation length, sampled", "mean number of steps of the evaluation's episodes with sampled actions"
+    ),
 }
 """The metrics common to all rules. A rule's own metrics are in its `Traits`."""
 
@@ -160,6 +185,15 @@ def to_records(metrics: dict[str, np.ndarray], *, wall_time: list[float], steps_
         head = list(record)[:4]
         records.append({name: record[name] for name in [*head, *sorted(record.keys() - set(head))]})
     return records
+
+
+def per_seed(values: Sequence[float]) -> Any:
+    """The values of a metric as they stand in a record: one number for one seed, a list for several.
+
+    values: one per seed; those that are not finite become None.
+    """
+    numbers = [float(value) if math.isfinite(value) else None for value in values]
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _plain(name: str, value: Any) -> Any:

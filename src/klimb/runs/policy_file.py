@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ import jax
 from jaxtyping import PyTree
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError, safe_open
 
 from klimb._version import __version__
 from klimb.errors import PolicyFileError, one_line, shown
@@ -136,11 +138,12 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
     }
 
 
-def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy") -> Path:
+def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy", iteration: int | None = None) -> Path:
     """Write `<name>.safetensors` and `<name>.json` into a directory; returns the directory.
 
     policy: of klimb's own network, or any pytree; that one is saved by its arrays alone, and is read back with
     `load_policy(directory, like=policy)`. directory: made where it does not exist. name: of both files.
+    iteration: of the training, that the policy is after; None where it is not known.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,8 @@ def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy") 
         description = describe(policy)
     else:
         description = {"format": "klimb-policy-arrays", "version": FORMAT_VERSION, "class": type(policy).__name__}
-    save_arrays(directory / f"{name}.safetensors", eqx.filter(policy, eqx.is_array), {"format": "klimb-policy"})
+    metadata = {"format": "klimb-policy"} | ({} if iteration is None else {"iteration": str(iteration)})
+    save_arrays(directory / f"{name}.safetensors", eqx.filter(policy, eqx.is_array), metadata)
     write_text(directory / f"{name}.json", json.dumps(description, indent=2) + "\n")
     return directory
 
@@ -176,6 +180,20 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | Non
     except ValueError as error:
         raise PolicyFileError(f"{one_line(arrays)} can't be used: {one_line(error)}") from None
     return eqx.combine(loaded, static)
+
+
+def policy_iteration(path: str | Path, *, seed: int | None = None) -> int | None:
+    """The iteration of the training that the policy in a file is after; None where the file does not say.
+
+    path, seed: as for `load_policy`.
+    """
+    directory, name = _locate(Path(path), seed)
+    try:
+        with safe_open(directory / f"{name}.safetensors", framework="numpy") as file:
+            text = (file.metadata() or {}).get("iteration", "")
+    except (SafetensorError, OSError):
+        return None
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def _is_described(policy: PyTree) -> bool:

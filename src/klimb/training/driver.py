@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import signal as signals
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,18 @@ from jaxtyping import PyTree
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
-from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed
+from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed, one_line
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline, traits_of
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
+from klimb.runs.ending import Ending, Reason
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
 from klimb.training.demonstrator import Demonstrator, clone
 from klimb.training.networks import Networks
+from klimb.training.ongoing_run import Callback, OngoingRun
 from klimb.training.pace import CallSize, Clock
 from klimb.training.program import Program
 from klimb.training.progress.choice import view_of
@@ -31,21 +36,26 @@ from klimb.training.progress.view import SILENT, View, Views, log_lines
 from klimb.training.rejections import Rejections
 from klimb.training.run_writer import Run, RunWriter
 from klimb.training.stop_signals import StopSignals
+from klimb.training.supervision import Supervision
 from klimb.training.surroundings import observe
 from klimb.types import Status, TrainState
 
-OnRecords = Callable[[list[Record]], None]
 Notify = Callable[[str], None]
 
 logger = logging.getLogger("klimb")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a training; the checkpoint has been saved. `signal` is the number received."""
+    """Ctrl-C or SIGTERM during a training, after its newest iteration.
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    signal: the number received. runs: the run as it was then (of a sweep, every run), written or not:
+    `error.runs[0].policy` is its policy. Where there is a run directory a checkpoint has been saved, from which
+    `klimb.resume` goes on.
+    """
+
+    def __init__(self, message: str, signal_number: int, runs: list[Run]) -> None:
         super().__init__(message)
-        self.signal = signal_number
+        self.signal, self.runs = signal_number, runs
 
 
 class NotSaved(RunError):
@@ -64,7 +74,7 @@ def train(
     critic: Any = None,
     demonstrations: Demonstrations | str | Path | None = None,
     run_dir: str | Path | None = None,
-    on_records: OnRecords | None = None,
+    callback: Callback | None = None,
     progress: bool | View = False,
     **options: Any,
 ) -> Run:
@@ -78,7 +88,8 @@ def train(
         function that makes one: (observations, key) -> critic. None for a fresh network.
     demonstrations: recorded episodes (`klimb.record`), or where they are, for the rules that learn from them.
     run_dir: a directory to make and write the run into; None keeps the run in memory.
-    on_records: called with the new records (one an iteration) after every call to the device.
+    callback: called with a `klimb.OngoingRun` after every call to the device, which makes one iteration or several: it
+        has the new records and the policy, and can stop the training.
     progress: whether to show the training: as a panel in a terminal or a notebook, elsewhere as lines on standard
         error. In any case the logger "klimb" gets them, at the level INFO.
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
@@ -87,7 +98,7 @@ def train(
     Raises ConfigError for an option that is unknown or out of range, EnvironmentNotFound or UnsupportedSpace
     for an environment that klimb can't train in, PolicyFileError for an `init_from` and DemonstrationError for
     demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and
-    SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`.
+    SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`, which has the policy.
     """
     for field, given in (("policy", policy), ("critic", critic)):
         if isinstance(given, str):
@@ -104,7 +115,7 @@ def train(
             critic=None if isinstance(critic, str) else critic,
             demonstrations=demonstrations if isinstance(demonstrations, Demonstrations) else None,
             run_dir=run_dir,
-            on_records=on_records,
+            callbacks=() if callback is None else (callback,),
             view=view,
         )
 
@@ -117,7 +128,7 @@ def start(
     critic: Any = None,
     demonstrations: Demonstrations | None = None,
     run_dir: str | Path | None = None,
-    on_records: OnRecords | None = None,
+    callbacks: Sequence[Callback] = (),
     notify: Notify = logger.info,
     view: View = SILENT,
 ) -> Run:
@@ -125,8 +136,9 @@ def start(
 
     config: of the run. environment: the one that it names.
     policy, critic, demonstrations: objects that the configuration can't name, as `train` takes them.
-    run_dir, on_records, errors: as for `train`. notify: called with lines about the start, for people.
-    view: that shows the training; the caller enters and leaves it.
+    run_dir, errors: as for `train`. callbacks: each called as the `callback` of `train`, in order.
+    notify: called with lines about the start, for people. view: that shows the training; the caller enters and leaves
+    it.
     """
     policy = policy_for(environment, config) if policy is None else policy
     found = demonstrations_for(environment, config, demonstrations)
@@ -136,7 +148,7 @@ def start(
     state = program.initial_state()
     provenance = None if run_dir is None else observe("start", environment)
     writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator, provenance=provenance)
-    (run,) = drive(program, state, [writer], on_records, iteration=0, wall_time=0.0, view=view)
+    (run,) = drive(program, state, [writer], callbacks, iteration=0, wall_time=0.0, view=view)
     return run
 
 
@@ -148,7 +160,7 @@ def resume(
     policy: PyTree | None = None,
     critic: Any = None,
     demonstrations: Demonstrations | None = None,
-    on_records: OnRecords | None = None,
+    callback: Callback | None = None,
     progress: bool | View = False,
     trust_environment: bool = False,
 ) -> Run:
@@ -160,7 +172,7 @@ def resume(
     run_dir: the run.
     env, rule, policy, critic, demonstrations: needed only for a run that was started from Python with objects that a
         configuration file can't name.
-    on_records: called with the new records (one an iteration) after every call to the device.
+    callback: as for `train`.
     progress: whether to show the training, as for `train`.
     trust_environment: import the modules that the configuration names for its environment, rule, policy or critic.
 
@@ -183,12 +195,13 @@ def resume(
         program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator)
         state, iteration, wall_time, host_states = directory.load(program.state_template())
         directory.start_log(keep_until=iteration)
+        directory.remove_ending()
         directory.add_provenance(observe("resume", environment, iteration=iteration))
         (run,) = drive(
             program,
             program.place(state),
             [RunWriter(config, slice(None), directory)],
-            on_records,
+            () if callback is None else (callback,),
             iteration=iteration,
             wall_time=wall_time,
             host_states=host_states,
@@ -288,7 +301,7 @@ def drive(
     program: Program,
     state: TrainState,
     writers: list[RunWriter],
-    on_records: OnRecords | None,
+    callbacks: Sequence[Callback],
     *,
     iteration: int,
     wall_time: float,
@@ -297,20 +310,24 @@ def drive(
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end.
 
-    program, state: what is advanced, and from where. writers: where records and checkpoints go. on_records: called
-    with new records. iteration, wall_time: that the state is after. host_states: where host environments stood, or
-    None. view: that shows the training. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as
-    `train` raises them.
+    program, state: what is advanced, and from where. writers: where records and checkpoints go. callbacks: called after
+    every call to the device, in order. iteration, wall_time: that the state is after. host_states: where host
+    environments stood, or None. view: that shows the training. Returns a result for each writer; NotSaved,
+    TrainingFailed and Interrupted as `train` raises them.
     """
     clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
+    supervision = Supervision(program, [(writer.config, writer.part) for writer in writers])
     view, finished = Views(log_lines(logger), view), False
     try:
         view.begin(program.config, iteration, _directories(writers))
-        rejections.restore([record for writer in writers for record in writer.load_history(iteration)])
+        histories = [writer.load_history(iteration) for writer in writers]
+        rejections.restore([record for history in histories for record in history])
+        supervision.restore(histories)
         with _faults_written(writers, iteration):
             program.start(iteration=iteration, host_states=host_states)
-        state, iteration = _advance(program, state, writers, on_records, iteration, clock, rejections, view)
-        finished = True
+        training = _Training(program, state, writers, callbacks, iteration, clock, rejections, supervision, view)
+        training.run()
+        state, iteration, finished = training.state, training.iteration, True
         runs = [writer.result(program, state) for writer in writers]
         lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
         if lacking:
@@ -325,61 +342,130 @@ def drive(
             view.end(finished=finished)
 
 
-def _advance(
-    program: Program,
-    state: TrainState,
-    writers: list[RunWriter],
-    on_records: OnRecords | None,
-    iteration: int,
-    clock: Clock,
-    rejections: Rejections,
-    view: View,
-) -> tuple[TrainState, int]:
-    """The last state and its iteration. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
-    options = program.config.options
-    size = CallSize(1 if options.check_finite else program.max_iterations_per_call)
-    if program.certain_iterations(state, iteration) > 0:
-        view.doing("compiling")
-    with StopSignals() as stop:
-        while (certain := program.certain_iterations(state, iteration)) > 0:
-            until_checkpoint = options.checkpoint_every - iteration % options.checkpoint_every
-            count = min(size.iterations, certain, until_checkpoint, rejections.remaining)
-            before = int(np.asarray(state.env_steps).sum(dtype=np.int64))
-            try:
-                with _faults_written(writers, iteration):
-                    state, metrics = program.advance(state, count)
-            except EnvironmentFault as fault:
-                # Nothing has been learned of the rollout: the state is still that of the last iteration.
-                _save(writers, program, state, iteration, clock.now, due=False)
-                raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(writers)}") from fault
-            faults = program.take_faults()
-            times, seconds = clock.lap(count)
-            size.adapt(count, seconds)
-            iteration += count
-            for writer in writers:
-                writer.add_faults(faults, iteration, options.num_envs)
-            speed = program.rows_used(metrics, before) / seconds
-            records = [writer.append(metrics, times, speed) for writer in writers]
-            together = to_records(metrics, wall_time=times, steps_per_second=speed) if len(writers) > 1 else records[0]
-            view.update(together)
-            if on_records is not None:
-                on_records(together)
-            rejections.count(metrics["status"])
-            finished = program.certain_iterations(state, iteration) == 0
-            stops = not finished and (stop.received is not None or rejections.limit_reached)
-            due = finished or iteration % options.checkpoint_every == 0
-            if due or stops:
-                _save(writers, program, state, iteration, clock.now, due=due)
-                if saved := _directories(writers, iteration):
-                    view.saved(iteration, saved)
-            if options.check_finite and (metrics["status"] == Status.NONFINITE).any():
-                _save(writers, program, state, iteration, clock.now, due=due)
-                raise TrainingFailed(_first_nan(program, metrics, iteration) + _saved(writers))
-            if stops and rejections.limit_reached:
-                raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(writers)}")
-            if stops and stop.received is not None:
-                raise Interrupted(f"stopped after iteration {iteration}{_saved(writers)}", stop.received)
-    return state, iteration
+@dataclass
+class _Training:
+    """A training under way: what is advanced, where it stands, and where records and checkpoints go."""
+
+    program: Program
+    state: TrainState
+    writers: list[RunWriter]
+    callbacks: Sequence[Callback]
+    iteration: int
+    clock: Clock
+    rejections: Rejections
+    supervision: Supervision
+    view: View
+    stopped: bool = False
+
+    def run(self) -> None:
+        """To the end. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
+        options = self.program.config.options
+        size = CallSize(1 if options.check_finite else self.program.max_iterations_per_call)
+        if not self._finished:
+            self.view.doing("compiling")
+        with StopSignals() as stop:
+            while not (self._finished or self.stopped):
+                metrics = self._call(size)
+                self.rejections.count(metrics["status"])
+                self._conclude(metrics, stop)
+        self._end(self._reasons)
+
+    @property
+    def _finished(self) -> bool:
+        over = self.program.certain_iterations(self.state, self.iteration) == 0
+        return over or self.supervision.ended
+
+    @property
+    def _reasons(self) -> list[tuple[Reason, str]]:
+        """Why it has ended, of every run."""
+        if self.supervision.ended:
+            return [(one.reason, one.message) for one in self.supervision.stoppings if one.reason is not None]
+        offline = is_offline(self.program.config.rule)
+        complete = "the passes over the demonstrations are done" if offline else "all environment steps were made"
+        reason: tuple[Reason, str] = ("callback", "a callback stopped the training")
+        return [("complete", complete) if self._finished else reason for _ in self.writers]
+
+    def _call(self, size: CallSize) -> dict[str, np.ndarray]:
+        """Make some iterations and record them, evaluate if that is due, and tell the callbacks; the metrics."""
+        # A copy: the state is given up, and its buffers are used again.
+        before = np.array(self.state.env_steps)
+        try:
+            with _faults_written(self.writers, self.iteration):
+                self.state, metrics = self.supervision.advance(self.state, self._iterations(size, before))
+        except EnvironmentFault as fault:
+            # Nothing has been learned of the rollout: the state is still that of the last iteration.
+            _save(self.writers, self.program, self.state, self.iteration, self.clock.now, due=False)
+            raise self._failure(str(fault)) from fault
+        faults = self.program.take_faults()
+        count = len(metrics["iteration"])
+        times, seconds = self.clock.lap(count)
+        size.adapt(count, seconds)
+        self.iteration += count
+        evaluations = self.supervision.evaluate(self.state, before, self.iteration, self.view.episodes)
+        if any(evaluations):
+            self.clock.pass_over()
+        speed = self.program.rows_used(metrics, int(before.sum(dtype=np.int64))) / seconds
+        records = []
+        for writer, evaluation in zip(self.writers, evaluations, strict=True):
+            writer.add_faults(faults, self.iteration, self.program.config.options.num_envs)
+            records.append(writer.append(metrics, times, speed, evaluation))
+            writer.save_best(self.program, self.state, evaluation, iteration=self.iteration, wall_time=self.clock.now)
+        several = len(self.writers) > 1
+        self._tell(to_records(metrics, wall_time=times, steps_per_second=speed) if several else records[0])
+        return metrics
+
+    def _iterations(self, size: CallSize, env_steps: np.ndarray) -> int:
+        """How many iterations the next call makes: not past the next checkpoint or evaluation, or a reason to stop."""
+        every = self.program.config.options.checkpoint_every
+        certain = self.program.certain_iterations(self.state, self.iteration)
+        to_checkpoint = every - self.iteration % every
+        limit = min(size.iterations, certain, to_checkpoint, self.rejections.remaining)
+        return self.supervision.certain(env_steps, limit)
+
+    def _tell(self, records: list[Record]) -> None:
+        """Show new records, and call the callbacks with them."""
+        self.view.update(records)
+        if not self.callbacks:
+            return
+        parents = {path.parent if len(self.writers) > 1 else path for path in _directories(self.writers)}
+        run = OngoingRun(records, next(iter(parents), None), partial(self.program.policies, self.state))
+        for callback in self.callbacks:
+            callback(run)
+        run.release()
+        self.stopped = run.stopped
+
+    def _conclude(self, metrics: dict[str, np.ndarray], stop: StopSignals) -> None:
+        """Save what is due after a call, and stop if something is a reason to."""
+        options, finished = self.program.config.options, self._finished
+        fails, signal = self.rejections.limit_reached, stop.received
+        stops = not finished and (self.stopped or signal is not None or fails)
+        due = finished or self.iteration % options.checkpoint_every == 0
+        broken = options.check_finite and bool((metrics["status"] == Status.NONFINITE).any())
+        if due or stops or broken:
+            _save(self.writers, self.program, self.state, self.iteration, self.clock.now, due=due)
+            if saved := _directories(self.writers, self.iteration):
+                self.view.saved(self.iteration, saved)
+        if broken:
+            raise self._failure(_first_nan(self.program, metrics, self.iteration), located=True)
+        if stops and fails:
+            raise self._failure(self.rejections.message)
+        if stops and signal is not None:
+            name = signals.Signals(signal).name
+            self._end([("interrupted", f"{name} stopped the training")] * len(self.writers))
+            runs = [writer.result(self.program, self.state) for writer in self.writers]
+            message = f"stopped after iteration {self.iteration}{_saved(self.writers, held=True)}"
+            raise Interrupted(message, signal, runs)
+
+    def _failure(self, cause: str, *, located: bool = False) -> TrainingFailed:
+        """The error of a training that can't go on. located: whether the cause says in which iteration it was."""
+        self._end([("failed", cause)] * len(self.writers))
+        start = "" if located else f"stopped after iteration {self.iteration}: "
+        return TrainingFailed(f"{start}{cause}{_saved(self.writers)}")
+
+    def _end(self, reasons: list[tuple[Reason, str]]) -> None:
+        for writer, (reason, message) in zip(self.writers, reasons, strict=True):
+            env_steps = round(float(np.asarray(self.state.env_steps)[writer.part].mean()))
+            writer.end(Ending(reason, self.iteration, env_steps, one_line(message, 4000)))
 
 
 @contextlib.contextmanager
@@ -423,9 +509,15 @@ def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int)
     return f"iteration {iteration}: {program.source.first_nan(copy)}"
 
 
-def _saved(writers: list[RunWriter]) -> str:
-    """How to go on, for a message."""
+def _directories(writers: list[RunWriter]) -> list[Path]:
+    return [writer.directory.path for writer in writers if writer.directory is not None]
+
+
+def _saved(writers: list[RunWriter], *, held: bool = False) -> str:
+    """How to go on, for a message. held: whether the error has the runs."""
     directories = [writer.directory for writer in writers if writer.directory is not None]
+    if not directories and held:
+        return "; there is no run directory to resume from, but the policy is here: error.runs[0].policy"
     if not directories:
         return "; nothing was saved (no run directory)"
     if any(writer.directory is not None and writer.saved_at is None for writer in writers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from klimb.errors import ConfigError
 from klimb.policies.distributions import Distribution
 from klimb.policies.networks import Critic, NetworkOptions, NetworkPolicy, as_critic
 from klimb.runs.config import RunConfig
-from klimb.runs.policy_file import load_policy
+from klimb.runs.policy_file import load_policy, policy_iteration
+
+TRIES = 20
+SECONDS_BETWEEN_TRIES = 0.1
+"""How often the policies of several seeds are read again while a training writes them, one file after the other."""
 
 logger = logging.getLogger("klimb")
 
@@ -105,6 +110,25 @@ class Networks:
                 f"the policy {name} answers an observation with {type(answer).__name__}, and has to with a "
                 "klimb.Distribution, such as klimb.Categorical or klimb.DiagGaussian"
             )
+
+
+def load_policies_of_one_iteration(
+    directory: Path, config: RunConfig, environment: Environment
+) -> tuple[list[PyTree], int | None]:
+    """The policies of all seeds of a run that may be written meanwhile, and the iteration that all of them are after.
+
+    directory, config, environment: as for `load_policies`. The iteration is None where the files do not say.
+    """
+    options = config.options
+    seeds = [None] if options.num_seeds == 1 else [options.seed + k for k in range(options.num_seeds)]
+    for _ in range(TRIES):
+        before = {policy_iteration(directory, seed=seed) for seed in seeds}
+        policies = load_policies(directory, config, environment)
+        after = {policy_iteration(directory, seed=seed) for seed in seeds}
+        if len(before | after) == 1:
+            return policies, before.pop()
+        time.sleep(SECONDS_BETWEEN_TRIES)
+    return policies, None
 
 
 def load_policies(directory: Path, config: RunConfig, environment: Environment) -> list[PyTree]:

@@ -24,6 +24,11 @@ class Clock:
         self._last, self.now = current, start + seconds
         return [start + seconds * (i + 1) / iterations for i in range(iterations)], seconds
 
+    def pass_over(self) -> None:
+        """Count the time since the last lap as wall time of the training, and not as part of the next call."""
+        current = time.perf_counter()
+        self.now, self._last = self.now + current - self._last, current
+
 
 class CallSize:
     """`iterations` for the next call: as many as take `SECONDS_PER_CALL`, so that progress is shown often.

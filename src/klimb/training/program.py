@@ -101,6 +101,16 @@ class Program:
         self._results = jax.jit(jax.vmap(self._result))
 
     @property
+    def environment(self) -> Environment:
+        """Where it trains."""
+        return self._environment
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seed of every copy."""
+        return self._copies.seeds
+
+    @property
     def num_copies(self) -> int:
         """Copies that are trained together: seeds times values."""
         return self._copies.count

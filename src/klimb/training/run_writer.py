@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from klimb.errors import EnvironmentFault
 from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
+from klimb.runs.ending import Ending
 from klimb.runs.faults_log import FaultsLog
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.provenance import Provenance
@@ -41,6 +43,8 @@ class Run:
     directory: Path | None
     records: list[Record] | None = field(default=None, repr=False)
     """The records of a run that was not written."""
+    ended: Ending | None = None
+    """What ended the training; None of a run that an error holds."""
 
     @property
     def policy(self) -> Any:
@@ -63,13 +67,13 @@ class RunWriter:
     """
 
     def __init__(self, config: RunConfig, part: slice, directory: RunDirectory | None) -> None:
-        self.config, self.directory = config, directory
-        self._part = part
+        self.config, self.directory, self.part = config, directory, part
         self._records: list[Record] = []
         self._score = RecentScore()
         self._faults: FaultsLog | None = None
         self.saved_at: int | None = None
         """The iteration of the last checkpoint; None while there is none, or when it could not be written."""
+        self.ended: Ending | None = None
 
     @classmethod
     def create(
@@ -99,14 +103,17 @@ class RunWriter:
             writer.saved_at = 0
         return writer
 
-    def append(self, metrics: dict[str, np.ndarray], times: list[float], speed: float) -> list[Record]:
+    def append(
+        self, metrics: dict[str, np.ndarray], times: list[float], speed: float, evaluation: Record
+    ) -> list[Record]:
         """Write the metrics of a call; returns their records.
 
         metrics: `[iterations, copies]` each. times: seconds of training at the end of each iteration. speed:
-        environment steps per second.
+        environment steps per second. evaluation: what an evaluation after the last of them adds to its record.
         """
-        own = {name: values[:, self._part] for name, values in metrics.items()}
+        own = {name: values[:, self.part] for name, values in metrics.items()}
         records = to_records(own, wall_time=times, steps_per_second=speed)
+        records[-1] |= evaluation
         self._score.take_in(own)
         if self.directory is None:
             self._records.extend(records)
@@ -176,15 +183,11 @@ class RunWriter:
         """
         if self.directory is None:
             return
-        own = (
-            None
-            if host_states is None
-            else jax.tree.map(lambda rows: rows[self._part], host_states, is_leaf=lambda rows: isinstance(rows, list))
-        )
-        checkpoint = Checkpoint(self._own(program, state), iteration, wall_time, own)
+        checkpoint = self._checkpoint(program, state, host_states, iteration, wall_time)
         try:
             score = self._score.draw() if due else None
-            self.directory.save(checkpoint, policies[self._part], score=score)
+            by_evaluation = self.config.options.eval_every > 0
+            self.directory.save(checkpoint, policies[self.part], score=None if by_evaluation else score)
             self.saved_at = iteration
         except OSError as error:
             self.saved_at = None
@@ -195,6 +198,36 @@ class RunWriter:
                 iteration,
                 error.strerror,
             )
+
+    def save_best(
+        self, program: Program, state: TrainState, evaluation: Record, *, iteration: int, wall_time: float
+    ) -> None:
+        """Write the policies into `best/`, with a checkpoint, if their evaluation is the best so far.
+
+        program, state: of all copies. evaluation: as for `append`. iteration, wall_time: as for `save`.
+        Logs a warning when it can't be written.
+        """
+        # Exactly, and None where a seed's evaluation has failed.
+        returns = np.atleast_1d(np.array(evaluation.get("eval_return"), float))
+        score = math.fsum(returns) / len(returns) if np.isfinite(returns).all() else None
+        if self.directory is None or score is None or not self.directory.is_better(score):
+            return
+        checkpoint = self._checkpoint(program, state, program.host_states(), iteration, wall_time)
+        try:
+            self.directory.save_best(checkpoint, program.policies(state)[self.part], score=score)
+        except OSError as error:
+            logger.warning(
+                "%s: the best policy, of iteration %d, can't be written (%s); the training continues",
+                self.directory.path,
+                iteration,
+                error.strerror,
+            )
+
+    def end(self, ending: Ending) -> None:
+        """Record what ended the training."""
+        self.ended = ending
+        if self.directory is not None:
+            self.directory.write_ending(ending)
 
     def unwritten(self, iteration: int) -> str | None:
         """A message about what could not be written of a run that ends at an iteration; None if all was.
@@ -216,8 +249,8 @@ class RunWriter:
         program, state: of all copies, after the last iteration.
         """
         path = None if self.directory is None else self.directory.path
-        policies = program.policies(state)[self._part]
-        return Run(policies, self.config, self._own(program, state), path, self._records)
+        policies = program.policies(state)[self.part]
+        return Run(policies, self.config, self._own(program, state), path, self._records, self.ended)
 
     def close(self) -> None:
         """Close the files and release the lock."""
@@ -227,4 +260,19 @@ class RunWriter:
     def _own(self, program: Program, state: TrainState) -> TrainState:
         """The state of this run's copies."""
         copies = range(program.num_copies)
-        return state if copies[self._part] == copies else jax.tree.map(lambda x: x[self._part], state)
+        return state if copies[self.part] == copies else jax.tree.map(lambda x: x[self.part], state)
+
+    def _checkpoint(
+        self,
+        program: Program,
+        state: TrainState,
+        host_states: dict[str, Any] | None,
+        iteration: int,
+        wall_time: float,
+    ) -> Checkpoint:
+        """The checkpoint of this run's copies."""
+        if host_states is not None:
+            host_states = jax.tree.map(
+                lambda rows: rows[self.part], host_states, is_leaf=lambda rows: isinstance(rows, list)
+            )
+        return Checkpoint(self._own(program, state), iteration, wall_time, host_states)

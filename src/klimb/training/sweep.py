@@ -17,7 +17,8 @@ from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
 from klimb.rules import rule_name
 from klimb.runs.config import RunConfig, TrainOptions
-from klimb.training.driver import Notify, OnRecords, demonstrations_for, demonstrator_for, drive, policy_for
+from klimb.training.driver import Notify, demonstrations_for, demonstrator_for, drive, policy_for
+from klimb.training.ongoing_run import Callback
 from klimb.training.program import Program
 from klimb.training.progress.choice import view_of
 from klimb.training.progress.view import SILENT, View
@@ -33,7 +34,7 @@ def sweep(
     over: Mapping[str, Sequence[float]],
     *,
     run_dir: str | Path | None = None,
-    on_records: OnRecords | None = None,
+    callback: Callback | None = None,
     progress: bool | View = False,
     **options: Any,
 ) -> list[Run]:
@@ -43,8 +44,8 @@ def sweep(
     over: the values of each field, e.g. `{"max_kl": [0.003, 0.01, 0.03]}`. The fields are numbers that the rule only
     calculates with; those that decide what it does (counts, switches, choices) need runs of their own.
     run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
-    options, on_records, progress, errors: as for `train`; records hold a value for every seed of every combination, in
-    order.
+    options, callback, progress, errors: as for `train`; records and policies of a `klimb.OngoingRun` are those of every
+    seed of every combination, in order, and its directory is that of the sweep.
 
     Gives one `Run` a combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
     reported and compared by itself; its numbers are those of that run trained alone, up to rounding.
@@ -53,8 +54,9 @@ def sweep(
     range or given twice; RunError when `run_dir` exists.
     """
     config = RunConfig(recorded_name(env), rule, build(TrainOptions, options))
+    callbacks = () if callback is None else (callback,)
     with view_of(progress) as view:
-        return start_sweep(config, make(env), over, run_dir=run_dir, on_records=on_records, view=view)
+        return start_sweep(config, make(env), over, run_dir=run_dir, callbacks=callbacks, view=view)
 
 
 def start_sweep(
@@ -63,13 +65,14 @@ def start_sweep(
     over: Mapping[str, Sequence[float]],
     *,
     run_dir: str | Path | None = None,
-    on_records: OnRecords | None = None,
+    callbacks: Sequence[Callback] = (),
     notify: Notify = logger.info,
     view: View = SILENT,
 ) -> list[Run]:
     """A sweep by a configuration and the environment that it names.
 
-    config: of every run but for the fields that are varied. over, run_dir, on_records, errors: as for `sweep`.
+    config: of every run but for the fields that are varied. over, run_dir, errors: as for `sweep`.
+    callbacks: each called as the `callback` of `sweep`, in order.
     notify: called with lines about the start, for people. view: as for `start`.
     """
     rules = _combinations(config.rule, over)
@@ -106,7 +109,7 @@ def start_sweep(
         for writer in writers:
             writer.close()
         raise
-    return drive(program, state, writers, on_records, iteration=0, wall_time=0.0, view=view)
+    return drive(program, state, writers, callbacks, iteration=0, wall_time=0.0, view=view)
 
 
 def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:

@@ -113,7 +113,7 @@ def test_what_is_held_out_is_not_learned(policy):
 def test_only_gains_on_the_held_out_episodes_are_kept_and_patience_ends_it(policy):
     """Few demonstrations, a big table to overfit: held-out likelihood rises, then falls; the best is returned."""
     batch = demonstrated(policy, [4] * 10, seed=4)
-    rule = BehaviourCloning(learning_rate=0.3, holdout=0.3, patience=5, minibatch_size=40)
+    rule = BehaviourCloning(learning_rate=0.3, holdout=0.3, holdout_patience=5, minibatch_size=40)
     best, state, infos = train(rule, policy, batch, 200)
     held = [float(info.extra["held_out_log_likelihood"]) for info in infos]
     assert rule.finished(state)

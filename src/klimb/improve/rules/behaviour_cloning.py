@@ -37,8 +37,8 @@ class BehaviourCloning:
 
     The full log-likelihood for every kind of distribution (for a Gaussian with fixed σ that is the squared error). An
     epoch that raises the likelihood of the held-out episodes is accepted. Else the best policy so far is returned and
-    training continues, until `patience` epochs in a row have not raised it. Advantages and behaviour log-probs are not
-    used.
+    training continues, until `holdout_patience` epochs in a row have not raised it. Advantages and behaviour log-probs
+    are not used.
     """
 
     learning_rate: Positive = 1e-3
@@ -49,7 +49,7 @@ class BehaviourCloning:
     """Maximum number of passes over the demonstrations."""
     holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """Fraction of the episodes (of the rows, if there is one episode) held out; 0 accepts every epoch."""
-    patience: Count = 10
+    holdout_patience: Count = 10
     """Epochs without a higher held-out likelihood after which training ends."""
     max_grad_norm: Positive | None = None
     """Maximum global norm of the gradient; none does not clip."""
@@ -82,7 +82,7 @@ class BehaviourCloning:
 
         state: after the last step, with a leading axis of seeds or without.
         """
-        return state.waited >= self.patience
+        return state.waited >= self.holdout_patience
 
     def step(
         self, key: PRNGKeyArray, policy: PyTree, state: CloningState, batch: Batch
