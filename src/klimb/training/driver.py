@@ -509,10 +509,6 @@ def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int)
     return f"iteration {iteration}: {program.source.first_nan(copy)}"
 
 
-def _directories(writers: list[RunWriter]) -> list[Path]:
-    return [writer.directory.path for writer in writers if writer.directory is not None]
-
-
 def _saved(writers: list[RunWriter], *, held: bool = False) -> str:
     """How to go on, for a message. held: whether the error has the runs."""
     directories = [writer.directory for writer in writers if writer.directory is not None]

@@ -129,7 +129,7 @@ class RunWriter:
         copies = range(self.config.options.num_seeds)
         for fault in faults:
             copy, number = divmod(fault.copy, num_envs)
-            k = copy - (self._part.start or 0)
+            k = copy - (self.part.start or 0)
             if k in copies:
                 seed = f" of seed {self.config.options.seed + k}" if len(copies) > 1 else ""
                 what = f"iteration {iteration}, environment {number}{seed}: {fault.cause}; it is restarted"
