@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from klimb.policies.policy import Policy
 from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
@@ -32,7 +33,7 @@ class Run:
     directory: of the run, or None if it was not written.
     """
 
-    policies: list[Any]
+    policies: list[Policy]
     config: RunConfig
     state: TrainState
     directory: Path | None
@@ -40,7 +41,7 @@ class Run:
     """The records of a run that was not written."""
 
     @property
-    def policy(self) -> Any:
+    def policy(self) -> Policy:
         """The policy of the (first) seed."""
         return self.policies[0]
 
