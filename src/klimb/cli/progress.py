@@ -124,7 +124,15 @@ class Progress:
         body.add_row(ProgressBar(total=1.0, completed=self._done(record), complete_style="cyan"))
         seeds = self._config.options.num_seeds
         suffix = f" · {seeds} seeds" if seeds > 1 else ""
-        return Panel(body, title=f"{rule_title(self._config.rule)} on {self._config.env}{suffix}", title_align="left")
+        # The terminal echoes Ctrl-C as ^C behind the panel. Without room for it the line would wrap, and what is drawn
+        # again would begin one line too low: the old upper border would stay.
+        width = self._console.width - len("^C^C")
+        return Panel(
+            body,
+            width=width,
+            title=f"{rule_title(self._config.rule)} on {self._config.env}{suffix}",
+            title_align="left",
+        )
 
 
 def _short(value: float | None) -> str:

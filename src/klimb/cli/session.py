@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,9 @@ def finish(
     ):
         console.print(f"{name:<12} {path}", highlight=False, markup=False, soft_wrap=True)
     flag = " --trust-environment" if config.names_modules else ""
-    console.print(f"again        klimb evaluate {run_dir}{flag}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"again        klimb evaluate {shlex.quote(str(run_dir))}{flag}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def evaluate_run(

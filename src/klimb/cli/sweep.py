@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,9 @@ def sweep(arguments: SweepArguments) -> None:
             "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
         )
         console.print(f"{run.directory.name:<24} {outcome}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"compare      klimb compare {parent}/*", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"compare      klimb compare {shlex.quote(str(parent))}/*", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 COMMAND = Command(

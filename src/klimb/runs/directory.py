@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import uuid
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxtyping import PyTree
 from klimb.errors import RunError, one_line
 from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
 from klimb.runs.config import RunConfig
-from klimb.runs.files import flush_directory, write_text
+from klimb.runs.files import as_path, flush_directory, write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
 from klimb.runs.policy_file import policy_name, save_policy
@@ -56,8 +57,7 @@ class RunDirectory:
         Raises RunError when `path` exists (no run is ever overwritten) or can't be written.
         """
         path = Path(path)
-        if path.exists():
-            raise RunError(f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {path}")
+        require_unused(path)
         # Renamed once it can be resumed: a process killed before that leaves no incomplete run behind.
         directory = cls(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"), config)
         try:
@@ -83,7 +83,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
         """The existing run at `path`. RunError when it is not a run directory, ConfigError for a wrong config.toml."""
-        path = Path(path)
+        path = as_path(path)
         try:
             exists, is_run = path.exists(), (path / "config.toml").is_file()
         except (OSError, ValueError) as error:
@@ -238,6 +238,17 @@ class RunDirectory:
             temporary.unlink(missing_ok=True)
         for k, policy in enumerate(policies):
             save_policy(policy, folder, name=policy_name(options.seed + k if options.num_seeds > 1 else None))
+
+
+def require_unused(path: Path) -> None:
+    """RunError when there is something of this name: a run is written into a directory of its own.
+
+    path: of a new run.
+    """
+    if path.exists():
+        raise RunError(
+            f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {shlex.quote(str(path))}"
+        )
 
 
 def unused_directory(parent: Path, name: str) -> Path:
