@@ -8,7 +8,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.whole_episodes import MAX_STEPS, EpisodeStep, whole_episodes
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import make
+from klimb.errors import ConfigError, WrongObject
+from klimb.policies.policy import Policy, policy_of
 
 
 class Evaluation(NamedTuple):
@@ -31,17 +35,21 @@ def evaluate(
 ) -> Evaluation:
     """Run `episodes` whole episodes: the distribution's mode at every step, or samples.
 
-    policy: a callable pytree. env: a name (see `klimb.make`) or an environment. episodes: how many, at least 1.
+    policy: a callable pytree, or a `klimb.Run` of one seed. env: a name (see `klimb.make`) or an environment.
+    episodes: how many, at least 1.
     seed: of the environments and of the policy's draws. deterministic: take the mode instead of sampling.
     max_steps: steps after which an episode is taken for one that never ends.
 
-    Raises ValueError for fewer than one episode, PolicyFileError when the policy does not fit the environment's
-    observations, and EnvironmentFault when an episode has not ended after `max_steps`, or the environment fails.
+    Raises ConfigError for fewer than one episode, WrongObject for what is not a policy, PolicyFileError when the policy
+    does not fit the environment, and EnvironmentFault when an episode has not ended after `max_steps`, or the
+    environment fails.
     """
     if episodes < 1:
-        raise ValueError(f"episodes = {episodes}; an evaluation needs at least 1")
+        raise ConfigError(f"episodes = {episodes}; an evaluation needs at least 1")
+    if isinstance(policy, str | CompiledEnvironment | HostEnvironment) and isinstance(env, Policy):
+        raise WrongObject("the policy comes before the environment: klimb.evaluate(policy, env, episodes=…)")
     reward, ended = whole_episodes(
-        policy,
+        policy_of(policy),
         make(env),
         _outcome,
         episodes=episodes,
