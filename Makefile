@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test lint types test-slow test-faults fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-ideas bench-guided bench-demonstrations clean
+.PHONY: demo test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-ideas bench-guided bench-demonstrations clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate on 100 episodes, write the report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -28,6 +28,10 @@ test-slow: $(DEV)  ## the tests that take minutes
 
 test-faults: $(DEV)  ## every fault, and the table of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md
+
+errors: $(DEV)  ## the tables of docs/errors.md, and the types of options
+	$(BIN)/python tests/wrong_inputs.py
+	$(BIN)/python tests/typed_options.py
 
 fuzz: $(DEV)  ## every loader of files, for ten minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris

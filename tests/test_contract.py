@@ -14,7 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 import pytest
 import scipy.special
 import scipy.stats
@@ -556,8 +555,10 @@ def numbers(rule: Rule) -> list[str]:
 def test_no_number_may_be_nan_infinite_or_negative(rule_class, value):
     assert numbers(rule_class())
     for name in numbers(rule_class()):
-        with pytest.raises(pydantic.ValidationError, match=rf"(?m)^{name}$"):
+        with pytest.raises(ConfigError, match=rf"^{name} = "):
             rule_class(**{name: value})
+        with pytest.raises(ConfigError, match=rf"^{name} = "):
+            dataclasses.replace(rule_class(), **{name: value})
         with pytest.raises(ConfigError, match=rf"^{name} = "):
             build(rule_class, {name: value})
 
@@ -590,7 +591,7 @@ def test_fractions_stay_below_one():
 
 @pytest.mark.parametrize("rule_class", REGISTRY.values(), ids=REGISTRY)
 def test_unknown_fields_are_refused_by_name(rule_class):
-    with pytest.raises(pydantic.ValidationError, match="learning_rat\n"):
+    with pytest.raises(ConfigError, match=rf"^{rule_class.__name__} has no option 'learning_rat'"):
         rule_class(learning_rat=0.1)
     with pytest.raises(ConfigError, match=f"{rule_class.__name__} has no option 'colour'"):
         build(rule_class, {"colour": 1})

@@ -42,7 +42,12 @@ IN_BLOCKS = [
     for line in block.splitlines()
     if line.startswith("klimb ")
 ]
-IN_TEXT = [found for page in PAGES for found in re.findall(r"`(klimb [a-z]+ [^`]+)`", page.read_text())]
+IN_TEXT = [
+    found
+    for page in PAGES
+    if page.name != "errors.md"  # its commands are wrong: tests/cli/test_errors_page.py
+    for found in re.findall(r"`(klimb [a-z]+ [^`]+)`", page.read_text())
+]
 COMMANDS = sorted({*IN_BLOCKS, *IN_TEXT})
 PLACEHOLDERS = {"RULE": "trpo", "FIELD": "max_kl", "V...": "0.1", "K": "1"}
 """Words that stand for others; those that may be anything, such as RUN and ENV, stand for themselves."""

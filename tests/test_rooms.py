@@ -8,8 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
-    *("_version", "errors", "modules", "fields", "precision", "types", "policies", "tabular", "environments"),
-    *("collect", "estimate", "improve", "guided", "rules", "theory", "runs", "training", "report", "cli", "__main__"),
+    *("_version", "other_names", "errors", "modules", "fields", "precision", "types", "policies", "tabular"),
+    *("environments", "collect", "estimate", "improve", "guided", "rules", "theory", "runs", "training", "report"),
+    *("cli", "__main__"),
 )
 
 

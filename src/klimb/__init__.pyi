@@ -23,6 +23,7 @@ from .runs.demonstration_file import save_demonstrations as save_demonstrations
 from .report.page import write_report as write_report
 from .runs.config import RunConfig as RunConfig
 from .runs.config import TrainOptions as TrainOptions
+from .runs.typed_options import TrainOptionsDict as TrainOptionsDict
 from .environments.registry import make as make
 from .environments.adapters.gymnasium import GymnasiumEnvironment as GymnasiumEnvironment
 from .training.devices import use_all_cores as use_all_cores
@@ -116,6 +117,7 @@ from .types import UpdateInfo as UpdateInfo
 # errors
 from .errors import KlimbError as KlimbError
 from .errors import ConfigError as ConfigError
+from .errors import WrongObject as WrongObject
 from .errors import EnvironmentNotFound as EnvironmentNotFound
 from .errors import MissingExtra as MissingExtra
 from .errors import UnsupportedSpace as UnsupportedSpace

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
+
+from klimb.other_names import OTHER_NAMES, REMARKS, WITHOUT_COUNTERPART
+
+SIMILAR = 0.72
+"""Part that a wrong name has in common with a right one that it is taken for."""
 
 
 class KlimbError(Exception):
@@ -13,6 +19,10 @@ class KlimbError(Exception):
 
 class ConfigError(KlimbError, ValueError):
     """An invalid configuration: unknown names, wrong types, values out of range."""
+
+
+class WrongObject(KlimbError, TypeError):
+    """An object of another kind than the function takes: a name or a class for an instance, a run for a policy."""
 
 
 class EnvironmentNotFound(KlimbError, ValueError):
@@ -77,13 +87,41 @@ def environment_traceback(error: BaseException) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the most similar known name, or an empty string if none is similar.
+    """`; did you mean 'x'?` for the known name that a wrong one is meant for; empty if there is none.
 
-    name: the wrong name. known: the right ones. Case is ignored.
+    What another library calls one of them is recognised: `; total_timesteps is env_steps here`.
+
+    name: the wrong name. known: the right ones, which may be flags. Case, dashes, and `_` for `-` are ignored; the
+    version of an environment (`-v5`) counts only between names that are equally near without it.
     """
-    by_lower = {word.lower(): word for word in known}
-    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[match[0]]!r}?" if match else ""
+    by_word = {_word(one): one for one in known}
+    word = _word(name)
+    for other in OTHER_NAMES.get(word, ()):
+        if other in by_word:
+            remark = f", {REMARKS[word]}" if word in REMARKS else ""
+            return f"; {name} is {by_word[other]} here{remark}"
+    if word in WITHOUT_COUNTERPART:
+        return f"; {name} has no counterpart here: {WITHOUT_COUNTERPART[word]}"
+
+    def similarity(other: str) -> tuple[float, float, str]:
+        return _ratio(_unversioned(word), _unversioned(other)), _ratio(word, other), other
+
+    match = max(by_word, key=similarity, default="")
+    return f"; did you mean {by_word[match]!r}?" if match and similarity(match)[0] >= SIMILAR else ""
+
+
+def _word(name: str) -> str:
+    """A name as it is compared: of a flag, an option or an environment."""
+    return name.lower().lstrip("-").replace("-", "_")
+
+
+def _unversioned(word: str) -> str:
+    return re.sub(r"_v\d+$", "", word)
+
+
+def _ratio(a: str, b: str) -> float:
+    """The part of two words that they have in common, in order: 1 for the same word."""
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def shown(value: Any, limit: int = 80) -> str:

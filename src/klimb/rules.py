@@ -52,10 +52,9 @@ def rule_class(name: str) -> type:
     if name in RULES:
         return RULES[name]
     if modules.module_of(name) is None:
-        raise ConfigError(
-            f"there is no rule {shown(name)}{nearest(name[:MAX_NAME], RULES)}; there are {', '.join(RULES)}, or "
-            "module:Class for one of your own"
-        )
+        hint = nearest(name[:MAX_NAME], RULES)
+        listed = "see klimb list rules" if hint else f"rules: {', '.join(RULES)}; module:Class for one of your own"
+        raise ConfigError(f"there is no rule {shown(name)}{hint} ({listed})")
     found = modules.load(name, "rule")
     missing = [method for method in ("init", "step") if not callable(getattr(found, method, None))]
     if not isinstance(found, type) or missing or not hasattr(found, "__dataclass_fields__"):

@@ -323,12 +323,25 @@ assert len(jax.devices()) == 3
 def test_once_jax_has_started_the_cores_stay_as_they_are():
     run_python(
         """
+import io, logging
 import jax
 from klimb.training import devices
+said = io.StringIO()
+logging.getLogger("klimb").addHandler(logging.StreamHandler(said))
 devices.cores = lambda: 3
 assert len(jax.devices()) == 1
 devices.use_all_cores()
 assert len(jax.devices()) == 1
 assert jax.config.jax_num_cpu_devices < 1
+assert "came too late: JAX has started, with 1 of 3 cores" in said.getvalue(), said.getvalue()
 """
     )
+
+
+def test_more_cores_than_there_are_is_said(caplog):
+    """A run may come from a larger machine, so it is no error."""
+    both = devices.available()
+    assert list(devices.limited(both, None)) == list(devices.limited(both, 2)) == list(both)
+    assert not caplog.records
+    assert list(devices.limited(both, 64)) == list(both)
+    assert "cores = 64, but JAX has only 2 here, which are all used" in caplog.text

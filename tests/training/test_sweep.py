@@ -80,8 +80,9 @@ def test_a_combination_on_a_host_environment_is_what_it_would_be_alone():
 @pytest.mark.parametrize(
     ("rule", "over", "words"),
     [
-        (TRPO(), {"maxkl": [0.1]}, "no option 'maxkl'; did you mean 'max_kl'"),
-        (TRPO(), {"cg_iterations": [3.0, 4.0]}, "cg_iterations of trpo is no real number"),
+        (TRPO(), {"maxkl": [0.1]}, "can't sweep over 'maxkl': trpo has .* did you mean 'max_kl'"),
+        (TRPO(), {"cg_iterations": [3.0, 4.0]}, "can't sweep over cg_iterations, which is 10 in trpo: only numbers"),
+        (TRPO(), {"gamma": [0.9]}, r"can't sweep over 'gamma': .* \(it has max_kl, damping, cg_tolerance, "),
         (TRPO(), {"max_kl": [-1.0]}, "max_kl = -1.0: input should be greater than 0"),
         (TRPO(), {"max_kl": []}, "no values of max_kl"),
         (TRPO(), {"max_kl": [0.1, 0.2, 0.1]}, "are not all different"),

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 from klimb._version import __version__
 from klimb.cli.commands import COMMANDS, load, usage
 from klimb.errors import CheckFailed, KlimbError, TrainingFailed, environment_traceback
 from klimb.training.typed_command import running
+
+DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 128
+EXIT_STATUS = {
+    DONE: "done",
+    FAILED: "failed: a training that can't go on, or a statement of the theory that does not hold",
+    MISTAKE: "a mistake in what was typed or in a file: one line on standard error says which",
+    STOPPED + signal.SIGINT: "stopped by Ctrl-C (SIGINT), after a checkpoint where there is a run",
+    STOPPED + signal.SIGTERM: "stopped by SIGTERM, after a checkpoint where there is a run",
+}
+"""What the exit status means."""
+
+TRAINING = ("train", "sweep", "resume")
+"""Commands that are not done when nobody reads their output any more."""
 
 NOTES = """\
 `klimb COMMAND --help` says what each takes, `klimb train RULE --help` the flags of a rule too.
@@ -35,27 +50,29 @@ def main(arguments: list[str] | None = None) -> int:
 
     arguments: what is typed after `klimb`; by default that of this process.
 
-    Exit status: 0 done, 1 failed, 2 the user's mistake (one line on standard error), 128 + n stopped by signal n.
+    Returns the exit status: a key of `EXIT_STATUS`.
     """
     words = sys.argv[1:] if arguments is None else arguments
     try:
         execute(words)
+        sys.stdout.flush()
     except KlimbError as error:
         # Of an environment of the user's own that failed: where, in their code.
         print(environment_traceback(error) or "", end="", file=sys.stderr)
         print(f"klimb: {error}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingFailed) else 2
+        return FAILED if isinstance(error, TrainingFailed) else MISTAKE
     except CheckFailed as failure:
         print(f"klimb: {failure}", file=sys.stderr)
-        return 1
+        return FAILED
     except BrokenPipeError:
-        # The reader of our output went away: nothing to say, and nobody to say it to.
-        sys.stderr.close()
-        return 1
+        # The reader went away, as `head` does when it has enough. What is still in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unfinished = words[0] in TRAINING and not {"--help", "-h"} & set(words)
+        return FAILED if unfinished else DONE
     except KeyboardInterrupt as interrupt:
         print(f"\nklimb: {interrupt if interrupt.args else 'stopped'}", file=sys.stderr)
-        return 128 + getattr(interrupt, "signal", 2)
-    return 0
+        return STOPPED + getattr(interrupt, "signal", signal.SIGINT)
+    return DONE
 
 
 def execute(words: list[str]) -> None:
@@ -85,4 +102,9 @@ def overview() -> str:
     usages = {usage(name): entry.summary for name, entry in COMMANDS.items()} | {"klimb --version": "print the version"}
     width = max(map(len, usages))
     lines = [f"  {words:<{width}}  {summary}" for words, summary in usages.items()]
-    return "klimb: policy gradients that climb inside a trust region\n\nusage:\n" + "\n".join(lines) + f"\n\n{NOTES}"
+    statuses = "\n".join(f"  {number:<4} {meaning}" for number, meaning in EXIT_STATUS.items())
+    return (
+        "klimb: policy gradients that climb inside a trust region\n\nusage:\n"
+        + "\n".join(lines)
+        + f"\n\nexit status:\n{statuses}\n\n{NOTES}"
+    )

@@ -11,7 +11,9 @@ import io
 import os
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
@@ -34,6 +36,8 @@ RunWord = Annotated[Path, Positional, arg(metavar="RUN")]
 """A run directory, as a word before the flags."""
 OutputFlag = Annotated[Path | None, arg(aliases=["-o"])]
 """`--output FILE`, also `-o FILE`."""
+MAX_DIGITS = 25
+NO_BRACES = str.maketrans("", "", "{}")
 NO_MODULE = {*PREFIXES, GIVEN, "minari"}
 """What stands before a colon without being a module to import."""
 
@@ -132,8 +136,32 @@ def _one_line_errors(words: Sequence[str], arguments: type, command: str) -> Ite
 
 
 def _registry() -> ConstructorRegistry:
-    """tyro writes `None`; the configuration file, and whoever types, writes `none`."""
+    """How values are typed: `none` for None, as in the configuration file; whole numbers; sizes of layers."""
     registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def whole(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: whole_number(words[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
+    def sizes(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[int, ...]] | None:
+        if not _is_sizes(info.type):
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="INT...",
+            instance_from_str=lambda words: tuple(map(whole_number, " ".join(words).replace(",", " ").split())),
+            is_instance=lambda value: isinstance(value, tuple) and all(isinstance(size, int) for size in value),
+            str_from_instance=lambda value: [str(size) for size in value],
+        )
 
     @registry.primitive_rule
     def none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[None] | None:
@@ -149,6 +177,31 @@ def _registry() -> ConstructorRegistry:
         )
 
     return registry
+
+
+def _is_sizes(kind: Any) -> bool:
+    """Whether it is `tuple[int, ...]`, whatever is annotated to the int."""
+    if typing.get_origin(kind) is not tuple:
+        return False
+    inner, *rest = typing.get_args(kind)
+    return rest == [...] and int in (inner, *typing.get_args(inner)[:1])
+
+
+def whole_number(word: str) -> int:
+    """An integer, also written as 1e6 or 1_000_000.
+
+    word: as typed. ValueError for anything else.
+    """
+    try:
+        number = Decimal(word)
+    except InvalidOperation:
+        raise ValueError(f"{word!r} is not a whole number") from None
+    # No option is as large; and 1e999999999 would fill the memory.
+    if number.is_finite() and number.adjusted() > MAX_DIGITS:
+        raise ValueError(f"{word!r} is too large")
+    if not number.is_finite() or number != number.to_integral_value():
+        raise ValueError(f"{word!r} is not a whole number")
+    return int(number)
 
 
 def leading(words: Sequence[str]) -> list[str]:
@@ -193,14 +246,14 @@ def _message(event: events.ParseErrorEvent, words: Sequence[str], arguments: typ
         case events.InstantiationFailure(message=message, argument=argument):
             # tyro calls this while it handles the exception: what pydantic has to say is in its context.
             cause: BaseException | None = sys.exception()
-            while cause is not None and not isinstance(cause, ValidationError):
+            while cause is not None and not isinstance(cause, ValidationError | ConfigError):
                 cause = cause.__context__
-            if isinstance(cause, ValidationError):
-                return explain(cause)
+            if cause is not None:
+                return explain(cause) if isinstance(cause, ValidationError) else str(cause)
             plain = " ".join(re.sub(r"\[/?[a-z ]+\]", "", str(message)).split())
             several = re.match(r"no type matching (.+) could be instantiated from \[(.*?)\]", plain)
             if several is not None:
-                plain = f"it takes {several[1].replace('|', ' or ')}, not {several[2]}"
+                plain = f"it takes {several[1].replace('|', ' or ').translate(NO_BRACES)}, not {several[2]}"
             return f"{_shown(argument)}: {plain}" if argument is not None else plain
     return f"the arguments can't be understood (see klimb {command} --help)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from klimb.cli import compilation_cache
@@ -74,7 +75,8 @@ def record(arguments: RecordArguments) -> None:
     print(f"recorded     {demonstrations.num_episodes} episodes, {rows} steps ({kind})")
     print(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
     print(f"file         {path}")
-    print(f"clone        klimb train behaviour-cloning {flags.env or config.env} --demonstrations {output}")
+    words = ["klimb", "train", "behaviour-cloning", flags.env or config.env, "--demonstrations", str(output)]
+    print(f"clone        {shlex.join(words)}")
 
 
 COMMAND = Command("record", RecordArguments, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,7 +120,7 @@ def finish(
     ):
         print_line(console, f"{name:<12} {path}")
     flag = " --trust-environment" if config.names_modules else ""
-    print_line(console, f"again        klimb evaluate {run_dir}{flag}")
+    print_line(console, f"again        klimb evaluate {shlex.quote(str(run_dir))}{flag}")
 
 
 def evaluate_run(

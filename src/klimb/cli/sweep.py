@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -97,7 +98,7 @@ def sweep(arguments: SweepArguments) -> None:
             "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
         )
         print_line(results, f"{run.directory.name:<24} {outcome}")
-    print_line(results, f"compare      klimb compare {parent}/*")
+    print_line(results, f"compare      klimb compare {shlex.quote(str(parent))}/*")
 
 
 COMMAND = Command(

@@ -108,14 +108,20 @@ def with_rule_of(words: Sequence[str], arguments: type[T], command: str) -> type
         raise ConfigError(
             f"klimb {command} takes a rule and an environment, before any flags: {usage(command)} (see klimb list)"
         )
-    if len(named) > 1 and named[0] not in RULES and (named[1] in RULES or named[0] in BUILT_IN):
-        raise ConfigError(f"the rule comes before the environment: klimb {command} {named[1]} {named[0]}")
+    if named and named[0] not in RULES and (_is_environment(named[0]) or (named[1:2] and named[1] in RULES)):
+        rule = named[1] if len(named) > 1 else "RULE"
+        raise ConfigError(f"the rule comes before the environment: klimb {command} {rule} {named[0]}")
     cls = rule_class(named[0]) if named else None
     base = None if flags.config is None else _read(flags.config, cls, trust=flags.trust_environment)
     if base is not None and cls in (None, type(base.rule)):
         return _with_rule(arguments, base.rule, type(base.rule), base)
     assert cls is not None
     return _with_rule(arguments, None if _has_required_fields(cls) else cls(), cls, base)
+
+
+def _is_environment(word: str) -> bool:
+    """Whether a word is surely the name of an environment: a built-in one, or with a version."""
+    return word in BUILT_IN or re.search(r"-v\d+$", word) is not None
 
 
 def _read(file: Path, cls: type | None, *, trust: bool) -> RunConfig:

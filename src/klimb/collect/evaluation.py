@@ -8,7 +8,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.whole_episodes import MAX_STEPS, EpisodeStep, OnEpisodes, WholeEpisodes
+from klimb.environments.base import CompiledEnvironment
+from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment, make
+from klimb.errors import ConfigError, WrongObject
+from klimb.policies.policy import Policy, policy_of
 
 
 class Evaluation(NamedTuple):
@@ -32,16 +36,20 @@ def evaluate(
 ) -> Evaluation:
     """Run `episodes` whole episodes: the distribution's mode at every step, or samples.
 
-    policy: a callable pytree. env: a name (see `klimb.make`) or an environment. episodes: how many, at least 1.
+    policy: a callable pytree, or a `klimb.Run` of one seed. env: a name (see `klimb.make`) or an environment.
+    episodes: how many, at least 1.
     seed: of the environments and of the policy's draws. deterministic: take the mode instead of sampling.
     max_steps: steps after which an episode is taken for one that never ends.
     on_episodes: called with two numbers at the start and whenever episodes have ended: those that have, and `episodes`.
 
-    Raises ValueError for fewer than one episode, PolicyFileError when the policy does not fit the environment's
-    observations, and EnvironmentFault when an episode has not ended after `max_steps`, or the environment fails.
+    Raises ConfigError for fewer than one episode, WrongObject for what is not a policy, PolicyFileError when the policy
+    does not fit the environment, and EnvironmentFault when an episode has not ended after `max_steps`, or the
+    environment fails.
     """
+    if isinstance(policy, str | CompiledEnvironment | HostEnvironment) and isinstance(env, Policy):
+        raise WrongObject("the policy comes before the environment: klimb.evaluate(policy, env, episodes=…)")
     evaluator = Evaluator(make(env), episodes=episodes, deterministic=deterministic, max_steps=max_steps)
-    return evaluator(policy, seed, on_episodes)
+    return evaluator(policy_of(policy), seed, on_episodes)
 
 
 class Evaluator:
@@ -54,7 +62,7 @@ class Evaluator:
         self, environment: Environment, *, episodes: int, deterministic: bool, max_steps: int = MAX_STEPS
     ) -> None:
         if episodes < 1:
-            raise ValueError(f"episodes = {episodes}; an evaluation needs at least 1")
+            raise ConfigError(f"episodes = {episodes}; an evaluation needs at least 1")
         self._run = WholeEpisodes(
             environment, _outcome, episodes=episodes, deterministic=deterministic, max_steps=max_steps
         )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count
+from klimb.fields import Count, checked
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class Collection:
     """How many environments are stepped, for how long, and by whom."""
 

@@ -10,6 +10,8 @@ from jaxtyping import PyTree
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import OnEpisodes, whole_episodes
 from klimb.environments.registry import make
+from klimb.errors import ConfigError
+from klimb.policies.policy import policy_of
 
 
 def record(
@@ -23,20 +25,21 @@ def record(
 ) -> Demonstrations:
     """`episodes` whole episodes under a policy: its samples with their log-probs, or its modes without.
 
-    policy: a callable pytree. env: a name (see `klimb.make`) or an environment. episodes: how many, at least 1.
+    policy: a callable pytree, or a `klimb.Run` of one seed. env: a name (see `klimb.make`) or an environment.
+    episodes: how many, at least 1.
     seed: of the environments and of the policy's draws. deterministic: take the mode instead of sampling. A policy
     that always takes its mode has no density: the log-probs are then NaN, and the demonstrations can be cloned but
     not weighted by importance.
     on_episodes: called with two numbers at the start and whenever episodes have ended: those that have, and `episodes`.
 
-    Raises ValueError for fewer than one episode, PolicyFileError when the policy does not fit the environment,
-    EnvironmentFault when that fails or an episode never ends.
+    Raises ConfigError for fewer than one episode, WrongObject for what is not a policy, PolicyFileError when the policy
+    does not fit the environment, EnvironmentFault when that fails or an episode never ends.
     """
     if episodes < 1:
-        raise ValueError(f"episodes = {episodes}; demonstrations need at least 1")
+        raise ConfigError(f"episodes = {episodes}; demonstrations need at least 1")
     environment = make(env)
     columns = whole_episodes(
-        policy,
+        policy_of(policy),
         environment,
         tuple,
         episodes=episodes,

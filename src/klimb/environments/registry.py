@@ -11,7 +11,7 @@ from klimb import modules
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import Trouble
 from klimb.environments.host import HostEnvironment
-from klimb.errors import EnvironmentNotFound, KlimbError, MissingExtra, nearest, one_line
+from klimb.errors import EnvironmentNotFound, KlimbError, MissingExtra, WrongObject, nearest, one_line
 
 Environment = CompiledEnvironment | HostEnvironment
 
@@ -31,6 +31,9 @@ BUILT_IN = {
 """Compiled environments: (module, class or function). An id that Gymnasium has too is the same environment."""
 
 PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
+
+KNOWN_NAMESPACES = {"ALE": "ale_py"}
+"""Gymnasium's namespaces and the packages that register their environments."""
 
 GIVEN = "object"
 """Prefix of the recorded name of an environment object that `make` can't make from a name."""
@@ -94,15 +97,12 @@ def make(environment: str | Any) -> Environment:
     ID              the built-in one where id and version are the same, else Gymnasium's
 
     Raises EnvironmentNotFound, with the nearest name, when there is none of this name, and MissingExtra, with the
-    extra to install, when a package is missing.
+    extra to install, when a package is missing; WrongObject for anything but a name or an environment.
     """
     if isinstance(environment, (CompiledEnvironment, HostEnvironment)):
         return environment
     if not isinstance(environment, str):
-        raise TypeError(
-            f"an environment is a name or a klimb environment, not {type(environment).__name__}; wrap a Gymnasium "
-            "environment with klimb.GymnasiumEnvironment.from_maker(name, make)"
-        )
+        raise WrongObject(_no_environment(environment))
     prefix, separator, name = environment.partition(":")
     if prefix == GIVEN:
         raise EnvironmentNotFound(
@@ -122,6 +122,16 @@ def make(environment: str | Any) -> Environment:
 
         return make_envpool(name)
     return _gymnasium(environment.removeprefix("gymnasium:"))
+
+
+def _no_environment(given: Any) -> str:
+    """What to write instead of an object that is no environment."""
+    if isinstance(given, type) and issubclass(given, CompiledEnvironment | HostEnvironment):
+        return f"the environment is the class {given.__name__} itself, not an instance of it: {given.__name__}()"
+    return (
+        f"an environment is a name or a klimb environment, not {type(given).__name__}; wrap a Gymnasium "
+        "environment with klimb.GymnasiumEnvironment.from_maker(name, make)"
+    )
 
 
 def make_named_in(source: str | Path, name: str, *, trust: bool) -> Environment:
@@ -176,6 +186,13 @@ def _made_by(maker: Any, name: str) -> Environment:
     return made
 
 
+def _namespace_hint(identifier: str) -> str:
+    """How an id of a namespace becomes known, which a package registers when it is imported."""
+    namespace, separator, _ = identifier.rpartition("/")
+    module = KNOWN_NAMESPACES.get(namespace, "MODULE")
+    return f"; name the module that registers it, {module}:{identifier}" if separator else ""
+
+
 def _gymnasium(name: str) -> Environment:
     import gymnasium as gym
 
@@ -193,9 +210,8 @@ def _gymnasium(name: str) -> Environment:
         if own is not None:
             return _made_by(own, name)
     if identifier not in gym.registry:
-        raise EnvironmentNotFound(
-            f"there is no environment {identifier[:80]!r}{nearest(identifier[:80], [*gym.registry, *BUILT_IN])}"
-        )
+        hint = nearest(identifier[:80], [*gym.registry, *BUILT_IN]) or _namespace_hint(identifier[:80])
+        raise EnvironmentNotFound(f"there is no environment {identifier[:80]!r}{hint}")
     try:
         return GymnasiumEnvironment.from_registry(f"gymnasium:{name}", identifier, module if separator else None)
     # Gymnasium raises an error of its own for most missing packages, and a plain ImportError for a few.

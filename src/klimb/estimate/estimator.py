@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from klimb.estimate.advantages import (
     ADVANTAGES,
@@ -21,12 +20,12 @@ from klimb.estimate.advantages import (
     normalise,
 )
 from klimb.estimate.values import values
-from klimb.fields import STRICT, UnitInterval
+from klimb.fields import UnitInterval, checked
 from klimb.policies.networks import Critic
 from klimb.types import Batch, Residuals, Rollout, Trajectory
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class Estimator:
     """How advantages and value targets are estimated."""
 

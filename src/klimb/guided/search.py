@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from jaxtyping import PRNGKeyArray, PyTree
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from klimb.environments.base import ClassicControl
 from klimb.errors import ConfigError
-from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.guided.along_paths import path_traits
 from klimb.guided.constrained import ConstrainedSearch
 from klimb.guided.first_guides import DemonstratedActions
@@ -24,7 +23,7 @@ from klimb.policies.actions import Box
 from klimb.types import Batch, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class GuidedPolicySearch:
     """The policy learns from optimised trajectories (Levine and Koltun 2013; Montgomery and Levine 2016).
 

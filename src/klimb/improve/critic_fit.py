@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, Positive
+from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import all_finite, choose
 from klimb.improve.minibatches import require_divisible, shuffled
 from klimb.improve.optimizer import Optimizer
@@ -26,7 +25,7 @@ class CriticInfo(NamedTuple):
     value_loss: Float[Array, ""]
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class CriticFit:
     """Minibatch Adam on mean (V(s) − target)², without clipping of the value."""
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from klimb.improve.acceptance import choose, update_info
+from klimb.improve.returned import require_step
 from klimb.improve.rule import Rule
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Status, UpdateInfo
@@ -18,9 +19,10 @@ def take_step(
 ) -> tuple[PyTree, PyTree, UpdateInfo]:
     """`rule.step` on the batch with its rows of weight 0 set to zeros: (policy, state, info).
 
-    rule: of any class. key, policy, state, batch: the arguments of `Rule.step`.
+    rule: of any class. key, policy, state, batch: the arguments of `Rule.step`. WrongObject when it returns anything
+    else than such a triple.
     """
-    return rule.step(key, policy, state, batch.blank_padding())
+    return require_step(rule, policy, state, rule.step(key, policy, state, batch.blank_padding()))
 
 
 def step_unless(

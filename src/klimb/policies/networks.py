@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
-from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Name, Width
+from klimb.errors import ConfigError
+from klimb.fields import LayerSizes, Name, checked
 from klimb.policies.acting import act
 from klimb.policies.action_spec import ActionSpec, GaussianStyle
 from klimb.policies.distributions import Distribution
@@ -26,15 +25,15 @@ Activation = Literal["tanh", "relu", "silu", "gelu"]
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class NetworkOptions:
     """The networks of a run that is not given a policy or critic."""
 
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, kept inside the policy."""
-    hidden: Annotated[tuple[Width, ...], Field(max_length=16)] = (64, 64)
+    hidden: LayerSizes = (64, 64)
     """Hidden layer sizes of the policy, and of the critic without critic_hidden."""
-    critic_hidden: Annotated[tuple[Width, ...], Field(max_length=16)] | None = None
+    critic_hidden: LayerSizes | None = None
     """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
@@ -171,6 +170,12 @@ class NetworkPolicy(eqx.Module):
         self.actions = actions
 
     def __call__(self, obs: Float[Array, "..."]) -> Distribution:
+        expected, shape = self.observations.shape, np.shape(obs)
+        if shape[max(len(shape) - len(expected), 0) :] != expected:
+            raise ConfigError(
+                f"the observation has the shape {shape}, and the policy reads the shape {expected}, with any leading "
+                "axes: it was made for another environment"
+            )
         return self.actions.distribution(self.network(self.encoder(obs)), self.log_std, self.style)
 
     def act(self, obs: Any, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:

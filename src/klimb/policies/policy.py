@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from klimb.errors import WrongObject, shown
 from klimb.policies.distributions import Distribution
 from klimb.policies.normalizer import Rescaling
 from klimb.precision import full_precision
@@ -50,6 +52,38 @@ class Observing(Protocol):
         rescaling: of the features.
         """
         ...
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """The result of a training, which holds the policy of each seed: a `klimb.Run`."""
+
+    policies: list[Any]
+
+
+def policy_of(given: Any) -> Any:
+    """The policy that is given: itself, or that of a run of one seed.
+
+    given: what a function that takes a policy was called with. WrongObject for anything else, with what to write.
+    """
+    if isinstance(given, str | Path):
+        raise WrongObject(
+            f"{shown(str(given))} is a path, not a policy: klimb.load_policy({shown(str(given))}) reads it"
+        )
+    if isinstance(given, type):
+        raise WrongObject(f"the policy is the class {given.__name__} itself, not an instance of it")
+    if isinstance(given, Trained):
+        if len(given.policies) != 1:
+            raise WrongObject(
+                f"the run has the policies of {len(given.policies)} seeds: give one of them, run.policies[0] to "
+                f"run.policies[{len(given.policies) - 1}]"
+            )
+        return given.policies[0]
+    if not callable(given):
+        raise WrongObject(
+            f"{shown(given)} is not a policy: a policy is a pytree that is called, policy(obs) -> distribution"
+        )
+    return given
 
 
 def observe(network: Any, obs: Array, weight: Array) -> tuple[Any, Rescaling | None]:

@@ -28,7 +28,7 @@ from klimb.report.configuration import configuration_html
 from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
 from klimb.report.provenance import provenance_html
 from klimb.report.text import duration, format_number, message, reason, si, with_error
-from klimb.runs.files import write_text
+from klimb.runs.files import as_path, write_text
 
 MAX_ROWS = 200
 
@@ -40,7 +40,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     Raises RunError when the run has no record of an iteration yet or a file can't be read or written, ConfigError when
     its configuration is wrong.
     """
-    run_dir = Path(run_dir)
+    run_dir = as_path(run_dir)
     output = run_dir / "report.html" if output is None else Path(output)
     page = render(read_run(run_dir))
     try:

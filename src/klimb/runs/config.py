@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shlex
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from klimb.collect.options import Collection
 from klimb.environments.registry import imported_module
 from klimb.errors import ConfigError, one_line, shown
 from klimb.estimate.advantages import ADVANTAGES
 from klimb.estimate.estimator import Estimator
-from klimb.fields import MAX_NAME, STRICT, Count, Iterations, Name, build
+from klimb.fields import MAX_NAME, Count, Iterations, Name, build, checked
 from klimb.improve.critic_fit import CriticFit
 from klimb.improve.minibatches import require_divisible
 from klimb.improve.rule import Rule, is_offline, traits_of
@@ -42,7 +42,7 @@ MAX_FILE = 2**20
 MAX_DOTS = 2000
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class Budget:
     """How long is trained, and how often."""
 
@@ -55,7 +55,7 @@ class Budget:
     """Seeds to train together: seed, seed + 1, …"""
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class Starting:
     """What a training starts from, instead of from nothing."""
 
@@ -69,7 +69,7 @@ class Starting:
     """Who made them, for importance weights. recorded: by their log-probs; cloned: by behaviour cloning of them."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class Evaluating:
     """Evaluations of the policy in environments of their own: they change nothing of the training."""
 
@@ -79,7 +79,7 @@ class Evaluating:
     """Episodes of each evaluation, per seed: during the training, and after it; 0 for none after it."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class EarlyStopping:
     """What ends a training before `env_steps`. All seeds have to agree.
 
@@ -93,7 +93,7 @@ class EarlyStopping:
     """Stop after this many evaluations (--eval-every), else iterations, in a row without a higher return."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class Logging:
     """What is recorded, checked and saved while training, and on how many cores it runs."""
 
@@ -111,7 +111,7 @@ class Logging:
     """Newest checkpoints kept."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class TrainOptions(
     Logging, EarlyStopping, Evaluating, CriticFit, Starting, NetworkOptions, Estimator, Collection, Budget
 ):
@@ -216,7 +216,8 @@ class RunConfig:
         if given and traits.learns_from == "environment":
             raise ConfigError(
                 f"{name} can't learn from demonstrations: clone them first (klimb train behaviour-cloning "
-                f"{one_line(self.env)} --demonstrations {one_line(self.options.demonstrations)}), then go on with "
+                f"{shlex.quote(one_line(self.env))} --demonstrations "
+                f"{shlex.quote(one_line(self.options.demonstrations))}), then go on with "
                 "--init-from"
             )
         if cloned and not given:
@@ -234,10 +235,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists: what goes to TOML and JSON."""
-        rule_object: Any = self.rule
-        unknown = isinstance(rule_object, UnknownRule)
-        settings = rule_object.settings if unknown else dataclasses.asdict(rule_object)
-        rule = {"name": rule_name(self.rule), **settings}
+        rule = {"name": rule_name(self.rule), **settings_of(self.rule)}
         return {
             "env": self.env,
             "rule": rule,
@@ -288,7 +286,11 @@ class RunConfig:
         return dataclasses.replace(self, rule=build(rule_class(rule.name), dict(rule.settings)))
 
     def to_toml(self) -> str:
-        """TOML text that `from_toml` reads back to an equal configuration."""
+        """TOML text that `from_toml` reads back to an equal configuration.
+
+        ConfigError for a rule of the user's own that can't be written: no dataclass, or with other values than numbers,
+        text and lists of them.
+        """
         tree = self.to_dict()
         lines = [f"env = {_toml(tree['env'])}"]
         for section in ("rule", "options"):
@@ -309,6 +311,21 @@ class RunConfig:
             return cls.from_dict(tree)
         except ConfigError as error:
             raise ConfigError(f"{one_line(path)}: {error}") from None
+
+
+def settings_of(rule: Rule) -> dict[str, Any]:
+    """The hyperparameters of a rule by name, as plain values. ConfigError for one that is no dataclass.
+
+    rule: of any class.
+    """
+    if isinstance(rule, UnknownRule):
+        return dict(rule.settings)
+    if not dataclasses.is_dataclass(rule):
+        raise ConfigError(
+            f"the rule {type(rule).__name__} is not a dataclass, and a run directory holds the fields of one: "
+            "write @dataclass(frozen=True) above the class, or train without run_dir"
+        )
+    return dataclasses.asdict(rule)
 
 
 def check_sizes(options: TrainOptions) -> None:
@@ -380,4 +397,7 @@ def _toml(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case tuple() | list():
             return "[" + ", ".join(_toml(item) for item in value) + "]"
-    raise TypeError(f"{value!r} can't be written to a configuration file")
+    raise ConfigError(
+        f"{shown(value)} can't be written to config.toml, which holds numbers, text, true, false, none and lists of "
+        "them: give the rule other fields, or leave out run_dir"
+    )

@@ -160,10 +160,10 @@ def _require_local(minari: Any, name: str) -> None:
         broken = [one_line(w.message) for w in caught if f"named {name}:" in str(w.message)]
         if broken:
             raise DemonstrationError(f"minari:{name} can't be used: {broken[0]}")
-        known = f"; there are {one_line(', '.join(local))}" if local else ""
+        known = f"local datasets: {one_line(', '.join(local))}; " if local else ""
         raise DemonstrationError(
-            f"there is no local Minari dataset {name!r}{nearest(name, local)}{known} (klimb downloads nothing: "
-            f"minari download {name})"
+            f"there is no local Minari dataset {name!r}{nearest(name, local)} ({known}klimb downloads "
+            f"nothing: minari download {name})"
         )
     # Without them Minari makes the environment that the dataset names, which can be any function of any module.
     for space in ("observation_space", "action_space"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import shutil
 import uuid
 from pathlib import Path
@@ -16,7 +17,7 @@ from klimb.runs import faults_log
 from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.ending import ENDED, Ending, read_ending, write_ending
-from klimb.runs.files import flush_directory, write_text
+from klimb.runs.files import as_path, flush_directory, write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
 from klimb.runs.policy_file import policy_name, save_policy
@@ -58,8 +59,7 @@ class RunDirectory:
         Raises RunError when `path` exists (no run is ever overwritten) or can't be written.
         """
         path = Path(path)
-        if path.exists():
-            raise RunError(f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {path}")
+        require_unused(path)
         # Renamed once it can be resumed: a process killed before that leaves no incomplete run behind.
         directory = cls(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"), config)
         try:
@@ -85,7 +85,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
         """The existing run at `path`. RunError when it is not a run directory, ConfigError for a wrong config.toml."""
-        path = Path(path)
+        path = as_path(path)
         try:
             exists, is_run = path.exists(), (path / "config.toml").is_file()
         except (OSError, ValueError) as error:
@@ -303,6 +303,17 @@ class RunDirectory:
         for k, policy in enumerate(policies):
             name = policy_name(options.seed + k if options.num_seeds > 1 else None)
             save_policy(policy, folder, name=name, iteration=iteration)
+
+
+def require_unused(path: Path) -> None:
+    """RunError when there is something of this name: a run is written into a directory of its own.
+
+    path: of a new run.
+    """
+    if path.exists():
+        raise RunError(
+            f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {shlex.quote(str(path))}"
+        )
 
 
 def unused_directory(parent: Path, name: str) -> Path:

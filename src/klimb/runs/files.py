@@ -8,6 +8,19 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from klimb.errors import WrongObject
+
+
+def as_path(given: Any) -> Path:
+    """A path that was given. WrongObject for anything else, such as a run in place of its directory.
+
+    given: what a function that takes a path was called with.
+    """
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
+    raise WrongObject(f"a {type(given).__name__} is not a path; the directory of a run is run.directory")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 import equinox as eqx
 import jax
@@ -29,9 +29,12 @@ from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import Activation, NetworkPolicy
 from klimb.policies.normalizer import Normalizer
 from klimb.policies.observations import BoxObservations, ObservationSpec, observations_from_json
+from klimb.policies.policy import policy_of
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
-from klimb.runs.files import write_text
+from klimb.runs.files import as_path, write_text
+
+Like = TypeVar("Like")
 
 FORMAT_VERSION = 3
 Size = Annotated[int, Field(ge=1, le=2**20)]
@@ -141,11 +144,11 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
 def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy", iteration: int | None = None) -> Path:
     """Write `<name>.safetensors` and `<name>.json` into a directory; returns the directory.
 
-    policy: of klimb's own network, or any pytree; that one is saved by its arrays alone, and is read back with
-    `load_policy(directory, like=policy)`. directory: made where it does not exist. name: of both files.
-    iteration: of the training, that the policy is after; None where it is not known.
+    policy: of klimb's own network, a `klimb.Run` of one seed, or any pytree that is called; that one is saved by its
+    arrays alone, and is read back with `load_policy(directory, like=policy)`. directory: made where it does not exist.
+    name: of both files. iteration: of the training, that the policy is after; None where it is not known.
     """
-    directory = Path(directory)
+    directory, policy = as_path(directory), policy_of(policy)
     directory.mkdir(parents=True, exist_ok=True)
     if _is_described(policy):
         description = describe(policy)
@@ -157,7 +160,15 @@ def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy", 
     return directory
 
 
-def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | None = None) -> Any:
+@overload
+def load_policy(path: str | Path, *, seed: int | None = None, like: None = None) -> NetworkPolicy: ...
+
+
+@overload
+def load_policy(path: str | Path, *, seed: int | None = None, like: Like) -> Like: ...
+
+
+def load_policy(path: str | Path, *, seed: int | None = None, like: Any = None) -> Any:
     """The policy of a run or of a policy directory (or of one of its two files).
 
     path: of the run, the directory or the file. seed: chooses among the policies of a run of several seeds.
@@ -166,7 +177,7 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: PyTree | Non
     Raises PolicyFileError, naming the file and what is wrong with it, when it is
     missing, damaged or of another format.
     """
-    directory, name = _locate(Path(path), seed)
+    directory, name = _locate(as_path(path), seed)
     arrays, description = directory / f"{name}.safetensors", directory / f"{name}.json"
     try:
         for file in (arrays, description):

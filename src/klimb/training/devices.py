@@ -6,7 +6,7 @@ devices run in parallel, and synchronise only where one needs results of another
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +20,8 @@ from jaxtyping import Array, PyTree
 
 from klimb.precision import full_precision
 
+logger = logging.getLogger("klimb")
+
 AXIS = "devices"
 # AVX-512, where the CPU has it, saves 7 % of an iteration. The timeout: by default XLA aborts when one device waits for
 # another for 40 seconds, which happens when the critic's fit takes minutes.
@@ -27,16 +29,23 @@ CPU_OPTIONS = {"xla_cpu_prefer_vector_width": 512, "xla_cpu_collective_call_term
 
 
 def use_all_cores() -> None:
-    """Make every core a JAX device of its own. Call it before JAX starts; afterwards it has no effect.
+    """Make every core a JAX device of its own. Call it before JAX starts; afterwards it only logs a warning.
 
-    It has no effect either if the number of devices is already set (`jax_num_cpu_devices`, or in XLA_FLAGS).
+    It has no effect if the number of devices is already set (`jax_num_cpu_devices`, or in XLA_FLAGS).
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if chosen or jax.config.jax_num_cpu_devices > 0:  # type: ignore[attr-defined]
         return
-    # RuntimeError: JAX has started.
-    with contextlib.suppress(RuntimeError):
+    try:
         jax.config.update("jax_num_cpu_devices", cores())
+    except RuntimeError:  # JAX has started
+        if len(available()) < cores() and jax.default_backend() == "cpu":
+            logger.warning(
+                "klimb.use_all_cores() came too late: JAX has started, with %s of %d cores. Call it before the first "
+                "computation, for example right after the imports",
+                len(available()),
+                cores(),
+            )
 
 
 def cores() -> int:
@@ -47,6 +56,17 @@ def cores() -> int:
 def available() -> Sequence[jax.Device]:
     """The devices of this process."""
     return jax.local_devices()
+
+
+def limited(devices: Sequence[jax.Device], limit: int | None) -> Sequence[jax.Device]:
+    """The devices that a training is laid over; a limit that is above their number is logged.
+
+    devices: those of this process. limit: the option `cores`; None for all.
+    """
+    if limit is not None and limit > len(devices):
+        more = "" if len(devices) >= cores() else " (klimb.use_all_cores(), before JAX starts, makes every core one)"
+        logger.warning("cores = %d, but JAX has only %d here, which are all used%s", limit, len(devices), more)
+    return devices[:limit]
 
 
 def compiler_options() -> dict[str, Any] | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import signal as signals
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from jaxtyping import PyTree
@@ -18,15 +19,18 @@ from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
 from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed, one_line
-from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline, traits_of
-from klimb.runs.config import RunConfig, TrainOptions
+from klimb.rules import RULES
+from klimb.runs.config import RunConfig
 from klimb.runs.demonstration_file import load_demonstrations
-from klimb.runs.directory import RunDirectory
+from klimb.runs.directory import RunDirectory, require_unused
 from klimb.runs.ending import Ending, Reason
+from klimb.runs.files import as_path
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
+from klimb.runs.typed_options import TrainOptionsDict
 from klimb.training.demonstrator import Demonstrator, clone
+from klimb.training.given import given_policy, options_of, require_rule
 from klimb.training.networks import Networks
 from klimb.training.ongoing_run import Callback, OngoingRun
 from klimb.training.pace import CallSize, Clock
@@ -49,8 +53,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM during a training, after its newest iteration.
 
     signal: the number received. runs: the run as it was then (of a sweep, every run), written or not:
-    `error.runs[0].policy` is its policy. Where there is a run directory a checkpoint has been saved, from which
-    `klimb.resume` goes on.
+    `error.runs[0].policy` is its policy; empty after a second Ctrl-C, which does not wait for the device. Where there
+    is a run directory a checkpoint has been saved, from which `klimb.resume` goes on.
     """
 
     def __init__(self, message: str, signal_number: int, runs: list[Run]) -> None:
@@ -76,7 +80,7 @@ def train(
     run_dir: str | Path | None = None,
     callback: Callback | None = None,
     progress: bool | View = False,
-    **options: Any,
+    **options: Unpack[TrainOptionsDict],
 ) -> Run:
     """Train a policy in an environment with an update rule.
 
@@ -95,23 +99,26 @@ def train(
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
         gamma, gae_lambda, advantage, …
 
-    Raises ConfigError for an option that is unknown or out of range, EnvironmentNotFound or UnsupportedSpace
+    Raises ConfigError for an option that is unknown or out of range, WrongObject for a rule's class or name instead of
+    a rule, and the like, EnvironmentNotFound or UnsupportedSpace
     for an environment that klimb can't train in, PolicyFileError for an `init_from` and DemonstrationError for
     demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and
     SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`, which has the policy.
     """
+    require_rule(rule, env)
+    named: dict[str, Any] = {**options}
     for field, given in (("policy", policy), ("critic", critic)):
         if isinstance(given, str):
-            options[field] = given
+            named[field] = given
     if demonstrations is not None:
         source = demonstrations.source if isinstance(demonstrations, Demonstrations) else str(demonstrations)
-        options["demonstrations"] = source
+        named["demonstrations"] = source
     environment = make(env)
     with view_of(progress) as view:
         return start(
-            RunConfig(recorded_name(env), rule, build(TrainOptions, options)),
+            RunConfig(recorded_name(env), rule, options_of(rule, named)),
             environment,
-            policy=None if isinstance(policy, str) else policy,
+            policy=given_policy(policy, environment),
             critic=None if isinstance(critic, str) else critic,
             demonstrations=demonstrations if isinstance(demonstrations, Demonstrations) else None,
             run_dir=run_dir,
@@ -140,11 +147,18 @@ def start(
     notify: called with lines about the start, for people. view: that shows the training; the caller enters and leaves
     it.
     """
+    if run_dir is not None:
+        # Before anything is computed: whether there is room for the run, and whether its rule can be written.
+        require_unused(as_path(run_dir))
+        config.to_toml()
     policy = policy_for(environment, config) if policy is None else policy
     found = demonstrations_for(environment, config, demonstrations)
     demonstrator = demonstrator_for(environment, config, policy, found, notify)
     cloned = None if demonstrator is None else demonstrator.policy
     program = Program(config, environment, policy, found, critic=critic, demonstrator=cloned)
+    if type(config.rule) not in RULES.values():
+        # What a step of the user's own returns is checked before anything is compiled or written.
+        program.source.trace(program.state_template())
     state = program.initial_state()
     provenance = None if run_dir is None else observe("start", environment)
     writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator, provenance=provenance)
@@ -182,6 +196,7 @@ def resume(
     directory = RunDirectory.open(run_dir)
     config, source = directory.config, directory.path / "config.toml"
     if rule is not None:
+        require_rule(rule, None, "klimb.resume")
         config = RunConfig(config.env, rule, config.options)
     config = config.require_modules(source, trust=trust_environment)
     if env is None and not trust_environment:
@@ -363,7 +378,7 @@ class _Training:
         size = CallSize(1 if options.check_finite else self.program.max_iterations_per_call)
         if not self._finished:
             self.view.doing("compiling")
-        with StopSignals() as stop:
+        with StopSignals() as stop, _stopping_at_once(self.writers):
             while not (self._finished or self.stopped):
                 metrics = self._call(size)
                 self.rejections.count(metrics["status"])
@@ -514,10 +529,28 @@ def _saved(writers: list[RunWriter], *, held: bool = False) -> str:
     directories = [writer.directory for writer in writers if writer.directory is not None]
     if not directories and held:
         return "; there is no run directory to resume from, but the policy is here: error.runs[0].policy"
-    if not directories:
-        return "; nothing was saved (no run directory)"
-    if any(writer.directory is not None and writer.saved_at is None for writer in writers):
+    if directories and any(writer.directory is not None and writer.saved_at is None for writer in writers):
         return "; the checkpoint could not be written"
+    return f", checkpoint saved; {_go_on(directories)}" if directories else "; nothing was saved (no run directory)"
+
+
+def _go_on(directories: list[RunDirectory]) -> str:
+    """The commands that go on with runs."""
     flag = " --trust-environment" if directories[0].config.names_modules else ""
-    ways = " and ".join(f"klimb resume {directory.path}{flag}" for directory in directories)
-    return f", checkpoint saved; go on with: {ways}"
+    ways = " and ".join(f"klimb resume {shlex.quote(str(directory.path))}{flag}" for directory in directories)
+    return f"go on with: {ways}"
+
+
+@contextlib.contextmanager
+def _stopping_at_once(writers: list[RunWriter]) -> Iterator[None]:
+    """Interrupted, with how to go on, for a second Ctrl-C too, which does not wait for a checkpoint."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as interrupt:
+        directories = [writer.directory for writer in writers if writer.directory is not None]
+        saved = (
+            f"from the last checkpoint {_go_on(directories)}" if directories else "nothing was saved (no run directory)"
+        )
+        raise Interrupted(f"stopped at once; {saved}", signals.SIGINT, []) from interrupt

@@ -20,6 +20,7 @@ from klimb.collect.episodes import EpisodeSummary
 from klimb.estimate.estimator import Estimator
 from klimb.improve.acceptance import choose
 from klimb.improve.critic_fit import CriticFit, CriticInfo
+from klimb.improve.returned import require_state
 from klimb.improve.rule import Rule, traits_of
 from klimb.improve.warm_up import step_unless
 from klimb.policies.networks import Critic
@@ -212,7 +213,7 @@ class Iteration:
         return TrainState(
             policy=arrays,
             critic=eqx.filter(critic, eqx.is_array),
-            rule_state=self.rule.init(policy),
+            rule_state=require_state(self.rule, self.rule.init(policy)),
             critic_state=self.critic_fit.start(critic),
             collector_state=() if self.collector is None else self.collector.init(key_collect),
             history=() if rollout is None else self.replay.empty(rollout, arrays),

@@ -37,7 +37,7 @@ from klimb.policies.policy import action_distribution, keeps_statistics, observe
 from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
 from klimb.training.copies import Copies
-from klimb.training.devices import available, cores
+from klimb.training.devices import available, cores, limited
 from klimb.training.diagnostics import Diagnostics
 from klimb.training.iteration import Iteration
 from klimb.training.length import length_of
@@ -85,7 +85,7 @@ class Program:
         if demonstrations is not None and traits_of(config.rule).demonstrations_in_batch:
             self.demonstrations = self._demonstrated(demonstrations, demonstrator)
 
-        devices = available()[: options.cores]
+        devices = limited(available(), options.cores)
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._warn_of_short_episodes()
         self._networks.warn_of_images()

@@ -14,6 +14,7 @@ import numpy as np
 
 from klimb.environments.host import Fault
 from klimb.errors import EnvironmentFault
+from klimb.policies.policy import Policy
 from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
@@ -37,7 +38,7 @@ class Run:
     directory: of the run, or None if it was not written.
     """
 
-    policies: list[Any]
+    policies: list[Policy]
     config: RunConfig
     state: TrainState
     directory: Path | None
@@ -47,7 +48,7 @@ class Run:
     """What ended the training; None of a run that an error holds."""
 
     @property
-    def policy(self) -> Any:
+    def policy(self) -> Policy:
         """The policy of the (first) seed."""
         return self.policies[0]
 

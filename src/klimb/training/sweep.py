@@ -7,17 +7,19 @@ import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 
 from klimb.environments.registry import Environment, make, recorded_name
-from klimb.errors import ConfigError, RunError, nearest
+from klimb.errors import ConfigError, RunError, nearest, shown
 from klimb.fields import build
 from klimb.improve.rule import Rule, is_offline
 from klimb.rules import rule_name
-from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.config import RunConfig, settings_of
+from klimb.runs.typed_options import SweepOptionsDict
 from klimb.training.driver import Notify, demonstrations_for, demonstrator_for, drive, policy_for
+from klimb.training.given import options_of, require_rule
 from klimb.training.ongoing_run import Callback
 from klimb.training.program import Program
 from klimb.training.progress.choice import view_of
@@ -36,7 +38,7 @@ def sweep(
     run_dir: str | Path | None = None,
     callback: Callback | None = None,
     progress: bool | View = False,
-    **options: Any,
+    **options: Unpack[SweepOptionsDict],
 ) -> list[Run]:
     """Train with every combination of some values of the rule's fields, all seeds of all of them in one program.
 
@@ -53,10 +55,12 @@ def sweep(
     Raises ConfigError for a field that the rule does not have or that can't be varied, and for values that are out of
     range or given twice; RunError when `run_dir` exists.
     """
-    config = RunConfig(recorded_name(env), rule, build(TrainOptions, options))
+    require_rule(rule, env, "klimb.sweep")
+    environment = make(env)
+    config = RunConfig(recorded_name(env), rule, options_of(rule, {**options}, "klimb.sweep"))
     callbacks = () if callback is None else (callback,)
     with view_of(progress) as view:
-        return start_sweep(config, make(env), over, run_dir=run_dir, callbacks=callbacks, view=view)
+        return start_sweep(config, environment, over, run_dir=run_dir, callbacks=callbacks, view=view)
 
 
 def start_sweep(
@@ -114,12 +118,19 @@ def start_sweep(
 
 def _combinations(rule: Rule, over: Mapping[str, Sequence[float]]) -> list[Any]:
     """The rule under every combination of values, each of them checked."""
-    fields = dataclasses.asdict(rule)  # type: ignore[call-overload]
+    fields = settings_of(rule)
     for field, values in over.items():
         if field not in fields:
-            raise ConfigError(f"{rule_name(rule)} has no option {field!r}{nearest(field, fields)}")
+            known = [name for name, value in fields.items() if isinstance(value, float)]
+            hint = nearest(field, fields) or f" (it has {', '.join(known)})"
+            raise ConfigError(
+                f"can't sweep over {shown(field)}: {rule_name(rule)} has no hyperparameter of this name{hint}"
+            )
         if not isinstance(fields[field], float):
-            raise ConfigError(f"{field} of {rule_name(rule)} is no real number, and only those can be swept")
+            raise ConfigError(
+                f"can't sweep over {field}, which is {shown(fields[field])} in {rule_name(rule)}: only numbers that a "
+                "rule calculates with can be swept"
+            )
         if not values:
             raise ConfigError(f"there are no values of {field} to sweep over")
         if len(set(values)) < len(values):

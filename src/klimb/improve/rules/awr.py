@@ -5,10 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
-from pydantic.dataclasses import dataclass
 
 from klimb.estimate.importance import effective_sample_size
-from klimb.fields import STRICT, Count, Positive
+from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.rule import KLLimit, Traits
 from klimb.improve.soft_improvement import WeightedFit, under_policy
@@ -17,7 +16,7 @@ from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class AWR:
     """Advantage-weighted regression (Peng et al. 2019): maximise mean min(e^{Â/β}, w_max) log π_θ(a|s).
 

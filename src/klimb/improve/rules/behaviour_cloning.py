@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, Positive
+from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.optimizer import Optimizer, fit_epochs
 from klimb.improve.rule import Traits
@@ -31,7 +30,7 @@ class CloningState(NamedTuple):
     waited: Int[Array, ""]
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class BehaviourCloning:
     """maximise mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent per step.
 

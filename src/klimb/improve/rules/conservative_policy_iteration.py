@@ -5,10 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from pydantic.dataclasses import dataclass
 
 from klimb.estimate.bounds import conservative_step, mixture_bound
-from klimb.fields import STRICT, Count, Fraction, NonNegative, Positive
+from klimb.fields import Count, Fraction, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject, finite_move, update_info
 from klimb.improve.fisher import linearise
 from klimb.improve.line_search import backtrack
@@ -25,7 +24,7 @@ MAX_BACKTRACKS = 10
 """Halvings of a step of the projection before it is left out."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class ConservativePolicyIteration:
     """Conservative policy iteration (Kakade and Langford 2002): π ← (1 − α) π + α π'.
 

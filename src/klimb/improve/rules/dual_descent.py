@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
 from klimb.improve.minibatches import require_divisible
@@ -31,7 +30,7 @@ class DualState(NamedTuple):
     moments: optax.OptState
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class DualDescent:
     """The constrained surrogate, maximise Ā(θ') subject to D(θ', θ) ≤ ε, through its Lagrangian.
 

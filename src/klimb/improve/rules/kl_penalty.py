@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.minibatches import require_divisible
 from klimb.improve.objectives import divergence_of, has_signal, penalised_gain
@@ -18,7 +17,7 @@ from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class KLPenalty:
     """The constrained surrogate with its multiplier λ fixed in advance.
 

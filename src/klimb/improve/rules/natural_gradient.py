@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from pydantic import Field, model_validator
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, NonNegative, Positive
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.fisher import FisherKind, Linearised, fisher_rows, linearise
 from klimb.improve.natural_direction import Direction, Solve, Solver, conjugate_gradient, dense, woodbury
@@ -22,7 +21,7 @@ from klimb.precision import full_precision
 from klimb.types import Batch, Metric, Status, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class NaturalGradient:
     """One step θ' = θ + α F⁻¹ g on the linearised surrogate (Kakade 2001), without a line search.
 

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
 from klimb.estimate.importance import (
     Weighting,
@@ -19,7 +18,7 @@ from klimb.estimate.importance import (
     log_weights,
     per_decision_advantages,
 )
-from klimb.fields import STRICT, Count, Positive
+from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.optimizer import Optimizer, OptimizerKind, fit_epochs
 from klimb.improve.rule import Traits
@@ -29,7 +28,7 @@ from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, Mixture, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class OffPolicyGradient:
     """θ ← θ + α mean w_t ∇log π_θ(a_t|s_t) Â_t, w the importance weight of π_θ relative to the behaviour policy π_β.
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic import model_validator
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, Fraction, NonNegative, Positive
+from klimb.fields import Count, Fraction, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import adapt
 from klimb.improve.minibatches import require_divisible
@@ -33,7 +32,7 @@ class PPOState(NamedTuple):
     moments: optax.OptState
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class PPO:
     """Proximal policy optimisation (Schulman et al. 2017), by clipping or by an adaptive KL penalty.
 

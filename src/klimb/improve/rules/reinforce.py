@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, NonNegative, Positive
+from klimb.fields import NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.objectives import log_ratio
 from klimb.improve.optimizer import Optimizer, OptimizerKind, annealed
@@ -18,7 +17,7 @@ from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class Reinforce:
     """The plain policy gradient (Williams 1992): θ ← θ + α mean ρ ∇log π_θ(a|s) Â, one step per batch.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
-from pydantic.dataclasses import dataclass
 
 from klimb.estimate.importance import effective_sample_size
-from klimb.fields import STRICT, Count, Positive
+from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.rule import KLLimit, Traits
 from klimb.improve.soft_improvement import WeightedFit, soft_weights, solve_temperature, under_policy
@@ -16,7 +15,7 @@ from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class REPS:
     """Relative entropy policy search (Peters, Mülling and Altün 2010), on advantages.
 

@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, Fraction, NonNegative, Positive
+from klimb.fields import Count, Fraction, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.fisher import FisherKind, Linearised, linearise
 from klimb.improve.line_search import LineSearch, backtrack, grow
@@ -25,7 +24,7 @@ from klimb.precision import full_precision
 from klimb.types import Batch, Metric, Status, UpdateInfo
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class TRPO:
     """Trust region policy optimisation (Schulman et al. 2015).
 

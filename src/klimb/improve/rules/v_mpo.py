@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic import Field
-from pydantic.dataclasses import dataclass
 
-from klimb.fields import STRICT, Count, Positive
+from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
 from klimb.improve.rule import KLLimit, Traits
@@ -27,7 +26,7 @@ class VMPOState(NamedTuple):
     moments: optax.OptState
 
 
-@dataclass(frozen=True, config=STRICT)
+@checked
 class VMPO:
     """V-MPO (Song et al. 2020): maximise Σ ψ log π_θ(a|s) subject to mean KL(π‖π_θ) ≤ epsilon.
 

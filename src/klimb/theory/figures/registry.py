@@ -37,5 +37,6 @@ FIGURES = {
 def load(name: str) -> ModuleType:
     """The module of the figure called `name`, with `compute`, `draw` and `summary`. ConfigError for an unknown name."""
     if name not in FIGURES:
-        raise ConfigError(f"there is no figure {name!r}{nearest(name, FIGURES)}; there are {', '.join(FIGURES)}")
+        hint = nearest(name, FIGURES) or f" (figures: {', '.join(FIGURES)})"
+        raise ConfigError(f"there is no figure {name!r}{hint}")
     return importlib.import_module(f"klimb.theory.figures.{FIGURES[name].module}")
