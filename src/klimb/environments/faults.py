@@ -126,6 +126,7 @@ def _explained(error: BaseException) -> str:
     """The type of an exception, its text, or the line of code where it has none, and its place in the user's code."""
     stack = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in stack if not _is_in(frame.filename, _KLIMB, _GYMNASIUM, *_INSTALLED)]
+    own = [frame for frame in own if not frame.filename.startswith("<frozen ")]  # Python's own import system
     text = str(error) or (stack[-1].line or "" if stack else "")
     text = text if len(text) <= MAX_CAUSE else text.splitlines()[0]
     place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
