@@ -6,6 +6,7 @@ from ._version import __version__ as __version__
 # train and use
 from .training.driver import train as train
 from .training.sweep import sweep as sweep
+from .training.sweep import resume_sweep as resume_sweep
 from .training.driver import resume as resume
 from .training.run_writer import Run as Run
 from .training.driver import Interrupted as Interrupted

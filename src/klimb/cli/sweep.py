@@ -1,40 +1,48 @@
-"""klimb sweep RULE ENV --over FIELD V...: one program that trains with every combination of values."""
+"""klimb sweep RULE ENV --over FIELD V...: a run for every combination of values."""
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from rich.console import Console
 from tyro.conf import UseAppendAction
 from tyro.constructors import PrimitiveConstructorSpec
 
 from klimb.cli import compilation_cache
+from klimb.cli.flags import plain_types
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
-from klimb.cli.progress import Progress
-from klimb.cli.session import announce, evaluate_run, print_line, reporting_failure
+from klimb.cli.session import FINAL_EPISODES, announce, evaluate_run, print_line, reporting_failure
+from klimb.cli.sweep_progress import SweepProgress
 from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
 from klimb.errors import ConfigError
-from klimb.report.page import write_report
-from klimb.runs.directory import unused_directory
+from klimb.report.page import FILE_NAME, write_report
+from klimb.runs.changes import OPTIONS
+from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.directory import RunDirectory, unused_directory
+from klimb.runs.sweep_file import SWEEP, Sweep
 from klimb.training import devices
-from klimb.training.sweep import start_sweep
+from klimb.training.networks import load_policies
+from klimb.training.sweep import Trained, go_on_with_sweep, read_sweep, start_sweep
 
 
 class Values(NamedTuple):
-    """A field of the rule, and the values that it is given."""
+    """A field of the training or of the rule, and the values that it is given, as they are typed."""
 
     field: str
-    values: tuple[float, ...]
+    values: tuple[str, ...]
 
 
 def _values(words: list[str]) -> Values:
     if len(words) < 2:
         raise ValueError("it takes a field and its values, for example --over max_kl 0.003 0.01 0.03")
     name, *values = words
-    return Values(name.replace("-", "_"), tuple(float(value) for value in values))
+    return Values(name.replace("-", "_"), tuple(values))
 
 
 Over = Annotated[
@@ -44,7 +52,7 @@ Over = Annotated[
         metavar="FIELD VALUE...",
         instance_from_str=_values,
         is_instance=lambda value: isinstance(value, Values),
-        str_from_instance=lambda over: [over.field, *map(str, over.values)],
+        str_from_instance=lambda over: [over.field, *over.values],
     ),
 ]
 
@@ -54,7 +62,7 @@ class SweepArguments(TrainArguments):
     """What is typed after `klimb sweep`."""
 
     over: Annotated[tuple[Over, ...], UseAppendAction] = ()
-    """A field of the rule and its values; several times for every combination of several fields."""
+    """A field of the training or of the rule and its values; several times for every combination of several fields."""
 
 
 def sweep(arguments: SweepArguments) -> None:
@@ -64,35 +72,113 @@ def sweep(arguments: SweepArguments) -> None:
     """
     if not arguments.over:
         raise ConfigError("klimb sweep needs what to sweep over: --over max_kl 0.003 0.01 0.03")
-    over: dict[str, tuple[float, ...]] = {}
-    for name, values in arguments.over:
+    config, named_in = configuration(arguments)
+    over: dict[str, list[Any]] = {}
+    for name, words in arguments.over:
         if name in over:
             raise ConfigError(f"--over {name} is given twice: name all of its values together")
-        over[name] = values
-    config, named_in = configuration(arguments)
-    flags = arguments.run
+        over[name] = [typed_value(config, name, word) for word in words]
+    plan, flags = Sweep(config, over), arguments.run
+    plan.members()
     devices.use_all_cores()
     console, environment = announce(config, named_in, trust=flags.trust_environment)
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
-    with reporting_failure(parent), Progress(config, console) as progress:
-        runs = start_sweep(
-            config,
+    with SweepProgress(plan, console) as progress:
+        parts = start_sweep(
+            plan,
             environment,
-            over,
             run_dir=parent,
             on_records=progress.update,
+            on_program=progress.begin,
             notify=partial(print_line, console),
         )
-    for run in runs:
-        assert run.directory is not None
-        result = evaluate_run(run.directory, run.policies, run.config, environment, flags.eval_episodes)
-        write_report(run.directory)
-        outcome = (
-            "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
+        names = _finish_each(parts, parent, environment, flags.eval_episodes, progress, console)
+    _print_end(parent, len(names), console)
+
+
+def resume_all(directory: Path, *, trust: bool) -> None:
+    """Go on with everything that is unfinished in a sweep, evaluate it, and write its reports.
+
+    directory: of the sweep. trust: whether modules that its files name may be imported.
+    """
+    plan = read_sweep(directory, trust=trust)
+    devices.use_all_cores()
+    console, environment = announce(plan.config, directory / SWEEP, trust=trust)
+    compilation_cache.enable()
+    with SweepProgress(plan, console) as progress:
+        parts = go_on_with_sweep(
+            plan,
+            environment,
+            directory,
+            on_records=progress.update,
+            on_program=progress.begin,
+            notify=partial(print_line, console),
+            trust=trust,
         )
-        console.print(f"{run.directory.name:<24} {outcome}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"compare      klimb compare {parent}/*", highlight=False, markup=False, soft_wrap=True)
+        names = _finish_each(parts, directory, environment, FINAL_EPISODES, progress, console)
+    # A sweep may have been stopped between a run's training and its report.
+    for member in plan.members():
+        path = directory / member.name
+        if member.name not in names and not (path / FILE_NAME).is_file():
+            config = RunDirectory.open(path).config
+            _finish(path, load_policies(path, config, environment), config, environment, FINAL_EPISODES, console)
+    _print_end(directory, len(names), console)
+
+
+def _finish_each(
+    parts: Iterator[Trained], parent: Path, environment: Any, episodes: int, progress: SweepProgress, console: Console
+) -> list[str]:
+    """Train one program after the other, and finish its runs: their names."""
+    names: list[str] = []
+    with reporting_failure(parent):
+        for trained in parts:
+            progress.end()
+            for name, run in trained.items():
+                assert run.directory is not None
+                names.append(name)
+                _finish(run.directory, run.policies, run.config, environment, episodes, console)
+    return names
+
+
+def _finish(
+    path: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, console: Console
+) -> None:
+    """Evaluate a run of a sweep, write its report, and print its outcome in one line."""
+    result = evaluate_run(path, policies, config, environment, episodes)
+    write_report(path)
+    outcome = "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
+    print_line(console, f"{path.name:<24} {outcome}")
+
+
+def _print_end(directory: Path, trained: int, console: Console) -> None:
+    if trained == 0:
+        print_line(console, "finished     every run of the sweep had been trained already")
+    print_line(console, f"compare      klimb compare {directory}")
+
+
+def typed_value(config: RunConfig, name: str, word: str) -> Any:
+    """A value of a field as it is typed: sizes have commas between them, and whole numbers may have an exponent.
+
+    config: of the runs, whose options and rule have the fields. name: of the field. word: the value.
+    """
+    try:
+        hints = typing.get_type_hints(TrainOptions if name in OPTIONS else type(config.rule), include_extras=True)
+    except (NameError, TypeError):  # of a rule of the user's own
+        return word
+    kinds = plain_types(hints[name]) if name in hints else []
+    if word == "none":
+        return None
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        return word.split(",")
+    for kind in (float, int):
+        if kind in kinds:
+            try:
+                number = float(word)
+            except ValueError:
+                return word
+            return int(number) if kind is int and number.is_integer() else number
+    return word
 
 
 COMMAND = Command(

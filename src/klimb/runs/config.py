@@ -245,10 +245,10 @@ class RunConfig:
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back to an equal configuration."""
         tree = self.to_dict()
-        lines = [f"env = {_toml(tree['env'])}"]
+        lines = [f"env = {toml_value(tree['env'])}"]
         for section in ("rule", "options"):
             lines += ["", f"[{section}]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in tree[section].items()]
+            lines += [f"{key} = {toml_value(value)}" for key, value in tree[section].items()]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -322,17 +322,19 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ConfigError(f"the configuration is not valid TOML: {one_line(error)}") from None
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """A TOML value. TOML has no null: `none` stands for it, as on the command line."""
     match value:
         case None:
             return '"none"'
         case bool():
             return "true" if value else "false"
-        case int() | float():
+        case int():
             return repr(value)
+        case float():  # also NumPy's, whose repr is no TOML
+            return repr(float(value))
         case str():
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case tuple() | list():
-            return "[" + ", ".join(_toml(item) for item in value) + "]"
+            return "[" + ", ".join(toml_value(item) for item in value) + "]"
     raise TypeError(f"{value!r} can't be written to a configuration file")

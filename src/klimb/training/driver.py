@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
 from klimb.errors import ConfigError, EnvironmentFault, PolicyFileError, RunError, TrainingFailed
 from klimb.fields import build
-from klimb.improve.rule import Rule, is_offline, traits_of
+from klimb.improve.rule import Rule, is_offline, traits_of, with_values
+from klimb.runs.changes import OPTIONS, changes_between, describe, refusal, require_changeable, with_changes
+from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
+from klimb.runs.provenance import Change
 from klimb.training.demonstrator import Demonstrator, clone
+from klimb.training.length import length_of
 from klimb.training.networks import Networks
 from klimb.training.pace import CallSize, Clock
 from klimb.training.program import Program
@@ -141,6 +146,8 @@ def resume(
     demonstrations: Demonstrations | None = None,
     on_records: OnRecords | None = None,
     trust_environment: bool = False,
+    notify: Notify = logger.info,
+    **changes: Any,
 ) -> Run:
     """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
 
@@ -152,43 +159,126 @@ def resume(
         configuration file can't name.
     on_records: called with the new records (one an iteration) after every call to the device.
     trust_environment: import the modules that the configuration names for its environment, rule, policy or critic.
+    notify: called with lines about what changes, for people.
+    changes: new values of training options (`env_steps`, `gamma`, …) or of fields of the rule, by name; the run's
+        configuration has them from then on. `env_steps` may be more or less than before, but more than are done. What
+        would change the shape or the meaning of the saved state is refused. A `rule` with other values changes it too.
 
     Raises RunError when the directory is no run, has no usable checkpoint, or is being written by another process;
-    UntrustedEnvironment when a module would have to be imported; ConfigError when the rule is not at hand.
+    UntrustedEnvironment when a module would have to be imported; ConfigError when the rule is not at hand, or for a
+    change that is not possible.
     """
     directory = RunDirectory.open(run_dir)
-    config, source = directory.config, directory.path / "config.toml"
-    if rule is not None:
-        config = RunConfig(config.env, rule, config.options)
+    source = directory.path / "config.toml"
+    before = directory.config
+    config = before if rule is None else RunConfig(before.env, rule, before.options)
     config = config.require_modules(source, trust=trust_environment)
+    config = with_changes(before if rule is not None else config, changes, rule)
+    require_changeable(before, config)
     if env is None and not trust_environment:
         require_trust(config.env, source)
     environment = make(config.env if env is None else env)
     with contextlib.closing(directory):
         directory.lock()
-        policy = _saved_policy(directory, environment) if policy is None else policy
+        policy = saved_policy(directory, environment) if policy is None else policy
         found = demonstrations_for(environment, config, demonstrations)
-        demonstrator = _saved_demonstrator(directory, environment, config, policy, found)
+        demonstrator = saved_demonstrator(directory, environment, config, policy, found)
         program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator)
-        state, iteration, wall_time, host_states = directory.load(program.state_template())
-        directory.start_log(keep_until=iteration)
-        directory.add_provenance(observe("resume", environment, iteration=iteration))
+        try:
+            checkpoint = _checkpoint_to_go_on_from(program, directory, config, notify)
+            directory.start_log(keep_until=checkpoint.iteration)
+            _record_resumption(directory, config, environment, checkpoint.iteration)
+        except BaseException:
+            program.close()
+            raise
         (run,) = drive(
             program,
-            program.place(state),
+            program.place(checkpoint.state),
             [RunWriter(config, slice(None), directory)],
             on_records,
-            iteration=iteration,
-            wall_time=wall_time,
-            host_states=host_states,
+            iteration=checkpoint.iteration,
+            wall_time=checkpoint.wall_time,
+            host_states=checkpoint.host_states,
         )
     return run
 
 
-def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:
+def _checkpoint_to_go_on_from(
+    program: Program, directory: RunDirectory, config: RunConfig, notify: Notify
+) -> Checkpoint:
+    """The newest checkpoint of a run, if the training can go on from it with the configuration of now.
+
+    directory: with the configuration of before. Raises RunError and ConfigError, before anything is written.
+    """
+    before = directory.config
+    changes = changes_between(before, config)
+    _require_same_shapes(program, changes)
+    checkpoint = directory.load(program.state_template())
+    if changes:
+        _require_more_steps(program, before, checkpoint.state, checkpoint.iteration)
+    for line in [*map(describe, changes), *_schedule_lines(before, config, checkpoint.state, checkpoint.iteration)]:
+        notify(f"changed      {line}")
+    return checkpoint
+
+
+def _record_resumption(directory: RunDirectory, config: RunConfig, environment: Environment, iteration: int) -> None:
+    """Add an entry to the provenance; where settings change, the configuration is written again."""
+    changes = changes_between(directory.config, config)
+    entry = observe("resume", environment, iteration=iteration, changes=changes)
+    if changes:
+        directory.change(config, entry)
+    else:
+        directory.add_provenance(entry)
+
+
+def _require_same_shapes(program: Program, changes: list[Change]) -> None:
+    """ConfigError for changed fields of the rule with which its state or history has another shape than the run's."""
+    rule = program.config.rule
+    before = {change.name: change.before for change in changes if change.name not in OPTIONS}
+    if not before:
+        return
+    shapes = program.rule_shapes(rule)
+
+    def differs(values: dict[str, Any]) -> bool:
+        """Whether the rule keeps something else with these values."""
+        return program.rule_shapes(with_values(rule, values)) != shapes
+
+    if differs(before):
+        responsible = [name for name, value in before.items() if differs({name: value})]
+        raise refusal(" and ".join(responsible or before), "the saved state has another shape")
+
+
+def _require_more_steps(program: Program, before: RunConfig, state: TrainState, iteration: int) -> None:
+    """ConfigError when a run whose settings change is over already.
+
+    before: its configuration without the changes. state, iteration: of its newest checkpoint.
+    """
+    if program.certain_iterations(state, iteration) > 0:
+        return
+    done, options = int(np.asarray(state.env_steps).min()), program.config.options
+    if is_offline(program.config.rule):
+        raise ConfigError(f"the run is over after {iteration} epochs; give more max_epochs or patience, too")
+    raise ConfigError(
+        f"env_steps = {options.env_steps}, and the run has made {done} environment steps in {iteration} iterations "
+        f"already{'' if options.env_steps != before.options.env_steps else ', all that it should'}: choose more"
+    )
+
+
+def _schedule_lines(before: RunConfig, after: RunConfig, state: TrainState, iteration: int) -> list[str]:
+    """What a change of the length of the run does to what is annealed over it, in one line."""
+    if not traits_of(after.rule).anneals or before.options.env_steps == after.options.env_steps:
+        return []
+    env_steps = float(np.asarray(state.env_steps).mean())
+    left = [1 - float(length_of(config).fraction_done(iteration, env_steps)) for config in (before, after)]
+    return [f"annealed over the new length: it goes on from {left[1]:.0%} of its first value, not from {left[0]:.0%}"]
+
+
+def saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:
     """The policy of the (first) seed, which says how policies of the run are built.
 
     Where it can't be read, the one that the run started from. None where the configuration says how it is made.
+
+    directory: of the run. environment: the one of the run.
     """
     options = directory.config.options
     if options.policy is not None:
@@ -205,14 +295,17 @@ def _saved_policy(directory: RunDirectory, environment: Environment) -> PyTree |
         return policy_for(environment, directory.config)
 
 
-def _saved_demonstrator(
+def saved_demonstrator(
     directory: RunDirectory,
     environment: Environment,
     config: RunConfig,
     policy: PyTree | None,
     demonstrations: Demonstrations | None,
 ) -> PyTree | None:
-    """The policy that the run has cloned from its demonstrations, if it has; cloned again where it can't be read."""
+    """The policy that the run has cloned from its demonstrations, if it has; cloned again where it can't be read.
+
+    directory, environment, config: of the run. policy: how its policies are built. demonstrations: of the run.
+    """
     if demonstrations is None or config.options.demonstrator != "cloned":
         return None
     try:
@@ -281,18 +374,20 @@ def drive(
     iteration: int,
     wall_time: float,
     host_states: dict[str, Any] | None = None,
+    sweep: Path | None = None,
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end.
 
     program, state: what is advanced, and from where. writers: where records and checkpoints go. on_records: called
     with new records. iteration, wall_time: that the state is after. host_states: where host environments stood, or
-    None. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as `train` raises them.
+    None. sweep: the directory of the sweep that is resumed after a stop, if the runs are part of one. Returns a result
+    for each writer; NotSaved, TrainingFailed and Interrupted as `train` raises them.
     """
     clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
     try:
-        rejections.restore([record for writer in writers for record in writer.load_history(iteration)])
+        rejections.restore(_joint_statuses([writer.load_history(iteration) for writer in writers]))
         program.start(iteration=iteration, host_states=host_states)
-        state, iteration = _advance(program, state, writers, on_records, iteration, clock, rejections)
+        state, iteration = _advance(program, state, writers, on_records, iteration, clock, rejections, sweep)
         runs = [writer.result(program, state) for writer in writers]
         lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
         if lacking:
@@ -314,9 +409,10 @@ def _advance(
     iteration: int,
     clock: Clock,
     rejections: Rejections,
+    sweep: Path | None,
 ) -> tuple[TrainState, int]:
     """The last state and its iteration. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
-    options = program.config.options
+    options, saved = program.config.options, partial(_saved, writers, sweep)
     size = CallSize(1 if options.check_finite else program.max_iterations_per_call)
     with StopSignals() as stop:
         while (certain := program.certain_iterations(state, iteration)) > 0:
@@ -328,7 +424,7 @@ def _advance(
             except EnvironmentFault as fault:
                 # Nothing has been learned of the rollout: the state is still that of the last iteration.
                 _save(writers, program, state, iteration, clock.now, due=False)
-                raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{_saved(writers)}") from fault
+                raise TrainingFailed(f"stopped after iteration {iteration}: {fault}{saved()}") from fault
             times, seconds = clock.lap(count)
             size.adapt(count, seconds)
             iteration += count
@@ -347,12 +443,24 @@ def _advance(
                 _save(writers, program, state, iteration, clock.now, due=due)
             if options.check_finite and (metrics["status"] == Status.NONFINITE).any():
                 _save(writers, program, state, iteration, clock.now, due=due)
-                raise TrainingFailed(_first_nan(program, metrics, iteration) + _saved(writers))
+                raise TrainingFailed(_first_nan(program, metrics, iteration) + saved())
             if stops and rejections.limit_reached:
-                raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{_saved(writers)}")
+                raise TrainingFailed(f"stopped after iteration {iteration}: {rejections.message}{saved()}")
             if stops and stop.received is not None:
-                raise Interrupted(f"stopped after iteration {iteration}{_saved(writers)}", stop.received)
+                raise Interrupted(f"stopped after iteration {iteration}{saved()}", stop.received)
     return state, iteration
+
+
+def _joint_statuses(histories: list[list[Record]]) -> list[Record]:
+    """The statuses of all runs of a program by iteration, those of every copy in one list.
+
+    histories: the records of each run.
+    """
+    statuses = [[record.get("status") for record in records] for records in zip(*histories, strict=False)]
+    return [
+        {"status": [name for cell in cells for name in (cell if isinstance(cell, list) else [cell])]}
+        for cells in statuses
+    ]
 
 
 def _save(
@@ -379,7 +487,7 @@ def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int)
     return f"iteration {iteration}: {program.source.first_nan(copy)}"
 
 
-def _saved(writers: list[RunWriter]) -> str:
+def _saved(writers: list[RunWriter], sweep: Path | None) -> str:
     """How to go on, for a message."""
     directories = [writer.directory for writer in writers if writer.directory is not None]
     if not directories:
@@ -387,5 +495,5 @@ def _saved(writers: list[RunWriter]) -> str:
     if any(writer.directory is not None and writer.saved_at is None for writer in writers):
         return "; the checkpoint could not be written"
     flag = " --trust-environment" if directories[0].config.names_modules else ""
-    ways = " and ".join(f"klimb resume {directory.path}{flag}" for directory in directories)
-    return f", checkpoint saved; go on with: {ways}"
+    path = directories[0].path if sweep is None else sweep
+    return f", checkpoint saved; go on with: klimb resume {path}{flag}"
