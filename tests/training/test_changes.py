@@ -105,6 +105,7 @@ def test_a_changed_rule_steps_on_from_the_same_state(run):
     assert result.config == config
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_written_down(run):
     klimb.resume(run, env_steps=5 * BATCH, critic_epochs=3)
     klimb.resume(run, rule=TRPO(max_kl=0.02), env_steps=6 * BATCH)
