@@ -6,11 +6,12 @@ from ._version import __version__ as __version__
 # train and use
 from .training.driver import train as train
 from .training.sweep import sweep as sweep
+from .training.sweep import resume_sweep as resume_sweep
 from .training.driver import resume as resume
 from .training.run_writer import Run as Run
 from .training.ongoing_run import OngoingRun as OngoingRun
-from .training.driver import Interrupted as Interrupted
-from .training.driver import NotSaved as NotSaved
+from .training.loop import Interrupted as Interrupted
+from .training.loop import NotSaved as NotSaved
 from .collect.evaluation import evaluate as evaluate
 from .collect.evaluation import Evaluation as Evaluation
 from .policies.acting import act as act

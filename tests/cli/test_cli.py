@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -24,6 +25,8 @@ from klimb.cli.main import main
 from klimb.policies.actions import Discrete
 from klimb.runs.directory import RunDirectory
 from klimb.training.networks import load_policies_of_one_iteration
+from klimb.training.progress.view import Lines
+from problems import Stopper
 
 SMALL = shlex.split("--num-envs 4 --num-steps 32 --hidden 8 --critic-epochs 2 --critic-num-minibatches 2")
 
@@ -102,11 +105,45 @@ def test_a_sweep_leaves_runs_to_compare(capsys):
     out = capsys.readouterr().out
     assert re.search(r"max_kl=0\.03 +mean return [\d.]+ over 2 episodes per seed", out)
     parent = Path("runs/sweep-trpo-CartPole-v1")
-    assert f"klimb compare {parent}/*" in out
-    assert sorted(path.name for path in parent.iterdir()) == ["max_kl=0.003", "max_kl=0.03"]
-    assert all((path / "report.html").exists() for path in parent.iterdir())
-    assert main(["compare", *map(str, parent.iterdir())]) == 0
-    assert "TRPO max_kl=0.03" in capsys.readouterr().out
+    assert f"klimb compare {parent}\n" in out
+    assert sorted(path.name for path in parent.iterdir()) == ["max_kl=0.003", "max_kl=0.03", "sweep.toml"]
+    assert all((path / "report.html").exists() for path in parent.glob("max_kl=*"))
+    # Told of everything in the folder, as a shell does for `*`, or of the folder alone.
+    for words in (map(str, parent.iterdir()), [str(parent)]):
+        assert main(["compare", *words]) == 0
+        assert "TRPO max_kl=0.03" in capsys.readouterr().out
+    # A line for every value, with its own limit.
+    assert re.search(r"max_kl=0\.003  .*iteration 2/2  .*KL 0\.00\d+ / 0\.003  ", out)
+    assert re.search(r"max_kl=0\.03   .*iteration 2/2  .*KL 0\.0\d+ / 0\.03  ", out)
+
+
+@pytest.mark.slow
+def test_a_sweep_over_anything_is_stopped_and_gone_on_with(capsys, monkeypatch):
+    """Options, sizes and switches; each value's own run; what has been evaluated is not evaluated again."""
+    stop, update = Stopper(1), Lines.update
+
+    def stopped_update(self: Lines, records: list[dict]) -> None:
+        update(self, records)
+        stop(SimpleNamespace(iteration=records[-1]["iteration"]))
+
+    monkeypatch.setattr(Lines, "update", stopped_update)
+    words = ["sweep", "trpo", "CartPole-v1", "--over", "hidden", "4", "8,8", "--over", "max_kl", "1e-2", "0.02"]
+    words += [word for word in SMALL if word not in ("--hidden", "8")]
+    assert main([*words, "--env-steps", "512", "--eval-episodes", "1"]) == 128 + 15
+    said = capsys.readouterr()
+    folder = Path("runs/sweep-trpo-CartPole-v1")
+    assert f"go on with: klimb resume {folder}\n" in said.err
+    assert "training     hidden=4,max_kl=0.01, hidden=4,max_kl=0.02 (2 of 4 combinations begun)" in said.out
+    assert main(["resume", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert len(re.findall(r"^hidden=\S+,max_kl=\S+ +mean return [\d.]+ over 1 episodes", out, re.MULTILINE)) == 4
+    assert RunConfig.read(folder / "hidden=8x8,max_kl=0.02" / "config.toml").options.hidden == (8, 8)
+    assert main(["resume", str(folder)]) == 0
+    assert "every run of the sweep had been trained already" in capsys.readouterr().out
+    assert main(["resume", str(folder), "--env-steps", "600"]) == 2
+    assert "klimb resume runs/sweep-trpo-CartPole-v1/NAME --env-steps" in capsys.readouterr().err
+    assert main(["evaluate", str(folder)]) == 2
+    assert "it is a sweep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -115,6 +152,12 @@ def test_a_sweep_leaves_runs_to_compare(capsys):
         ("trpo CartPole-v1", "needs what to sweep over"),
         ("trpo CartPole-v1 --over max_kl", "takes a field and its values"),
         ("trpo CartPole-v1 --over max_kl small", "'small'"),
+        ("trpo CartPole-v1 --over hidden 64,x", "hidden.1 = 'x'"),
+        ("trpo CartPole-v1 --over num_envs 1.5 2", "num_envs = 1.5"),
+        ("trpo CartPole-v1 --over advantage gae gea", "advantage = 'gea'"),
+        ("trpo CartPole-v1 --over seed 1 2", "say how many with num_seeds (--num-seeds K)"),
+        ("trpo CartPole-v1 --over gama 1 2", "no option 'gama'; did you mean 'gamma'"),
+        ("trpo CartPole-v1 --over env_steps 1e3 1000", "the values of env_steps to sweep over are not all different"),
         ("trpo CartPole-v1 --over max_kl 0 1", "max_kl = 0.0"),
         ("trpo CartPole-v1 --over max_kl 1 --over max_kl 2", "--over max_kl is given twice"),
         ("trpo CartPole-v1 --over max_kl 1 --overlap", "leave --overlap off"),
@@ -126,6 +169,20 @@ def test_sweeps_that_cannot_be_get_one_line(words, said, capsys):
     assert said in error
     assert error.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_report_is_written_over_in_its_run_only(run_dir, capsys):
+    """That is what the command is for; a file elsewhere is somebody's."""
+    for words in ([], ["-o", str(run_dir / "report.html")]):
+        assert main(["report", str(run_dir), *words]) == 0
+    Path("mine.html").write_text("mine")
+    assert main(["report", str(run_dir), "-o", "mine.html"]) == 2
+    assert capsys.readouterr().err == (
+        "klimb: mine.html exists already; give --overwrite, or another file with -o FILE\n"
+    )
+    assert Path("mine.html").read_text() == "mine"
+    assert main(["report", str(run_dir), "-o", "mine.html", "--overwrite"]) == 0
+    assert Path("mine.html").read_text().startswith("<!doctype html>")
 
 
 def test_evaluate_as_json(run_dir, capsys):

@@ -75,13 +75,15 @@ def test_bash_completes_flags_and_their_values(complete):
         "klimb train ppo CartPole-v1 --clip": ["--clip-eps"],
         "klimb train ppo CartPole-v1 --no-cert": ["--no-certificate"],
         "klimb sweep trpo CartPole-v1 --ov": ["--overlap", "--over"],
-        "klimb sweep trpo CartPole-v1 --over max": ["max_kl"],
+        "klimb sweep trpo CartPole-v1 --over max_k": ["max_kl"],
+        "klimb sweep trpo CartPole-v1 --over hid": ["hidden"],
+        "klimb resume runs/trpo-CartPole-v1 --env-s": ["--env-steps"],
         "klimb train trpo CartPole-v1 --advantage n": ["n_step"],
         "klimb train trpo CartPole-v1 --advantage = ga": ["gae"],
         "klimb train trpo CartPole-v1 --seed ": [],
         "klimb train trpo CartPole-v1 --init-from runs/n": ["runs/notes.txt"],
         "klimb evaluate --env Acr": ["Acrobot-v1"],
-        "klimb report runs -": ["--output", "-o", "--help", "-h"],
+        "klimb report runs -": ["--output", "-o", "--overwrite", "--no-overwrite", "--help", "-h"],
         "klimb verify --mdp Tax": ["Taxi-v4"],
     }
     for line, answer in zip(lines, complete(*lines), strict=True):
@@ -117,7 +119,7 @@ def test_fish_completes(tmp_path):
         "klimb train trpo Acr": "Acrobot-v1",
         "klimb train trpo Acrobot-v1 --max-k": "--max-kl",
         "klimb train trpo Acrobot-v1 --advantage ga": "gae",
-        "klimb sweep trpo Acrobot-v1 --over max": "max_kl",
+        "klimb sweep trpo Acrobot-v1 --over max_k": "max_kl",
     }.items():
         command = ["fish", "--no-config", "-c", f"source ./script; complete -C '{line}'"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)

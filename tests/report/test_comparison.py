@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from klimb import PPO, TRPO, RunConfig, TrainOptions
 from klimb.cli.main import execute
@@ -202,14 +204,93 @@ def test_default_threshold_of_bare_ids():
 
 
 def test_figure(runs, tmp_path, capsys):
-    for name in ("figure.png", "figure.svg"):
+    kinds = {"figure.png": b"\x89PNG", "figure.svg": b"<?xml", "figure.pdf": b"%PDF"}
+    for name, first in kinds.items():
         assert said(capsys, *runs, "-o", tmp_path / name, "--samples", "20").endswith(f"{name}\n")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / name).read_bytes().startswith(first)
     assert "</svg>" in (tmp_path / "figure.svg").read_text()
+    assert b"CreationDate" not in (tmp_path / "figure.pdf").read_bytes()
     comparison = read_comparison(runs)
     left, right = draw(comparison, None, Resampling(20)).axes
     assert {text.get_text() for text in left.texts} == {"475", "TRPO", "PPO"}
-    assert [text.get_text() for text in right.texts] == ["TRPO, 5 seeds", "PPO, 4 seeds"]
+    assert [text.get_text() for text in right.get_yticklabels()] == ["TRPO, 5 seeds", "PPO, 4 seeds"]
+    assert "fewer than 5 seeds" in right.get_xlabel()
+
+
+def test_a_figure_is_not_written_over_unasked(runs, tmp_path, capsys):
+    """Which is said before anything is computed."""
+    (tmp_path / "figure.png").write_text("mine")
+    with pytest.raises(RunError, match=r"figure\.png exists already; give --overwrite, or another file with -o FILE"):
+        execute(["compare", *map(str, runs), "-o", str(tmp_path / "figure.png")])
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "figure.png").read_text() == "mine"
+    said(capsys, *runs, "-o", tmp_path / "figure.png", "--samples", "20", "--overwrite")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def crowded(tmp_path) -> list[Path]:
+    """Seven algorithms with long names whose curves end at almost the same return."""
+    rules = [
+        TRPO(),
+        TRPO(max_kl=0.02, damping=0.2),
+        *(PPO(epochs=k, clip_eps=0.1, learning_rate=1e-4) for k in (1, 2, 3)),
+    ]
+    rules += [PPO(), TRPO(max_kl=0.05, cg_iterations=20)]
+    return [make_run(tmp_path / f"{i}", rule, num_seeds=5, level=470.0 + i) for i, rule in enumerate(rules)]
+
+
+def test_names_stand_beside_their_curves(runs):
+    """About a tenth of the panel from the curve's end at most; not over each other, the axes or the threshold."""
+    figure = draw(read_comparison(runs), None, Resampling(20))
+    FigureCanvasAgg(figure).draw()
+    left, right = figure.axes
+    panel = left.get_window_extent()
+    names = [text for text in left.texts if text.get_text() != "475"]
+    boxes = [Text.get_window_extent(name) for name in names]  # without the line to the curve
+    ends = {
+        line.get_color(): left.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in left.lines
+    }
+    for name, box in zip(names, boxes, strict=True):
+        assert box.x0 >= panel.x1  # the threshold's line ends there
+        assert abs((box.y0 + box.y1) / 2 - ends[name.get_color()][1]) <= 0.11 * panel.height
+        assert box.x1 <= right.get_tightbbox().x0
+    assert not boxes[0].overlaps(boxes[1])
+    for name in right.get_yticklabels():
+        assert name.get_window_extent().x1 <= right.get_window_extent().x0
+
+
+def test_names_that_do_not_fit_beside_their_curves_stand_in_a_legend(crowded):
+    """Whole, each beside its own line, and outside of both panels."""
+    comparison = read_comparison(crowded)
+    figure = draw(comparison, None, Resampling(20))
+    FigureCanvasAgg(figure).draw()
+    left, right = figure.axes
+    assert [text.get_text() for text in left.texts] == ["475"]
+    (legend,) = figure.legends
+    named = [" ".join(text.get_text().split()) for text in legend.get_texts()]
+    assert named == comparison.labels
+    looks = [(line.get_color(), str(line._dash_pattern)) for line in legend.get_lines()]
+    assert len(set(looks)) == 7
+    drawn = [(line.get_color(), str(line._dash_pattern)) for line in left.lines[:7]]
+    assert drawn == looks
+    for axes in (left, right):
+        assert legend.get_window_extent().y1 <= axes.get_tightbbox().y0
+    boxes = [text.get_window_extent() for text in right.get_yticklabels()]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert [" ".join(text.get_text().split()) for text in right.get_yticklabels()] == [
+        f"{label}, 5 seeds" for label in comparison.labels
+    ]
+
+
+def test_a_word_is_said_of_intervals_from_few_seeds(tmp_path, capsys):
+    """In the terminal, as JSON and in the figure; not of five seeds or more, nor of one, which has no interval."""
+    few, enough, one = (make_run(tmp_path / f"{n}", TRPO(max_kl=0.01 * n), num_seeds=n, level=400.0) for n in (4, 5, 1))
+    for paths, expected in (([few, enough], True), ([enough], False), ([one, enough], False)):
+        assert ("fewer than 5 seeds are too narrow" in said(capsys, *paths, "--samples", "20")) == expected
+        assert in_json(capsys, *paths)["few_seeds"] == expected
+        right = draw(read_comparison(paths), None, Resampling(20)).axes[1]
+        assert ("fewer than 5 seeds" in right.get_xlabel()) == expected
 
 
 def test_learning_curves_are_bands_on_a_common_grid(runs):
@@ -246,7 +327,7 @@ def test_a_seed_counts_once(runs):
         (["RUN", "--seed", "-1"], "seed = -1"),
         (["RUN", "--confidence", "1"], "confidence = 1 "),
         (["RUN", "--threshold", "nan"], "threshold = nan"),
-        (["RUN", "-o", "figure.pdf"], "neither a .png nor an .svg"),
+        (["RUN", "-o", "figure.jpg"], "figure.jpg ends in .jpg; figures are written as .png, .svg and .pdf"),
         (["RUN", "-o", "nowhere/figure.png"], "cannot write nowhere/figure.png"),
         (["RUN", "--treshold", "3"], "did you mean '--threshold'"),
         (["RUN", "nowhere"], "nowhere is not a run: there is no such directory"),

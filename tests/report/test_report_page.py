@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made_up_runs import HOSTILE, Page, read, several_runs, trpo_run
+from made_up_runs import HOSTILE, Page, ppo_run, read, several_runs, trpo_run
 
 from klimb.errors import RunError
 from klimb.improve.rules.ppo import PPO
@@ -55,6 +55,38 @@ def test_nothing_is_fetched_and_no_other_script_may_run(tmp_path: Path) -> None:
     assert "script-src 'sha256-" in policy
     assert "innerHTML" not in text
     assert "@import" not in text
+
+
+def test_it_is_said_which_numbers_are_of_sampled_actions(tmp_path: Path) -> None:
+    """The evaluation takes the mode, and may be far above the curve, whose actions are sampled."""
+    run_dir = ppo_run(tmp_path / "run", 30)
+    page = read(write_report(run_dir))
+    assert "Final evaluation, deterministic" in page.text
+    assert "Best mean return" in page.text
+    assert "sampled actions, IQM of seeds" in page.text
+    chart = page.chart("Episode return")
+    assert chart["about"].endswith("their actions are sampled.")
+    assert chart["levels"][0]["label"] == "final evaluation, deterministic"
+    evaluation = run_dir / "evaluation.json"
+    evaluation.write_text(evaluation.read_text().replace('"deterministic": true', '"deterministic": false'))
+    page = read(write_report(run_dir))
+    assert "Final evaluation, sampled actions" in page.text
+    assert page.chart("Episode return")["levels"][0]["label"] == "final evaluation, sampled actions"
+
+
+def test_a_sentence_says_what_a_step_certificate_is(tmp_path: Path) -> None:
+    text = read(write_report(trpo_run(tmp_path / "run", 30))).text
+    sentence = text.partition("A step certificate ")[2].partition(".")[0]
+    for words in ("predicted", "realised on the next batch", "how far it moved the policy", "bounds"):
+        assert words in sentence
+
+
+@pytest.mark.parametrize(("seeds", "few"), [(3, True), (4, True), (5, False)])
+def test_a_word_stands_under_errors_and_bands_of_few_seeds(tmp_path: Path, seeds: int, few: bool) -> None:
+    text = read(write_report(ppo_run(tmp_path / "run", 12, seeds=seeds))).text
+    assert (f"{seeds} seeds are few: bands and errors from fewer than 5" in text) == few
+    assert ("(fewer than 5: unreliable)" in text) == few
+    assert f"± standard error over {seeds} seeds" in text
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import gymnasium as gym
 import jax
@@ -56,6 +58,21 @@ def test_resume_gives_the_same_bytes(whole_run, tmp_path):
     best = ("best/policy_seed0.safetensors", "best/score.json")
     for name in ("policy_seed0.safetensors", "policy_seed1.safetensors", *best):
         assert (tmp_path / "run" / name).read_bytes() == (whole_run.directory / name).read_bytes()
+
+
+def test_a_run_prints_in_a_line(whole_run, tmp_path):
+    """Rule, environment, length, the last return of all seeds, and where it is; also when that is gone."""
+    ended = [record for record in whole_run.history if None not in record["episode_return"]]
+    mean = np.mean(ended[-1]["episode_return"])
+    steps = whole_run.history[-1]["env_steps"]
+    assert repr(whole_run) == (
+        f"<Run: PPO on CartPole-v1, {steps:,} environment steps × 2 seeds, mean return {mean:.4g} in iteration "
+        f"{ended[-1]['iteration']}, in {whole_run.directory}>"
+    )
+    gone = dataclasses.replace(whole_run, directory=tmp_path / "gone")
+    assert repr(gone) == f"<Run: PPO on CartPole-v1, {steps:,} environment steps × 2 seeds, in {tmp_path / 'gone'}>"
+    alone = dataclasses.replace(whole_run, directory=None, records=[])
+    assert repr(alone).endswith("× 2 seeds, in memory>")
 
 
 def test_results_do_not_depend_on_how_a_run_is_cut_into_calls(whole_run):

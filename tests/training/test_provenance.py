@@ -29,6 +29,7 @@ from klimb.runs.directory import RunDirectory
 from klimb.runs.provenance import (
     MAX_FILE,
     Accelerator,
+    Change,
     Commit,
     Provenance,
     as_plain,
@@ -372,7 +373,7 @@ def test_a_current_directory_that_is_gone_has_no_commit(folder):
 def test_every_key_is_in_the_docs():
     page = (Path(__file__).parent.parent.parent / "docs" / "runs.md").read_text()
     table = page.split("\n## Provenance\n")[1].split("\n## ")[0]
-    keys = [field.name for kind in (Provenance, Accelerator, Commit) for field in dataclasses.fields(kind)]
+    keys = [field.name for kind in (Provenance, Accelerator, Commit, Change) for field in dataclasses.fields(kind)]
     assert len(keys) >= 16
     for key in keys:
         assert f"`{key}`" in table, key

@@ -33,7 +33,7 @@ class Fixed(CallSize):
 
 @pytest.fixture(autouse=True)
 def calls_of_seven(monkeypatch):
-    monkeypatch.setattr("klimb.training.driver.CallSize", Fixed)
+    monkeypatch.setattr("klimb.training.loop.CallSize", Fixed)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("RULE ENV [FLAGS]", "train a policy, evaluate it and write a report"),
-    "sweep": Entry("RULE ENV --over FIELD V... [FLAGS]", "train with several values of a field in one program"),
-    "resume": Entry("RUN [FLAGS]", "continue a run from its newest checkpoint"),
+    "sweep": Entry("RULE ENV --over FIELD V... [FLAGS]", "train with every combination of several values"),
+    "resume": Entry("RUN [FLAGS]", "continue a run, or a sweep, from its newest checkpoint"),
     "evaluate": Entry("RUN [FLAGS]", "returns of whole episodes under a run's policy"),
     "check-env": Entry("ENV [FLAGS]", "check an environment of your own before it is trained in"),
     "record": Entry("RUN [FLAGS]", "keep episodes of a run's policy as demonstrations"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from klimb.cli.parser import Command, OutputFlag
+from klimb.cli.parser import Command, OutputFlag, require_unused
 from klimb.errors import ConfigError
 from klimb.report.comparison import Comparison, Group, default_threshold, read_comparison
 from klimb.report.data import Spec
 from klimb.report.statistics import (
+    FEW_SEEDS_NOTE,
     Resampling,
     aggregate_interquartile_mean,
     median_time,
@@ -29,6 +31,8 @@ from klimb.report.statistics import (
     time_to_threshold,
 )
 from klimb.report.text import duration, format_number
+from klimb.runs.sweep_file import SWEEP, Sweep, is_sweep
+from klimb.theory.figures.registry import check_suffix
 
 SCORES = {
     "final evaluation": "its final evaluation",
@@ -41,13 +45,15 @@ class CompareArguments:
     """What is typed after `klimb compare`."""
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN...")]
-    """Run directories."""
+    """Run directories; of a sweep's directory all of its runs."""
     threshold: float | None = None
     """Return whose time of arrival is said, on every environment; by default the one Gymnasium registers."""
     json: bool = False
     """Print one JSON object, for programs."""
     output: OutputFlag = None
-    """Figure to write: .png or .svg."""
+    """Figure to write: .png, .svg or .pdf."""
+    overwrite: bool = False
+    """Write over a file that exists."""
     samples: int = 2000
     """Bootstrap samples."""
     seed: int = 0
@@ -65,9 +71,10 @@ def compare(arguments: CompareArguments) -> None:
     resampling = Resampling(flags.samples, flags.seed, flags.confidence)
     if flags.threshold is not None and not math.isfinite(flags.threshold):
         raise ConfigError(f"threshold = {flags.threshold}; a return to reach is a finite number")
-    if flags.output is not None and flags.output.suffix not in (".png", ".svg"):
-        raise ConfigError(f"{flags.output} is neither a .png nor an .svg file: choose -o comparison.png")
-    comparison = read_comparison(list(flags.runs))
+    if flags.output is not None:
+        check_suffix(flags.output)
+        require_unused([flags.output], flags.overwrite)
+    comparison = read_comparison(_without_sweeps(flags.runs))
     result = summary(comparison, flags.threshold, resampling)
     if flags.json:
         print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
@@ -75,15 +82,23 @@ def compare(arguments: CompareArguments) -> None:
         _print(result)
     if flags.output is not None:
         # Matplotlib takes half a second to import: only a figure pays for it.
-        import matplotlib
-
         from klimb.report.comparison_figure import write_figure
 
-        # A dollar sign in the name of a stranger's rule is no formula.
-        with matplotlib.rc_context({"text.parse_math": False}):
-            write_figure(flags.output, comparison, flags.threshold, resampling)
+        write_figure(flags.output, comparison, flags.threshold, resampling)
         if not flags.json:
             print(flags.output)
+
+
+def _without_sweeps(paths: Sequence[Path]) -> list[Path]:
+    """Run directories: in the place of a sweep's directory its runs, and nothing in that of the file beside them."""
+    runs: list[Path] = []
+    for path in paths:
+        if is_sweep(path):
+            members = [path / member.name for member in Sweep.read(path).members()]
+            runs += [member for member in members if (member / "config.toml").is_file()]
+        elif path.name != SWEEP:
+            runs.append(path)
+    return runs
 
 
 def summary(comparison: Comparison, threshold: float | None, resampling: Resampling) -> Spec:
@@ -101,6 +116,7 @@ def summary(comparison: Comparison, threshold: float | None, resampling: Resampl
         "improvement": _improvement(comparison, resampling),
         "aggregate": _aggregate(comparison, resampling),
         "notes": comparison.notes,
+        "few_seeds": comparison.has_few_seeds,
     }
 
 
@@ -190,6 +206,8 @@ def _print(result: Spec) -> None:
     estimates = [row["iqm"] for environment in result["environments"] for row in environment["algorithms"]]
     if any(math.isnan(estimate["low"]) for estimate in estimates):
         lines.append("\n–: no interval from a single seed; train more with --num-seeds.")
+    if result["few_seeds"]:
+        lines.append(f"\n{FEW_SEEDS_NOTE}")
     # As wide as the content: a narrow terminal wraps lines, a pipe gets them whole, and no cell is cut.
     console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=10_000)
     for line in lines:

@@ -17,6 +17,7 @@ from klimb.cli.list import rule_summaries
 from klimb.cli.parser import Command
 from klimb.environments.registry import BUILT_IN, TOY_TEXT
 from klimb.rules import RULES
+from klimb.runs.config import TrainOptions
 from klimb.theory.figures.registry import FIGURES
 
 Shell = Literal["bash", "zsh", "fish"]
@@ -78,7 +79,8 @@ def pages() -> list[Page]:
         given = tuple(flags_of(command.arguments))
         words = tuple(flag for flag in given if flag.positional)
         flags = (*(flag for flag in given if not flag.positional), HELP)
-        made.append(Page(name, entry.summary, words, flags, command.arguments_for is not None))
+        by_rule = any(word.field == "rule_name" for word in words)
+        made.append(Page(name, entry.summary, words, flags, by_rule))
     return made
 
 
@@ -92,9 +94,9 @@ def _rules() -> Iterator[tuple[str, tuple[Flag, ...]]]:
 
 
 def _swept(rule: str) -> list[str]:
-    """The fields of a rule that `klimb sweep --over` takes."""
-    made = RULES[rule]()
-    return [field.name for field in fields(made) if isinstance(getattr(made, field.name), float)]
+    """The fields that `klimb sweep --over` takes: those of a rule, then those of every training."""
+    names = [field.name for cls in (RULES[rule], TrainOptions) for field in fields(cls)]
+    return [name for name in names if name not in ("seed", "num_seeds")]
 
 
 def _values(flag: Flag) -> tuple[str, ...] | Literal["file", "directory"] | None:

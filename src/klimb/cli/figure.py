@@ -8,9 +8,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from klimb.cli.parser import Command, OutputFlag
+from klimb.cli.parser import Command, OutputFlag, require_unused
 from klimb.errors import ConfigError, RunError
-from klimb.theory.figures.registry import FIGURES, load
+from klimb.theory.figures.registry import FIGURES, SUFFIXES, check_suffix, load
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,9 @@ class FigureArguments:
     name: Annotated[str | None, Positional, arg(metavar="NAME")] = None
     """The figure, or all of them with `all`; without a name they are listed."""
     output: OutputFlag = None
-    """File to write, .png or .svg; by default both, NAME.png and NAME.svg. With `all`, a directory."""
+    """File to write: .png, .svg or .pdf; by default NAME.png and NAME.svg. With `all`, a directory."""
+    overwrite: bool = False
+    """Write over files that exist."""
 
 
 def figure(arguments: FigureArguments) -> None:
@@ -32,9 +34,14 @@ def figure(arguments: FigureArguments) -> None:
     if name is None:
         _print_names()
     elif name == "all":
-        _draw_all(output or Path())
+        _draw_all(output or Path(), arguments.overwrite)
     else:
-        _draw(name, [Path(f"{name}.png"), Path(f"{name}.svg")] if output is None else [output])
+        paths = [Path(f"{name}.png"), Path(f"{name}.svg")] if output is None else [output]
+        load(name)
+        for path in paths:
+            check_suffix(path)
+        require_unused(paths, arguments.overwrite)
+        _draw(name, paths)
 
 
 def _print_names() -> None:
@@ -44,15 +51,17 @@ def _print_names() -> None:
     print(f"{'all':<{width}}  every one of them; -o names a directory")
 
 
-def _draw_all(directory: Path) -> None:
-    if directory.suffix in (".png", ".svg"):
+def _draw_all(directory: Path, overwrite: bool) -> None:
+    if directory.suffix.lower() in SUFFIXES:
         raise ConfigError(f"{directory} names a file, and all figures need a directory: -o {directory.stem}")
+    paths = {name: [directory / f"{name}.png", directory / f"{name}.svg"] for name in FIGURES}
+    require_unused([path for pair in paths.values() for path in pair], overwrite)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"cannot make the directory {directory}: {error.strerror}") from None
-    for name in FIGURES:
-        _draw(name, [directory / f"{name}.png", directory / f"{name}.svg"])
+    for name, pair in paths.items():
+        _draw(name, pair)
 
 
 def _draw(name: str, paths: list[Path]) -> None:
@@ -60,8 +69,6 @@ def _draw(name: str, paths: list[Path]) -> None:
     from klimb.theory.figures import style
 
     module = load(name)
-    for path in paths:
-        style.check_suffix(path)
     data = module.compute()
     drawing = module.draw(data)
     for path in paths:

@@ -38,7 +38,7 @@ def flags_of(arguments: type) -> Iterator[Flag]:
     hints = typing.get_type_hints(arguments, include_extras=True)
     for field in dataclasses.fields(arguments):
         hint = hints[field.name]
-        kinds = _plain_types(hint)
+        kinds = plain_types(hint)
         inner = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
         if inner is not None:
             yield from flags_of(inner)  # type: ignore[arg-type]
@@ -66,12 +66,12 @@ def flags_of(arguments: type) -> Iterator[Flag]:
             )
 
 
-def _plain_types(hint: Any) -> list[Any]:
-    """The types that an annotation allows, without what is annotated to them."""
+def plain_types(hint: Any) -> list[Any]:
+    """The types that an annotation allows, without what is annotated to them. hint: the annotation of a field."""
     if typing.get_origin(hint) is Annotated:
-        return _plain_types(typing.get_args(hint)[0])
+        return plain_types(typing.get_args(hint)[0])
     if _is_union(hint):
-        return [kind for part in typing.get_args(hint) for kind in _plain_types(part)]
+        return [kind for part in typing.get_args(hint) for kind in plain_types(part)]
     if typing.get_origin(hint) is tuple and Path in typing.get_args(hint):
         return [Path]
     return [hint]

@@ -36,6 +36,7 @@ examples:
   klimb train ppo gymnasium:HalfCheetah-v5 --env-steps 1000000 --num-envs 8
   klimb train trpo CartPole-v1 --num-seeds 10 --max-kl 0.02
   klimb train my_package:MyRule my_package:MyEnvironment --policy my_package:my_network
+  klimb resume runs/trpo-CartPole-v1 --env-steps 400000
   klimb sweep trpo CartPole-v1 --over max_kl 0.003 0.01 0.03 --num-seeds 5
   klimb train behaviour-cloning CartPole-v1 --demonstrations runs/trpo-CartPole-v1
   klimb train ppo CartPole-v1 --init-from runs/behaviour-cloning-CartPole-v1

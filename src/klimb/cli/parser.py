@@ -26,7 +26,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from klimb.cli.commands import COMMANDS, usage
 from klimb.cli.flags import flags_of
 from klimb.environments.registry import GIVEN, PREFIXES
-from klimb.errors import ConfigError, nearest
+from klimb.errors import ConfigError, RunError, nearest
 from klimb.fields import explain
 from klimb.modules import module_of
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 RunWord = Annotated[Path, Positional, arg(metavar="RUN")]
 """A run directory, as a word before the flags."""
 OutputFlag = Annotated[Path | None, arg(aliases=["-o"])]
-"""`--output FILE`, also `-o FILE`."""
+"""`--output FILE`, also `-o FILE`. A command that has it has `--overwrite` too."""
 MAX_DIGITS = 25
 NO_BRACES = str.maketrans("", "", "{}")
 NO_MODULE = {*PREFIXES, GIVEN, "minari"}
@@ -202,6 +202,16 @@ def whole_number(word: str) -> int:
     if not number.is_finite() or number != number.to_integral_value():
         raise ValueError(f"{word!r} is not a whole number")
     return int(number)
+
+
+def require_unused(paths: Sequence[Path], overwrite: bool) -> None:
+    """RunError when a command would write over a file, before it has done anything.
+
+    paths: that it writes. overwrite: whether the user has allowed it.
+    """
+    for path in paths:
+        if not overwrite and path.exists():
+            raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
 
 
 def leading(words: Sequence[str]) -> list[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from klimb.cli import compilation_cache
 from klimb.cli.evaluate import environment_of, require_policy_trust
-from klimb.cli.parser import Command, OutputFlag, RunWord
+from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
 from klimb.collect.recording import record as record_episodes
-from klimb.errors import ConfigError, RunError
+from klimb.errors import ConfigError
 from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import load_policy
@@ -52,8 +52,7 @@ def record(arguments: RecordArguments) -> None:
     path = output / FILE_NAME if output.is_dir() else output
     if flags.episodes < 1:
         raise ConfigError(f"episodes = {flags.episodes}; demonstrations need at least 1")
-    if path.exists() and not flags.overwrite:
-        raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
+    require_unused([path], flags.overwrite)
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     require_policy_trust(run_dir, config, trust=flags.trust_environment)

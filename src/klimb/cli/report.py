@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from klimb.cli.parser import Command, OutputFlag, RunWord
-from klimb.report.page import write_report
+from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
+from klimb.report.page import FILE_NAME, write_report
 from klimb.runs.directory import RunDirectory
 
 
@@ -16,7 +16,9 @@ class ReportArguments:
     run: RunWord
     """Run directory."""
     output: OutputFlag = None
-    """File to write; by default report.html in the run."""
+    """File to write; by default report.html in the run, which is written again."""
+    overwrite: bool = False
+    """Write over a file that exists."""
 
 
 def report(arguments: ReportArguments) -> None:
@@ -24,7 +26,11 @@ def report(arguments: ReportArguments) -> None:
 
     arguments: which run, and where to.
     """
-    print(write_report(RunDirectory.open(arguments.run).path, arguments.output))
+    directory = RunDirectory.open(arguments.run).path
+    output = arguments.output
+    if output is not None and output.resolve() != (directory / FILE_NAME).resolve():
+        require_unused([output], arguments.overwrite)
+    print(write_report(directory, output))
 
 
 COMMAND = Command("report", ReportArguments, report)

@@ -1,47 +1,124 @@
-"""klimb resume RUN: on from the newest checkpoint."""
+"""klimb resume RUN: on from the newest checkpoint, with other settings where they are given."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes
+from tyro.conf import OmitArgPrefixes, Suppress
 
 from klimb.cli import compilation_cache
-from klimb.cli.parser import Command, RunWord
+from klimb.cli.flags import flags_of
+from klimb.cli.parser import Command, RunWord, leading
 from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure
+from klimb.cli.sweep import resume_all
+from klimb.errors import ConfigError, KlimbError
+from klimb.rules import UnknownRule
+from klimb.runs.changes import OPTIONS, changes_between
+from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import RunDirectory
+from klimb.runs.sweep_file import is_sweep
 from klimb.training import devices, driver
+from klimb.training.progress.choice import print_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ResumeArguments:
-    """What is typed after `klimb resume`."""
+    """What is typed after `klimb resume`. `rule` has the fields of the run's rule, when it is known which one."""
 
     run: RunWord
-    """Run directory."""
+    """Run directory, or the directory of a sweep, of which everything unfinished goes on."""
     trust_environment: bool = False
     """Let the run's configuration name a rule, an environment or a network: its module is imported and runs."""
     output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
+    training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
+    """Settings of the training that change; without a flag each stays what it is in the run."""
+    rule: Suppress[Any] = None
 
 
 def resume(arguments: ResumeArguments) -> None:
     """Continue a run to the end that its configuration says, evaluate it, and write its report again.
 
-    arguments: which run.
+    arguments: which run, and which settings change.
     """
     run_dir, trust = arguments.run, arguments.trust_environment
+    if is_sweep(run_dir):
+        resume_all(run_dir, arguments.output, trust=trust)
+        return
     config_file = run_dir / "config.toml"
-    config = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
+    recorded = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
+    config = RunConfig(recorded.env, recorded.rule if arguments.rule is None else arguments.rule, arguments.training)
+    names = [change.name for change in changes_between(recorded, config) if change.name in OPTIONS]
     devices.use_all_cores()
     console = arguments.output.console()
     environment = announce(config, config_file, console, trust=trust)
     compilation_cache.enable()
     with reporting_failure(run_dir):
-        view = arguments.output.view(console)
-        run = driver.resume(run_dir, env=environment, rule=config.rule, progress=view, trust_environment=trust)
+        run = driver.resume(
+            run_dir,
+            env=environment,
+            rule=config.rule,
+            progress=arguments.output.view(console),
+            trust_environment=trust,
+            notify=partial(print_line, console),
+            **{name: getattr(config.options, name) for name in names},
+        )
     announce_end(run, console)
     finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
-COMMAND = Command("resume", ResumeArguments, resume)
+def with_flags_of_run(words: Sequence[str]) -> type[ResumeArguments]:
+    """The arguments with a flag for every setting of the run that the words name; its default is the run's own.
+
+    words: what is typed after the command.
+    """
+    named = leading(words)
+    # RUN may stand behind flags; their values may be runs as well, and then it is not clear which is meant.
+    places = [Path(word) for word in named[:1] or words if not word.startswith("-")]
+    runs = [path for path in places if (path / "config.toml").is_file()]
+    if named and is_sweep(Path(named[0])):
+        _require_no_settings(words, named[0])
+    if len(runs) > 1:
+        raise ConfigError(f"RUN stands before the flags: klimb resume RUN --env-steps 1000000, not {' '.join(words)}")
+    if not runs:
+        known = {name for flag in flags_of(ResumeArguments) for name in flag.names} | {"--help", "-h"}
+        flags = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+        if named and not set(flags) <= known:  # a flag of a rule, which is not known without the run
+            RunDirectory.open(named[0])
+        return ResumeArguments
+    (run,) = runs
+    try:
+        config = RunDirectory.open(run).config
+        if isinstance(config.rule, UnknownRule) and "--trust-environment" in words:
+            config = config.require_modules(run / "config.toml", trust=True)
+    except KlimbError:  # told by the command itself
+        return ResumeArguments
+    new: list[Any] = [("training", Annotated[TrainOptions, OmitArgPrefixes], field(default=config.options))]
+    taken = {flag.field for flag in flags_of(ResumeArguments)}
+    rule: Any = config.rule
+    if not isinstance(rule, UnknownRule) and not taken & {one.name for one in fields(rule)}:
+        new.append(("rule", Annotated[type(rule), OmitArgPrefixes], field(default=rule)))
+    return make_dataclass(ResumeArguments.__name__, new, bases=(ResumeArguments,), frozen=True, kw_only=True)
+
+
+def _require_no_settings(words: Sequence[str], sweep: str) -> None:
+    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    settings = {flag.names[0] for flag in flags_of(TrainOptions)}
+    for flag in flags:
+        if flag in settings:
+            raise ConfigError(
+                f"{flag}: the runs of a sweep keep their settings; change those of one run with klimb resume "
+                f"{sweep}/NAME {flag} …"
+            )
+
+
+COMMAND = Command(
+    "resume",
+    ResumeArguments,
+    resume,
+    arguments_for=with_flags_of_run,
+    description_without=lambda: "After RUN, --help shows the settings of that run, and the flags of its rule too.",
+)

@@ -23,7 +23,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.faults_log import FaultsLog
 from klimb.runs.policy_file import save_policy
-from klimb.training.driver import NotSaved
+from klimb.training.loop import NotSaved
 from klimb.training.progress.choice import lines_on, print_line, view_on
 from klimb.training.progress.view import SILENT, View
 from klimb.training.run_writer import Run

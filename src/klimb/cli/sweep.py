@@ -1,42 +1,49 @@
-"""klimb sweep RULE ENV --over FIELD V...: one program that trains with every combination of values."""
+"""klimb sweep RULE ENV --over FIELD V...: a run for every combination of values."""
 
 from __future__ import annotations
 
 import shlex
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from rich.console import Console
 from tyro.conf import UseAppendAction
 from tyro.constructors import PrimitiveConstructorSpec
 
 from klimb.cli import compilation_cache
+from klimb.cli.flags import plain_types
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
-from klimb.cli.session import announce, announce_end, evaluate_run, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, evaluate_run, reporting_failure
 from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
 from klimb.errors import ConfigError
-from klimb.report.page import write_report
-from klimb.runs.directory import unused_directory
+from klimb.report.page import FILE_NAME, write_report
+from klimb.runs.changes import OPTIONS
+from klimb.runs.config import RunConfig, TrainOptions
+from klimb.runs.directory import RunDirectory, unused_directory
+from klimb.runs.sweep_file import SWEEP, Sweep
 from klimb.training import devices
+from klimb.training.networks import load_policies
 from klimb.training.progress.choice import print_line
-from klimb.training.sweep import start_sweep
+from klimb.training.sweep import Trained, go_on_with_sweep, read_sweep, start_sweep
 
 
 class Values(NamedTuple):
-    """A field of the rule, and the values that it is given."""
+    """A field of the training or of the rule, and the values that it is given, as they are typed."""
 
     field: str
-    values: tuple[float, ...]
+    values: tuple[str, ...]
 
 
 def _values(words: list[str]) -> Values:
     if len(words) < 2:
         raise ValueError("it takes a field and its values, for example --over max_kl 0.003 0.01 0.03")
     name, *values = words
-    return Values(name.replace("-", "_"), tuple(float(value) for value in values))
+    return Values(name.replace("-", "_"), tuple(values))
 
 
 Over = Annotated[
@@ -46,7 +53,7 @@ Over = Annotated[
         metavar="FIELD VALUE...",
         instance_from_str=_values,
         is_instance=lambda value: isinstance(value, Values),
-        str_from_instance=lambda over: [over.field, *map(str, over.values)],
+        str_from_instance=lambda over: [over.field, *over.values],
     ),
 ]
 
@@ -56,7 +63,7 @@ class SweepArguments(TrainArguments):
     """What is typed after `klimb sweep`."""
 
     over: Annotated[tuple[Over, ...], UseAppendAction] = ()
-    """A field of the rule and its values; several times for every combination of several fields."""
+    """A field of the training or of the rule and its values; several times for every combination of several fields."""
 
 
 def sweep(arguments: SweepArguments) -> None:
@@ -66,39 +73,109 @@ def sweep(arguments: SweepArguments) -> None:
     """
     if not arguments.over:
         raise ConfigError("klimb sweep needs what to sweep over: --over max_kl 0.003 0.01 0.03")
-    over: dict[str, tuple[float, ...]] = {}
-    for name, values in arguments.over:
+    config, named_in = configuration(arguments)
+    over: dict[str, list[Any]] = {}
+    for name, words in arguments.over:
         if name in over:
             raise ConfigError(f"--over {name} is given twice: name all of its values together")
-        over[name] = values
-    config, named_in = configuration(arguments)
-    flags = arguments.run
+        over[name] = [typed_value(config, name, word) for word in words]
+    plan, flags = Sweep(config, over), arguments.run
+    plan.members()
     devices.use_all_cores()
-    console = arguments.output.console()
+    output = arguments.output
+    console = output.console()
     environment = announce(config, named_in, console, trust=flags.trust_environment)
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
-    with reporting_failure(parent), arguments.output.view(console) as view:
-        runs = start_sweep(
-            config,
-            environment,
-            over,
-            run_dir=parent,
-            notify=partial(print_line, console),
-            view=view,
-        )
-    announce_end(runs[0], console)
-    results = Console()
-    for run in runs:
-        assert run.directory is not None
-        view = arguments.output.view(console)
-        result = evaluate_run(run.directory, run.policies, run.config, environment, config.options.eval_episodes, view)
-        write_report(run.directory)
-        outcome = (
-            "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
-        )
-        print_line(results, f"{run.directory.name:<24} {outcome}")
-    print_line(results, f"compare      klimb compare {shlex.quote(str(parent))}/*")
+    parts = start_sweep(
+        plan,
+        environment,
+        run_dir=parent,
+        new_view=partial(output.view, console),
+        notify=partial(print_line, console),
+    )
+    names = _finish_each(parts, parent, environment, output)
+    _print_end(parent, len(names))
+
+
+def resume_all(directory: Path, output: Output, *, trust: bool) -> None:
+    """Go on with everything that is unfinished in a sweep, evaluate it, and write its reports.
+
+    directory: of the sweep. output: how much is printed. trust: whether modules that its files name may be imported.
+    """
+    plan = read_sweep(directory, trust=trust)
+    devices.use_all_cores()
+    console = output.console()
+    environment = announce(plan.config, directory / SWEEP, console, trust=trust)
+    compilation_cache.enable()
+    parts = go_on_with_sweep(
+        plan,
+        environment,
+        directory,
+        new_view=partial(output.view, console),
+        notify=partial(print_line, console),
+        trust=trust,
+    )
+    names = _finish_each(parts, directory, environment, output)
+    # A sweep may have been stopped between a run's training and its report.
+    for member in plan.members():
+        path = directory / member.name
+        if member.name not in names and not (path / FILE_NAME).is_file():
+            config = RunDirectory.open(path).config
+            _finish(path, load_policies(path, config, environment), config, environment, output)
+    _print_end(directory, len(names))
+
+
+def _finish_each(parts: Iterator[Trained], parent: Path, environment: Any, output: Output) -> list[str]:
+    """Train one program after the other, and finish its runs: their names."""
+    names: list[str] = []
+    with reporting_failure(parent):
+        for trained in parts:
+            announce_end(next(iter(trained.values())), output.console())
+            for name, run in trained.items():
+                assert run.directory is not None
+                names.append(name)
+                _finish(run.directory, run.policies, run.config, environment, output)
+    return names
+
+
+def _finish(path: Path, policies: list[Any], config: RunConfig, environment: Any, output: Output) -> None:
+    """Evaluate a run of a sweep, write its report, and print its outcome in one line."""
+    view = output.view(output.console())
+    result = evaluate_run(path, policies, config, environment, config.options.eval_episodes, view)
+    write_report(path)
+    outcome = "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
+    print_line(Console(), f"{path.name:<24} {outcome}")
+
+
+def _print_end(directory: Path, trained: int) -> None:
+    if trained == 0:
+        print_line(Console(), "finished     every run of the sweep had been trained already")
+    print_line(Console(), f"compare      klimb compare {shlex.quote(str(directory))}")
+
+
+def typed_value(config: RunConfig, name: str, word: str) -> Any:
+    """A value of a field as it is typed: sizes have commas between them, and whole numbers may have an exponent.
+
+    config: of the runs, whose options and rule have the fields. name: of the field. word: the value.
+    """
+    try:
+        hints = typing.get_type_hints(TrainOptions if name in OPTIONS else type(config.rule), include_extras=True)
+    except (NameError, TypeError):  # of a rule of the user's own
+        return word
+    kinds = plain_types(hints[name]) if name in hints else []
+    if word == "none":
+        return None
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        return word.split(",")
+    for kind in (float, int):
+        if kind in kinds:
+            try:
+                number = float(word)
+            except ValueError:
+                return word
+            return int(number) if kind is int and number.is_integer() else number
+    return word
 
 
 COMMAND = Command(

@@ -18,9 +18,15 @@ from klimb.guided.guides import Guides
 from klimb.guided.importance_sampled import SAMPLED_TRAITS, ImportanceSampled
 from klimb.guided.local_models import DynamicsSource, LocalModels
 from klimb.guided.mirror_descent import MirrorDescent
-from klimb.improve.rule import Rule, Setting, Traits
+from klimb.improve.rule import AT_START, Rule, Setting, Traits
 from klimb.policies.actions import Box
 from klimb.types import Batch, UpdateInfo
+
+FIXED = {
+    "regularisation": AT_START,
+    "supervised_iterations": "they are the first iterations of a run",
+}
+"""Fields that can't change when a run is resumed, each with the reason."""
 
 
 @checked
@@ -85,7 +91,7 @@ class GuidedPolicySearch:
     @property
     def traits(self) -> Traits:
         # The other methods refuse demonstrations when they are bound, where there is this one to name.
-        demonstrations: dict[str, Any] = {"learns_from": "both", "demonstrations_in_batch": False}
+        demonstrations: dict[str, Any] = {"learns_from": "both", "demonstrations_in_batch": False, "fixed": FIXED}
         if self.method != "importance_sampling":
             return replace(path_traits(self._models(None)), binds=True, **demonstrations)
         # Runs of the guides and of the best policy take environment steps in addition to the rollout's.

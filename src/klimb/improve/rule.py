@@ -52,6 +52,8 @@ class KLLimit(NamedTuple):
 
 
 NO_KL_LIMIT = KLLimit()
+AT_START = "it is used at the start of a run only"
+"""Why a field can't change later, for `Traits.fixed`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ class Traits:
     """Rows that the rule keeps per row of a rollout, for the bound on memory."""
     keeps_best: bool = False
     """Whether a training results in a policy that the rule keeps (a `BestPolicyRule`), not in that of the last step."""
+    anneals: bool = False
+    """Whether steps depend on `Batch.fraction_done`, and so on the length of the whole run."""
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Fields that can't change when a run is resumed, each with the reason. Not those that change the shape of the
+    rule's state or of what is kept: they are refused without being named here."""
 
 
 def traits_of(rule: Rule) -> Traits:

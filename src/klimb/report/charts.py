@@ -35,7 +35,7 @@ def likelihood_chart(run: RunData) -> Spec:
 
 def return_chart(run: RunData) -> Spec:
     """The learning curve over environment steps, with a line per seed that the legend switches on."""
-    about = "Mean undiscounted return of the episodes that ended in each iteration."
+    about = "Mean undiscounted return of the episodes that ended in each iteration; their actions are sampled."
     if not run.has("episode_return"):
         return line_chart("Episode return", f"{about} No episode has ended in this run.", [], wide=True)
     values = run.columns["episode_return"]
@@ -57,7 +57,8 @@ def return_chart(run: RunData) -> Spec:
         ]
     levels = []
     if run.evaluation is not None and math.isfinite(run.evaluation.mean):
-        levels = [{"value": json_number(run.evaluation.mean), "label": "final evaluation"}]
+        actions = "deterministic" if run.evaluation.deterministic else "sampled actions"
+        levels = [{"value": json_number(run.evaluation.mean), "label": f"final evaluation, {actions}"}]
     return line_chart("Episode return", about, layers, wide=True, height=320, connect=True, levels=levels)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError, RunError, one_line
 from klimb.report.data import RunData, Spec, read_run
+from klimb.report.statistics import from_few_seeds
 from klimb.report.text import setting
 
 MAX_LABEL = 200
@@ -76,6 +77,11 @@ class Comparison:
     def on(self, environment: str) -> list[Group]:
         """The groups on one environment."""
         return [group for group in self.groups if group.environment == environment]
+
+    @property
+    def has_few_seeds(self) -> bool:
+        """Whether some interval comes from too few seeds to rely on."""
+        return any(from_few_seeds(len(group.seeds)) for group in self.groups)
 
     def of(self, label: str) -> dict[str, Group]:
         """An algorithm's groups by environment."""

@@ -6,22 +6,53 @@ import math
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from klimb.errors import RunError
 from klimb.report.comparison import Comparison, Group, default_threshold
-from klimb.report.statistics import Resampling, Scores, stratified_bootstrap, trailing_mean
+from klimb.report.statistics import FEW_SEEDS, Resampling, Scores, stratified_bootstrap, trailing_mean
+from klimb.theory.figures.style import WITHOUT_DATE
 
 COLOURS = ("#0072b2", "#d55e00", "#008a63", "#ad4f88", "#a87c00")
+LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 INK, QUIET = "#222222", "#777777"
 POINTS = 160  # of a learning curve
 FONT = 9.0
+LINE_HEIGHT = 0.085
+"""Of text beside a panel, as a fraction of the panel's height."""
+MAX_LINES = 3
+MAX_MOVE = 0.1
+"""How far a name may stand from the end of its curve, as a fraction of the panel's height. Else there is a legend."""
+SETTINGS: Any = {"text.parse_math": False, "svg.hashsalt": "klimb", "pdf.fonttype": 42}
+"""A dollar sign in the name of a stranger's rule is no formula; text in a PDF stays text."""
+
+
+class Style(NamedTuple):
+    """How an algorithm is drawn."""
+
+    colour: str
+    line: Any
+
+
+_STYLES = [Style(colour, line) for line in LINES for colour in COLOURS]
+
+
+class CurveEnd(NamedTuple):
+    """Where a learning curve ends, and whose it is."""
+
+    x: float
+    y: float
+    label: str
+    style: Style
 
 
 def write_figure(path: Path, comparison: Comparison, threshold: float | None, resampling: Resampling) -> None:
@@ -29,9 +60,10 @@ def write_figure(path: Path, comparison: Comparison, threshold: float | None, re
 
     path: the file. comparison, threshold, resampling: as for `draw`.
     """
-    figure = draw(comparison, threshold, resampling)
     try:
-        figure.savefig(path, dpi=200)
+        with mpl.rc_context(SETTINGS):
+            figure = draw(comparison, threshold, resampling)
+            figure.savefig(path, dpi=200, metadata=WITHOUT_DATE.get(path.suffix, {}))
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
 
@@ -43,19 +75,27 @@ def draw(comparison: Comparison, threshold: float | None, resampling: Resampling
     resampling: of the intervals.
     """
     environments, labels = comparison.environments, comparison.labels
-    height = max(2.7, 0.9 + 0.42 * len(labels))
+    rows = [sum(_name_of(group).count("\n") + 2 for group in comparison.on(env)) for env in environments]
+    heights = [max(2.9, 0.7 + 0.17 * lines) for lines in rows]
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.04, hspace=0.06)
-    figure = Figure(figsize=(8.6, height * len(environments)), layout=layout)
-    panels = figure.subplots(len(environments), 2, squeeze=False, width_ratios=[1.45, 1])
+    figure = Figure(figsize=(10.2, sum(heights)), layout=layout)
+    panels = figure.subplots(len(environments), 2, squeeze=False, width_ratios=[1.3, 1], height_ratios=heights)
+    ends = []
     for (left, right), env in zip(panels, environments, strict=True):
         goal = default_threshold(env) if threshold is None else threshold
-        groups = [(group, COLOURS[labels.index(group.label) % len(COLOURS)]) for group in comparison.on(env)]
+        groups = [(group, _STYLES[labels.index(group.label) % len(_STYLES)]) for group in comparison.on(env)]
         left.set_title(env, loc="left", fontsize=FONT + 2, color=INK)
-        _draw_curves(left, groups, goal, resampling)
+        ends.append((left, _draw_curves(left, groups, goal, resampling)))
         _draw_scores(right, groups, goal, resampling)
+    if all(_fits_beside(axes, curves) for axes, curves in ends):
+        for axes, curves in ends:
+            _label_ends(axes, curves)
+    else:
+        _add_legend(figure, labels)
     score = "final evaluation" if comparison.evaluated else "last tenth of training"
     panels[-1][0].set_xlabel("environment steps", fontsize=FONT, color=INK)
-    panels[-1][1].set_xlabel(f"return, {score}", fontsize=FONT, color=INK)
+    note = f"\nintervals from fewer than {FEW_SEEDS} seeds\nare too narrow" if comparison.has_few_seeds else ""
+    panels[-1][1].set_xlabel(f"return, {score}{note}", fontsize=FONT, color=INK)
     return figure
 
 
@@ -83,50 +123,97 @@ def learning_curve(
     return grid, np.array([(estimate.value, estimate.low, estimate.high) for estimate in estimates]).T
 
 
-def _draw_curves(axes: Axes, groups: list[tuple[Group, str]], threshold: float | None, resampling: Resampling) -> None:
+def _draw_curves(
+    axes: Axes, groups: list[tuple[Group, Style]], threshold: float | None, resampling: Resampling
+) -> list[CurveEnd]:
+    """The curves with their bands; where each of them ends."""
     _plain(axes)
     ends = []
-    for group, colour in groups:
+    for group, style in groups:
         steps, (centre, low, high) = learning_curve(group, resampling)
         if len(steps):
-            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(steps, centre, color=colour, linewidth=1.6, solid_capstyle="round")
-            ends.append((steps[-1], centre[-1], group.label, colour))
+            axes.fill_between(steps, low, high, color=style.colour, alpha=0.18, linewidth=0)
+            axes.plot(steps, centre, color=style.colour, linestyle=style.line, linewidth=1.6, solid_capstyle="round")
+            ends.append(CurveEnd(steps[-1], centre[-1], group.label, style))
     axes.set_ylabel("return", fontsize=FONT, color=INK)
     axes.yaxis.set_major_locator(MaxNLocator(5))
     if not ends:
         axes.text(0.5, 0.5, "no returns during training", transform=axes.transAxes, ha="center", color=QUIET)
         axes.set_xticks([])
-        return
+        return []
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlim(right=1.02 * max(x for x, _, _, _ in ends))
+    axes.set_xlim(right=1.02 * max(end.x for end in ends))
     if threshold is not None and _near(axes.get_ylim(), threshold):
         axes.axhline(threshold, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         place = axes.get_yaxis_transform()
-        axes.text(0.01, threshold, f"{threshold:g}", transform=place, color=QUIET, fontsize=FONT - 1, va="bottom")
-    _label_ends(axes, ends)
+        axes.text(
+            0.01,
+            threshold,
+            f"{threshold:g}".replace("-", "−"),
+            transform=place,
+            color=QUIET,
+            fontsize=FONT - 1,
+            va="bottom",
+        )
+    axes.set_ylim(*axes.get_ylim())
+    return ends
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Write each curve's name to the right of its end; names that would overlap are moved."""
+def _places(axes: Axes, ends: list[CurveEnd]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Heights of the curves' ends and of their names, as fractions of the axes."""
     bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top)
-    fractions = (np.array([y for _, y, _, _ in ends]) - bottom) / (top - bottom)
-    names = [textwrap.fill(label, 22) for _, _, label, _ in ends]
-    gap = 0.075 * max(name.count("\n") + 1 for name in names)
-    for (x, y, _, colour), name, place in zip(ends, names, spread(fractions, gap), strict=True):
+    heights = (np.array([end.y for end in ends]) - bottom) / (top - bottom)
+    lines = max(_wrapped(end.label).count("\n") + 1 for end in ends)
+    return heights, spread(heights, LINE_HEIGHT * lines)
+
+
+def _fits_beside(axes: Axes, ends: list[CurveEnd]) -> bool:
+    """Whether every curve's name can stand to the right of its end, or almost."""
+    if not ends:
+        return True
+    if max(_wrapped(end.label).count("\n") for end in ends) >= MAX_LINES:
+        return False
+    heights, names = _places(axes, ends)
+    return bool(np.abs(heights - names).max() <= MAX_MOVE)
+
+
+def _label_ends(axes: Axes, ends: list[CurveEnd]) -> None:
+    """Write each curve's name to the right of its end; one that had to be moved gets a line to the end."""
+    for end, place in zip(ends, _places(axes, ends)[1] if ends else [], strict=True):
         axes.annotate(
-            name,
-            xy=(x, y),
-            xytext=(1.02, float(place)),
+            _wrapped(end.label),
+            xy=(end.x, end.y),
+            xytext=(1.04, float(place)),
             textcoords="axes fraction",
-            color=colour,
+            color=end.style.colour,
             fontsize=FONT,
             va="center",
             annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": end.style.colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 1},
         )
+
+
+def _add_legend(figure: Figure, labels: list[str]) -> None:
+    """All names below the panels, each beside a piece of its line."""
+    styles = [_STYLES[i % len(_STYLES)] for i in range(len(labels))]
+    pieces = [Line2D([], [], color=style.colour, linestyle=style.line, linewidth=1.6) for style in styles]
+    names = [textwrap.fill(label, 44) for label in labels]
+    columns = min(len(names), 2 if max(map(len, names)) > 30 else 4)
+    lines = sum(name.count("\n") + 1 for name in names) / columns
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.2 * (lines + 1))
+    figure.legend(pieces, names, loc="outside lower left", ncols=columns, frameon=False, fontsize=FONT, labelcolor=INK)
+
+
+def _wrapped(label: str) -> str:
+    return textwrap.fill(label, 20)
+
+
+def _name_of(group: Group) -> str:
+    """A group's name and number of seeds, in short lines."""
+    return textwrap.fill(f"{group.label}, {_count(len(group.seeds))}", 26)
 
 
 def spread(places: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n"]:
@@ -148,33 +235,31 @@ def spread(places: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarray, " n
     return result
 
 
-def _draw_scores(axes: Axes, groups: list[tuple[Group, str]], threshold: float | None, resampling: Resampling) -> None:
-    """One line per algorithm: a faint mark per seed, the interquartile mean as a dot, its interval as a bar."""
+def _draw_scores(
+    axes: Axes, groups: list[tuple[Group, Style]], threshold: float | None, resampling: Resampling
+) -> None:
+    """One line per algorithm: a faint mark per seed, the interquartile mean as a dot, its interval as a bar.
+
+    Names stand to the left of the panel, where nothing crosses them.
+    """
     _plain(axes)
     axes.spines["left"].set_visible(False)
     axes.margins(x=0.08)
-    for row, (group, colour) in enumerate(groups):
+    for row, (group, style) in enumerate(groups):
         scores: Scores = group.scores
         iqm = stratified_bootstrap([scores], **asdict(resampling))
-        axes.plot(scores, np.full(len(scores), row), "|", color=colour, alpha=0.45, markersize=7, markeredgewidth=0.9)
+        rows = np.full(len(scores), row)
+        axes.plot(scores, rows, "|", color=style.colour, alpha=0.45, markersize=7, markeredgewidth=0.9)
         if not math.isnan(iqm.low):
-            axes.plot([iqm.low, iqm.high], [row, row], color=colour, linewidth=2.2, solid_capstyle="round")
-        name = f"{textwrap.shorten(group.label, 44, placeholder=' …')}, {_count(len(scores))}"
-        axes.annotate(
-            name,
-            xy=(0, row),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(0, 9),
-            textcoords="offset points",
-            color=colour,
-            fontsize=FONT,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-        axes.plot([iqm.value], [row], "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.8)
+            axes.plot([iqm.low, iqm.high], [row, row], color=style.colour, linewidth=2.2, solid_capstyle="round")
+        axes.plot([iqm.value], [row], "o", color=style.colour, markersize=6, markeredgecolor="white")
     if threshold is not None and _near(axes.get_xlim(), threshold):
         axes.axvline(threshold, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-    axes.set_yticks([])
-    axes.set_ylim(len(groups) - 0.6, -0.75)
+    axes.set_yticks(range(len(groups)), [_name_of(group) for group, _ in groups])
+    axes.tick_params(axis="y", length=0, labelsize=FONT)
+    for name, (_, style) in zip(axes.get_yticklabels(), groups, strict=True):
+        name.set_color(style.colour)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(4))
 
 

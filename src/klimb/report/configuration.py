@@ -7,6 +7,7 @@ import shlex
 from html import escape
 from typing import Any
 
+from klimb.errors import one_line
 from klimb.report.data import RunData, Spec
 from klimb.report.text import setting
 from klimb.rules import RULES
@@ -17,23 +18,42 @@ def configuration_html(run: RunData) -> str:
     """The rule and how to repeat the run on the left, the training's options on the right."""
     rule, options = run.config["rule"], run.config["options"]
     settings = {key: value for key, value in rule.items() if key != "name"}
-    left = _settings_html(run.rule_title, settings, _defaults(rule["name"]))
-    right = _settings_html("Training", options, _defaults("options"))
-    repeat = f'<div class="panel"><h3>To repeat this run</h3>{_command_html(run)}</div>'
+    changes = _changes(run)
+    left = _settings_html(run.rule_title, settings, _defaults(rule["name"]), changes)
+    right = _settings_html("Training", options, _defaults("options"), changes)
+    note = (
+        '<p class="quiet">Settings were changed when this run was resumed; the command trains with the last ones from '
+        "its start.</p>"
+        if changes
+        else ""
+    )
+    repeat = f'<div class="panel"><h3>To repeat this run</h3>{_command_html(run)}{note}</div>'
     return f"<div>{left}{repeat}</div>\n<div>{right}</div>"
 
 
-def _settings_html(title: str, values: Spec, defaults: Spec) -> str:
-    rows = "".join(_setting_html(key, value, defaults.get(key, value)) for key, value in values.items())
+def _changes(run: RunData) -> dict[str, list[str]]:
+    """What each setting has been before it was changed, and until which iteration."""
+    changes: dict[str, list[str]] = {}
+    for entry in run.provenance:
+        for change in entry.changes:
+            words = f"{setting(change.name, change.before)} up to iteration {entry.iteration:,}"
+            changes.setdefault(change.name, []).append(one_line(words, 200))
+    return changes
+
+
+def _settings_html(title: str, values: Spec, defaults: Spec, changes: dict[str, list[str]]) -> str:
+    rows = "".join(
+        _setting_html(key, value, defaults.get(key, value), changes.get(key, [])) for key, value in values.items()
+    )
     return f'<div class="panel"><h3>{escape(title)}</h3><table><tbody>{rows}</tbody></table></div>'
 
 
-def _setting_html(name: str, value: Any, default: Any) -> str:
+def _setting_html(name: str, value: Any, default: Any, before: list[str]) -> str:
     changed = _listed(value) != _listed(default)
-    note = f"<td>default {escape(setting(name, default))}</td>" if changed else "<td></td>"
+    notes = [f"default {setting(name, default)}"] if changed else []
     return (
-        f"<tr{' class=changed' if changed else ''}><th>{escape(name)}</th><td>{escape(setting(name, value))}</td>"
-        f"{note}</tr>"
+        f"<tr{' class=changed' if changed or before else ''}><th>{escape(name)}</th>"
+        f"<td>{escape(setting(name, value))}</td><td>{escape('; '.join(notes + before))}</td></tr>"
     )
 
 

@@ -27,9 +27,11 @@ from klimb.report.charts import (
 from klimb.report.configuration import configuration_html
 from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
 from klimb.report.provenance import provenance_html
+from klimb.report.statistics import FEW_SEEDS, from_few_seeds
 from klimb.report.text import duration, format_number, message, reason, si, with_error
 from klimb.runs.files import as_path, write_text
 
+FILE_NAME = "report.html"
 MAX_ROWS = 200
 
 
@@ -41,7 +43,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     its configuration is wrong.
     """
     run_dir = as_path(run_dir)
-    output = run_dir / "report.html" if output is None else Path(output)
+    output = run_dir / FILE_NAME if output is None else Path(output)
     page = render(read_run(run_dir))
     try:
         write_text(output, page)
@@ -111,9 +113,9 @@ def _sections(run: RunData) -> list[Spec]:
         },
         {
             "title": "Step certificate",
-            "lead": "What is measured of every step: how far it moved the policy (KL, total variation), and the "
-            "improvement predicted for it, a lower bound on it from the sampled states, and the one realised on the "
-            "next batch.",
+            "lead": "A step certificate sets beside each other, for one update of the policy, the improvement that was "
+            "predicted for it, the improvement realised on the next batch, and how far it moved the policy (KL, total "
+            "variation), with the bounds that follow.",
             "charts": certificate_charts(run),
         },
         {"title": "Policy and critic", "lead": "", "charts": health_charts(run)},
@@ -141,6 +143,11 @@ def _how_averaged(run: RunData) -> str:
             f"Lines are interquartile means of {run.num_seeds} seeds; "
             "the darker band holds the middle half of them, the lighter one all."
         )
+        if from_few_seeds(run.num_seeds):
+            sentences.append(
+                f"{run.num_seeds} seeds are few: bands and errors from fewer than {FEW_SEEDS} say little about further "
+                "seeds."
+            )
     per_point = len(run.iteration) / (len(run.edges) - 1)
     if per_point > 1:
         band = "" if run.num_seeds > 1 else "; the band spans them"
@@ -181,12 +188,13 @@ def _headline(run: RunData) -> list[tuple[str, str, str]]:
     count = len(run.iteration)
     if run.evaluation is not None:
         value = with_error(run.evaluation.mean, run.evaluation.standard_error)
-        tiles.append(("Final evaluation", value, _evaluation_detail(run.evaluation)))
+        actions = "deterministic" if run.evaluation.deterministic else "sampled actions"
+        tiles.append((f"Final evaluation, {actions}", value, _evaluation_detail(run.evaluation)))
     returns = run.centre("episode_return")
     ended = np.flatnonzero(np.isfinite(returns))
     if len(ended):
         best = ended[np.argmax(returns[ended])]
-        average = "IQM of seeds, " if run.num_seeds > 1 else ""
+        average = "sampled actions, " + ("IQM of seeds, " if run.num_seeds > 1 else "")
         tiles.append(("Best mean return", format_number(returns[best]), f"{average}at {si(run.env_steps[best])} steps"))
         tiles.append(
             ("Last mean return", format_number(returns[ended[-1]]), f"{average}iteration {run.iteration[ended[-1]]:,}")
@@ -232,9 +240,11 @@ def _best_evaluation(run: RunData) -> list[tuple[str, str, str]]:
 
 
 def _evaluation_detail(evaluation: Evaluation) -> str:
-    seeds = f" × {len(evaluation.seeds)} seeds" if len(evaluation.seeds) > 1 else ""
-    actions = "deterministic" if evaluation.deterministic else "sampled"
-    return f"± standard error, {evaluation.episodes} episodes{seeds}, {actions} actions"
+    count = len(evaluation.seeds)
+    if count == 1:
+        return f"± standard error over {evaluation.episodes} episodes"
+    few = f" (fewer than {FEW_SEEDS}: unreliable)" if from_few_seeds(count) else ""
+    return f"± standard error over {count} seeds{few}, {evaluation.episodes} episodes each"
 
 
 def _headline_html(run: RunData) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 
 from klimb.errors import one_line
+from klimb.runs.changes import describe
 from klimb.runs.provenance import Accelerator, Commit, Provenance
 
 SHORT_HASH = 8
@@ -52,11 +53,12 @@ def _entry_html(entry: Provenance) -> str:
         *([] if entry.git is None else [f"git commit {_commit(entry.git, entry.git.hash)}"]),
     ]
     command = "" if entry.command is None else one_line(" ".join(map(_quoted, entry.command)), MAX_COMMAND)
+    changes = "".join(f"<br>changed: {escape(one_line(describe(change), 400))}" for change in entry.changes)
     typed = f"<br><code>{escape(command)}</code>" if command else ""
     heading = _when(entry)
     return (
         f"<li><b>{escape(one_line(heading[:1].upper() + heading[1:]))}</b>: "
-        f"{escape(', '.join(one_line(fact, 200) for fact in facts))}{typed}</li>"
+        f"{escape(', '.join(one_line(fact, 200) for fact in facts))}{typed}{changes}</li>"
     )
 
 

@@ -65,6 +65,23 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     save_arrays(path, checkpoint.state, {"format": FORMAT, "klimb": json.dumps(header)})
 
 
+def saved_iterations(directory: Path) -> list[int]:
+    """The iterations whose checkpoints a directory has, newest first, whether they can be used or not."""
+    return [int(path.stem) for path in _newest_first(directory) if path.stem.isdigit()]
+
+
+def load_checkpoint_of(directory: Path, template: PyTree, iteration: int) -> Checkpoint:
+    """The checkpoint of one iteration. RunError when it is damaged or missing.
+
+    directory: of the checkpoints. template: a state of the same structure, shapes and dtypes. iteration: its number.
+    """
+    path = directory / f"{iteration:09d}.safetensors"
+    try:
+        return _read(path, template)
+    except ValueError as error:
+        raise RunError(f"{path} can't be used: {error}") from None
+
+
 def load_checkpoint(directory: Path, template: PyTree, *, otherwise: Path | None = None) -> Checkpoint:
     """The newest undamaged checkpoint of a directory. Logs a warning when it is not the newest one.
 

@@ -292,10 +292,10 @@ class RunConfig:
         text and lists of them.
         """
         tree = self.to_dict()
-        lines = [f"env = {_toml(tree['env'])}"]
+        lines = [f"env = {toml_value(tree['env'])}"]
         for section in ("rule", "options"):
             lines += ["", f"[{section}]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in tree[section].items()]
+            lines += [f"{key} = {toml_value(value)}" for key, value in tree[section].items()]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -384,19 +384,21 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ConfigError(f"the configuration is not valid TOML: {one_line(error)}") from None
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """A TOML value. TOML has no null: `none` stands for it, as on the command line."""
     match value:
         case None:
             return '"none"'
         case bool():
             return "true" if value else "false"
-        case int() | float():
+        case int():
             return repr(value)
+        case float():  # also NumPy's, whose repr is no TOML
+            return repr(float(value))
         case str():
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case tuple() | list():
-            return "[" + ", ".join(_toml(item) for item in value) + "]"
+            return "[" + ", ".join(toml_value(item) for item in value) + "]"
     raise ConfigError(
         f"{shown(value)} can't be written to config.toml, which holds numbers, text, true, false, none and lists of "
         "them: give the rule other fields, or leave out run_dir"

@@ -14,7 +14,14 @@ from jaxtyping import PyTree
 
 from klimb.errors import RunError, one_line
 from klimb.runs import faults_log
-from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_checkpoint
+from klimb.runs.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_checkpoint_of,
+    save_checkpoint,
+    saved_iterations,
+    write_checkpoint,
+)
 from klimb.runs.config import RunConfig
 from klimb.runs.ending import ENDED, Ending, read_ending, write_ending
 from klimb.runs.files import as_path, flush_directory, write_text
@@ -22,6 +29,7 @@ from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
 from klimb.runs.policy_file import policy_name, save_policy
 from klimb.runs.provenance import Provenance, read_provenance, write_provenance
+from klimb.runs.sweep_file import SWEEP
 from klimb.types import TrainState
 
 BEST, DEMONSTRATOR = "best", "demonstrator"
@@ -92,6 +100,10 @@ class RunDirectory:
             raise RunError(f"{one_line(path)} is not a run: {one_line(error)}") from None
         if not is_run:
             what = "it has no config.toml" if exists else "there is no such directory"
+            if exists and (path / SWEEP).is_file():
+                what = (
+                    "it is a sweep, whose runs are in it (klimb resume and klimb.resume_sweep go on with all of them)"
+                )
             raise RunError(f"{one_line(path)} is not a run: {what}")
         return cls(path, RunConfig.read(path / "config.toml"))
 
@@ -157,6 +169,17 @@ class RunDirectory:
         return load_checkpoint(
             self.path / "checkpoints", template, otherwise=self.path / BEST / "checkpoint.safetensors"
         )
+
+    def load_iteration(self, template: TrainState, iteration: int) -> Checkpoint:
+        """The checkpoint of one iteration. RunError when it can't be used.
+
+        template: a state of the same structure, shapes and dtypes. iteration: its number.
+        """
+        return load_checkpoint_of(self.path / "checkpoints", template, iteration)
+
+    def saved_iterations(self) -> list[int]:
+        """The iterations of the checkpoints that there are, newest first."""
+        return saved_iterations(self.path / "checkpoints")
 
     def best_score(self) -> float | None:
         """The score of the checkpoint in `best/`, where it is comparable to those of the run; else None.
@@ -269,6 +292,19 @@ class RunDirectory:
             return next(record["env_steps"] for record in self.history() if record["iteration"] == iteration)
         except (OSError, StopIteration, KeyError):
             return None
+
+    def change(self, config: RunConfig, entry: Provenance) -> None:
+        """Record that the run is resumed with other settings, and make them those of the run.
+
+        config: with the new settings. entry: with what has changed. Raises RunError when they can't be written.
+        """
+        # First what has changed: if the process is killed between the two files, the same command records it again.
+        self.add_provenance(entry)
+        try:
+            write_text(self.path / "config.toml", config.to_toml())
+        except OSError as error:
+            raise RunError(f"cannot write the configuration into {self.path}: {error.strerror}") from None
+        self.config = config
 
     def close(self) -> None:
         """Close the metrics and release the lock."""

@@ -23,6 +23,7 @@ MAX_FILE = 2**20
 
 Text = Annotated[str, Field(max_length=4096)]
 Number = Annotated[int, Field(ge=0, lt=2**53)]
+Value = bool | int | float | Text | list[bool | int | float | Text] | None
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,25 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A setting that changed when the run was resumed: a training option, or a field of the rule.
+
+    name: of the setting. before, after: its values, as in config.toml; None for none.
+    """
+
+    name: Text
+    before: Value
+    after: Value
+
+
+@dataclass(frozen=True)
 class Provenance:
     """One start of a training, or one time that it was resumed.
 
     event: which of the two. iteration: that it began after. date: of the event, UTC, as ISO 8601. command: what was
     typed; None in Python. klimb, python: versions. packages: versions of others by name. platform: operating system
     and architecture. cores: that the process could use. accelerator: JAX's devices. git: of the current directory;
-    None where that is in no git work tree, or there is no git.
+    None where that is in no git work tree, or there is no git. changes: of the configuration, from here on.
     """
 
     event: Literal["start", "resume"]
@@ -63,6 +76,7 @@ class Provenance:
     cores: Number
     accelerator: Accelerator
     git: Commit | None
+    changes: Annotated[list[Change], Field(fail_fast=True)] = dataclasses.field(default_factory=list)
 
 
 _ENTRIES = TypeAdapter(Annotated[list[Provenance], Field(fail_fast=True)])

@@ -127,6 +127,19 @@ class Program:
         """The shapes of a state, without computing one: what checkpoints are read into."""
         return jax.eval_shape(self._init, self._copies.keys(), self._copies.values)
 
+    def rule_shapes(self, rule: Rule) -> list[tuple[Any, ...]]:
+        """What a rule keeps from one iteration to the next: path, shape and dtype of every array, and sizes of history.
+
+        rule: of the class of the run's, with other values; two rules whose lists are equal can go on from each
+        other's states.
+        """
+        bound = self._bind(rule)
+        state = eqx.filter_eval_shape(bound.init, self._networks.template)
+        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(state, _is_array))
+        traits = traits_of(bound)
+        kept = ("history", traits.history, traits.keeps_policies, traits.env_steps_per_row, traits.owns_normalizer)
+        return [kept, *((jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves)]
+
     def start(self, *, iteration: int, host_states: dict[str, Any] | None = None) -> None:
         """Put the host environments where they were, or start new episodes.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from klimb.environments.host import Fault
 from klimb.errors import EnvironmentFault
+from klimb.improve.rule import rule_title
 from klimb.policies.policy import Policy
 from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
@@ -30,7 +31,7 @@ from klimb.types import TrainState
 logger = logging.getLogger("klimb")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """The result of a training.
 
@@ -51,6 +52,31 @@ class Run:
     def policy(self) -> Policy:
         """The policy of the (first) seed."""
         return self.policies[0]
+
+    def __repr__(self) -> str:
+        """Rule and environment, how long it was trained, the last mean return, and where it is."""
+        seeds = len(self.policies)
+        steps = int(np.asarray(self.state.env_steps).max())
+        trained = f"{steps:,} environment steps" if steps else f"{int(np.asarray(self.state.iteration).max()):,} epochs"
+        parts = [
+            f"{rule_title(self.config.rule)} on {self.config.env}",
+            trained + (f" × {seeds} seeds" if seeds > 1 else ""),
+            *self._last_return(),
+            "in memory" if self.directory is None else f"in {self.directory}",
+        ]
+        return f"<Run: {', '.join(parts)}>"
+
+    def _last_return(self) -> list[str]:
+        """The mean return, over seeds, of the newest iteration in which an episode of each ended; none without one."""
+        try:
+            records = self.history
+        except (OSError, ValueError):  # its directory is gone
+            return []
+        for record in reversed(records):
+            values = np.atleast_1d(np.array(record.get("episode_return"), float))
+            if np.isfinite(values).all():
+                return [f"mean return {values.mean():.4g} in iteration {record['iteration']:,}"]
+        return []
 
     @cached_property
     def history(self) -> list[Record]:

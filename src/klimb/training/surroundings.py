@@ -11,14 +11,14 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import jax
 
 from klimb._version import __version__
 from klimb.environments.registry import Environment
-from klimb.runs.provenance import Accelerator, Commit, Provenance
+from klimb.runs.provenance import Accelerator, Change, Commit, Provenance
 from klimb.training.devices import cores
 from klimb.training.typed_command import typed_command
 
@@ -28,10 +28,17 @@ GIT_TIMEOUT = 2.0
 """Seconds that git may take for each of two questions; on a slow file system the answer is not waited for."""
 
 
-def observe(event: Literal["start", "resume"], environment: Environment, *, iteration: int = 0) -> Provenance:
+def observe(
+    event: Literal["start", "resume"],
+    environment: Environment,
+    *,
+    iteration: int = 0,
+    changes: Sequence[Change] = (),
+) -> Provenance:
     """The entry of a run for a training that begins now.
 
     event: whether it starts or is resumed. environment: where it trains. iteration: iterations done before.
+    changes: of the configuration, from then on.
     """
     words, devices = typed_command(), jax.local_devices()
     return Provenance(
@@ -46,6 +53,7 @@ def observe(event: Literal["start", "resume"], environment: Environment, *, iter
         cores=cores(),
         accelerator=Accelerator(devices[0].platform, devices[0].device_kind, len(devices)),
         git=git_commit(),
+        changes=list(changes),
     )
 
 

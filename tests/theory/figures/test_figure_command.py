@@ -44,9 +44,28 @@ def test_both_kinds_are_written_where_one_is(
 
 
 def test_one_file_where_one_is_named(tmp_path: Path) -> None:
-    execute(["figure", "kl-directions", "-o", str(tmp_path / "x.svg")])
-    execute(["figure", "-o", str(tmp_path / "x.png"), "kl-directions"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png", "x.svg"]
+    """And none is written over unless that is asked for."""
+    execute(["figure", "kl-directions", "-o", str(tmp_path / "x.pdf")])
+    pdf = (tmp_path / "x.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF")
+    assert b"CreationDate" not in pdf
+    (tmp_path / "y.svg").write_text("mine")
+    for words in (["kl-directions", "-o", "y.svg"], ["-o", "x.pdf", "kl-directions"]):
+        with pytest.raises(RunError, match=r"exists already; give --overwrite, or another file with -o FILE"):
+            execute(["figure", *(str(tmp_path / word) if "." in word else word for word in words)])
+    assert (tmp_path / "y.svg").read_text() == "mine"
+    execute(["figure", "-o", str(tmp_path / "x.pdf"), "kl-directions", "--overwrite"])
+    assert (tmp_path / "x.pdf").read_bytes() == pdf
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pdf", "y.svg"]
+
+
+def test_nothing_is_drawn_where_one_file_of_several_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bounds.svg").write_text("mine")
+    for words in (["bounds"], ["all"]):
+        with pytest.raises(RunError, match=r"^bounds\.svg exists already"):
+            execute(["figure", *words])
+    assert [path.name for path in tmp_path.iterdir()] == ["bounds.svg"]
 
 
 def test_all_go_into_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +86,11 @@ def test_no_name_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["feilds"], "did you mean 'fields'"),
-        (["fields", "-o", "x.pdf"], "neither a .png nor an .svg"),
-        (["fields", "-o", "x"], "neither a .png nor an .svg"),
+        (
+            ["fields", "-o", "x.jpg"],
+            r"x\.jpg ends in \.jpg; figures are written as \.png, \.svg and \.pdf: choose -o x\.png",
+        ),
+        (["fields", "-o", "x"], "x has no ending; figures are written as"),
         (["fields", "-o"], "--output needs a value"),
         (["fields", "bounds"], "'bounds' is one word too many"),
         (["all", "-o", "x.png"], "need a directory"),

@@ -66,6 +66,7 @@ class BehaviourCloning:
                 "waited": Metric("Epochs without gain", "passes since the held-out likelihood last rose"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
+            fixed={"holdout": "episodes that have been trained on would be held out"},
         )
 
     def init(self, policy: PyTree) -> CloningState:

@@ -16,7 +16,7 @@ from klimb.improve.dual import dual_ascent
 from klimb.improve.minibatches import require_divisible
 from klimb.improve.objectives import Divergence, divergence, has_signal, penalised_gain
 from klimb.improve.optimizer import Optimizer, fit_epochs
-from klimb.improve.rule import KLDirection, KLLimit, Traits
+from klimb.improve.rule import AT_START, KLDirection, KLLimit, Traits
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -78,6 +78,11 @@ class DualDescent:
                     "Complementary slackness", "λ (D − ε) of the policy returned; 0 at a solution"
                 ),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
+            },
+            fixed={
+                "initial_multiplier": AT_START,
+                "divergence": "the multiplier λ has been found for this one",
+                "log_multiplier": "λ may be 0, and steps of log λ never leave 0",
             },
         )
 

@@ -50,6 +50,7 @@ class KLPenalty:
                 "multiplier": Metric("Multiplier", "λ, the penalty coefficient of the KL"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
+            anneals=self.anneal_learning_rate,
         )
 
     def init(self, policy: PyTree) -> optax.OptState:

@@ -15,7 +15,7 @@ from klimb.improve.dual import adapt
 from klimb.improve.minibatches import require_divisible
 from klimb.improve.objectives import directed_kl, divergence_of, has_signal, log_ratio, penalised_gain
 from klimb.improve.optimizer import Optimizer, annealed, fit_epochs
-from klimb.improve.rule import KLDirection, KLLimit, Traits
+from klimb.improve.rule import AT_START, KLDirection, KLLimit, Traits
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -87,6 +87,8 @@ class PPO:
                 "multiplier": Metric("Multiplier", "λ, the adapted penalty coefficient of the KL (penalty = kl)"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
+            anneals=self.anneal_learning_rate,
+            fixed={"kl_coef": AT_START},
         )
 
     @property

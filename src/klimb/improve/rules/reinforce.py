@@ -44,6 +44,7 @@ class Reinforce:
         return Traits(
             title="REINFORCE",
             metrics={"grad_norm": Metric("Gradient norm", "norm of the gradient, before it is clipped")},
+            anneals=self.anneal_learning_rate,
         )
 
     def init(self, policy: PyTree) -> optax.OptState:

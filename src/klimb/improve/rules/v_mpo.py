@@ -12,7 +12,7 @@ from pydantic import Field
 from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
-from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.rule import AT_START, KLLimit, Traits
 from klimb.improve.soft_improvement import WeightedFit, best_rows, soft_weights, solve_temperature, under_policy
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -63,7 +63,13 @@ class VMPO:
             "multiplier": Metric("Multiplier", "α, the penalty coefficient of KL(π_old‖π_new) in the fit"),
             "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
         }
-        return Traits("V-MPO", KLLimit(self.epsilon), metrics, num_minibatches=self.num_minibatches)
+        return Traits(
+            "V-MPO",
+            KLLimit(self.epsilon),
+            metrics,
+            num_minibatches=self.num_minibatches,
+            fixed={"initial_multiplier": AT_START},
+        )
 
     def init(self, policy: PyTree) -> VMPOState:
         """α = initial_multiplier, and Adam's moments before the first step.

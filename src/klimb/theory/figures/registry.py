@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -32,6 +33,18 @@ FIGURES = {
     "trust-region": Entry("trust_region", "surrogate, true improvement and guarantee along the natural direction"),
 }
 """By the name on the command line."""
+
+
+SUFFIXES = (".png", ".svg", ".pdf")
+"""Formats of a figure's file, by its ending."""
+
+
+def check_suffix(path: Path) -> None:
+    """ConfigError unless a file has the ending of a figure's format. path: that is to be written."""
+    if path.suffix not in SUFFIXES:
+        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        known = f"{', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]}"
+        raise ConfigError(f"{path} {ending}; figures are written as {known}: choose -o {path.stem}.png")
 
 
 def load(name: str) -> ModuleType:

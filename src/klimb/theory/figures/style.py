@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
-from klimb.errors import ConfigError, RunError
+from klimb.errors import RunError
+from klimb.theory.figures.registry import check_suffix
 
 BLUE, ORANGE, GREEN, PINK, GOLD = "#0072b2", "#d55e00", "#008a63", "#ad4f88", "#a87c00"
 INK, QUIET, GRID = "#16191d", "#6b7178", "#e6e8eb"
-SUFFIXES = (".png", ".svg")
+
+WITHOUT_DATE: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""What Matplotlib would write into a file besides, by its ending: without it the same figure has the same bytes."""
 
 # `Any`, because Matplotlib's own type lists every key.
 SETTINGS: Any = {
@@ -48,6 +51,8 @@ SETTINGS: Any = {
     "savefig.facecolor": "white",
     # Without a salt the ids in an SVG file are random.
     "svg.hashsalt": "klimb",
+    # Text in a PDF stays text.
+    "pdf.fonttype": 42,
 }
 
 
@@ -116,21 +121,15 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
     axes.annotate("", xy=end, xytext=start, arrowprops=properties, zorder=5)
 
 
-def check_suffix(path: Path) -> None:
-    """ConfigError unless `path` ends in one of `SUFFIXES`."""
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path} is neither a .png nor an .svg file: choose -o figure.png or -o figure.svg")
-
-
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure, with the same bytes every time.
 
-    figure: what to write. path: a .png or .svg file.
+    figure: what to write. path: a .png, .svg or .pdf file.
 
     Raises ConfigError for another suffix, RunError when the file can't be written.
     """
     check_suffix(path)
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    metadata = WITHOUT_DATE.get(path.suffix, {})
     try:
         with mpl.rc_context(SETTINGS):
             figure.savefig(path, dpi=200, metadata=metadata)

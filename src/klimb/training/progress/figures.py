@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,15 @@ from klimb.types import Status
 Row = dict[str, str]
 """Figures by name, as text, in the order in which they are shown."""
 
+
+class Part(NamedTuple):
+    """One combination of a sweep: its name, its configuration, and its copies among all of the program."""
+
+    name: str
+    config: RunConfig
+    copies: slice
+
+
 RECORDS_OF_RETURN = 20
 """Number of newest records with a return over which the return shown is averaged."""
 
@@ -23,11 +32,12 @@ RECORDS_OF_RETURN = 20
 class Figures:
     """Takes in the records of a training, and says what to show of them.
 
-    config: of the run; of a sweep, that of one of its runs.
+    config: of the run; of a sweep, that of one of its runs. copies: those of the run, where records have the values of
+    others as well.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, copies: slice | None = None) -> None:
+        self._config, self._copies = config, copies
         self._traits, self._offline = traits_of(config.rule), is_offline(config.rule)
         self._length = length_of(config)
         self._returns: deque[float] = deque(maxlen=RECORDS_OF_RETURN)
@@ -60,8 +70,8 @@ class Figures:
 
     def take_in(self, record: Record) -> None:
         """Take in the record of an iteration. record: they come in order, each of them once."""
-        self._rejected += sum(Status[status].rejected for status in _seeds(record["status"]))
-        value = _mean(record["episode_return"])
+        self._rejected += sum(Status[status].rejected for status in self._own(record["status"]))
+        value = _mean(self._own(record["episode_return"]))
         if value is not None:
             self._returns.append(value)
         self._last = record
@@ -73,13 +83,15 @@ class Figures:
         """The figures of the newest record. Only after the first."""
         record, traits = self._last, self._traits
         assert record is not None
-        watched = {traits.metrics[name].title.lower(): _short(_mean(record.get(name))) for name in traits.watched}
+        watched = {
+            traits.metrics[name].title.lower(): _short(_mean(self._own(record.get(name)))) for name in traits.watched
+        }
         speed = f"{record['steps_per_second']:,.0f}"
         if self._offline:
             epoch = f"{record['iteration']}/{self._config.num_iterations}"
             return {"epoch": epoch, "rows/s": speed, **watched, "time left": self._time_left(record)}
         limit, _, direction = traits.kl
-        kl = _mean(record[f"kl_{direction}"])
+        kl = _mean(self._own(record[f"kl_{direction}"]))
         total = self._length.iterations
         return {
             "iteration": f"{record['iteration']}" + (f"/{total}" if total else ""),
@@ -93,6 +105,11 @@ class Figures:
         }
 
     @property
+    def common(self) -> tuple[str, ...]:
+        """The names of the figures that all combinations of a program share."""
+        return ("epoch", "rows/s", "time left") if self._offline else ("iteration", "env steps", "steps/s", "time left")
+
+    @property
     def by_importance(self) -> tuple[str, ...]:
         """The names of the figures, the most important one first: where there is little room, the last are left out."""
         watched = tuple(self._traits.metrics[name].title.lower() for name in self._traits.watched)
@@ -104,6 +121,11 @@ class Figures:
     def line(self) -> str:
         """The figures of the newest record in one line."""
         return "  ".join(f"{name} {value}" for name, value in self.row.items())
+
+    def _own(self, value: Any) -> list[Any]:
+        """The values of the run's copies; of a program with a single copy a record holds its value alone."""
+        values = value if isinstance(value, list) else [value]
+        return values if self._copies is None or not isinstance(value, list) else values[self._copies]
 
     def _done(self, record: Record) -> float:
         return float(self._length.fraction_done(record["iteration"], record["env_steps"]))
@@ -126,11 +148,7 @@ def _short(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def _seeds(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _mean(value: Any) -> float | None:
+def _mean(values: list[Any]) -> float | None:
     """Mean over the seeds that have a value."""
-    numbers = [number for number in _seeds(value) if number is not None]
+    numbers = [number for number in values if number is not None]
     return float(np.mean(numbers)) if numbers else None

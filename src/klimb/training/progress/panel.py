@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from klimb.runs.config import RunConfig
 from klimb.runs.metrics import Record
-from klimb.training.progress.figures import Figures, Row, duration
+from klimb.training.progress.figures import Figures, Part, Row, duration
 from klimb.training.progress.view import View
 
 MARGIN = 4
@@ -27,6 +27,8 @@ MARGIN = 4
 panel: without room for it (twice) the line would wrap, and the panel's first line would stay where it is."""
 FRAME, GAP = 4, 3
 """Columns of the panel's border with its padding, and between two figures."""
+MAX_ROWS = 20
+"""Combinations of a sweep that have a row."""
 SECONDS_UNTIL_TOLD = 5.0
 """An iteration that takes longer than this has its time shown."""
 
@@ -37,6 +39,7 @@ class Board(JupyterMixin):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._figures: Figures | None = None
+        self._parts: dict[str, Figures] = {}
         self._row: Row = {}
         # The widest value of each figure so far: columns neither move nor come and go.
         self._widths: dict[str, int] = {}
@@ -47,9 +50,10 @@ class Board(JupyterMixin):
         """Whether it shows the figures of a training; else it only says what goes on."""
         return bool(self._row)
 
-    def begin(self, config: RunConfig) -> None:
-        """Show the figures of a training. config: as for `View.begin`."""
+    def begin(self, config: RunConfig, parts: Sequence[Part] = ()) -> None:
+        """Show the figures of a training. config, parts: as for `View.begin`."""
         self._figures = Figures(config)
+        self._parts = {part.name: Figures(part.config, part.copies) for part in parts}
 
     def doing(self, what: str) -> None:
         """Show what goes on. what: in a few words; empty for nothing but an iteration."""
@@ -62,11 +66,12 @@ class Board(JupyterMixin):
         if self._figures is None:
             return
         for record in records:
-            self._figures.take_in(record)
-        row = self._figures.row
-        for name, value in row.items():
-            self._widths[name] = max(self._widths.get(name, 0), cell_len(name), cell_len(value))
-        self._row, self._doing, self._since = row, "", self._clock()
+            for figures in (self._figures, *self._parts.values()):
+                figures.take_in(record)
+        self._row, self._doing, self._since = self._figures.row, "", self._clock()
+        for row in [self._row, *(figures.row for figures in self._parts.values())]:
+            for name, value in row.items():
+                self._widths[name] = max(self._widths.get(name, 0), cell_len(name), cell_len(value))
 
     def end(self) -> None:
         """Nothing goes on any more."""
@@ -79,7 +84,8 @@ class Board(JupyterMixin):
             return
         body, subtitle = Table.grid(expand=True), None
         if self._row:
-            body.add_row(self._table(width - FRAME))
+            for table in self._tables(width - FRAME):
+                body.add_row(table)
             body.add_row(ProgressBar(total=1.0, completed=self._figures.fraction_done, complete_style="cyan"))
             subtitle = Text(fitting(width - FRAME - 2, self._activities), style="dim")
         else:
@@ -93,13 +99,36 @@ class Board(JupyterMixin):
             width=width,
         )
 
-    def _table(self, room: int) -> Table:
-        names = columns_within(room, self._widths, self._figures.by_importance if self._figures else ())
+    def _tables(self, room: int) -> Iterator[Table]:
+        """The figures; of a sweep those that are common to its combinations, and a row for each of these."""
+        assert self._figures is not None
+        order, common = self._figures.by_importance, self._figures.common
+        if not self._parts:
+            yield self._table(columns_within(room, self._widths, order), {"": self._row})
+            return
+        shared = columns_within(room, self._widths, [name for name in order if name in common])
+        yield self._table(shared, {"": self._row})
+        rows = {name: figures.row for name, figures in list(self._parts.items())[:MAX_ROWS]}
+        room_of_names = min(max(map(cell_len, rows)), room // 2)
+        own = [name for name in order if name not in common]
+        names = columns_within(room - room_of_names - GAP, self._widths, own)
+        yield self._table(names, rows, room_of_names)
+        if len(self._parts) > MAX_ROWS:
+            yield self._table([], {f"and {len(self._parts) - MAX_ROWS} more": {}}, room)
+
+    def _table(self, names: Sequence[str], rows: Mapping[str, Row], room_of_labels: int = 0) -> Table:
+        """Some figures. names: of the columns. rows: by their labels. room_of_labels: columns for these; 0 for none."""
         table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
+        labelled = room_of_labels > 0
+        if labelled:
+            table.add_column(width=room_of_labels, no_wrap=True, overflow="ellipsis")
         for name in names:
             table.add_column(width=self._widths[name], no_wrap=True)
-        table.add_row(*(Text(name, style="dim") for name in names))
-        table.add_row(*(Text(self._row[name], style="bold") for name in names))
+        if names:
+            table.add_row(*([Text("")] if labelled else []), *(Text(name, style="dim") for name in names))
+        for label, row in rows.items():
+            cells = (Text(row[name], style="bold") for name in names)
+            table.add_row(*([Text(label)] if labelled else []), *cells)
         return table
 
     @property
@@ -141,8 +170,8 @@ class PanelView(View):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.board = Board(clock)
 
-    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path]) -> None:
-        self.board.begin(config)
+    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path], parts: Sequence[Part] = ()) -> None:
+        self.board.begin(config, parts)
         self.draw()
 
     def doing(self, what: str) -> None:

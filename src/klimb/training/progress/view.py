@@ -13,7 +13,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.metrics import Record
 from klimb.training.length import length_of
 from klimb.training.progress.compile_times import CompileTimes
-from klimb.training.progress.figures import Figures, duration
+from klimb.training.progress.figures import Figures, Part, duration
 
 
 class View:
@@ -28,11 +28,12 @@ class View:
     def __exit__(self, *exception: object) -> None:
         return None
 
-    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path]) -> None:
+    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path], parts: Sequence[Part] = ()) -> None:
         """A training begins.
 
         config: of the run; of a sweep, that of one of its runs. iteration: those that are done.
-        directories: of the runs; none where nothing is written.
+        directories: of the runs; none where nothing is written. parts: the combinations of a sweep that are trained
+        together.
         """
 
     def doing(self, what: str) -> None:
@@ -51,6 +52,8 @@ class View:
         """The training is over. finished: whether it went to its end; else an exception says why not."""
 
 
+MAX_NAMES = 4
+"""Combinations of a sweep that are named in one line."""
 SILENT = View()
 
 
@@ -60,9 +63,9 @@ class Views(View):
     def __init__(self, *views: View) -> None:
         self._views = views
 
-    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path]) -> None:
+    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path], parts: Sequence[Part] = ()) -> None:
         for view in self._views:
-            view.begin(config, iteration, directories)
+            view.begin(config, iteration, directories, parts)
 
     def doing(self, what: str) -> None:
         for view in self._views:
@@ -122,9 +125,10 @@ class Lines(View):
         self._write, self._level, self._clock = write, level, clock
         self._compile_times: CompileTimes | None = None
         self._figures: Figures | None = None
+        self._parts: dict[str, Figures] = {}
         self._iterations, self._checkpoints, self._episodes = (Rhythm(clock) for _ in range(3))
         # A training may end, or be stopped, right after an iteration that had no line.
-        self._unwritten: str | None = None
+        self._unwritten: list[str] = []
 
     def __enter__(self) -> Lines:
         if self._level <= logging.DEBUG:
@@ -134,9 +138,10 @@ class Lines(View):
     def __exit__(self, *exception: object) -> None:
         self._end_compile_times()
 
-    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path]) -> None:
+    def begin(self, config: RunConfig, iteration: int, directories: Sequence[Path], parts: Sequence[Part] = ()) -> None:
         self._figures = Figures(config)
-        self._say(logging.INFO, beginning(config, iteration, directories))
+        self._parts = {part.name: Figures(part.config, part.copies) for part in parts}
+        self._say(logging.INFO, beginning(config, iteration, directories, parts))
 
     def doing(self, what: str) -> None:
         self._say(logging.INFO, f"{what} …")
@@ -156,14 +161,16 @@ class Lines(View):
             self._end_compile_times()
         for record in records:
             first = figures.iteration == 0
-            figures.take_in(record)
+            for one in (figures, *self._parts.values()):
+                one.take_in(record)
             last = record is records[-1]
             due = last and (self._iterations.due(figures.fraction_done) or first or figures.fraction_done == 1)
-            if due or self._shows(logging.DEBUG):
-                self._say(logging.INFO if due else logging.DEBUG, figures.line)
+            written = due or self._shows(logging.DEBUG)
+            for line in self._lines(figures) if written else ():
+                self._say(logging.INFO if due else logging.DEBUG, line)
             if due:
                 self._iterations.restart(figures.fraction_done)
-            self._unwritten = None if due or self._shows(logging.DEBUG) else figures.line if last else None
+            self._unwritten = self._lines(figures) if last and not written else []
 
     def saved(self, iteration: int, directories: Sequence[Path]) -> None:
         done = 0.0 if self._figures is None else self._figures.fraction_done
@@ -171,12 +178,17 @@ class Lines(View):
         self._say(level, f"checkpoint of iteration {iteration} written to {places(directories)}")
 
     def end(self, *, finished: bool) -> None:
-        if self._unwritten is not None:
-            self._say(logging.INFO, self._unwritten)
-            self._unwritten = None
+        for line in self._unwritten:
+            self._say(logging.INFO, line)
+        self._unwritten = []
         if finished and self._figures is not None and self._figures.iteration > 0:
             spent = duration(self._figures.wall_time)
             self._say(logging.INFO, f"trained: {self._figures.iteration} iterations in {spent}")
+
+    def _lines(self, figures: Figures) -> list[str]:
+        """The figures of the newest record: of a sweep, a line for every combination."""
+        width = max(map(len, self._parts), default=0)
+        return [f"{name:<{width}}  {part.line}" for name, part in self._parts.items()] or [figures.line]
 
     def _shows(self, level: int) -> bool:
         return level >= self._level
@@ -191,10 +203,10 @@ class Lines(View):
             self._compile_times = None
 
 
-def beginning(config: RunConfig, iteration: int, directories: Sequence[Path]) -> str:
+def beginning(config: RunConfig, iteration: int, directories: Sequence[Path], parts: Sequence[Part] = ()) -> str:
     """What is trained, how long, and where it goes, in one line.
 
-    config, iteration, directories: as for `View.begin`.
+    config, iteration, directories, parts: as for `View.begin`.
     """
     options, offline = config.options, is_offline(config.rule)
     name = "epochs" if offline else "iterations"
@@ -204,7 +216,9 @@ def beginning(config: RunConfig, iteration: int, directories: Sequence[Path]) ->
     done = f", from iteration {iteration} on" if iteration else ""
     where = f", in {places(directories)}" if directories else ""
     up_to = "up to " if offline else ""
-    return f"training {rule_name(config.rule)} on {config.env}: {up_to}{length}{seeds}{done}{where}"
+    values = f", {', '.join(part.name for part in parts[:MAX_NAMES])}" if parts else ""
+    more = f" and {len(parts) - MAX_NAMES} more" if len(parts) > MAX_NAMES else ""
+    return f"training {rule_name(config.rule)} on {config.env}: {up_to}{length}{seeds}{values}{more}{done}{where}"
 
 
 def places(directories: Sequence[Path]) -> str:

@@ -1,0 +1,117 @@
+"""`sweep.toml`: what a sweep trains, so that it can be gone on with as a whole. A run directory stands beside it for
+every combination of values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from klimb.errors import ConfigError, RunError, one_line, shown
+from klimb.runs.changes import value_of, with_changes
+from klimb.runs.config import RunConfig, read_toml, toml_value
+from klimb.runs.files import write_text
+
+SWEEP = "sweep.toml"
+MAX_COMBINATIONS = 4096
+
+
+class Member(NamedTuple):
+    """One combination of the values: the name of its run directory, FIELD=VALUE,…, and its configuration."""
+
+    name: str
+    config: RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep. config: of every run but for what is varied. over: the values of each varied option or rule's field."""
+
+    config: RunConfig
+    over: Mapping[str, Sequence[Any]]
+
+    def members(self) -> list[Member]:
+        """Every combination, in the order of `itertools.product`.
+
+        Raises ConfigError for fields that can't be varied, and for values that are out of range or given twice.
+        """
+        for name, values in self.over.items():
+            if name in ("seed", "num_seeds"):
+                raise ConfigError(
+                    f"{name} is not swept over: all seeds of all values are trained; say how many with num_seeds "
+                    "(--num-seeds K)"
+                )
+            if not values:
+                raise ConfigError(f"there are no values of {name} to sweep over")
+        count = math.prod(map(len, self.over.values()))
+        if count > MAX_COMBINATIONS:
+            raise ConfigError(f"{count} combinations of values; a sweep has at most {MAX_COMBINATIONS}")
+        if not self.over:
+            raise ConfigError("a sweep needs a field and its values, such as max_kl = 0.003, 0.01, 0.03")
+        members: dict[str, Member] = {}
+        for values in itertools.product(*self.over.values()):
+            config = with_changes(self.config, dict(zip(self.over, values, strict=True)))
+            name = ",".join(f"{field}={_in_a_name(value_of(config, field))}" for field in self.over)
+            if name in members:
+                words = {field: [_in_a_name(value) for value in values] for field, values in self.over.items()}
+                repeated = next((field for field, names in words.items() if len(set(names)) < len(names)), name)
+                raise ConfigError(f"the values of {repeated} to sweep over are not all different")
+            members[name] = Member(name, config)
+        return list(members.values())
+
+    def write(self, directory: Path) -> None:
+        """Make the directory of the sweep, with its description. RunError when it exists or can't be written.
+
+        directory: to make.
+        """
+        if directory.exists():
+            raise RunError(f"{directory} exists already; choose another directory for the sweep")
+        lines = [f"{name} = {toml_value(list(values))}" for name, values in self.over.items()]
+        try:
+            directory.mkdir(parents=True)
+            write_text(directory / SWEEP, "\n".join([self.config.to_toml(), "[over]", *lines]) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write the sweep into {directory}: {error.strerror}") from None
+
+    @classmethod
+    def read(cls, directory: Path) -> Sweep:
+        """The sweep in a directory. RunError when there is none, ConfigError when its file is damaged."""
+        path = directory / SWEEP
+        if not path.is_file():
+            raise RunError(f"{one_line(directory)} is not a sweep: it has no {SWEEP}")
+        tree = read_toml(path)
+        over = tree.pop("over", None)
+        if not isinstance(over, dict) or not all(isinstance(values, list) for values in over.values()):
+            raise ConfigError(f"{one_line(path)}: [over] has a list of values for each field; here it is {shown(over)}")
+        try:
+            sweep = cls(RunConfig.from_dict(tree), over)
+            return sweep
+        except ConfigError as error:
+            raise ConfigError(f"{one_line(path)}: {error}") from None
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether a directory is that of a sweep."""
+    try:
+        return (directory / SWEEP).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _in_a_name(value: Any) -> str:
+    """A value as part of the name of a directory: 0.003, true, none, 64x64."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case list() | tuple():
+            return "x".join(map(_in_a_name, value)) or "none"
+        case float():
+            return repr(float(value))
+    return re.sub(r"[^-+.@\w]", "-", str(value), flags=re.ASCII)
