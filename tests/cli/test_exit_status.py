@@ -31,8 +31,8 @@ OUTCOMES = [
     (CheckFailed("1 statement does not hold"), 1, "klimb: 1 statement does not hold\n"),
     (ConfigError("no such flag"), 2, "klimb: no such flag\n"),
     (KeyboardInterrupt(), 130, "\nklimb: stopped\n"),
-    (Interrupted("stopped; go on", signal.SIGINT), 130, "\nklimb: stopped; go on\n"),
-    (Interrupted("stopped; go on", signal.SIGTERM), 143, "\nklimb: stopped; go on\n"),
+    (Interrupted("stopped; go on", signal.SIGINT, []), 130, "\nklimb: stopped; go on\n"),
+    (Interrupted("stopped; go on", signal.SIGTERM, []), 143, "\nklimb: stopped; go on\n"),
 ]
 
 
