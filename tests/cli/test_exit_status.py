@@ -15,6 +15,7 @@ import klimb.cli.main as command_line
 from klimb import ConfigError, Interrupted, TrainingFailed
 from klimb.cli.main import EXIT_STATUS, main
 from klimb.errors import CheckFailed
+from klimb.training.progress.view import Lines
 
 SMALL = shlex.split("--num-envs 4 --num-steps 16 --hidden 4 --critic-epochs 1 --critic-num-minibatches 1")
 
@@ -98,12 +99,11 @@ def command_in(out: str, name: str) -> list[str]:
 
 def test_an_interrupted_run_in_a_folder_with_a_space(monkeypatch, capsys):
     """The line of Ctrl-C, which comes from the training itself."""
-    from klimb.cli.progress import Progress
 
     def interrupt(self, records):
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Progress, "update", interrupt)
+    monkeypatch.setattr(Lines, "update", interrupt)
     words = ["train", "reinforce", "CartPole-v1", *SMALL, "--env-steps", "6400", "--run-dir", "my runs/two"]
     assert main(words) == 130
     line = capsys.readouterr().err.strip()
