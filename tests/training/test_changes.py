@@ -324,12 +324,17 @@ def test_a_change_is_told_in_one_line():
 def test_on_the_command_line(run, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KLIMB_COMPILATION_CACHE", "off")
-    monkeypatch.setattr("klimb.cli.resume.FINAL_EPISODES", 1)
-    assert main(["resume", "run", "--env-steps", str(5 * BATCH), "--max-kl", "0.02", "--no-certificate"]) == 0
+    words = ["--max-kl", "0.02", "--no-certificate", "--eval-episodes", "1"]
+    assert main(["resume", "run", "--env-steps", str(5 * BATCH), *words]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for words in ("changed max_kl 0.01 → 0.02", "changed env_steps 512 → 640", "changed certificate True → False"):
         assert words in said
-    assert [change.name for change in read_provenance(run)[-1].changes] == ["max_kl", "env_steps", "certificate"]
+    assert [change.name for change in read_provenance(run)[-1].changes] == [
+        "max_kl",
+        "env_steps",
+        "eval_episodes",
+        "certificate",
+    ]
     # What has been changed once is what holds from then on.
     assert main(["resume", "--env-steps", str(6 * BATCH), "run"]) == 0
     assert RunConfig.read(run / "config.toml").rule == TRPO(max_kl=0.02)

@@ -228,6 +228,15 @@ class TwoInterrupts:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background, whose processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_says_how_to_go_on_too(tmp_path):
     directory = tmp_path / "my runs" / "one"
     with pytest.raises(klimb.Interrupted) as caught:

@@ -301,7 +301,7 @@ class Told(View):
     def __init__(self) -> None:
         self.told = []
 
-    def begin(self, config, iteration, directories):
+    def begin(self, config, iteration, directories, parts=()):
         self.told.append(("begin", iteration, len(directories)))
 
     def doing(self, what):

@@ -81,6 +81,14 @@ class TrainOptionsDict(TypedDict, total=False):
     """Passes over the batch per fit of the critic."""
     critic_num_minibatches: int
     """Minibatches per pass; has to divide num_steps × num_envs."""
+    eval_every: int
+    """Environment steps, per seed, between evaluations during the training; 0 for none. `best/` is chosen by them."""
+    eval_episodes: int
+    """Episodes of each evaluation, per seed: during the training, and after it; 0 for none after it."""
+    until_return: float | None
+    """Stop once this return is reached: in an evaluation (--eval-every), else by the last 100 training episodes."""
+    patience: int | None
+    """Stop after this many evaluations (--eval-every), else iterations, in a row without a higher return."""
     certificate: bool
     """Record each step's predicted and realised improvement, and bounds (see docs/theory/certificate.md)."""
     cores: int | None

@@ -424,10 +424,9 @@ class _Trainer:
     def _is_over(self, member: Member) -> bool:
         """Whether a run has been trained to its end, as far as that is known before its checkpoint is read."""
         directory = RunDirectory.open(self._path(member))
-        ending = directory.ending()
+        ending, saved = directory.ending(), directory.saved_iterations()
         if ending is not None and ending.reason in ("complete", "until_return", "patience"):
-            return True
-        saved = directory.saved_iterations()
+            return bool(saved) and saved[0] >= ending.iteration
         length = length_of(dataclasses.replace(directory.config, rule=member.config.rule))
         if is_offline(member.config.rule) or not isinstance(length, Iterations):
             return False
