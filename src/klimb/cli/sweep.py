@@ -29,7 +29,8 @@ from klimb.runs.sweep_file import SWEEP, Sweep
 from klimb.training import devices
 from klimb.training.networks import load_policies
 from klimb.training.progress.choice import print_line
-from klimb.training.sweep import Trained, go_on_with_sweep, read_sweep, start_sweep
+from klimb.training.sweep import go_on_with_sweep, read_sweep, start_sweep
+from klimb.training.sweep_trainer import Trained
 
 
 class Values(NamedTuple):
