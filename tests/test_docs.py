@@ -6,6 +6,7 @@ import dataclasses
 import re
 import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import jax
@@ -27,7 +28,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [code for named, code in fenced if named == language]
 
 
 EXAMPLES = [
@@ -60,9 +62,28 @@ def test_examples_run(code, tmp_path, monkeypatch):
     runpy.run_path("example.py")
 
 
+OWN_RULES = """
+from dataclasses import dataclass
+
+import klimb
+
+
+@dataclass(frozen=True)
+class NormalisedGradient(klimb.TRPO):
+    epsilon: float = 1e-3
+
+
+MyRule = NormalisedGradient
+"""
+"""The module `my_package` of the pages, as far as a command line needs it: a rule is imported for its flags."""
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_are_understood(command, monkeypatch):
+def test_commands_are_understood(command, tmp_path, monkeypatch):
     """Words and flags of every command are parsed for real; nothing is run."""
+    (tmp_path / "my_package.py").write_text(OWN_RULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_package", raising=False)
     if "FILE" in command:
         pytest.skip("reads a configuration")
     name, *words = [PLACEHOLDERS.get(word, word) for word in shlex.split(command)[1:]]
@@ -105,11 +126,21 @@ def test_every_metric_is_in_the_table(name):
         assert f"`{metric}`" in table, metric
 
 
+def anchors(page: Path) -> set[str]:
+    """The ids that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in titles]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
 def test_every_relative_link_leads_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    for page in (*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"):
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
             if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+                file = page.parent / target if target else page
+                assert file.exists(), f"{page.name}: {target}"
+                assert not anchor or anchor in anchors(file), f"{page.name}: {target}#{anchor}"
 
 
 SOURCES = r"\b(lectures?|lecture notes|section notes|slides?|transcript|note on the natural gradient)\b"

@@ -45,7 +45,7 @@ class Table:
                 survived += all(passed)
                 lines.append(f"| {what} | {outcome} | {sum(passed)} of {len(passed)} |")
             lines.append("")
-        lines = [f"{survived} of {number} faults were survived as written here.", "", *lines]
+        lines = [f"{survived} of {number} faults had the outcome in these tables.", "", *lines]
         text = self._page.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
         self._page.write_text(before + BEGIN + "\n" + "\n".join(lines) + END + rest.split(END)[1], encoding="utf-8")

@@ -165,7 +165,10 @@ def record(iteration: int) -> dict:
     return {"iteration": iteration, "env_steps": 128 * iteration, "status": "ACCEPTED", "kl_old_new": 0.5}
 
 
-@fault("the disk is full when metrics are written", "the file ends with a whole line; records wait for the next try")
+@fault(
+    "the disk is full when metrics are written",
+    "the file ends with a complete line; records are kept for the next attempt",
+)
 def test_metrics_wait_for_a_full_disk(tmp_path, small_disk):
     log = MetricsLog(tmp_path)
     path = tmp_path / "metrics.jsonl"
@@ -182,7 +185,7 @@ def test_metrics_wait_for_a_full_disk(tmp_path, small_disk):
     assert [r["iteration"] for r in read_metrics(path)] == [1, 2, 3]
 
 
-@fault("the disk is full when a checkpoint is written", "those before it stay; nothing half-written is left")
+@fault("the disk is full when a checkpoint is written", "earlier checkpoints are kept; no partial file is left")
 def test_a_checkpoint_that_finds_no_room_leaves_the_others(checkpoints, small_disk):
     names = sorted(path.name for path in checkpoints.iterdir())
     small_disk(1000)
@@ -194,7 +197,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_others(checkpoints, small_di
 
 
 @pytest.mark.slow
-@fault("metrics can't be written, and checkpoints could be", "no checkpoint is ahead of the metrics")
+@fault("metrics can't be written, but checkpoints can", "no checkpoint is ahead of the metrics")
 def test_no_checkpoint_without_its_metrics(tmp_path, monkeypatch, caplog):
     full = {"now": False}
     write = MetricsLog.write_waiting
@@ -218,7 +221,7 @@ def test_no_checkpoint_without_its_metrics(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "checkpoints", "best"])
-@fault("a file that klimb writes into is a link to somewhere else", "refused; what it points to is left alone")
+@fault("a file that klimb writes into is a link to somewhere else", "refused; the file it points to is not changed")
 def test_links_are_not_followed(name, tmp_path):
     from klimb import RunConfig, TrainOptions
     from klimb.runs.directory import RunDirectory
@@ -250,7 +253,7 @@ def test_a_damaged_line_costs_one_record(tmp_path, caplog):
     assert "1 damaged lines" in caplog.text
 
 
-@fault("the last line of the metrics is torn", "it is left out, and written again when the run is resumed")
+@fault("the last line of the metrics is incomplete", "it is left out, and written again when the run is resumed")
 def test_a_torn_line_is_cut_off(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(record(i)) + "\n" for i in (1, 2)) + '{"iteration":3,"env')
@@ -366,7 +369,7 @@ time.sleep(60)
 """
 
 
-@fault("a second process writes into the same run directory", "it is refused, with the number of the first")
+@fault("a second process writes into the same run directory", "it is refused, with the process number of the first")
 @fault("the process that holds a run directory is killed", "another process can use it at once")
 def test_one_process_a_directory(tmp_path):
     from klimb.runs.lock import RunLock
@@ -381,7 +384,7 @@ def test_one_process_a_directory(tmp_path):
 
 
 @pytest.mark.slow
-@fault("a run is resumed while it is being trained", "the second process is refused; the first goes on unharmed")
+@fault("a run is resumed while it is being trained", "the second process is refused; the first one continues")
 def test_a_running_training_cannot_be_resumed(tmp_path):
     path = tmp_path / "run"
     refused = []
@@ -398,7 +401,7 @@ def test_a_running_training_cannot_be_resumed(tmp_path):
 
 
 @pytest.mark.slow
-@fault("a run directory exists already", "nothing is overwritten; the line says how to go on with it")
+@fault("a run directory exists already", "nothing is overwritten; the message says how to continue the run")
 def test_nothing_is_overwritten(tmp_path):
     path = tmp_path / "run"
     path.mkdir()

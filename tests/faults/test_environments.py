@@ -167,7 +167,7 @@ ROW = "its row is not valid, it is restarted, and the other environments' data i
         pytest.param("gives a word", marks=fault("a reward is a string", ROW)),
         pytest.param("gives two rewards", marks=fault("a reward is an array", ROW)),
         pytest.param("gives no reward", marks=fault("a reward is None", ROW)),
-        pytest.param("gives a reward beyond floats", marks=fault("a reward is a whole number beyond all floats", ROW)),
+        pytest.param("gives a reward beyond floats", marks=fault("a reward is an integer too large for a float", ROW)),
         pytest.param("answers in four", marks=fault("step returns four values, as in old Gym", ROW)),
         pytest.param("answers nothing", marks=fault("step returns None", ROW)),
         pytest.param("is over in two ways", marks=fault("terminated is an array", ROW)),
@@ -330,7 +330,9 @@ def test_an_episode_without_end_is_named(faulty):
 
 
 @pytest.mark.slow
-@fault("a worker does not even start", "the run stops with what it wrote last, and no process is left behind")
+@fault(
+    "a worker process does not start", "the run stops with the last output of the worker, and no process is left behind"
+)
 def test_a_worker_that_does_not_start(faulty, monkeypatch):
     environment = faulty("nothing")
     monkeypatch.setattr(sys, "path", ["/nonexistent"])
@@ -344,7 +346,7 @@ def test_a_worker_that_does_not_start(faulty, monkeypatch):
 
 
 @pytest.mark.slow
-@fault("a training from the command line fails", "one line, exit status 1, and a report of how far it came")
+@fault("a training from the command line fails", "one line, exit status 1, and a report of the iterations so far")
 def test_a_failed_training_leaves_a_report(faulty, tmp_path, monkeypatch, capsys):
     from klimb.cli.main import main
 
@@ -371,7 +373,7 @@ class Unclosable(CartPoleEnv):
         raise RuntimeError("the viewer is gone")
 
 
-@fault("environments can't be closed", "a line for each says so, and the training is kept")
+@fault("environments can't be closed", "a line for each says so, and the trained policy is kept")
 def test_environments_that_cannot_be_closed(caplog):
     vector = GymnasiumVector(Unclosable, 2)
     vector.reset(np.arange(2))

@@ -77,7 +77,7 @@ def fault(what: str, outcome: str, *values: object, name: str = "") -> object:
 ARRAYS = ("policy arrays", "demonstrations", "checkpoint")
 
 
-@pytest.mark.fault("a file of arrays is cut off anywhere", "refused as incomplete")
+@pytest.mark.fault("a file of arrays is cut off at any point", "refused as incomplete")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_cut_off(whole, name):
     content = read(whole, name)
@@ -109,7 +109,9 @@ def test_without_checksum(whole, tmp_path):
         assert said is None or "it has no checksum" in said
 
 
-@pytest.mark.fault("a file of arrays is far larger than its network", "refused by its size, with both numbers, unread")
+@pytest.mark.fault(
+    "a file of arrays is far larger than its network", "refused by its size, with both sizes, without reading it"
+)
 @pytest.mark.parametrize("name", ["policy arrays", "checkpoint"])
 def test_oversized(whole, name):
     path = whole / LOADERS[name].file
@@ -122,7 +124,7 @@ def test_oversized(whole, name):
         path.write_bytes(content)
 
 
-@pytest.mark.fault("a header claims an array of 2⁴⁰ numbers", "refused before memory is taken for it")
+@pytest.mark.fault("a header claims an array of 2⁴⁰ numbers", "refused before memory is allocated for it")
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("shape", [[HUGE], [2**62, 2**62], [2**63], [-1], [0, HUGE], ["x"], [[1]]], ids=str)
 def test_absurd_shapes(whole, name, shape):
@@ -138,7 +140,7 @@ def test_absurd_shapes(whole, name, shape):
             refusal(whole, name, struct.pack("<Q", len(text)) + text + content[8 + length :])
 
 
-@pytest.mark.fault("a header says that it is 2⁶³ bytes long", "refused before memory is taken for it")
+@pytest.mark.fault("a header says that it is 2⁶³ bytes long", "refused before memory is allocated for it")
 @pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("length", [2**32, 2**63, 2**64 - 1])
 def test_absurd_headers(whole, name, length):
@@ -154,7 +156,7 @@ class Payload:
         return os.mkdir, (str(self.mark),)
 
 
-@pytest.mark.fault("a pickle stands under the name of a run's file", "refused as another format; nothing in it is run")
+@pytest.mark.fault("a file of a run is replaced by a pickle", "refused as another format; no code in it is run")
 @pytest.mark.parametrize("name", LOADERS)
 def test_pickles_are_not_run(whole, name, tmp_path):
     content = pickle.dumps(Payload(tmp_path / "taken"))
@@ -185,7 +187,7 @@ def code_of(path: Path) -> str:
     return ast.unparse(tree)
 
 
-@pytest.mark.fault("a pipe stands where a file should be", "refused without waiting for it")
+@pytest.mark.fault("a file is replaced by a pipe", "refused without waiting for it")
 @pytest.mark.parametrize("name", ["policy arrays", "policy description", "demonstrations", "checkpoint"])
 def test_pipes(whole, name):
     path = whole / LOADERS[name].file
@@ -283,7 +285,12 @@ def toml(env: object = '"CartPole-v1"', rule: str = 'name = "trpo"', options: st
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        fault("a configuration is larger than 1 MiB", "refused unread", toml() + "#" * MAX_FILE, "larger than any run"),
+        fault(
+            "a configuration is larger than 1 MiB",
+            "refused without reading it",
+            toml() + "#" * MAX_FILE,
+            "larger than any run",
+        ),
         fault("a configuration is not UTF-8", "refused as not text", b"\xff\xfe" + toml().encode(), "not a text file"),
         fault("a configuration holds NUL bytes", "refused as not TOML", toml('"a\0b"'), "not valid TOML"),
         fault(
@@ -403,7 +410,7 @@ def lines(*records: dict) -> str:
     [
         fault(
             "each line of the metrics has a metric of its own",
-            "refused before memory is taken in the square of their number",
+            "refused before memory quadratic in their number is used",
             lines(*({"iteration": i, "env_steps": i, f"m{i}": 1} for i in range(3000))),
             "3002 different metrics",
         ),
@@ -420,7 +427,9 @@ def test_metrics(whole, content, line):
         assert line in refusal(whole, name, content)
 
 
-@pytest.mark.fault("a configuration claims 65,536 seeds for a few bytes of metrics", "refused before memory is taken")
+@pytest.mark.fault(
+    "a configuration claims 65,536 seeds for a few bytes of metrics", "refused before memory is allocated"
+)
 def test_claimed_seeds(whole):
     metrics = whole / "metrics.jsonl"
     kept = metrics.read_bytes()
@@ -433,7 +442,7 @@ def test_claimed_seeds(whole):
     assert "too few for 5000 iterations of 65536 seeds" in said
 
 
-@pytest.mark.fault("every step of the metrics has a status of its own", "the report counts most of them together")
+@pytest.mark.fault("every record of the metrics has a different status", "the report counts most of them together")
 def test_many_statuses(whole):
     text = lines(*({"iteration": i, "env_steps": i, "status": f"REASON_{i}"} for i in range(3000)))
     assert attempt(LOADERS["report of metrics"], whole, text.encode()) is None

@@ -78,7 +78,7 @@ def finite(tree) -> bool:
             False,
             marks=[
                 pytest.mark.slow,
-                fault("a reward is 1e30", "steps go on; the critic leaves that batch out, and stays finite"),
+                fault("a reward is 1e30", "steps continue; the critic skips that batch and stays finite"),
             ],
         ),
         pytest.param(
@@ -87,7 +87,7 @@ def finite(tree) -> bool:
             True,
             marks=[
                 pytest.mark.slow,
-                fault("an observation is NaN", "the step is rejected; the observation normaliser leaves the row out"),
+                fault("an observation is NaN", "the step is rejected; the observation normaliser ignores the row"),
             ],
         ),
         pytest.param(
@@ -96,7 +96,7 @@ def finite(tree) -> bool:
             True,
             marks=[
                 pytest.mark.slow,
-                fault("an observation is infinite", "the step is rejected; the normaliser leaves the row out"),
+                fault("an observation is infinite", "the step is rejected; the normaliser ignores the row"),
             ],
         ),
         pytest.param(
@@ -105,7 +105,7 @@ def finite(tree) -> bool:
             False,
             marks=[
                 pytest.mark.slow,
-                fault("an observation is 1e25", "the normaliser leaves a batch out whose variance overflows"),
+                fault("an observation is 1e25", "the normaliser ignores a batch whose variance overflows"),
             ],
         ),
     ],
@@ -140,7 +140,7 @@ def test_a_run_that_only_fails_is_stopped(tmp_path):
 
 
 @pytest.mark.slow
-@fault("a run is resumed that had failed some steps in a row", "they count, whatever checkpoint_every is")
+@fault("a run is resumed after some failed steps in a row", "these steps still count, whatever checkpoint_every is")
 def test_failed_steps_count_exactly(tmp_path):
     spoiled = Spoiled("reward", jnp.nan, 1.0)
     stops = []
@@ -157,7 +157,7 @@ def test_failed_steps_count_exactly(tmp_path):
 
 
 @pytest.mark.slow
-@fault("one seed of several fails for good", "the others go on to the end")
+@fault("one of several seeds fails permanently", "the other seeds are trained to the end")
 def test_one_hopeless_seed_does_not_stop_the_others():
     from klimb.training.rejections import Rejections
 
@@ -171,7 +171,7 @@ def test_one_hopeless_seed_does_not_stop_the_others():
 
 
 @pytest.mark.slow
-@fault("a search finds no better step, many times in a row", "the run continues: this is normal at convergence")
+@fault("a line search finds no improving step, many times in a row", "the run continues: this is normal at convergence")
 def test_a_policy_that_has_arrived_is_no_failure():
     from klimb.training.rejections import Rejections
 
@@ -184,8 +184,8 @@ def test_a_policy_that_has_arrived_is_no_failure():
 @pytest.mark.parametrize(
     "log_std",
     [
-        pytest.param(200.0, marks=fault("the log σ of a policy runs away upwards", "NONFINITE; the run stops, finite")),
-        pytest.param(-200.0, marks=fault("the log σ of a policy runs away downwards", "NONFINITE; the run stops")),
+        pytest.param(200.0, marks=fault("the log σ of a policy diverges upwards", "NONFINITE; the run stops, finite")),
+        pytest.param(-200.0, marks=fault("the log σ of a policy diverges downwards", "NONFINITE; the run stops")),
     ],
 )
 def test_a_runaway_deviation_is_rejected(log_std):
@@ -242,7 +242,7 @@ def test_a_singular_fisher_matrix(damping):
     assert float(info.kl_old_new) <= 0.01
 
 
-@fault("conjugate gradient meets a direction of no curvature", "CG_BREAKDOWN; the old policy is returned bit for bit")
+@fault("conjugate gradient meets a direction of zero curvature", "CG_BREAKDOWN; the old policy is returned bit for bit")
 def test_a_breakdown_of_conjugate_gradient_returns_the_old_policy(monkeypatch):
     import klimb.improve.rules.trpo as module
 
@@ -273,14 +273,14 @@ class Rooted(Spoiled):
 
 
 @pytest.mark.slow
-@fault("an operation makes a NaN, with --check-finite", "the run stops with the operation, its line and its inputs")
+@fault("an operation produces a NaN, with --check-finite", "the run stops with the operation, its line and its inputs")
 def test_the_first_nan_is_found():
     with pytest.raises(TrainingFailed, match=r"iteration 1: the first NaN was made by sqrt at .*test_numbers\.py:\d+"):
         klimb.train(Rooted("reward", 1.0, 0.0), TRPO(), **SMALL, env_steps=10 * 128, check_finite=True)
 
 
 @pytest.mark.slow
-@fault("a host environment gives a NaN, with --check-finite", "the run stops with the environment and the step")
+@fault("a host environment returns a NaN, with --check-finite", "the run stops with the environment and the step")
 def test_a_nan_of_a_host_environment_is_named():
     from gymnasium.envs.classic_control import PendulumEnv
 

@@ -237,7 +237,7 @@ SAME = "the same records and the same policy, bit for bit"
         pytest.param({"checkpoint_every": 1}, marks=fault("checkpoints after every iteration, instead of none", SAME)),
         pytest.param(
             {"callback": lambda run: print(run.records)},
-            marks=[pytest.mark.slow, fault("records are read as they come, instead of never", SAME)],
+            marks=[pytest.mark.slow, fault("records are read during the run, instead of never", SAME)],
         ),
         pytest.param(
             {"keep_checkpoints": 1},

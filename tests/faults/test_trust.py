@@ -156,8 +156,8 @@ def test_modules_that_are_none(name):
 
 
 @pytest.mark.fault(
-    "a configuration names an environment like a path",
-    "refused where there is no such environment, and no directory outside of runs/ is ever made",
+    "the name of an environment in a configuration looks like a path",
+    "refused if there is no such environment; no directory outside of runs/ is created",
 )
 @pytest.mark.parametrize(
     "name", ["../../x", "..", "/etc/x", "a\\..\\b", "x\0y", "x\ny", "é" * 150, "jax:../../CartPole-v1"]
