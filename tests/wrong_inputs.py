@@ -274,7 +274,7 @@ def tables(tried: Tried) -> dict[str, str]:
     classes = ["| error | also a | meaning |", "|---|---|---|"]
     for name, cls in error_classes().items():
         also = ", ".join(f"`{base.__name__}`" for base in cls.__bases__ if base is not Exception)
-        meaning = " ".join((cls.__doc__ or "").split())
+        meaning = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
         classes.append(f"| `{name}` | {also} | {meaning} |")
     lines: list[str] = []
     for topic, outcomes in tried.typed.items():

@@ -53,7 +53,7 @@ _STATUS_MESSAGES = {
     "batches) or the policy is at a stationary point",
     Status.NONFINITE: "the batch, the gradient or the new policy held a NaN or an infinity: look at the "
     "environment's observations and rewards, and lower the learning rate",
-    Status.CG_BREAKDOWN: "conjugate gradient met a direction of no curvature: raise damping",
+    Status.CG_BREAKDOWN: "conjugate gradient met a direction without curvature: raise damping",
     Status.CRITIC_WARMUP: "no step was tried: the critic is still learning the value of the policy that the run "
     "started from; lower critic_warmup for a shorter wait",
     Status.FINISHED: "no step was tried: this seed has made its env_steps, and waits for the others",

@@ -25,11 +25,11 @@ TRAINING = ("train", "sweep", "resume")
 """Commands that are not done when nobody reads their output any more."""
 
 NOTES = """\
-`klimb COMMAND --help` says what each takes, `klimb train RULE --help` the flags of a rule too.
+`klimb COMMAND --help` shows the arguments of a command; `klimb train RULE --help` also shows the options of a rule.
 
-A run of somebody else's is data, and reading it runs no code. Only a rule, an environment or a network named
-MODULE:NAME in its config.toml is code: evaluate, record, resume, train --config and sweep --config import MODULE when
-they are given --trust-environment.
+Reading the run of somebody else executes no code of theirs, with one exception: its config.toml may name a rule, an
+environment or a network as MODULE:NAME. The commands evaluate, record, resume, train --config and sweep --config import
+MODULE only with --trust-environment.
 
 examples:
   klimb train trpo CartPole-v1

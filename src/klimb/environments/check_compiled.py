@@ -52,8 +52,8 @@ def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -
         yield Finding(
             "images",
             "note",
-            f"observations of shape {list(environment.observations.shape)} are none for klimb's own network",
-            "give a network of your own for them: --policy and --critic, docs/own-network.md",
+            f"klimb's own network can't read observations of shape {list(environment.observations.shape)}",
+            "use a network of your own: --policy and --critic, docs/own-network.md",
         )
     yield Finding("state of the simulator", "ok", "is part of the checkpoint: a resumed run goes on exactly")
 

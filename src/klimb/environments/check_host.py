@@ -136,7 +136,7 @@ def compared(trial: Trial, digests: list[str], where: str) -> Finding:
     return Finding(
         name,
         "note",
-        f"{where} gave another step {step} with the same seed and actions: runs can't be repeated",
+        f"{where} gave a different step {step} with the same seed and actions: runs can't be repeated",
         SEED_REMEDY,
     )
 
@@ -228,7 +228,7 @@ def _raw_observations(environment: GymnasiumEnvironment, steps: int, seed: int) 
             "observation space",
             "note",
             f"{len(wrong)} of {len(rows)} observations are not in it: {wrong[0]}",
-            "klimb converts and normalises observations and does not clip them; make the space say what is true",
+            "klimb converts and normalises observations but does not clip them; correct the space",
         )
 
 

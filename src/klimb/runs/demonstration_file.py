@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
         slices = {name: file.get_slice(name) for name in COLUMNS}
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         if len(shapes["reward"]) != 1:
-            raise ValueError(f"array reward has the shape {shapes['reward']}; it is one number a row")
+            raise ValueError(f"array reward has the shape {shapes['reward']}; it has to be one number per row")
         (rows,) = shapes["reward"]
         observed = (rows, *shapes["obs"][1:])
         expected = {"obs": observed, "next_obs": observed, "action": (rows, *actions.shape)}
@@ -196,7 +196,7 @@ def _minari_fields(dataset: Any) -> dict[str, Any]:
         }.items():
             columns[column].append(np.asarray(values, _dtype(column, actions)))
     if not columns["reward"]:
-        raise ValueError("it is empty: there is not one step in it")
+        raise ValueError("it is empty: it has no steps")
     arrays = {column: np.concatenate(values) for column, values in columns.items()}
     return arrays | {"actions": actions, "environment": _name(dataset)}
 

@@ -27,13 +27,14 @@ METRICS: dict[str, Metric] = {
     "iteration": Metric("Iteration", "iterations done"),
     "env_steps": Metric(
         "Environment steps",
-        "environment steps taken so far, per seed, with those of the rollout before the first iteration",
+        "environment steps taken so far, per seed, including the rollout that sets the first observation statistics",
     ),
     "wall_time": Metric(
         "Wall time", "seconds of training so far, compilation included, over all parts of a resumed run"
     ),
     "steps_per_second": Metric(
-        "Speed", "environment steps per second, all seeds together, in the call that the iteration was part of"
+        "Speed",
+        "environment steps per second, all seeds together, averaged over the iterations of one program call",
     ),
     "episode_return": Metric("Episode return", "mean undiscounted return of the episodes that ended in the iteration"),
     "episode_length": Metric("Episode length", "mean number of steps of the episodes that ended in the iteration"),
@@ -72,8 +73,8 @@ METRICS: dict[str, Metric] = {
     "kl_new_old_max": Metric("Largest KL(new‖old)", "largest KL(π_new‖π_old) over states, in nats"),
     "kl_normalizer": Metric(
         "KL of the normaliser",
-        "mean over states of the KL between π_new before and after the observation statistics took the batch in, in "
-        "nats; 0 unless observations were clipped",
+        "mean over states of the KL between π_new before and after the update of the observation statistics, in nats; "
+        "0 unless observations were clipped",
     ),
     "tv": Metric(
         "Total variation",
@@ -103,7 +104,7 @@ METRICS: dict[str, Metric] = {
     "sampled_improvement_bound": Metric(
         "Sampled lower bound",
         "lower bound on the improvement, in reward per step, with the largest values over sampled states in place of "
-        "those over all states: no guarantee; nearly always negative",
+        "those over all states, so it is not a guarantee; nearly always negative",
     ),
     "step_excess": Metric(
         "Step excess",
@@ -112,22 +113,23 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric("Entropy", "mean entropy of the new policy, in nats"),
     "ess": Metric(
         "Effective sample size",
-        "effective sample size of the batch once its rows are weighted by the ratio of π_new to the policies that "
-        "collected it, as a fraction; 1 for a policy that did not move, on its own data",
+        "effective sample size of the batch, weighted by the ratio of π_new to the policies that collected it, as a "
+        "fraction; 1 if the policy collected the batch itself and did not change",
     ),
     "status": Metric(
         "Status",
         "`ACCEPTED`; why the step was rejected (`KL_TOO_LARGE`, `NO_IMPROVEMENT`, `NONFINITE`, `CG_BREAKDOWN`); "
-        "`CRITIC_WARMUP` where none was tried; or `FINISHED` of a seed that has made its `env_steps` and waits for the "
+        "`CRITIC_WARMUP` if no step was tried; `FINISHED` if the seed has made its `env_steps` and waits for the "
         "others (`--batch episodes`)",
     ),
     "explained_variance": Metric(
         "Explained variance",
         "share of the variance of the value targets that the critic explained before it was fitted to them; 1 is all, "
-        "0 no more than their mean explains",
+        "0 is no better than predicting their mean",
     ),
     "value_loss": Metric(
-        "Value loss", "mean squared error of the critic in the last epoch of its fit, in variances of the targets"
+        "Value loss",
+        "mean squared error of the critic in the last epoch of its fit, divided by the variance of the targets",
     ),
     "eval_return": Metric(
         "Evaluation return",

@@ -267,10 +267,12 @@ def _require_more_steps(program: Program, before: RunConfig, state: TrainState, 
         return
     done, options = int(np.asarray(state.env_steps).min()), program.config.options
     if is_offline(program.config.rule):
-        raise ConfigError(f"the run is over after {iteration} epochs; give more max_epochs or holdout_patience, too")
+        raise ConfigError(
+            f"the run ended after {iteration} epochs; to continue it, raise max_epochs or holdout_patience too"
+        )
     raise ConfigError(
-        f"env_steps = {options.env_steps}, and the run has made {done} environment steps in {iteration} iterations "
-        f"already{'' if options.env_steps != before.options.env_steps else ', all that it should'}: choose more"
+        f"env_steps = {options.env_steps}, but the run has already made {done} environment steps in {iteration} "
+        f"iterations{'' if options.env_steps != before.options.env_steps else ' and is complete'}: choose more"
     )
 
 
@@ -280,7 +282,7 @@ def _schedule_lines(before: RunConfig, after: RunConfig, state: TrainState, iter
         return []
     env_steps = float(np.asarray(state.env_steps).mean())
     left = [1 - float(length_of(config).fraction_done(iteration, env_steps)) for config in (before, after)]
-    return [f"annealed over the new length: it goes on from {left[1]:.0%} of its first value, not from {left[0]:.0%}"]
+    return [f"annealed over the new length: it continues at {left[1]:.0%} of its initial value, not at {left[0]:.0%}"]
 
 
 def saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:

@@ -33,7 +33,7 @@ class NaturalGradient:
     epsilon: Positive = 0.01
     """ε: the KL aimed at, in nats; with `normalised` the squared length of the step."""
     learning_rate: Positive | None = None
-    """A fixed α; none derives it from ε."""
+    """α, if it is fixed; none computes it from ε."""
     normalised: bool = False
     """Plain gradient, scaled to a fixed length, instead of the natural gradient."""
     solver: Solver = "cg"

@@ -45,9 +45,9 @@ class OffPolicyGradient:
     weighting: Weighting = "per_step"
     """trajectory, per_decision or per_step."""
     behaviour: Literal["recorded", "mixture"] = "recorded"
-    """π_β. recorded: the policy that took the action; mixture: that of all that took one here (balance heuristic)."""
+    """π_β. recorded: the policy that collected the sample; mixture: of all policies in the data (balance heuristic)."""
     history: Annotated[int, Field(ge=1, le=2**10)] = 1
-    """Batches kept and learned from: the last one, or the last K."""
+    """Number of batches to learn from: the last K."""
     gradient_steps: Count = 10
     """Maximum number of gradient steps per batch, each on the whole batch."""
     min_ess: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -55,7 +55,7 @@ class OffPolicyGradient:
     self_normalise: bool = False
     """Divide the weights by their mean: less variance, some bias."""
     max_weight: Positive | None = None
-    """Truncate weights (and the ratios inside per-decision advantages) at this; none does not truncate."""
+    """Maximum weight (and ratio inside per-decision advantages), larger ones are truncated; none does not truncate."""
     learning_rate: Positive = 1e-3
     """α: step size of the optimiser."""
     optimizer: OptimizerKind = "adam"

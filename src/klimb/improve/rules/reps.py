@@ -1,4 +1,4 @@
-"""REPS: weighted maximum likelihood of the actions with the weights e^{A/η}, η from a limit on their KL."""
+"""REPS: maximum likelihood of the actions with weights e^{A/η}, η chosen so that the weights keep a KL limit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class REPS:
     """
 
     epsilon: Positive = 0.5
-    """ε: limit on the KL of the weighted rows from the batch, in nats; it bounds the mean KL(π'‖π) over them."""
+    """ε: limit on the KL between the weighted samples and the batch, in nats; it bounds the mean KL(π'‖π) over them."""
     learning_rate: Positive = 1e-3
     """Adam's step size."""
     epochs: Count = 10
@@ -48,7 +48,7 @@ class REPS:
                 "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
                 "temperature": Metric("Temperature", "η, the minimiser of the dual, in units of the advantage per nat"),
                 "dual": Metric("Dual", "g(η), the largest gain that the limit allows, in units of the advantage"),
-                "weight_kl": Metric("KL of the weights", "KL of the weighted rows from the batch, in nats"),
+                "weight_kl": Metric("KL of the weights", "KL between the weighted samples and the batch, in nats"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
         )
