@@ -33,15 +33,15 @@ FIXED = {
 class GuidedPolicySearch:
     """The policy learns from optimised trajectories (Levine and Koltun 2013; Montgomery and Levine 2016).
 
-    importance_sampling  plans through known dynamics from the states that the policy starts from; first imitates the
-                         plans, then climbs Φ(θ) = Σ_t [E_w r_t + w_r log Z_t] on samples of policy and guides
-    mirror_descent       improves linear-Gaussian controllers around the policy's episodes under KL(new‖old) ≤ ε, and
-                         projects them onto the policy; ε is adapted by realised over predicted gains
-    constrained          the same with a fixed ε, by dual gradient descent: one step of the multiplier per iteration
+    - importance_sampling: plans through known dynamics, from the states in which the policy starts. The policy first
+    imitates the plans, then maximises Φ(θ) = Σ_t [E_w r_t + w_r log Z_t] on samples of policy and guides.
+    - mirror_descent: improves linear-Gaussian controllers around the policy's episodes under KL(new‖old) ≤ ε, and
+    projects them onto the policy. How well gains are predicted determines the next ε.
+    - constrained: the same with a fixed ε, by dual gradient descent with one step of the multiplier per iteration.
 
     For continuous actions. importance_sampling is for environments with `dynamics` and `cost` (`ClassicControl`), the
-    other two for any, with dynamics that are fitted or the simulator's. method and learning_rate are used by all
-    methods, the fields down to climb_kl by importance_sampling, the rest by the other two.
+    other two for any, with dynamics that are fitted or the simulator's. All methods use learning_rate; the options
+    from guiding_samples to climb_kl are for importance_sampling, those from dynamics on for the other two.
     """
 
     method: Literal["importance_sampling", "mirror_descent", "constrained"] = "importance_sampling"

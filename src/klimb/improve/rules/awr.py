@@ -20,8 +20,8 @@ from klimb.types import Batch, Metric, UpdateInfo
 class AWR:
     """Advantage-weighted regression (Peng et al. 2019): maximise mean min(e^{Â/β}, w_max) log π_θ(a|s).
 
-    Without the clip its optimum is π e^{A/β}/Z, the maximum of E_{π'}[A] − β KL(π'‖π): the multiplier is fixed, as in
-    `KLPenalty`, but the penalised problem is solved in closed form first and the policy fitted to its solution.
+    Without the clip its optimum is π e^{A/β}/Z, the maximum of E_{π'}[A] − β KL(π'‖π): the multiplier is fixed,
+    as in `KLPenalty`, but here the penalised problem is solved in closed form and the policy is fitted to the solution.
     """
 
     temperature: Positive = 1.0

@@ -32,12 +32,12 @@ class CloningState(NamedTuple):
 
 @checked
 class BehaviourCloning:
-    """maximise mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent per step.
+    """Maximises mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent per step.
 
     The full log-likelihood for every kind of distribution (for a Gaussian with fixed σ that is the squared error). An
-    epoch that raises the likelihood of the held-out episodes is accepted. Else the best policy so far is returned and
-    training continues, until `holdout_patience` epochs in a row have not raised it. Advantages and behaviour log-probs
-    are not used.
+    epoch that raises the likelihood of the held-out episodes is accepted. Otherwise the best policy so far is returned
+    and training continues, until `holdout_patience` epochs in a row have not raised it. Advantages and behaviour
+    log-probs are not used.
     """
 
     learning_rate: Positive = 1e-3

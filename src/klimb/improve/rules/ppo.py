@@ -36,11 +36,11 @@ class PPOState(NamedTuple):
 class PPO:
     """Proximal policy optimisation (Schulman et al. 2017), by clipping or by an adaptive KL penalty.
 
-    penalty = clip   maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy,   ρ = π_θ(a|s)/π_old(a|s)
-    penalty = kl     maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy; after each batch λ doubles
-                     if the KL is above 1.5 target_kl and halves if it is below target_kl / 1.5
+    - penalty = clip: maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy, ρ = π_θ(a|s)/π_old(a|s).
+    - penalty = kl: maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy. After each batch λ doubles if the
+    KL is above 1.5 target_kl and halves if it is below target_kl / 1.5.
 
-    Neither enforces a limit on the KL. With kl_direction = new_old, KL(π_θ‖π_old) is penalised and aimed at instead.
+    Neither enforces a limit on the KL. With kl_direction = new_old, KL(π_θ‖π_old) takes the place of KL(π_old‖π_θ).
     """
 
     learning_rate: Positive = 3e-4

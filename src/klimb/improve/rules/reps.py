@@ -19,12 +19,12 @@ from klimb.types import Batch, Metric, UpdateInfo
 class REPS:
     """Relative entropy policy search (Peters, Mülling and Altün 2010), on advantages.
 
-    max over p' of E_{p'}[Â] subject to KL(p'‖p) ≤ ε, p the distribution of states and actions in the batch, is reached
-    at p' ∝ p e^{Â/η}, η the minimum of the dual g(η) = ηε + η log E_p[e^{Â/η}]. The dual is solved on every batch;
-    the policy is then fitted by maximising mean e^{Â/η} log π_θ(a|s).
+    The maximum over p' of E_{p'}[Â] subject to KL(p'‖p) ≤ ε, p the distribution of states and actions in the batch, is
+    reached at p' ∝ p e^{Â/η}, where η minimises the dual g(η) = ηε + η log E_p[e^{Â/η}]. The dual is solved on every
+    batch; the policy is then fitted by maximising mean e^{Â/η} log π_θ(a|s).
 
     The paper's dual has a second variable, the parameters of a value function that makes p' a stationary distribution
-    on average. Here Â comes with the critic's value subtracted, and that constraint is left out.
+    on average. That constraint is left out here; the critic's value is already subtracted in Â.
     """
 
     epsilon: Positive = 0.5

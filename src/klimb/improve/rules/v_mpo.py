@@ -30,8 +30,8 @@ class VMPOState(NamedTuple):
 class VMPO:
     """V-MPO (Song et al. 2020): maximise Σ ψ log π_θ(a|s) subject to mean KL(π‖π_θ) ≤ epsilon.
 
-    ψ ∝ e^{Â/η} on the rows of the largest advantages, 0 on the others; η is the minimum of the dual of a limit on the
-    KL of ψ from equal weights. The limit on the policy has the multiplier α, which is updated after every batch.
+    ψ ∝ e^{Â/η} on the samples with the largest advantages and 0 on the others; η minimises the dual of a limit on the
+    KL between ψ and equal weights. The limit on the policy has the multiplier α, which is updated after every batch.
     """
 
     epsilon_temperature: Positive = 0.1
