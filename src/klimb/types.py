@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
 
 class Status(enum.IntEnum):
-    """What became of one improvement step. Arrays hold the number; `message` is for people."""
+    """The outcome of one improvement step. Arrays hold the number; `message` is for people."""
 
     ACCEPTED = 0
     KL_TOO_LARGE = 1
@@ -241,7 +241,7 @@ class StepErrors(eqx.Module):
 
 
 class UpdateInfo(eqx.Module):
-    """How far one step moved and whether it kept its promise. Scalars, from the parameters *returned*.
+    """How far one step moved the policy, and the gain that was predicted. Scalars, from the parameters *returned*.
 
     surrogate_gain: mean of (π_new/π_old − 1) Â, in the units of the batch's advantages.
     kl_old_new: mean over states of KL(π_old‖π_new); kl_new_old: of KL(π_new‖π_old); kl_max: the largest
@@ -277,7 +277,7 @@ class UpdateInfo(eqx.Module):
 class TrainState(eqx.Module):
     """Everything a run is made of: exactly what a checkpoint holds. Leaves carry a leading axis of seeds.
 
-    `previous` is what the last iteration leaves for the next to measure its promise against. `history` holds
+    `previous` is what the next iteration needs to measure the realised improvement of this one. `history` holds
     the last rollouts for a rule that learns from several, else ().
     """
 

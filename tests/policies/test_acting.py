@@ -247,7 +247,7 @@ def test_other_misuses_get_a_line(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     policy = NetworkPolicy(SIZE, Discrete(2), hidden=(4,), key=jax.random.key(0))
     obs = np.zeros(SIZE)
-    with pytest.raises(ConfigError, match=r"rng = 3 is no numpy\.random\.Generator: make one before the loop"):
+    with pytest.raises(ConfigError, match=r"rng = 3 is not a numpy\.random\.Generator: make one before the loop"):
         policy.act(obs, deterministic=False, rng=3)
     with pytest.raises(ConfigError, match=r"use klimb\.action_distribution there"):
         jax.jit(lambda x: policy.act(x))(obs)

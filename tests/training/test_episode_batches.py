@@ -167,7 +167,7 @@ def test_what_needs_whole_episodes_says_so(tmp_path):
     policy = klimb.NetworkPolicy(4, klimb.make("CartPole-v1").actions, hidden=(4,), key=jax.random.key(0))
     recorded = klimb.record(policy, "CartPole-v1", episodes=3)
     options = {**WITHOUT_CRITIC, "env_steps": 1, "demonstrations": recorded}
-    with pytest.raises(ConfigError, match=r"episodes of up to \d+ steps, and batch = episodes takes them whole"):
+    with pytest.raises(ConfigError, match=r"episodes of up to \d+ steps, and batch = episodes needs whole episodes"):
         klimb.train("CartPole-v1", OffPolicyGradient(), **{**options, "num_steps": 8})
     longest = int(recorded.lengths.max())
     run = klimb.train("CartPole-v1", OffPolicyGradient("trajectory"), **{**options, "num_steps": longest})

@@ -20,7 +20,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("RULE ENV [FLAGS]", "train a policy, evaluate it and write a report"),
-    "sweep": Entry("RULE ENV --over FIELD V... [FLAGS]", "train with every combination of several values"),
+    "sweep": Entry("RULE ENV --over FIELD V... [FLAGS]", "train with several values of options, in every combination"),
     "resume": Entry("RUN [FLAGS]", "continue a run, or a sweep, from its newest checkpoint"),
     "evaluate": Entry("RUN [FLAGS]", "run whole episodes with a run's policy, and print their returns"),
     "check-env": Entry("ENV [FLAGS]", "check an environment of your own before training in it"),

@@ -14,10 +14,10 @@ from klimb.training.typed_command import running
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 128
 EXIT_STATUS = {
     DONE: "done",
-    FAILED: "failed: a training that can't go on, or a statement of the theory that does not hold",
-    MISTAKE: "a mistake in what was typed or in a file: one line on standard error says which",
-    STOPPED + signal.SIGINT: "stopped by Ctrl-C (SIGINT), after a checkpoint where there is a run",
-    STOPPED + signal.SIGTERM: "stopped by SIGTERM, after a checkpoint where there is a run",
+    FAILED: "failed: a training that can't continue, or a statement of the theory that does not hold",
+    MISTAKE: "a mistake on the command line or in a file; one line on standard error names it",
+    STOPPED + signal.SIGINT: "stopped by Ctrl-C (SIGINT); a training saves a checkpoint first",
+    STOPPED + signal.SIGTERM: "stopped by SIGTERM; a training saves a checkpoint first",
 }
 """What the exit status means."""
 

@@ -145,7 +145,9 @@ def _from_minari(source: str) -> Demonstrations:
     except UnsupportedSpace as error:
         raise DemonstrationError(f"{source}: {one_line(error)}") from None
     except ImportError:
-        raise MissingExtra(f"{source} needs what Minari reads files with: pip install 'klimb[offline]'") from None
+        raise MissingExtra(
+            f"{source} needs the packages that Minari reads files with: pip install 'klimb[offline]'"
+        ) from None
     except Exception as error:
         raise DemonstrationError(f"{source} can't be used: {one_line(error) or type(error).__name__}") from None
 
@@ -168,14 +170,16 @@ def _require_local(minari: Any, name: str) -> None:
     # Without them Minari makes the environment that the dataset names, which can be any function of any module.
     for space in ("observation_space", "action_space"):
         if space not in local[name]:
-            raise DemonstrationError(f"minari:{name} does not say its {space}, and klimb runs no code to find it out")
+            raise DemonstrationError(
+                f"minari:{name} has no {space} in its metadata, and klimb runs no code to find it out"
+            )
 
 
 def _minari_fields(dataset: Any) -> dict[str, Any]:
     """The fields of a Minari dataset's demonstrations. Their log-probs are not known: NaN."""
     space = dataset.observation_space
     if not isinstance(space, gymnasium.spaces.Box) or space.shape is None or len(space.shape) != 1:
-        raise UnsupportedSpace(f"its observations are in {space}; klimb has one-dimensional boxes")
+        raise UnsupportedSpace(f"its observations are in {space}; klimb supports one-dimensional boxes")
     actions = action_spec(dataset.action_space)
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     for episode in dataset.iterate_episodes():
