@@ -157,7 +157,7 @@ def test_episodes_that_are_cut_off_are_told_of(caplog):
                 Program(RunConfig(env, TRPO(), options), klimb.make(env)).close()
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3
-    assert "up to 500 steps and are cut off after num_steps = 499: --num-steps 500" in said[0]
+    assert "up to 500 steps and are truncated after num_steps = 499: --num-steps 500" in said[0]
 
 
 @pytest.mark.slow

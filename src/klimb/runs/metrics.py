@@ -50,7 +50,8 @@ METRICS: dict[str, Metric] = {
     ),
     "predicted_improvement": Metric("Predicted improvement", "the surrogate gain in reward per step"),
     "predicted_improvement_se": Metric(
-        "Predicted improvement, error", "standard error of the predicted improvement, in reward per step"
+        "Predicted improvement, standard error",
+        "standard error of the predicted improvement, in reward per step",
     ),
     "realised_improvement": Metric(
         "Realised improvement",
@@ -58,15 +59,18 @@ METRICS: dict[str, Metric] = {
         "minus that on the previous batch, under the same critic; with --overlap, of the step one iteration earlier",
     ),
     "realised_improvement_se": Metric(
-        "Realised improvement, error", "standard error of the realised improvement, in reward per step"
+        "Realised improvement, standard error",
+        "standard error of the realised improvement, in reward per step",
     ),
     "kl_old_new": Metric("KL(old‖new)", "mean over states of KL(π_old‖π_new), in nats"),
     "kl_new_old": Metric("KL(new‖old)", "mean over states of KL(π_new‖π_old), in nats"),
     "kl_old_new_se": Metric(
-        "KL(old‖new), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
+        "KL(old‖new), standard error",
+        "standard error of the mean, with each environment of the rollout as one sample, in nats",
     ),
     "kl_new_old_se": Metric(
-        "KL(new‖old), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
+        "KL(new‖old), standard error",
+        "standard error of the mean, with each environment of the rollout as one sample, in nats",
     ),
     "kl_max": Metric("Largest KL", "largest KL over states, in the direction that the rule constrains, in nats"),
     "kl_old_new_max": Metric("Largest KL(old‖new)", "largest KL(π_old‖π_new) over states, in nats"),
@@ -86,7 +90,8 @@ METRICS: dict[str, Metric] = {
         "largest total variation over states, 0 to 1; an upper bound for Gaussians of several dimensions",
     ),
     "tv_se": Metric(
-        "Total variation, error", "standard error of the mean, with each environment of the rollout as one sample"
+        "Total variation, standard error",
+        "standard error of the mean, with each environment of the rollout as one sample",
     ),
     "tv_bound": Metric(
         "Bound on the total variation",
@@ -136,7 +141,7 @@ METRICS: dict[str, Metric] = {
         "mean undiscounted return of the evaluation's episodes under the deterministic policy, which takes the mode; "
         "with --eval-every, in the iterations after which the policy was evaluated",
     ),
-    "eval_return_se": Metric("Evaluation return, error", "standard error of the mean over episodes"),
+    "eval_return_se": Metric("Evaluation return, standard error", "standard error of the mean over episodes"),
     "eval_return_min": Metric("Evaluation return, lowest", "return of the worst episode of the evaluation"),
     "eval_return_max": Metric("Evaluation return, highest", "return of the best episode of the evaluation"),
     "eval_length": Metric("Evaluation length", "mean number of steps of the evaluation's episodes"),
@@ -145,7 +150,8 @@ METRICS: dict[str, Metric] = {
         "mean undiscounted return of as many other episodes of the evaluation, with sampled actions",
     ),
     "eval_sampled_return_se": Metric(
-        "Evaluation return, sampled, error", "standard error of the mean over episodes, with sampled actions"
+        "Evaluation return, sampled, standard error",
+        "standard error of the mean over episodes, with sampled actions",
     ),
     "eval_sampled_return_min": Metric(
         "Evaluation return, sampled, lowest", "return of the worst episode with sampled actions"

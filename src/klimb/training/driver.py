@@ -168,7 +168,8 @@ def resume(
     notify: called with lines about what changes, for people.
     changes: new values of training options (`env_steps`, `gamma`, …) or of fields of the rule, by name; the run's
         configuration has them from then on. `env_steps` may be more or less than before, but more than have been made.
-        What would change the shape or the meaning of the saved state is refused. A `rule` with other values changes it too.
+        What would change the shape or the meaning of the saved state is refused. A `rule` with other values changes the
+        rule's fields too.
 
     Raises RunError when the directory is not a run, has no usable checkpoint, or is being written by another process;
     UntrustedEnvironment when a module would have to be imported; ConfigError when the rule has to be
