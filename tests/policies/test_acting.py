@@ -253,7 +253,9 @@ def test_other_misuses_get_a_line(monkeypatch):
         jax.jit(lambda x: policy.act(x))(obs)
     with pytest.raises(ConfigError, match=r"returns an array for an observation; it has to return a klimb\.Distribut"):
         klimb.act(lambda x: x, obs, observations=policy.observations, actions=policy.actions)
-    with pytest.raises(ConfigError, match=r"action of shape \(\), and the actions Box.* have the shape \(3,\)"):
+    with pytest.raises(
+        ConfigError, match=r"action of shape \(\) for one observation, but the actions Box.* have the shape \(3,\)"
+    ):
         klimb.act(policy, obs, actions=UNEVEN)
 
 

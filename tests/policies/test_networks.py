@@ -160,7 +160,7 @@ def test_spaces_that_are_supported():
         (gymnasium.spaces.Box(-1, 1, (2, 2)), "not supported"),
         (gymnasium.spaces.Box(-1, 1, ()), "not supported"),
         (gymnasium.spaces.Box(0, 255, (3,), np.uint8), "not supported"),
-        (gymnasium.spaces.Dict(a=gymnasium.spaces.Discrete(2)), "flatten"),
+        (gymnasium.spaces.Dict(a=gymnasium.spaces.Discrete(2)), "ActionWrapper"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value)[:24],
 )
