@@ -26,7 +26,7 @@ WORK = {
 
 
 def seconds(name: str, rule, sizes: dict, iterations: int) -> dict[bool, list[float]]:
-    """Seconds an iteration, with and without, in turn."""
+    """Seconds per iteration, with and without, in turn."""
     programs, states, times = {}, {}, {True: [], False: []}
     for switch in times:
         options = TrainOptions(env_steps=10**8, certificate=switch, **sizes)

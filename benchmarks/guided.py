@@ -311,9 +311,9 @@ def page() -> None:
     lines = [
         "![guided: learning curves](figures/guided.png)",
         "",
-        "Left, the return of the episodes in training: a faint line a seed, and their mean. Right, evaluations by the "
-        "most probable actions, a line a seed, until the threshold (dots); what is far worse than untrained policies "
-        "(dashed) is cut off below; the numbers are medians.",
+        "Left, the return of the episodes in training: one faint line per seed, and their mean. Right, evaluations "
+        "with the most probable actions, one line per seed, until the threshold is reached (dots); returns far below "
+        "those of untrained policies (dashed) are cut off; the numbers are medians.",
         "",
     ]
     lines += steps_lines(measured["steps"]) if "steps" in measured else []

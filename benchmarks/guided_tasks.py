@@ -117,12 +117,12 @@ def lines(found: dict[str, Any]) -> list[str]:
             env = ""
     commands = [f"    {trainings['simulator']['command']}" for trainings in found.values()]
     return [
-        "With the simulator's derivatives a step of the environment costs as many more steps of the simulator as there "
-        "are coordinates of state and action, and one. Steps are those of one seed, seconds those of all seeds "
-        "together, returns those of the most probable actions.",
+        "With the simulator's derivatives each environment step needs n + 1 additional simulator steps, n the number "
+        "of coordinates of state and action. Steps are per seed, seconds are for all seeds together, and returns are "
+        "those of the most probable actions.",
         "",
         *table("| | | environment steps | simulator steps | seconds | mean return | seeds |", rows),
-        "The commands of the first rows, of which the others differ in a word:",
+        "The commands of the first row of each task; the other rows differ in the options that they name:",
         "",
         *commands,
         "",

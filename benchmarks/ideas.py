@@ -96,7 +96,7 @@ def measured(env: Any, rule: klimb.Rule, *, on: str | None = None, **options: An
 
 
 def worth(run: klimb.Run, env: Any) -> dict[str, Any]:
-    """The returns of a run's policies, a number a seed, with their interquartile mean and its interval."""
+    """The returns of a run's policies, one per seed, with their interquartile mean and its interval."""
     each = [klimb.evaluate(one, env, episodes=EPISODES, seed=EVALUATION_SEED).mean for one in run.policies]
     estimate = stratified_bootstrap([np.array(each)])
     return {"iqm": estimate.value, "low": estimate.low, "high": estimate.high, "seeds": each}

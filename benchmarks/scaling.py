@@ -28,7 +28,7 @@ FIGURES = Path(__file__).parent.parent / "docs" / "performance"
 REPETITIONS = 5
 SWEEPS: dict[str, tuple[str, list[int], dict[str, Any]]] = {
     "environments": ("num_envs", [4, 16, 64, 256, 1024, 4096], {"num_steps": 16}),
-    "steps an iteration": ("num_steps", [32, 64, 128, 256, 512, 1024], {"num_envs": 16}),
+    "steps per iteration": ("num_steps", [32, 64, 128, 256, 512, 1024], {"num_envs": 16}),
     "width of both hidden layers": ("hidden", [64, 128, 256, 512, 1024], {"num_envs": 16, "num_steps": 64}),
     "seeds": ("num_seeds", [1, 2, 4, 16, 64, 256], {"num_envs": 4, "num_steps": 64}),
 }
@@ -73,7 +73,7 @@ def growth_exponent(sizes: list[int], times: list[float]) -> float:
 
 
 def grow() -> dict[str, Any]:
-    """Milliseconds an iteration for every size."""
+    """Milliseconds per iteration for every size."""
     found = {}
     for title, (name, sizes, fixed) in SWEEPS.items():
         times = []
@@ -193,7 +193,7 @@ def parts_host(env: str, **options: Any) -> dict[str, float]:
 
 @style.with_style
 def draw_growth(found: dict[str, Any]) -> Any:
-    """Milliseconds an iteration against each size, both axes logarithmic."""
+    """Milliseconds per iteration against each size, both axes logarithmic."""
     figure = style.page(9.2, 6.4)
     for axes, (title, one) in zip(figure.subplots(2, 2).flat, found.items(), strict=True):
         sizes, times = one["sizes"], one["milliseconds"]
@@ -202,7 +202,7 @@ def draw_growth(found: dict[str, Any]) -> Any:
         axes.loglog(sizes, guide, ":", color=style.QUIET, linewidth=1.2)
         axes.set_ylim(min(times) * 0.6, max(times) * 1.8)
         axes.set_title(title)
-        axes.set_ylabel("ms an iteration")
+        axes.set_ylabel("ms per iteration")
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.grid(True, axis="y")

@@ -76,7 +76,7 @@ TYPED: dict[str, list[str]] = {
         "klimb train trpo CartPole-v1 --workers many",
         "klimb train ppo CartPole-v1 --penalty l2",
     ],
-    "What does not go together": [
+    "Options that do not fit together": [
         "klimb train ppo CartPole-v1 --num-minibatches 3",
         "klimb train natural-gradient CartPole-v1 --solver dense --damping 0",
         "klimb train trpo CartPole-v1 --tanh-squash",

@@ -58,8 +58,8 @@ def rule_class(name: str) -> type:
     found = modules.load(name, "rule")
     missing = [method for method in ("init", "step") if not callable(getattr(found, method, None))]
     if not isinstance(found, type) or missing or not hasattr(found, "__dataclass_fields__"):
-        lacks = f"it has no {' and no '.join(missing)}" if missing else "it is no dataclass"
-        raise ConfigError(f"{name[:MAX_NAME]} is no rule: {lacks}; see docs/own-rule.md")
+        lacks = f"it has no {' and no '.join(missing)}" if missing else "it is not a dataclass"
+        raise ConfigError(f"{name[:MAX_NAME]} is not a rule: {lacks}; see docs/own-rule.md")
     return found
 
 

@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
 
 class Status(enum.IntEnum):
-    """What became of one improvement step. Arrays hold the number; `message` is for people."""
+    """The outcome of one improvement step. Arrays hold the number; `message` is for people."""
 
     ACCEPTED = 0
     KL_TOO_LARGE = 1
@@ -53,7 +53,7 @@ _STATUS_MESSAGES = {
     "batches) or the policy is at a stationary point",
     Status.NONFINITE: "the batch, the gradient or the new policy held a NaN or an infinity: look at the "
     "environment's observations and rewards, and lower the learning rate",
-    Status.CG_BREAKDOWN: "conjugate gradient met a direction of no curvature: raise damping",
+    Status.CG_BREAKDOWN: "conjugate gradient met a direction without curvature: raise damping",
     Status.CRITIC_WARMUP: "no step was tried: the critic is still learning the value of the policy that the run "
     "started from; lower critic_warmup for a shorter wait",
     Status.FINISHED: "no step was tried: this seed has made its env_steps, and waits for the others",
@@ -241,7 +241,7 @@ class StepErrors(eqx.Module):
 
 
 class UpdateInfo(eqx.Module):
-    """How far one step moved and whether it kept its promise. Scalars, from the parameters *returned*.
+    """How far one step moved the policy, and the gain that was predicted. Scalars, from the parameters *returned*.
 
     surrogate_gain: mean of (π_new/π_old − 1) Â, in the units of the batch's advantages.
     kl_old_new: mean over states of KL(π_old‖π_new); kl_new_old: of KL(π_new‖π_old); kl_max: the largest
@@ -277,7 +277,7 @@ class UpdateInfo(eqx.Module):
 class TrainState(eqx.Module):
     """Everything a run is made of: exactly what a checkpoint holds. Leaves carry a leading axis of seeds.
 
-    `previous` is what the last iteration leaves for the next to measure its promise against. `history` holds
+    `previous` is what the next iteration needs to measure the realised improvement of this one. `history` holds
     the last rollouts for a rule that learns from several, else ().
     """
 

@@ -246,7 +246,7 @@ def test_help_shows_the_options_of_a_rule_of_ones_own(own_rule, capsys):
     ("name", "said"),
     [
         ("own_rule_of_the_tests:Mien", "did you mean 'Mine'"),
-        ("own_rule_of_the_tests:NoRule", "is no rule: it has no init and no step"),
+        ("own_rule_of_the_tests:NoRule", "is not a rule: it has no init and no step"),
         ("own_rule_of_the_tests:Clash", "Clash has the field 'gamma', which is an option of every training too"),
         ("own_rule_of_the_tests:Demanding", "--needed is missing"),
     ],

@@ -63,7 +63,7 @@ REFUSED = [
     ),
     ({"obs": np.zeros((), np.float32)}, "obs has no rows, reward has 20"),
     ({"next_obs": np.zeros((20, 3), np.float32)}, r"obs is \(20, 4\) and next_obs \(20, 3\)"),
-    ({"log_prob": np.zeros((20, 1), np.float32)}, r"log_prob has the shape \(20, 1\); it is one number a row"),
+    ({"log_prob": np.zeros((20, 1), np.float32)}, r"log_prob has the shape \(20, 1\); it has to be one number per row"),
 ]
 
 

@@ -95,7 +95,7 @@ def test_what_can_not_be_trained_fails(flaw, name, text):
 @pytest.mark.parametrize(
     ("flaw", "name", "text"),
     [
-        ("seed", "same seed, same episodes", "gave another step 0 with the same seed"),
+        ("seed", "same seed, same episodes", "gave a different step 0 with the same seed"),
         ("endless", "end of episodes", "no episode ended in 30 steps"),
         ("constant", "rewards", "from 1 to 1, mean 1"),
         ("range", "observation space", "outside [0, inf]"),
@@ -216,7 +216,7 @@ def elsewhere(tmp_path, monkeypatch):
     ("flaw", "status", "text"),
     [
         ("none", "ok", "a worker process gave the same 12 steps, bit for bit"),
-        pytest.param("process", "note", "a worker process gave another step 2", marks=pytest.mark.slow),
+        pytest.param("process", "note", "a worker process gave a different step 2", marks=pytest.mark.slow),
         ("raises", "fails", "RuntimeError: no display (elsewhere_environment.py, line"),
         pytest.param("exits", "fails", "ends with status 3", marks=pytest.mark.slow),
     ],

@@ -237,7 +237,7 @@ def test_the_advice_for_actions_names_a_wrapper_that_exists():
 
 
 def test_a_function_that_makes_something_else_is_told():
-    with pytest.raises(klimb.ConfigError, match=r"returned None, which is no gymnasium\.Env"):
+    with pytest.raises(klimb.ConfigError, match=r"returned None, which is not a gymnasium\.Env"):
         klimb.GymnasiumEnvironment.from_maker("robot", lambda: None)
 
 

@@ -324,7 +324,7 @@ def toml(env: object = '"CartPole-v1"', rule: str = 'name = "trpo"', options: st
             "sizes of a configuration are within limits and their product is not",
             "refused, with the product",
             toml(options="num_seeds = 65536\nnum_envs = 1048576"),
-            "are 8796093022208 rows in one iteration",
+            "are 8796093022208 rows per iteration",
         ),
         fault(
             "layers of a configuration are within limits and their weights are not",

@@ -222,7 +222,9 @@ def test_those_of_another_task_are_refused(rule: GuidedPolicySearch) -> None:
 
 
 def test_nobody_has_to_be_cloned_for_them() -> None:
-    with pytest.raises(ConfigError, match=r"guided needs no demonstrator, because it weights"):
+    with pytest.raises(
+        ConfigError, match=r"guided does not use demonstrator, because it computes no importance weights"
+    ):
         train_pendulum(SAMPLED, recorded(make("Pendulum-v1"), (4,)), demonstrator="cloned")
 
 

@@ -137,7 +137,7 @@ def test_discrete_actions_are_refused(rule: GuidedPolicySearch, name: str) -> No
 def test_planning_without_dynamics_is_refused(name: str) -> None:
     if name.startswith("gymnax"):
         pytest.importorskip("gymnax")
-    with pytest.raises(ConfigError, match=r"has no known dynamics and cost.* --method mirror_descent"):
+    with pytest.raises(ConfigError, match=r"known dynamics and cost, and .* has none.* --method mirror_descent"):
         klimb.train(name, SAMPLED, env_steps=1, **SMALL, workers=0)
 
 
@@ -295,7 +295,7 @@ def test_a_sweep_of_mirror_descent(tmp_path) -> None:
 def test_what_is_remembered_has_a_bound() -> None:
     rule = GuidedPolicySearch(memory=1024, guiding_samples=1024)
     with pytest.raises(
-        ConfigError, match=r"times 1050624 that guided keeps of each, are \d+ rows; there can be less than \d+"
+        ConfigError, match=r"times 1050624 kept by guided for each, are \d+ rows; there have to be fewer than \d+"
     ):
         RunConfig("Pendulum-v1", rule, TrainOptions(num_envs=1024, num_steps=200))
 

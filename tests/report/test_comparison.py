@@ -315,7 +315,7 @@ def test_labels_are_spread(places):
 
 
 def test_a_seed_counts_once(runs):
-    with pytest.raises(ConfigError, match=r"seed 0 of TRPO on CartPole-v1 is there twice, in a and in a"):
+    with pytest.raises(ConfigError, match=r"seed 0 of TRPO on CartPole-v1 occurs twice, in a and in a"):
         execute(["compare", str(runs[0]), str(runs[0])])
 
 

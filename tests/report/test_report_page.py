@@ -76,8 +76,8 @@ def test_it_is_said_which_numbers_are_of_sampled_actions(tmp_path: Path) -> None
 
 def test_a_sentence_says_what_a_step_certificate_is(tmp_path: Path) -> None:
     text = read(write_report(trpo_run(tmp_path / "run", 30))).text
-    sentence = text.partition("A step certificate ")[2].partition(".")[0]
-    for words in ("predicted", "realised on the next batch", "how far it moved the policy", "bounds"):
+    sentence = text.partition("The step certificate of a policy update ")[2].partition(".")[0]
+    for words in ("predicted", "measured on the next batch", "distance between the old and the new policy", "bounds"):
         assert words in sentence
 
 

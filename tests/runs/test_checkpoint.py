@@ -52,7 +52,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, tmp_pat
 
 
 def test_no_usable_checkpoint_says_what_was_tried(tmp_path):
-    with pytest.raises(RunError, match="holds none"):
+    with pytest.raises(RunError, match="contains none"):
         load_checkpoint(tmp_path, TEMPLATE)
     save(tmp_path, 1).write_bytes(b"rubbish")
     with pytest.raises(RunError, match=r"000000001\.safetensors: not a whole"):

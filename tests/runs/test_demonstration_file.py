@@ -227,14 +227,14 @@ def without_spaces(data) -> None:
     ("env", "spoil", "line"),
     [
         ("CartPole-v1", lambda data: (data / "metadata.json").write_text("{"), "can't be used: Misconfigured"),
-        ("CartPole-v1", without_spaces, "does not say its action_space, and klimb runs no code"),
+        ("CartPole-v1", without_spaces, "has no action_space in its metadata, and klimb runs no code"),
         ("CartPole-v1", lambda data: (data / "main_data.hdf5").write_bytes(b"other"), "can't be used"),
         (
             "CartPole-v1",
             lambda data: (data / "main_data.hdf5").write_bytes((data / "main_data.hdf5").read_bytes()[:3000]),
             "can't be used",
         ),
-        ("FrozenLake-v1", lambda data: None, "klimb has one-dimensional boxes"),
+        ("FrozenLake-v1", lambda data: None, "klimb supports one-dimensional boxes"),
     ],
     ids=["metadata", "spaces", "foreign", "half", "discrete observations"],
 )

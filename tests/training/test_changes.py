@@ -142,16 +142,22 @@ def test_entries_of_before_there_were_changes_are_read(run):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"env_steps": 4 * BATCH, "gamma": 0.5}, "env_steps = 512, and the run has made 640 .* all that it should"),
-        ({"env_steps": 3 * BATCH}, "env_steps = 384, and the run has made 640 environment steps in 4 iterations"),
+        (
+            {"env_steps": 4 * BATCH, "gamma": 0.5},
+            "env_steps = 512, but the run has already made 640 .* and is complete",
+        ),
+        (
+            {"env_steps": 3 * BATCH},
+            "env_steps = 384, but the run has already made 640 environment steps in 4 iterations",
+        ),
         ({"env_steps": 0}, "env_steps = 0: input should be greater than or equal to 1"),
         ({"hidden": (4,)}, "hidden can't change when a run is resumed: the networks are made at the start"),
-        ({"num_envs": 8}, "num_envs can't change .* checkpoints count iterations"),
+        ({"num_envs": 8}, "num_envs can't change .* in the checkpoints have this size"),
         ({"num_seeds": 2}, "num_seeds can't change .* are those of the run's seeds; train a new run"),
-        ({"bootstrap": None, "advantage": "reward_to_go"}, "bootstrap can't change .* no critic is fitted"),
+        ({"bootstrap": None, "advantage": "reward_to_go"}, "bootstrap can't change .* trains a critic"),
         ({"max_kll": 1.0}, "a training with trpo has no option 'max_kll'; did you mean 'max_kl'"),
         ({"max_kl": -1.0}, "max_kl = -1.0: input should be greater than 0"),
-        ({"rule": PPO()}, "the run is one of trpo, and can't go on with ppo"),
+        ({"rule": PPO()}, "the run uses trpo and can't continue with ppo"),
     ],
     ids=str,
 )
@@ -209,7 +215,7 @@ def test_annealing_follows_the_new_length(tmp_path):
     run = klimb.resume(tmp_path / "run", env_steps=5 * BATCH, notify=lines.append)
     assert lines == [
         f"changed      env_steps {4 * BATCH} → {5 * BATCH}",
-        "changed      annealed over the new length: it goes on from 20% of its first value, not from 0%",
+        "changed      annealed over the new length: it continues at 20% of its initial value, not at 0%",
     ]
     # A step of plain gradient ascent is rate × gradient, and one fifth of the training is left.
     moved = np.linalg.norm(klimb.flatten(run.policy).theta - klimb.flatten(before).theta)
@@ -346,7 +352,7 @@ def test_on_the_command_line(run, capsys, monkeypatch, tmp_path):
     assert "--max-kl FLOAT" in page
     for words, line in {
         "run --hidden 4": "hidden can't change when a run is resumed",
-        "run --env-steps 3": "env_steps = 3, and the run has made",
+        "run --env-steps 3": "env_steps = 3, but the run has already made",
         "run --max-kll 3": "there is no flag --max-kll; did you mean '--max-kl'",
         "run more": "'more' is one word too many",
         "nowhere --env-steps 3": "nowhere is not a run",

@@ -157,7 +157,7 @@ def test_episodes_that_are_cut_off_are_told_of(caplog):
                 Program(RunConfig(env, TRPO(), options), klimb.make(env)).close()
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3
-    assert "up to 500 steps and are cut off after num_steps = 499: --num-steps 500" in said[0]
+    assert "up to 500 steps and are truncated after num_steps = 499: --num-steps 500" in said[0]
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_what_needs_whole_episodes_says_so(tmp_path):
     policy = klimb.NetworkPolicy(4, klimb.make("CartPole-v1").actions, hidden=(4,), key=jax.random.key(0))
     recorded = klimb.record(policy, "CartPole-v1", episodes=3)
     options = {**WITHOUT_CRITIC, "env_steps": 1, "demonstrations": recorded}
-    with pytest.raises(ConfigError, match=r"episodes of up to \d+ steps, and batch = episodes takes them whole"):
+    with pytest.raises(ConfigError, match=r"episodes of up to \d+ steps, and batch = episodes needs whole episodes"):
         klimb.train("CartPole-v1", OffPolicyGradient(), **{**options, "num_steps": 8})
     longest = int(recorded.lengths.max())
     run = klimb.train("CartPole-v1", OffPolicyGradient("trajectory"), **{**options, "num_steps": longest})

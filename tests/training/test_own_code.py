@@ -142,7 +142,7 @@ def test_traits_that_are_none_are_refused():
         ("own_code:Missing", "own_code has no 'Missing'"),
         ("own_code:GradientStp", "did you mean 'GradientStep'"),
         ("no_such_module:Rule", "there is no module 'no_such_module'"),
-        ("own_code:NOT_A_RULE", "is no rule: it has no init and no step"),
+        ("own_code:NOT_A_RULE", "is not a rule: it has no init and no step"),
         ("trpoo", "did you mean 'trpo'"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_module_that_fails_says_where_in_one_line(load, files, name, message, 
 def test_an_own_environment_has_a_name():
     assert klimb.make("own_code:Spot") == own_code.Spot()
     assert recorded_name(own_code.Spot()) == "own_code:Spot"
-    with pytest.raises(EnvironmentNotFound, match="makes int, which is no klimb environment"):
+    with pytest.raises(EnvironmentNotFound, match="makes int, which is not a klimb environment"):
         klimb.make("own_code:NOT_A_RULE")
 
 
@@ -247,7 +247,7 @@ def test_a_policy_of_any_class_is_stepped_by_workers(env):
 
 def test_a_policy_that_is_none_is_refused():
     for bad, message in (
-        (lambda obs: obs, "has to with a klimb.Distribution"),
+        (lambda obs: obs, "returns an array .* has to return a klimb.Distribution"),
         (3, "is not a policy: .* that is called"),
     ):
         with pytest.raises(klimb.KlimbError, match=message):

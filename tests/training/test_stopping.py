@@ -204,7 +204,7 @@ def test_a_callback_stops_a_run_that_can_be_resumed(whole_run, tmp_path):
     assert run.ended == Ending("callback", 14, 15 * 256, "a callback stopped the training")
     assert same_bits(views[-1].policies, run.policies)
     assert same_bits(views[-1].policy, klimb.load_policy(tmp_path / "run", seed=0))
-    with pytest.raises(klimb.RunError, match="after iteration 7 are gone"):
+    with pytest.raises(klimb.RunError, match="after iteration 7 are no longer available"):
         _ = views[0].policy
     resumed = klimb.resume(tmp_path / "run", callback=lambda run: seen.append(run.iteration))
     assert seen[14:] == [21, 24]

@@ -92,8 +92,8 @@ def test_a_combination_on_a_host_environment_is_what_it_would_be_alone():
         (TRPO(), {"maxkl": [0.1]}, "no option 'maxkl'; did you mean 'max_kl'"),
         (TRPO(), {"cg_iterations": [0, 4]}, "cg_iterations = 0: input should be greater"),
         (TRPO(), {"gama": [0.9]}, "no option 'gama'; did you mean 'gamma'"),
-        (TRPO(), {"seed": [1, 2]}, "seed is not swept over: all seeds of all values are trained; say how many with"),
-        (TRPO(), {"num_seeds": [1, 2]}, "num_seeds is not swept over"),
+        (TRPO(), {"seed": [1, 2]}, "seed can't be swept over: every value is trained with all seeds; set their number"),
+        (TRPO(), {"num_seeds": [1, 2]}, "num_seeds can't be swept over"),
         (TRPO(), {"num_envs": [3, 4], "num_steps": [1]}, "critic_num_minibatches = 2"),
         (TRPO(), {}, "needs a field and its values"),
         (TRPO(), {"gamma": [i / 5000 for i in range(5000)]}, "5000 combinations"),
@@ -195,7 +195,7 @@ def test_programs_are_begun_one_after_the_other_with_all_that_share_them():
         for coef in (0.0, 0.1)
     ]
     assert [list(part) for part in trained] == begun.programs
-    told = "sweep        ppo decides by ent_coef what it does: each value has a program of its own"
+    told = "sweep        the program of ppo depends on ent_coef: each value is compiled separately"
     assert [line for line in lines if line.startswith("sweep")] == [told]
     named = [line for line in lines if line.startswith("training")]
     assert named[0] == f"training     {', '.join(begun.programs[0])} (2 of 8 combinations begun)"

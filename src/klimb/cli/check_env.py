@@ -20,7 +20,7 @@ class CheckEnvArguments:
     env: Annotated[str, Positional, arg(metavar="ENV")]
     """The environment: any Gymnasium id, MODULE:NAME for one of your own, or one of `klimb list environments`."""
     steps: int = STEPS
-    """Steps with random actions, at least 1."""
+    """Number of steps with random actions, at least 1."""
     seed: int = 0
     """Seed of the environment and of the actions."""
 

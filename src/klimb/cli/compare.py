@@ -45,21 +45,21 @@ class CompareArguments:
     """What is typed after `klimb compare`."""
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN...")]
-    """Run directories; of a sweep's directory all of its runs."""
+    """Run directories; the directory of a sweep stands for all of its runs."""
     threshold: float | None = None
-    """Return whose time of arrival is said, on every environment; by default the one Gymnasium registers."""
+    """Return for which the steps and time to reach it are shown; by default the environment's, as in Gymnasium."""
     json: bool = False
-    """Print one JSON object, for programs."""
+    """Print one JSON object instead of tables."""
     output: OutputFlag = None
     """Figure to write: .png, .svg or .pdf."""
     overwrite: bool = False
-    """Write over a file that exists."""
+    """Overwrite an existing file."""
     samples: int = 2000
-    """Bootstrap samples."""
+    """Number of bootstrap samples."""
     seed: int = 0
     """Seed of the bootstrap."""
     confidence: float = 0.95
-    """Probability that an interval is meant to cover what it estimates."""
+    """Confidence level of the intervals, between 0 and 1."""
 
 
 def compare(arguments: CompareArguments) -> None:
@@ -199,9 +199,9 @@ def _print(result: Spec) -> None:
         table = _table("algorithm", f"IQM, normalised [{percent}]")
         for row in result["aggregate"]["algorithms"]:
             table.add_row(row["algorithm"], _interval(row["iqm"]))
-        lines += ["", f"{names} together, 0 the lowest and 1 the highest score on each", table]
+        lines += ["", f"{names} together: scores are scaled so that on each the lowest is 0 and the highest 1", table]
     if result["improvement"]:
-        heading = "How likely a seed of one does better than a seed of the other"
+        heading = "Probability that a seed of the first has a higher score than a seed of the second"
         lines += ["", heading, _improvement_table(result, percent)]
     estimates = [row["iqm"] for environment in result["environments"] for row in environment["algorithms"]]
     if any(math.isnan(estimate["low"]) for estimate in estimates):

@@ -36,7 +36,7 @@ to load it, in the shell or in the file that it reads when it starts:
   zsh   source <(klimb completion zsh)         (~/.zshrc, after compinit)
   fish  klimb completion fish | source         (~/.config/fish/config.fish)
 
-Print it again after klimb has been updated: the script holds what there is when it is printed."""
+Load it again after an update of klimb: the script contains the commands and options of the installed version."""
 
 FILES = ("init_from", "demonstrations")
 """Fields whose values are files or directories, though their type is text."""

@@ -35,22 +35,22 @@ class EvaluateArguments:
     run: RunWord
     """Run directory."""
     episodes: int = 100
-    """Whole episodes of each seed's policy."""
+    """Number of episodes per seed of the run."""
     seed: int = 0
-    """Seed of the evaluation's episodes."""
+    """Seed of the episodes."""
     stochastic: bool = False
-    """Sample actions instead of taking the mode."""
+    """Sample actions instead of taking the mode of the policy."""
     env: str | None = None
-    """Another environment than the run's own."""
+    """Evaluate in this environment instead of the run's own."""
     best: bool = False
-    """Evaluate the policies in `best/` instead of the last ones: those of the best evaluation during the training, or
-    without --eval-every those of the checkpoint with the highest mean training return."""
+    """Evaluate the policies in `best/` instead of the last ones: those with the highest return in an evaluation during
+    the training or, without --eval-every, those of the checkpoint with the highest mean training return."""
     exact: bool = False
-    """The discounted return too, by linear algebra, beside the best there is: environments with a table only."""
+    """Also print the exact discounted return and that of an optimal policy; tabular environments only."""
     json: bool = False
-    """Print one JSON object, for programs; with the provenance of the run."""
+    """Print one JSON object, including the provenance of the run, instead of text."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment or a network whose module is imported, which runs its code."""
+    """Allow the run's config.toml to name an environment or a network to import: this runs its code."""
 
 
 def evaluate(arguments: EvaluateArguments) -> None:
@@ -85,8 +85,8 @@ def evaluate(arguments: EvaluateArguments) -> None:
         print(line)
     for entry in result.get("exact", []):
         print(
-            f"exact        seed {entry['seed']}: discounted return {entry['sampled']:.4f} sampling, "
-            f"{entry['deterministic']:.4f} by most likely actions; the best is {entry['optimal']:.4f}"
+            f"exact        seed {entry['seed']}: discounted return {entry['sampled']:.4f} with sampled actions, "
+            f"{entry['deterministic']:.4f} with the most likely actions; optimal {entry['optimal']:.4f}"
         )
 
 

@@ -18,11 +18,11 @@ class FigureArguments:
     """What is typed after `klimb figure`."""
 
     name: Annotated[str | None, Positional, arg(metavar="NAME")] = None
-    """The figure, or all of them with `all`; without a name they are listed."""
+    """Name of a figure, or `all`; without a name the figures are listed."""
     output: OutputFlag = None
     """File to write: .png, .svg or .pdf; by default NAME.png and NAME.svg. With `all`, a directory."""
     overwrite: bool = False
-    """Write over files that exist."""
+    """Overwrite existing files."""
 
 
 def figure(arguments: FigureArguments) -> None:

@@ -27,7 +27,7 @@ OTHER_ENVIRONMENTS = {
     "gymnasium:ID": "any environment registered with Gymnasium, stepped in Python",
     "gymnax:ID": "compiled, from gymnax (pip install 'klimb[gymnax]')",
     "envpool:ID": "stepped in EnvPool's threads (pip install 'klimb[envpool]')",
-    "MODULE:NAME": "your own: what makes a klimb environment, or an id that MODULE registers with Gymnasium",
+    "MODULE:NAME": "your own: what makes a klimb environment, or a Gymnasium id that MODULE registers",
 }
 
 
@@ -36,7 +36,7 @@ class ListArguments:
     """What is typed after `klimb list`."""
 
     section: Annotated[Section | None, Positional, arg(metavar="SECTION")] = None
-    """rules, environments, figures or metrics; without it all but the metrics."""
+    """rules, environments, figures or metrics; without it everything except the metrics."""
 
 
 def list_(arguments: ListArguments) -> None:
@@ -48,7 +48,7 @@ def list_(arguments: ListArguments) -> None:
         "rules": ("rules (klimb train RULE ENV):", rule_lines),
         "environments": ("environments, compiled and built in:", _environment_lines),
         "figures": ("figures (klimb figure NAME):", _figure_lines),
-        "metrics": ("metrics of every run, and those of single rules:", _metric_lines),
+        "metrics": ("metrics of every run, followed by those of each rule:", _metric_lines),
     }
     wanted = ("rules", "environments", "figures") if arguments.section is None else (arguments.section,)
     for section in wanted:
@@ -67,10 +67,16 @@ def rule_summaries() -> dict[str, str]:
 
 
 def _environment_lines() -> list[str]:
-    made = {name: getattr(importlib.import_module(module), maker) for name, (module, maker) in BUILT_IN.items()}
-    built_in = {name: _first_line(maker) for name, maker in made.items()}
+    built_in = {name: _environment_summary(name, *place) for name, place in BUILT_IN.items()}
     width = max(map(len, built_in))
     return [*_table(built_in), "others, by prefix:", *_table(OTHER_ENVIRONMENTS, width)]
+
+
+def _environment_summary(name: str, module: str, maker: str) -> str:
+    """The task, as the first line of the module of one environment says it after the name; else what the maker says."""
+    made_in = importlib.import_module(module)
+    about, separator, task = _first_line(made_in).partition(": ")
+    return task if separator and about == name else _first_line(getattr(made_in, maker))
 
 
 def _figure_lines() -> list[str]:

@@ -14,10 +14,10 @@ from klimb.training.typed_command import running
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 128
 EXIT_STATUS = {
     DONE: "done",
-    FAILED: "failed: a training that can't go on, or a statement of the theory that does not hold",
-    MISTAKE: "a mistake in what was typed or in a file: one line on standard error says which",
-    STOPPED + signal.SIGINT: "stopped by Ctrl-C (SIGINT), after a checkpoint where there is a run",
-    STOPPED + signal.SIGTERM: "stopped by SIGTERM, after a checkpoint where there is a run",
+    FAILED: "failed: a training that can't continue, or a statement of the theory that does not hold",
+    MISTAKE: "a mistake on the command line or in a file; one line on standard error names it",
+    STOPPED + signal.SIGINT: "stopped by Ctrl-C (SIGINT); a training saves a checkpoint first",
+    STOPPED + signal.SIGTERM: "stopped by SIGTERM; a training saves a checkpoint first",
 }
 """What the exit status means."""
 
@@ -25,11 +25,11 @@ TRAINING = ("train", "sweep", "resume")
 """Commands that are not done when nobody reads their output any more."""
 
 NOTES = """\
-`klimb COMMAND --help` says what each takes, `klimb train RULE --help` the flags of a rule too.
+`klimb COMMAND --help` shows the arguments of a command; `klimb train RULE --help` also shows the options of a rule.
 
-A run of somebody else's is data, and reading it runs no code. Only a rule, an environment or a network named
-MODULE:NAME in its config.toml is code: evaluate, record, resume, train --config and sweep --config import MODULE when
-they are given --trust-environment.
+Reading the run of somebody else executes no code of theirs, with one exception: its config.toml may name a rule, an
+environment or a network as MODULE:NAME. The commands evaluate, record, resume, train --config and sweep --config import
+MODULE only with --trust-environment.
 
 examples:
   klimb train trpo CartPole-v1

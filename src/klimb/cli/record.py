@@ -24,21 +24,21 @@ class RecordArguments:
     run: RunWord
     """Run directory."""
     episodes: int = 20
-    """Whole episodes."""
+    """Number of episodes."""
     seed: int = 0
     """Seed of the episodes."""
     deterministic: bool = False
-    """Take the mode instead of sampling; nothing is then known of probabilities, so this can only be cloned."""
+    """Take the mode of the policy instead of sampling; such episodes have no log-probs, and can only be cloned."""
     policy_seed: int | None = None
-    """Whose policy, in a run of several seeds; by default the first."""
+    """Seed whose policy is used, in a run of several seeds; by default the first."""
     env: str | None = None
-    """Another environment than the run's own."""
+    """Record in this environment instead of the run's own."""
     output: OutputFlag = None
     """File or directory to write to; by default demonstrations.safetensors in the run."""
     overwrite: bool = False
-    """Write over a file that exists."""
+    """Overwrite an existing file."""
     trust_environment: bool = False
-    """Let the run's configuration name an environment or a network whose module is imported, which runs its code."""
+    """Allow the run's config.toml to name an environment or a network to import: this runs its code."""
 
 
 def record(arguments: RecordArguments) -> None:

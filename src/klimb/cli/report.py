@@ -16,9 +16,9 @@ class ReportArguments:
     run: RunWord
     """Run directory."""
     output: OutputFlag = None
-    """File to write; by default report.html in the run, which is written again."""
+    """File to write; by default report.html in the run directory, which is replaced."""
     overwrite: bool = False
-    """Write over a file that exists."""
+    """Overwrite an existing file."""
 
 
 def report(arguments: ReportArguments) -> None:

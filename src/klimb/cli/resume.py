@@ -30,12 +30,12 @@ class ResumeArguments:
     """What is typed after `klimb resume`. `rule` has the fields of the run's rule, when it is known which one."""
 
     run: RunWord
-    """Run directory, or the directory of a sweep, of which everything unfinished goes on."""
+    """Run directory, or the directory of a sweep, all of whose unfinished runs are continued."""
     trust_environment: bool = False
-    """Let the run's configuration name a rule, an environment or a network: its module is imported and runs."""
+    """Allow the run's config.toml to name a rule, an environment or a network to import: this runs its code."""
     output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
-    """Settings of the training that change; without a flag each stays what it is in the run."""
+    """Settings to change; those that are not given stay as they are in the run."""
     rule: Suppress[Any] = None
 
 
@@ -120,5 +120,7 @@ COMMAND = Command(
     ResumeArguments,
     resume,
     arguments_for=with_flags_of_run,
-    description_without=lambda: "After RUN, --help shows the settings of that run, and the flags of its rule too.",
+    description_without=lambda: (
+        "`klimb resume RUN --help` shows the settings of that run as defaults, and the options of its rule."
+    ),
 )

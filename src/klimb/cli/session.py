@@ -34,9 +34,9 @@ class Output:
     """How much is printed."""
 
     quiet: Annotated[bool, arg(aliases=["-q"])] = False
-    """Print only warnings and errors, and at the end the result and where it is."""
+    """Print only warnings and errors, and at the end the result and the paths of its files."""
     verbose: Annotated[bool, arg(aliases=["-v"])] = False
-    """Print a line for every iteration and every checkpoint, and the compile time, instead of the panel."""
+    """Print one line per iteration and checkpoint, and the compile time, instead of the progress panel."""
 
     def __post_init__(self) -> None:
         if self.quiet and self.verbose:
@@ -103,7 +103,7 @@ def finish(
 ) -> None:
     """Evaluate the policies, write the report, and print where everything is.
 
-    run_dir, policies, config, environment: of the run. episodes: of the evaluation, each seed; 0 for none.
+    run_dir, policies, config, environment: of the run. episodes: of the evaluation, per seed; 0 for none.
     output: how much is printed of the evaluation; its result is printed in any case.
     """
     console = Console()

@@ -64,7 +64,7 @@ class SweepArguments(TrainArguments):
     """What is typed after `klimb sweep`."""
 
     over: Annotated[tuple[Over, ...], UseAppendAction] = ()
-    """A field of the training or of the rule and its values; several times for every combination of several fields."""
+    """An option of the training or the rule, and its values; repeat it for all combinations of several options."""
 
 
 def sweep(arguments: SweepArguments) -> None:

@@ -30,14 +30,14 @@ T = TypeVar("T", bound="TrainArguments")
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Where the run goes, and what is done when it has been trained."""
+    """Where the run is written, and what its configuration starts from."""
 
     run_dir: Path | None = None
-    """Directory to make for the run; by default runs/RULE-ENV."""
+    """New directory for the run; by default runs/RULE-ENV."""
     config: Path | None = None
-    """A config.toml to start from; words and flags go on top of it."""
+    """A config.toml to start from; arguments and options on the command line override it."""
     trust_environment: bool = False
-    """Let that file name a rule, an environment or a network whose module is imported, which runs its code."""
+    """Allow the --config file to name a rule, an environment or a network to import: this runs its code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class TrainArguments:
     """The environment: one of `klimb list environments`, any Gymnasium id, or MODULE:NAME for one of your own."""
     rule: Suppress[Any] = None
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
-    """Everything about the training but the rule and the environment."""
+    """Everything about the training except the rule and the environment."""
     run: Annotated[RunFlags, OmitArgPrefixes] = field(default_factory=RunFlags)
     output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
 

@@ -23,13 +23,13 @@ class VerifyArguments:
     mdp: str | None = None
     """One of Gymnasium's toy-text environments, e.g. FrozenLake-v1; by default three built-in problems."""
     gamma: float = 0.99
-    """Discount; 1 for a problem that ends by itself."""
+    """Discount factor; 1 only for problems in which every episode ends."""
     seed: int = 0
     """Seed of the two policies that are compared."""
     step: float = 0.5
-    """How far apart the two policies are: the deviation of the difference between their logits."""
+    """How far apart the two policies are: standard deviation of the difference between their logits."""
     json: bool = False
-    """Print one JSON object, for programs."""
+    """Print one JSON object instead of text."""
 
 
 def verify(arguments: VerifyArguments) -> None:
@@ -55,7 +55,7 @@ def verify(arguments: VerifyArguments) -> None:
 
 def _problems(flags: VerifyArguments) -> dict[str, TabularMDP]:
     if flags.step < 0 or not math.isfinite(flags.step):
-        raise ConfigError(f"step = {flags.step}; policies are a finite number ≥ 0 apart")
+        raise ConfigError(f"step = {flags.step}; it has to be a finite number ≥ 0")
     made = _made(flags)
     return {f"{name}: {m.num_states} states, {m.num_actions} actions, γ = {m.gamma:g}": m for name, m in made.items()}
 

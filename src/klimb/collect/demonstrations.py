@@ -131,10 +131,12 @@ class Demonstrations:
         for name in ("reward", "log_prob", "terminated", "truncated"):
             shape = getattr(self, name).shape
             if len(shape) != 1:
-                raise DemonstrationError(f"{self.source}: {name} has the shape {shape}; it is one number a row")
+                raise DemonstrationError(
+                    f"{self.source}: {name} has the shape {shape}; it has to be one number per row"
+                )
         rows = len(self.reward)
         if rows == 0:
-            raise DemonstrationError(f"{self.source} is empty: there is not one step in it")
+            raise DemonstrationError(f"{self.source} is empty: it has no steps")
         for name in ("obs", "action", "log_prob", "terminated", "truncated", "next_obs"):
             shape = getattr(self, name).shape
             if shape[:1] != (rows,):

@@ -11,24 +11,24 @@ from klimb.fields import Count, checked
 
 @checked
 class Collection:
-    """How many environments are stepped, for how long, and by whom."""
+    """How many environments are stepped, for how many steps, and in which processes."""
 
     num_envs: Count = 16
-    """Copies of the environment stepped together, each seed."""
+    """Number of environments stepped in parallel, per seed."""
     num_steps: Annotated[int, Field(ge=1, le=2**24)] = 128
-    """Steps of each copy in one iteration: the batch is num_steps × num_envs rows."""
+    """Steps per environment and iteration: a batch has num_steps × num_envs samples."""
     batch: Literal["steps", "episodes"] = "steps"
-    """steps: episodes go on in the next batch; episodes: one whole episode of each copy, of num_steps steps at most."""
+    """steps: episodes continue in the next batch; episodes: one whole episode per environment, up to num_steps."""
     workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
-    """Processes that step a Gymnasium environment; none for one per core, 0 to step it in this process."""
+    """Worker processes that step a Gymnasium environment; none: one per core; 0: step it in this process."""
     overlap: bool = False
-    """Step host environments while the last rollout is learned from: faster, from data that is one policy old."""
+    """Collect the next rollout of a host environment during the update: faster, but its data is one policy old."""
     env_fault: Literal["restart", "stop"] = "restart"
-    """What follows when a Gymnasium environment raises, hangs or ends its process: restart it, or stop the run."""
+    """What to do when a Gymnasium environment raises, hangs or ends its process: restart it, or stop the run."""
     env_timeout: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds that a worker process may take for a rollout before it counts as hanging."""
+    """Maximum time per rollout of a worker process, in seconds, after which it counts as hanging."""
 
     @property
     def batch_size(self) -> int:
-        """Environment steps in one iteration, each seed."""
+        """Environment steps per iteration and seed."""
         return self.num_envs * self.num_steps

@@ -34,7 +34,7 @@ def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -
             "reset and step",
             "fails",
             f"they can't be traced: {text}",
-            "write them in jax.numpy, with jnp.where in the place of `if`, and no state outside the one they return",
+            "write them in jax.numpy, with jnp.where instead of `if`, and no state outside the one they return",
             traceback=traceback_text(error),
         )
         return
@@ -52,10 +52,10 @@ def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -
         yield Finding(
             "images",
             "note",
-            f"observations of shape {list(environment.observations.shape)} are none for klimb's own network",
-            "give a network of your own for them: --policy and --critic, docs/own-network.md",
+            f"klimb's own network can't read observations of shape {list(environment.observations.shape)}",
+            "use a network of your own: --policy and --critic, docs/own-network.md",
         )
-    yield Finding("state of the simulator", "ok", "is part of the checkpoint: a resumed run goes on exactly")
+    yield Finding("state of the simulator", "ok", "is part of the checkpoint: a resumed run continues exactly")
 
 
 def _wrong_shapes(environment: CompiledEnvironment, action: Array) -> list[Finding]:

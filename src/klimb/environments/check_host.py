@@ -136,7 +136,7 @@ def compared(trial: Trial, digests: list[str], where: str) -> Finding:
     return Finding(
         name,
         "note",
-        f"{where} gave another step {step} with the same seed and actions: runs can't be repeated",
+        f"{where} gave a different step {step} with the same seed and actions: runs can't be repeated",
         SEED_REMEDY,
     )
 
@@ -165,9 +165,9 @@ def episodes(trial: Trial, limit: int | None) -> Finding:
 def _resumable(captured: bool) -> Finding:
     name = "state of the simulator"
     if captured:
-        return Finding(name, "ok", "can be saved: a resumed run goes on exactly")
+        return Finding(name, "ok", "can be saved: a resumed run continues exactly")
     return Finding(
-        name, "note", "can't be saved: a resumed run starts the episodes again that were running (docs/reliability.md)"
+        name, "note", "can't be saved: a resumed run restarts the episodes that were running (docs/reliability.md)"
     )
 
 
@@ -185,11 +185,17 @@ def _in_workers(
             else "",
         )
     if not in_worker:
-        return Finding(name, "ok", "another process can make it")
+        return Finding(name, "ok", "a worker process can make it")
     try:
         digests = digests_elsewhere(spec, actions[:WORKER_STEPS], seed, timeout=WORKER_TIMEOUT)
     except EnvironmentFault as fault:
-        return Finding(name, "fails", str(fault), "--workers 0 avoids them", traceback=fault.environment_traceback)
+        return Finding(
+            name,
+            "fails",
+            str(fault),
+            "train with --workers 0, which uses no worker processes",
+            traceback=fault.environment_traceback,
+        )
     same = compared(trial, digests, "a worker process")
     return Finding(name, same.status, same.text, same.remedy)
 
@@ -222,13 +228,13 @@ def _raw_observations(environment: GymnasiumEnvironment, steps: int, seed: int) 
         return
     wrong = [text for obs in rows if (text := outside(obs, space)) is not None]
     if not wrong:
-        yield Finding("observation space", "ok", f"{len(rows)} observations are in it")
+        yield Finding("observation space", "ok", f"contains all {len(rows)} observations")
     else:
         yield Finding(
             "observation space",
             "note",
             f"{len(wrong)} of {len(rows)} observations are not in it: {wrong[0]}",
-            "klimb converts and normalises observations and does not clip them; make the space say what is true",
+            "klimb converts and normalises observations but does not clip them; correct the space",
         )
 
 
@@ -275,4 +281,4 @@ def _gymnasiums_own(environment: GymnasiumEnvironment) -> Iterator[Finding]:
     for text in dict.fromkeys(found):
         yield Finding("Gymnasium's checker", "note", text)
     if not found:
-        yield Finding("Gymnasium's checker", "ok", "finds nothing")
+        yield Finding("Gymnasium's checker", "ok", "found no problem")

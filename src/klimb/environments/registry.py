@@ -180,8 +180,8 @@ def _made_by(maker: Any, name: str) -> Environment:
         raise trouble.fault(f"{name[:80]} can't be made") from trouble.error
     if not isinstance(made, CompiledEnvironment | HostEnvironment):
         raise EnvironmentNotFound(
-            f"{name[:80]!r} makes {type(made).__name__}, which is no klimb environment: see docs/own-environment.md; a "
-            "Gymnasium environment is registered with Gymnasium, and named by its id"
+            f"{name[:80]!r} makes {type(made).__name__}, which is not a klimb environment: see "
+            "docs/own-environment.md; a Gymnasium environment is registered with Gymnasium, and named by its id"
         )
     return made
 

@@ -96,7 +96,10 @@ class TabularEnvironment(CompiledEnvironment):
 
 
 def make_toy_text(name: str) -> TabularEnvironment:
-    """The toy-text environment `name` of Gymnasium, with Gymnasium's table and time limit."""
+    """Gymnasium's toy-text environment of this name: the same transition table and time limit.
+
+    name: its id.
+    """
     limit = gymnasium.spec(name).max_episode_steps
     return TabularEnvironment(f"jax:{name}", gymnasium_outcomes(name), limit, packages=("gymnasium",))
 

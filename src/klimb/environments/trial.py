@@ -93,7 +93,9 @@ def digests_elsewhere(env_spec: dict[str, Any], actions: np.ndarray, seed: int, 
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise EnvironmentFault(f"a worker process has not made {len(actions)} steps in {timeout:g} s") from None
+            raise EnvironmentFault(
+                f"a worker process did not finish {len(actions)} steps within {timeout:g} s"
+            ) from None
         if not answer_file.exists():
             lines = done.stderr.strip().splitlines() or ["it wrote nothing"]
             raise EnvironmentFault(

@@ -36,11 +36,11 @@ class Estimator:
     advantage: AdvantageKind = "gae"
     """How advantages are estimated."""
     n_step: Annotated[int, Field(ge=1, le=2**24)] = 5
-    """Rewards summed before the critic's value is used, for advantage = n_step."""
+    """Number of rewards summed before the critic's value is added, for advantage = n_step."""
     bootstrap: Literal["value"] | None = "value"
-    """What stands for the rewards after the data is cut off: the critic's value; none for nothing."""
+    """Estimate of the rewards after a time limit or the end of a rollout: the critic's value; none for 0."""
     discount_states: bool = False
-    """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
+    """Keep the factor γᵗ of the exact policy gradient, which is usually dropped."""
     normalize_advantage: bool = True
     """Scale each batch's advantages to standard deviation 1 and mean 0; those without a baseline keep their mean."""
 

@@ -15,15 +15,18 @@ from klimb.improve.rule import Traits
 from klimb.types import Metric
 
 METRICS = {
-    "epsilon": Metric("ε", "limit on KL(new‖old) of the controllers, nats per step"),
-    "local_kl": Metric("KL of the controllers", "mean KL(p‖π_θ), nats per step"),
+    "epsilon": Metric("ε", "limit on KL(new‖old) of the controllers, in nats per step"),
+    "local_kl": Metric("KL of the controllers", "mean KL(p‖π_θ), p the controllers, in nats per step"),
     "eta": Metric("η", "multiplier of the controllers' KL"),
     "dual_status": Metric(
-        "Status of the search for η", "0 within 10 % of ε, 1 slack, 2 not positive definite, 3 not converged"
+        "Status of the search for η",
+        "0: KL within 10 % of ε, 1: limit not active, 2: not positive definite, 3: not converged",
     ),
-    "local_improvement": Metric("Predicted gain of the controllers", "by the local models, in reward per step"),
-    "promised_improvement": Metric("Predicted gain of the policy", "by the local models, in reward per step"),
-    "projection_kl": Metric("KL after the projection", "mean KL(π_θ‖p), nats per step"),
+    "local_improvement": Metric(
+        "Predicted gain of the controllers", "predicted by the local models, in reward per step"
+    ),
+    "promised_improvement": Metric("Predicted gain of the policy", "predicted by the local models, in reward per step"),
+    "projection_kl": Metric("KL after the projection", "mean KL(π_θ‖p), p the controllers, in nats per step"),
 }
 
 

@@ -38,13 +38,18 @@ SAMPLED_TRAITS = Traits(
     binds=True,
     metrics={
         "phi": Metric("Φ", "objective Φ of the policy returned, on the newest samples"),
-        "phi_ess": Metric("Effective sample size of Φ", "of its weights, as a fraction; mean over steps and starts"),
+        "phi_ess": Metric(
+            "Effective sample size of Φ",
+            "effective sample size of the weights in Φ, as a fraction; mean over steps and starts",
+        ),
         "regularisation": Metric("Regularisation", "w_r, the weight of log Z in Φ"),
-        "guide_return": Metric("Return of the guides", "of their newest runs: mean reward times the horizon"),
-        "policy_return": Metric("Return of the policy", "of its newest runs: mean reward times the horizon"),
-        "gain_over_best": Metric("Gain over the best policy", "return above the best policy's, from the same starts"),
-        "climb_steps": Metric("Steps up Φ", "gradient steps taken within climb_kl"),
-        "sound_guides": Metric("Usable guides", "share of plans around which a valid controller was found"),
+        "guide_return": Metric("Return of the guides", "return of their newest runs, as mean reward times the horizon"),
+        "policy_return": Metric("Return of the policy", "return of its newest runs, as mean reward times the horizon"),
+        "gain_over_best": Metric(
+            "Gain over the best policy", "return minus that of the best policy so far, from the same starts"
+        ),
+        "climb_steps": Metric("Ascent steps on Φ", "gradient steps that were taken without exceeding climb_kl"),
+        "sound_guides": Metric("Usable guides", "fraction of plans around which a valid controller was found"),
     },
 )
 

@@ -1,4 +1,4 @@
-"""Guided policy search: a policy learns from optimised trajectories, under a KL between them and the policy."""
+"""Guided policy search: the policy learns from optimised trajectories that are kept close to it in KL."""
 
 from __future__ import annotations
 
@@ -33,60 +33,59 @@ FIXED = {
 class GuidedPolicySearch:
     """The policy learns from optimised trajectories (Levine and Koltun 2013; Montgomery and Levine 2016).
 
-    importance_sampling  plans through known dynamics from the states that the policy starts from; first imitates the
-                         plans, then climbs Φ(θ) = Σ_t [E_w r_t + w_r log Z_t] on samples of policy and guides
-    mirror_descent       improves linear-Gaussian controllers around the policy's episodes under KL(new‖old) ≤ ε, and
-                         projects them onto the policy; ε follows whether promises are kept
-    constrained          the same with a fixed ε, by dual gradient descent: one step in the multiplier an iteration
+    - importance_sampling: plans through known dynamics, from the states in which the policy starts. The policy first
+    imitates the plans, then maximises Φ(θ) = Σ_t [E_w r_t + w_r log Z_t] on samples of policy and guides.
+    - mirror_descent: improves linear-Gaussian controllers around the policy's episodes under KL(new‖old) ≤ ε, and
+    projects them onto the policy. How well gains are predicted determines the next ε.
+    - constrained: the same with a fixed ε, by dual gradient descent with one step of the multiplier per iteration.
 
     For continuous actions. importance_sampling is for environments with `dynamics` and `cost` (`ClassicControl`), the
-    other two for any, with dynamics that are fitted or the simulator's. method and learning_rate are options of all;
-    those down to climb_kl are of importance_sampling, the rest of the other two.
+    other two for any, with dynamics that are fitted or the simulator's. All methods use learning_rate; the options
+    from guiding_samples to climb_kl are for importance_sampling, those from dynamics on for the other two.
     """
 
     method: Literal["importance_sampling", "mirror_descent", "constrained"] = "importance_sampling"
-    """importance_sampling, with known dynamics; mirror_descent or constrained, with fitted ones or the simulator's."""
+    """importance_sampling: with known dynamics; mirror_descent, constrained: with fitted ones or the simulator's."""
     learning_rate: Positive = 1e-3
-    """Adam's step size, for climbing Φ and for the projection."""
+    """Adam's step size, for the ascent on Φ and for the projection."""
     guiding_samples: Annotated[int, Field(ge=1, le=2**10)] = 4
-    """Runs of each guide, besides one of the policy and one of the best policy so far (at first, of the guide)."""
+    """Runs per guide, in addition to one of the policy and one of the best policy so far (at first of the guide)."""
     temperature: Positive = 0.01
-    """α of the guides: the reward that one nat of their entropy is worth, in units of reward."""
+    """α of the guides: coefficient of their entropy in the objective, in units of reward per nat."""
     adaptation: NonNegative = 10.0
     """κ: weight of log π_θ in the reward that guides are planned for, in units of α; 0 for guides that do not adapt."""
     restarts: Annotated[int, Field(ge=1, le=2**10)] = 8
-    """Random starting points of each plan, or demonstrations that it starts from, while the policy imitates."""
+    """Starting points per plan (random, or demonstrations) in the supervised iterations; the best result is kept."""
     supervised_iterations: Annotated[int, Field(ge=0, le=2**20)] = 6
-    """Iterations in which the policy imitates guides, before it maximises Φ."""
+    """Iterations at the start in which the policy imitates the guides instead of maximising Φ."""
     supervised_steps: Count = 4000
     """Gradient steps on KL(guide‖π_θ) in each of these iterations."""
     supervised_learning_rate: Positive = 3e-3
     """Adam's step size at the first of these steps; it falls linearly to 0 at the last."""
     memory: Annotated[int, Field(ge=1, le=2**10)] = 6
-    """Iterations whose samples are kept."""
+    """Number of iterations whose samples are kept: the last ones."""
     subset: Count = 64
-    """Starts whose samples Φ is computed from: the newest, then those that the policy explains best."""
+    """Number of start states whose samples Φ uses: the newest, then those most probable under the policy."""
     regularisation: Positive = 0.01
-    """w_r at first, in units of the rewards' standard deviation; divided by 10 after a gain, times 10 after a loss."""
+    """Initial w_r, in standard deviations of the rewards; divided by 10 after a gain, multiplied by 10 after a loss."""
     gradient_steps: Count = 50
-    """Maximum number of steps up Φ in one iteration."""
+    """Maximum number of ascent steps on Φ per iteration."""
     climb_kl: Positive = 0.02
-    """Limit on the mean KL(old‖new) of all steps of an iteration together, in nats; a step beyond it is halved."""
+    """Limit on the mean KL(old‖new) of one iteration, in nats; a step that would exceed it is halved."""
     dynamics: DynamicsSource = "fitted"
-    """fitted to episodes, or simulator: derivatives of its steps (classic control; MuJoCo without free bodies)."""
+    """fitted: to episodes; simulator: derivatives of its steps (classic control; MuJoCo without free bodies)."""
     regions: Annotated[int, Field(ge=0, le=64)] = 0
-    """Regions with linear models of their own, added to the fitted quadratic one; 0 for none."""
+    """Number of regions that get a linear model each, added to the fitted quadratic one; 0 for none."""
     look_ahead: Annotated[int, Field(ge=1, le=2**20)] | None = None
-    """Steps that controllers look ahead, after which a fitted value counts; none for the whole rollout and no value."""
+    """Horizon of the controllers in steps, with a fitted value at its end; none: the whole rollout, no value."""
     initial_epsilon: Positive = 0.1
-    """ε, KL(new‖old) of the controllers in nats per step; mirror_descent raises it to ten times that if gains are as
-    predicted."""
+    """ε: limit on KL(new‖old) of the controllers, in nats per step; mirror_descent adapts it, up to ten times this."""
     dual_learning_rate: Positive = 0.5
-    """α of constrained: step of log η, relative to that of log KL from log ε."""
+    """α of constrained: step size of log η per unit of log KL − log ε."""
     projection_epochs: Count = 20
-    """Passes over the rows when the controllers are projected onto the policy."""
+    """Passes over the samples in the projection of the controllers onto the policy."""
     minibatch_size: Count = 256
-    """Rows of one step of the projection."""
+    """Samples per gradient step of the projection."""
 
     @property
     def traits(self) -> Traits:
@@ -115,9 +114,9 @@ class GuidedPolicySearch:
             return self._sampled(environment, setting)
         if setting.demonstrations is not None:
             raise ConfigError(
-                f"--method {self.method} improves controllers around the policy's own episodes, and has no place for "
+                f"--method {self.method} improves controllers around the policy's own episodes and can't use "
                 "demonstrations: use --method importance_sampling, or clone them first (klimb train behaviour-cloning) "
-                "and go on with --init-from"
+                "and start from the clone with --init-from"
             )
         classic = isinstance(environment, ClassicControl)
         if self.dynamics == "simulator" and not (classic or getattr(environment, "derivatives", None)):
@@ -163,8 +162,8 @@ class GuidedPolicySearch:
     def _sampled(self, environment: Any, setting: Setting) -> Rule:
         if not isinstance(environment, ClassicControl):
             raise ConfigError(
-                f"{environment.id} has no known dynamics and cost, with which --method importance_sampling plans: "
-                "use --method mirror_descent, which finds its own"
+                f"--method importance_sampling needs known dynamics and cost, and {environment.id} has none: "
+                "use --method mirror_descent, which fits its own"
             )
         actions = environment.actions
         assert isinstance(actions, Box)

@@ -61,8 +61,8 @@ def act(
     taken = np.asarray(_decide(policy, rows, words, axes, deterministic))
     if taken.shape != (*rows.shape[:axes], *actions.shape):
         raise ConfigError(
-            f"the policy {type(policy).__name__} answers one observation with an action of shape {taken.shape[axes:]}, "
-            f"and the actions {actions} have the shape {actions.shape}: it was made for other actions"
+            f"the policy {type(policy).__name__} returns an action of shape {taken.shape[axes:]} for one observation, "
+            f"but the actions {actions} have the shape {actions.shape}: it was made for other actions"
         )
     # The index turns an array without axes into a scalar, which environments can use as a key or an index.
     return actions.clip(taken).astype(actions.dtype, copy=False)[()]
@@ -76,7 +76,7 @@ def _decide(policy: Policy, obs: Any, words: Any, axes: int, deterministic: bool
     if not isinstance(distribution, Distribution):
         answer = "an array" if isinstance(distribution, jax.Array) else type(distribution).__name__
         raise ConfigError(
-            f"the policy {type(policy).__name__} answers an observation with {answer}, and has to with a "
+            f"the policy {type(policy).__name__} returns {answer} for an observation; it has to return a "
             "klimb.Distribution, such as klimb.Categorical or klimb.DiagGaussian"
         )
     if deterministic:
@@ -89,7 +89,7 @@ def _words(rng: np.random.Generator | None) -> np.ndarray:
     """64 random bits."""
     if rng is not None and not isinstance(rng, np.random.Generator):
         raise ConfigError(
-            f"rng = {shown(rng)} is no numpy.random.Generator: make one before the loop, "
+            f"rng = {shown(rng)} is not a numpy.random.Generator: make one before the loop, "
             "rng = numpy.random.default_rng(0), and give it to every call; a seed would repeat the same random numbers "
             "at every step"
         )
@@ -104,7 +104,7 @@ def _spaces(
         actions = policy.actions if actions is None else actions
     if not isinstance(observations, ObservationSpec) or not isinstance(actions, ActionSpec):
         raise ConfigError(
-            f"a policy of the class {type(policy).__name__} does not hold the spaces that it is for: give "
+            f"a policy of the class {type(policy).__name__} does not contain its observation and action spaces: give "
             "observations= and actions= (of klimb.make(env), or klimb.observation_spec(env.observation_space) and "
             "klimb.action_spec(env.action_space))"
         )

@@ -24,9 +24,9 @@ def action_spec(space: gymnasium.spaces.Space) -> ActionSpec:
         if spec is not None:
             return spec
     raise UnsupportedSpace(
-        f"the action space {one_line(space, 200)} is not supported; klimb has Discrete actions that start at 0 and "
-        "one-dimensional Box actions of floats: give the environment one of these, and turn it into its own actions in "
-        "a gymnasium.ActionWrapper"
+        f"the action space {one_line(space, 200)} is not supported; klimb supports Discrete actions that start at 0 "
+        "and one-dimensional Box actions of floats: give the environment one of these, and convert it to its own "
+        "actions in a gymnasium.ActionWrapper"
     )
 
 

@@ -27,12 +27,12 @@ ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu
 
 @checked
 class NetworkOptions:
-    """The networks of a run that is not given a policy or critic."""
+    """The networks of a run."""
 
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, kept inside the policy."""
     hidden: LayerSizes = (64, 64)
-    """Hidden layer sizes of the policy, and of the critic without critic_hidden."""
+    """Hidden layer sizes of the policy, and of the critic unless critic_hidden is given."""
     critic_hidden: LayerSizes | None = None
     """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Activation = "tanh"
@@ -44,9 +44,9 @@ class NetworkOptions:
     tanh_squash: bool = False
     """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
     policy: Name | None = None
-    """Your own function, module:name, that makes the policy: (observations, actions, key) -> policy."""
+    """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
     critic: Name | None = None
-    """Your own function, module:name, that makes the critic: (observations, key) -> critic."""
+    """A function of your own, module:name, that makes the critic: (observations, key) -> critic."""
 
 
 class MLP(eqx.Module):

@@ -110,7 +110,7 @@ def observation_spec(space: gymnasium.spaces.Space, *, one_hot: bool = False) ->
     if isinstance(space, gymnasium.spaces.Box) and space.shape and 0 not in space.shape:
         return OneHotObservations(space.shape[0]) if one_hot else BoxObservations(space.shape)
     raise UnsupportedSpace(
-        f"the observation space {space} is not supported; klimb has Box observations "
+        f"the observation space {space} is not supported; klimb supports Box observations "
         "(wrap the environment with gymnasium.wrappers.FlattenObservation)"
     )
 

@@ -105,12 +105,12 @@ def improvement_chart(run: RunData) -> list[Spec]:
     measured = [pairs[name] for name in ("predicted", "predicted_se", "realised", "realised_se")]
     line, within = calibrate(*measured), share_within(*measured)
     about = (
-        "One dot per step: the improvement that its surrogate predicted, and the one measured on the next batch under "
-        "the same critic. On the dashed line both are equal"
+        "One dot per step: the improvement predicted by the surrogate, and the improvement measured on the next batch "
+        "with the same critic. On the dashed line both are equal"
     )
-    about += "; the solid one is fitted, each step weighted by its errors." if line is not None else "."
+    about += "; the solid line is fitted, with each step weighted by its standard errors." if line is not None else "."
     if len(shown) < total:
-        about += f" {len(shown):,} of {total:,} steps are drawn; the numbers are of all."
+        about += f" {len(shown):,} of {total:,} steps are drawn; the numbers are computed from all of them."
     chart: Spec = {
         "kind": "scatter",
         "title": "Predicted and realised improvement",
@@ -213,8 +213,8 @@ def lower_bound_chart(run: RunData) -> list[Spec]:
     sizes = sizes[sizes > 0] if (sizes > 0).any() else np.abs(bound[np.isfinite(bound) & (bound != 0)])
     scale = 10.0 ** math.floor(math.log10(np.quantile(sizes, 0.9))) if len(sizes) else 1.0
     about = (
-        "Predicted and realised improvement of each accepted step, and the lower bound, which takes the batch as exact "
-        f"and so guarantees nothing. Linear up to ±{format_number(scale)}, logarithmic beyond."
+        "Predicted and realised improvement of each accepted step, and the lower bound, which treats the batch as "
+        f"exact and is therefore not a guarantee. Linear up to ±{format_number(scale)}, logarithmic beyond."
     )
     readout = [("lower bound, median", format_number(np.nanmedian(bound), 3))]
     if np.isfinite(realised).any():
@@ -230,7 +230,7 @@ def excess_chart(run: RunData) -> list[Spec]:
     excess = run.of_accepted("step_excess")
     known = excess[np.isfinite(excess)]
     title, meaning = run.metric("step_excess")
-    about = f"{sentence(meaning)} Steps that learn in reasonable time are far longer."
+    about = f"{sentence(meaning)} Steps that learn in reasonable time are far longer than that."
     readout = [
         ("median step", f"{si(np.median(known))} times"),
         ("bound not negative", f"{np.sum(known <= 1):,} of {len(known):,} steps"),

@@ -24,7 +24,7 @@ MAX_STRIPS = 16
 
 def likelihood_chart(run: RunData) -> Spec:
     """Behaviour cloning's objective, on the episodes trained on and on those held out."""
-    about = "Mean log-likelihood of the demonstrator’s actions under the policy returned, in nats per row."
+    about = "Mean log-likelihood of the demonstrator’s actions under the policy returned, in nats per sample."
     layers = []
     if run.has("held_out_log_likelihood"):
         layers = line_with_spread(run, run.columns["held_out_log_likelihood"], "episodes held out", width=2.25)
@@ -68,7 +68,7 @@ def evaluation_curve(run: RunData) -> list[Spec]:
         return []
     options = run.config["options"]
     about = (
-        f"Mean return of {options['eval_episodes']:,} whole episodes in environments that are not trained in, about "
+        f"Mean return of {options['eval_episodes']:,} whole episodes in separate environments, about "
         f"every {options['eval_every']:,} environment steps: with the most likely action at every step, and with "
         "sampled actions."
     )
@@ -116,7 +116,7 @@ def _strip(seed: SeedReturns) -> Spec:
 
 def health_charts(run: RunData) -> list[Spec]:
     """Exploration, the critic, and speed."""
-    rows = "A step is a row of demonstrations. " if run.offline else ""
+    rows = "A step is one sample of the demonstrations. " if run.offline else ""
     return [
         *metric_chart(run, "entropy"),
         *metric_chart(run, "explained_variance", "Triangles: below −1.", include=[0, 1], floor=-1),

@@ -189,7 +189,7 @@ def _pool(label: str, runs: list[RunData], evaluated: bool) -> list[Seed]:
         for seed in _seeds(run, evaluated):
             if seed.seed in seeds:
                 raise ConfigError(
-                    f"seed {seed.seed} of {label} on {_environment(run)} is there twice, in {seeds[seed.seed].run} and "
+                    f"seed {seed.seed} of {label} on {_environment(run)} occurs twice, in {seeds[seed.seed].run} and "
                     f"in {run.name}: omit one of them, or train it with another --seed"
                 )
             seeds[seed.seed] = seed
@@ -213,7 +213,7 @@ def _final_return(run: RunData, seed: int, curve: Float[np.ndarray, " n"]) -> fl
     if not np.isfinite(tail).any():
         raise ConfigError(
             f"{run.name}: seed {seed} finished no episode in the last {len(tail)} of its {len(curve)} iterations, so "
-            "it has no score; let it train on (klimb resume RUN), or omit it"
+            "it has no score; continue it (klimb resume RUN), or omit it"
         )
     return float(np.nanmean(tail))
 

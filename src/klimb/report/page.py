@@ -113,15 +113,15 @@ def _sections(run: RunData) -> list[Spec]:
         },
         {
             "title": "Step certificate",
-            "lead": "A step certificate sets beside each other, for one update of the policy, the improvement that was "
-            "predicted for it, the improvement realised on the next batch, and how far it moved the policy (KL, total "
-            "variation), with the bounds that follow.",
+            "lead": "The step certificate of a policy update consists of the improvement that was predicted, the "
+            "improvement that was measured on the next batch, the distance between the old and the new policy (KL, "
+            "total variation), and the bounds that follow from it.",
             "charts": certificate_charts(run),
         },
         {"title": "Policy and critic", "lead": "", "charts": health_charts(run)},
         {
             "title": "More measurements",
-            "lead": "The rule’s own metrics, and those of the episodes.",
+            "lead": "The rule’s own metrics, and metrics of the episodes.",
             "small": True,
             "charts": own_charts(run),
         },
@@ -141,7 +141,7 @@ def _how_averaged(run: RunData) -> str:
     if run.num_seeds > 1:
         sentences.append(
             f"Lines are interquartile means of {run.num_seeds} seeds; "
-            "the darker band holds the middle half of them, the lighter one all."
+            "the darker band covers the middle half of the seeds, the lighter band all of them."
         )
         if from_few_seeds(run.num_seeds):
             sentences.append(
@@ -212,7 +212,7 @@ def _headline(run: RunData) -> list[tuple[str, str, str]]:
         speed = np.nanmedian(run.columns["steps_per_second"])
         tiles.append(
             (
-                "Rows per second" if run.offline else "Steps per second",
+                "Samples per second" if run.offline else "Steps per second",
                 si(speed),
                 "median" + (", all seeds" if run.num_seeds > 1 else ""),
             )
@@ -268,7 +268,7 @@ def _faults_html(run: RunData) -> str:
     first = run.iteration[np.flatnonzero(faults)[0]]
     return (
         f"<p>Environments were restarted {int(faults.sum()):,} times after a fault, first in iteration {first:,}; "
-        "the rows of a fault are not trained on.</p>"
+        "the affected rows are excluded from the training.</p>"
     )
 
 

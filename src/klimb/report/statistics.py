@@ -22,8 +22,8 @@ WINDOW = 5
 FEW_SEEDS = 5
 """With fewer seeds a percentile interval is too narrow to rely on."""
 FEW_SEEDS_NOTE = (
-    f"Intervals from fewer than {FEW_SEEDS} seeds are too narrow: a 95 % interval from 3 seeds holds the true value in "
-    "about 75 % of cases. Train more seeds before you rely on them."
+    f"Intervals from fewer than {FEW_SEEDS} seeds are too narrow: a 95 % interval from 3 seeds contains the true value "
+    "in about 75 % of cases. Train more seeds before you rely on them."
 )
 
 Scores = Float[np.ndarray, " _"]
@@ -54,7 +54,7 @@ class Resampling:
     def __post_init__(self) -> None:
         check_resampling(self.samples, self.confidence)
         if self.seed < 0:
-            raise ConfigError(f"seed = {self.seed}; the seed of the bootstrap is a number from 0 on")
+            raise ConfigError(f"seed = {self.seed}; the seed of the bootstrap has to be at least 0")
 
 
 class Reached(NamedTuple):

@@ -19,10 +19,10 @@ from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.provenance import Change
 
 _SEEDS = "the saved states and policies are those of the run's seeds"
-_COLLECTED = "checkpoints count iterations, and hold environments, of this size"
+_COLLECTED = "the iterations and environments in the checkpoints have this size"
 _NETWORKS = "the networks are made at the start of a run"
-_SOURCE = "it is where the run has started from"
-_DEMONSTRATIONS = "they are part of what the run has learned from"
+_SOURCE = "the run has started from it"
+_DEMONSTRATIONS = "the run has learned from them"
 
 OPTIONS = frozenset(field.name for field in dataclasses.fields(TrainOptions))
 """The names of the training options; a rule's fields have other names."""
@@ -33,13 +33,13 @@ FIXED: dict[str, str] = {
     "num_envs": _COLLECTED,
     "num_steps": _COLLECTED,
     "batch": _COLLECTED,
-    "overlap": "the saved records and environments are one policy behind with it, and not without it",
+    "overlap": "with it, the saved records and environments are one policy behind",
     "init_from": _SOURCE,
     "demonstrations": _DEMONSTRATIONS,
     "demonstrator": _DEMONSTRATIONS,
     **{name: _NETWORKS for name in ("hidden", "critic_hidden", "activation", "initial_log_std", "policy", "critic")},
     **{name: _NETWORKS for name in ("state_dependent_std", "tanh_squash")},
-    "normalize_observations": "the statistics of observations belong to the networks as they have been trained",
+    "normalize_observations": "the networks have been trained on observations scaled in this way",
 }
 """Training options that can't change when a run is resumed, each with the reason. All others may."""
 
@@ -96,7 +96,7 @@ def require_changeable(before: RunConfig, after: RunConfig) -> None:
             raise refusal(change.name, fixed[change.name])
     if before.options.uses_critic != after.options.uses_critic:
         name = "bootstrap" if before.options.bootstrap != after.options.bootstrap else "advantage"
-        raise refusal(name, "with one of the two values no critic is fitted")
+        raise refusal(name, "only one of the two values trains a critic")
 
 
 def refusal(name: str, reason: str) -> ConfigError:
@@ -123,7 +123,7 @@ def _require_same_rule(before: Rule, after: Rule) -> None:
     names = [rule_name(rule).rpartition(":")[2] for rule in (before, after)]
     if names[0] != names[1]:
         raise ConfigError(
-            f"the run is one of {rule_name(before)}, and can't go on with {rule_name(after)}: train a new run, which "
+            f"the run uses {rule_name(before)} and can't continue with {rule_name(after)}: train a new run, which "
             "can start from this run's policy (init_from)"
         )
 

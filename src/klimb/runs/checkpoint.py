@@ -99,7 +99,7 @@ def load_checkpoint(directory: Path, template: PyTree, *, otherwise: Path | None
         if failures:
             logger.warning("%s can't be used; resuming from iteration %d", "; ".join(failures), checkpoint.iteration)
         return checkpoint
-    causes = "; ".join(failures) if failures else "the folder holds none"
+    causes = "; ".join(failures) if failures else "the folder contains none"
     raise RunError(f"{directory} has no usable checkpoint ({causes})")
 
 

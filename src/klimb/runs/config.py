@@ -44,81 +44,81 @@ MAX_DOTS = 2000
 
 @checked
 class Budget:
-    """How long is trained, and how often."""
+    """The length of a training, and its seeds."""
 
     # The upper limit is what the counter of environment steps holds.
     env_steps: Annotated[int, Field(ge=1, lt=2**32)] = 200_000
-    """Environment steps to train for, each seed."""
+    """Environment steps to train for, per seed."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of all randomness; with several seeds the first of them."""
+    """Seed of all random numbers; with several seeds the first of them."""
     num_seeds: Annotated[int, Field(ge=1, le=2**16)] = 1
-    """Seeds to train together: seed, seed + 1, …"""
+    """Number of seeds to train together: seed, seed + 1, …"""
 
 
 @checked
 class Starting:
-    """What a training starts from, instead of from nothing."""
+    """What a training starts from, instead of random parameters, and recorded episodes."""
 
     init_from: Name | None = None
-    """A run (or policy directory) whose policy, with its observation normaliser as it is, this one starts from."""
+    """Run (or policy directory) whose policy this training starts from; its observation statistics stay fixed."""
     critic_warmup: Annotated[int, Field(ge=0, lt=2**32)] = 20
-    """Iterations in which only the critic learns, in a run that starts from another's policy."""
+    """Iterations at the start in which only the critic is trained; used with init_from only."""
     demonstrations: Name | None = None
-    """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
+    """Episodes to learn from: a run whose episodes `klimb record` has written, a file, or minari:DATASET."""
     demonstrator: Literal["recorded", "cloned"] = "recorded"
-    """Who made them, for importance weights. recorded: by their log-probs; cloned: by behaviour cloning of them."""
+    """Its action probabilities, for importance weights. recorded: with the episodes; cloned: by behaviour cloning."""
 
 
 @checked
 class Evaluating:
-    """Evaluations of the policy in environments of their own: they change nothing of the training."""
+    """Evaluations of the policy in separate environments: they do not affect the training."""
 
     eval_every: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Environment steps, per seed, between evaluations during the training; 0 for none. `best/` is chosen by them."""
+    """Environment steps, per seed, between evaluations during the training; 0 for none. They choose `best/`."""
     eval_episodes: Annotated[int, Field(ge=0, le=2**20)] = 100
-    """Episodes of each evaluation, per seed: during the training, and after it; 0 for none after it."""
+    """Episodes per evaluation and seed, during the training and after it; 0 for no evaluation after it."""
 
 
 @checked
 class EarlyStopping:
-    """What ends a training before `env_steps`. All seeds have to agree.
+    """What ends a training before `env_steps`. Every seed has to meet the condition.
 
     The return that counts is the mean of the deterministic evaluation with `eval_every`; without it the mean of the
     last 100 training episodes.
     """
 
     until_return: float | None = None
-    """Stop once this return is reached: in an evaluation (--eval-every), else by the last 100 training episodes."""
+    """Stop once the mean return reaches this: in an evaluation (--eval-every), else over 100 training episodes."""
     patience: Iterations | None = None
     """Stop after this many evaluations (--eval-every), else iterations, in a row without a higher return."""
 
 
 @checked
 class Logging:
-    """What is recorded, checked and saved while training, and on how many cores it runs."""
+    """What is recorded, checked and saved during the training, and on how many cores it runs."""
 
     certificate: bool = True
     """Record each step's predicted and realised improvement, and bounds (see docs/theory/certificate.md)."""
     cores: Count | None = None
-    """CPU cores (or accelerators) to lay the training over; none for all. See docs/performance.md."""
+    """Number of CPU cores (or accelerators) to use; none for all. See docs/performance.md."""
     max_rejections: Iterations = 50
-    """Numerically failed steps in a row, of every seed, after which the training stops."""
+    """Stop once this many steps in a row have failed numerically, in every seed."""
     check_finite: bool = False
-    """After the first step that is not finite, find the operation that made the first NaN, and stop. Slower."""
+    """At the first step that is not finite, find the operation that produced the first NaN, and stop. Slower."""
     checkpoint_every: Iterations = 25
     """Iterations between checkpoints. The last iteration is always saved."""
     keep_checkpoints: Iterations = 3
-    """Newest checkpoints kept."""
+    """Number of checkpoints that are kept: the newest ones."""
 
 
 @checked
 class TrainOptions(
     Logging, EarlyStopping, Evaluating, CriticFit, Starting, NetworkOptions, Estimator, Collection, Budget
 ):
-    """Everything about a training except the environment and the rule: the options of all rooms, side by side.
+    """Everything about a training except the environment and the rule: the options of all packages together.
 
-    Each option stands in the room that reads it; the command line, `klimb.train` and config.toml know them by their
-    names alone.
+    Each option is declared in the package that reads it; the command line, `klimb.train` and config.toml know them by
+    their names alone.
     """
 
     def part(self, room: type[Part]) -> Part:
@@ -132,9 +132,9 @@ class TrainOptions(
 
 
 def num_iterations(rule: Rule, options: TrainOptions) -> int:
-    """Iterations that reach `env_steps`, the last of which may go past it; of an offline rule, its epochs.
+    """Iterations that reach `env_steps`, the last of which may go past it; for an offline rule, its epochs.
 
-    With whole episodes, which have a step at least, it is as many as there can be.
+    With whole episodes, which have at least one step, it is the largest possible number.
 
     rule, options: of the run.
     """
@@ -172,8 +172,8 @@ class RunConfig:
         if rows >= MAX_ROWS:
             raise ConfigError(
                 f"num_seeds × num_envs × num_steps = {options.num_seeds} × {options.num_envs} × {options.num_steps}, "
-                f"times {traits.rows_kept} that {rule_name(self.rule)} keeps of each, are {rows} rows; there can be "
-                f"less than {MAX_ROWS}: choose fewer of one of them, or let the rule keep fewer"
+                f"times {traits.rows_kept} kept by {rule_name(self.rule)} for each, are {rows} rows; there have to be "
+                f"fewer than {MAX_ROWS}: reduce one of them, or let the rule keep fewer"
             )
         counts = {"num_minibatches": traits.num_minibatches}
         if options.uses_critic:
@@ -224,8 +224,8 @@ class RunConfig:
             raise ConfigError("demonstrator = cloned is estimated from demonstrations, and there are none")
         if cloned and (is_offline(self.rule) or not traits.demonstrations_in_batch):
             raise ConfigError(
-                f"{name} needs no demonstrator, because it weights no demonstration by importance: leave demonstrator "
-                "= recorded"
+                f"{name} does not use demonstrator, because it computes no importance weights of demonstrations: leave "
+                "demonstrator = recorded"
             )
         if given and traits.keeps_policies and not cloned:
             raise ConfigError(
@@ -334,7 +334,7 @@ def check_sizes(options: TrainOptions) -> None:
     if rows >= MAX_ROWS:
         raise ConfigError(
             f"num_seeds × num_envs × num_steps = {options.num_seeds} × {options.num_envs} × {options.num_steps} are "
-            f"{rows} rows in one iteration; there can be less than {MAX_ROWS}: choose fewer of one of them"
+            f"{rows} rows per iteration; there have to be fewer than {MAX_ROWS}: reduce one of them"
         )
     for name in ("hidden", "critic_hidden"):
         sizes = getattr(options, name) or ()

@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
         slices = {name: file.get_slice(name) for name in COLUMNS}
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         if len(shapes["reward"]) != 1:
-            raise ValueError(f"array reward has the shape {shapes['reward']}; it is one number a row")
+            raise ValueError(f"array reward has the shape {shapes['reward']}; it has to be one number per row")
         (rows,) = shapes["reward"]
         observed = (rows, *shapes["obs"][1:])
         expected = {"obs": observed, "next_obs": observed, "action": (rows, *actions.shape)}
@@ -145,7 +145,9 @@ def _from_minari(source: str) -> Demonstrations:
     except UnsupportedSpace as error:
         raise DemonstrationError(f"{source}: {one_line(error)}") from None
     except ImportError:
-        raise MissingExtra(f"{source} needs what Minari reads files with: pip install 'klimb[offline]'") from None
+        raise MissingExtra(
+            f"{source} needs the packages that Minari reads files with: pip install 'klimb[offline]'"
+        ) from None
     except Exception as error:
         raise DemonstrationError(f"{source} can't be used: {one_line(error) or type(error).__name__}") from None
 
@@ -168,14 +170,16 @@ def _require_local(minari: Any, name: str) -> None:
     # Without them Minari makes the environment that the dataset names, which can be any function of any module.
     for space in ("observation_space", "action_space"):
         if space not in local[name]:
-            raise DemonstrationError(f"minari:{name} does not say its {space}, and klimb runs no code to find it out")
+            raise DemonstrationError(
+                f"minari:{name} has no {space} in its metadata, and klimb runs no code to find it out"
+            )
 
 
 def _minari_fields(dataset: Any) -> dict[str, Any]:
     """The fields of a Minari dataset's demonstrations. Their log-probs are not known: NaN."""
     space = dataset.observation_space
     if not isinstance(space, gymnasium.spaces.Box) or space.shape is None or len(space.shape) != 1:
-        raise UnsupportedSpace(f"its observations are in {space}; klimb has one-dimensional boxes")
+        raise UnsupportedSpace(f"its observations are in {space}; klimb supports one-dimensional boxes")
     actions = action_spec(dataset.action_space)
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     for episode in dataset.iterate_episodes():
@@ -196,7 +200,7 @@ def _minari_fields(dataset: Any) -> dict[str, Any]:
         }.items():
             columns[column].append(np.asarray(values, _dtype(column, actions)))
     if not columns["reward"]:
-        raise ValueError("it is empty: there is not one step in it")
+        raise ValueError("it is empty: it has no steps")
     arrays = {column: np.concatenate(values) for column, values in columns.items()}
     return arrays | {"actions": actions, "environment": _name(dataset)}
 

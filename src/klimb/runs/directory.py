@@ -101,9 +101,7 @@ class RunDirectory:
         if not is_run:
             what = "it has no config.toml" if exists else "there is no such directory"
             if exists and (path / SWEEP).is_file():
-                what = (
-                    "it is a sweep, whose runs are in it (klimb resume and klimb.resume_sweep go on with all of them)"
-                )
+                what = "it is a sweep; its subdirectories are runs (klimb resume, klimb.resume_sweep continue them)"
             raise RunError(f"{one_line(path)} is not a run: {what}")
         return cls(path, RunConfig.read(path / "config.toml"))
 
@@ -274,7 +272,7 @@ class RunDirectory:
         try:
             before = read_provenance(self.path)
         except RunError as error:
-            logger.warning("%s; it begins again with this time", error)
+            logger.warning("%s; a new record of the provenance is started", error)
             before = []
         try:
             write_provenance(self.path, [*before, entry])

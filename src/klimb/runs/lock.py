@@ -40,7 +40,9 @@ class RunLock:
             file.close()
             raise RunError(f"{directory} is being written by {holder}: wait for it, or stop it first") from None
         except OSError as error:
-            logger.warning("%s can't be locked (%s): let no other process write there", path, error.strerror)
+            logger.warning(
+                "%s can't be locked (%s): make sure that no other process writes there", path, error.strerror
+            )
         file.truncate(0)
         # The holder's name is for the error message only: a full disk is no reason to stop.
         with contextlib.suppress(OSError):

@@ -27,13 +27,14 @@ METRICS: dict[str, Metric] = {
     "iteration": Metric("Iteration", "iterations done"),
     "env_steps": Metric(
         "Environment steps",
-        "environment steps taken so far, per seed, with those of the rollout before the first iteration",
+        "environment steps taken so far, per seed, including the rollout that sets the first observation statistics",
     ),
     "wall_time": Metric(
         "Wall time", "seconds of training so far, compilation included, over all parts of a resumed run"
     ),
     "steps_per_second": Metric(
-        "Speed", "environment steps per second, all seeds together, in the call that the iteration was part of"
+        "Speed",
+        "environment steps per second, all seeds together, averaged over the iterations of one program call",
     ),
     "episode_return": Metric("Episode return", "mean undiscounted return of the episodes that ended in the iteration"),
     "episode_length": Metric("Episode length", "mean number of steps of the episodes that ended in the iteration"),
@@ -49,7 +50,8 @@ METRICS: dict[str, Metric] = {
     ),
     "predicted_improvement": Metric("Predicted improvement", "the surrogate gain in reward per step"),
     "predicted_improvement_se": Metric(
-        "Predicted improvement, error", "standard error of the predicted improvement, in reward per step"
+        "Predicted improvement, standard error",
+        "standard error of the predicted improvement, in reward per step",
     ),
     "realised_improvement": Metric(
         "Realised improvement",
@@ -57,23 +59,26 @@ METRICS: dict[str, Metric] = {
         "minus that on the previous batch, under the same critic; with --overlap, of the step one iteration earlier",
     ),
     "realised_improvement_se": Metric(
-        "Realised improvement, error", "standard error of the realised improvement, in reward per step"
+        "Realised improvement, standard error",
+        "standard error of the realised improvement, in reward per step",
     ),
     "kl_old_new": Metric("KL(old‖new)", "mean over states of KL(π_old‖π_new), in nats"),
     "kl_new_old": Metric("KL(new‖old)", "mean over states of KL(π_new‖π_old), in nats"),
     "kl_old_new_se": Metric(
-        "KL(old‖new), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
+        "KL(old‖new), standard error",
+        "standard error of the mean, with each environment of the rollout as one sample, in nats",
     ),
     "kl_new_old_se": Metric(
-        "KL(new‖old), error", "standard error of the mean, with each environment of the rollout as one sample, in nats"
+        "KL(new‖old), standard error",
+        "standard error of the mean, with each environment of the rollout as one sample, in nats",
     ),
     "kl_max": Metric("Largest KL", "largest KL over states, in the direction that the rule constrains, in nats"),
     "kl_old_new_max": Metric("Largest KL(old‖new)", "largest KL(π_old‖π_new) over states, in nats"),
     "kl_new_old_max": Metric("Largest KL(new‖old)", "largest KL(π_new‖π_old) over states, in nats"),
     "kl_normalizer": Metric(
         "KL of the normaliser",
-        "mean over states of the KL between π_new before and after the observation statistics took the batch in, in "
-        "nats; 0 unless observations were clipped",
+        "mean over states of the KL between π_new before and after the update of the observation statistics, in nats; "
+        "0 unless observations were clipped",
     ),
     "tv": Metric(
         "Total variation",
@@ -85,7 +90,8 @@ METRICS: dict[str, Metric] = {
         "largest total variation over states, 0 to 1; an upper bound for Gaussians of several dimensions",
     ),
     "tv_se": Metric(
-        "Total variation, error", "standard error of the mean, with each environment of the rollout as one sample"
+        "Total variation, standard error",
+        "standard error of the mean, with each environment of the rollout as one sample",
     ),
     "tv_bound": Metric(
         "Bound on the total variation",
@@ -103,7 +109,7 @@ METRICS: dict[str, Metric] = {
     "sampled_improvement_bound": Metric(
         "Sampled lower bound",
         "lower bound on the improvement, in reward per step, with the largest values over sampled states in place of "
-        "those over all states: no guarantee; nearly always negative",
+        "those over all states, so it is not a guarantee; nearly always negative",
     ),
     "step_excess": Metric(
         "Step excess",
@@ -112,29 +118,30 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric("Entropy", "mean entropy of the new policy, in nats"),
     "ess": Metric(
         "Effective sample size",
-        "effective sample size of the batch once its rows are weighted by the ratio of π_new to the policies that "
-        "collected it, as a fraction; 1 for a policy that did not move, on its own data",
+        "effective sample size of the batch, weighted by the ratio of π_new to the policies that collected it, as a "
+        "fraction; 1 if the policy collected the batch itself and did not change",
     ),
     "status": Metric(
         "Status",
         "`ACCEPTED`; why the step was rejected (`KL_TOO_LARGE`, `NO_IMPROVEMENT`, `NONFINITE`, `CG_BREAKDOWN`); "
-        "`CRITIC_WARMUP` where none was tried; or `FINISHED` of a seed that has made its `env_steps` and waits for the "
+        "`CRITIC_WARMUP` if no step was tried; `FINISHED` if the seed has made its `env_steps` and waits for the "
         "others (`--batch episodes`)",
     ),
     "explained_variance": Metric(
         "Explained variance",
         "share of the variance of the value targets that the critic explained before it was fitted to them; 1 is all, "
-        "0 no more than their mean explains",
+        "0 is no better than predicting their mean",
     ),
     "value_loss": Metric(
-        "Value loss", "mean squared error of the critic in the last epoch of its fit, in variances of the targets"
+        "Value loss",
+        "mean squared error of the critic in the last epoch of its fit, divided by the variance of the targets",
     ),
     "eval_return": Metric(
         "Evaluation return",
         "mean undiscounted return of the evaluation's episodes under the deterministic policy, which takes the mode; "
         "with --eval-every, in the iterations after which the policy was evaluated",
     ),
-    "eval_return_se": Metric("Evaluation return, error", "standard error of the mean over episodes"),
+    "eval_return_se": Metric("Evaluation return, standard error", "standard error of the mean over episodes"),
     "eval_return_min": Metric("Evaluation return, lowest", "return of the worst episode of the evaluation"),
     "eval_return_max": Metric("Evaluation return, highest", "return of the best episode of the evaluation"),
     "eval_length": Metric("Evaluation length", "mean number of steps of the evaluation's episodes"),
@@ -143,7 +150,8 @@ METRICS: dict[str, Metric] = {
         "mean undiscounted return of as many other episodes of the evaluation, with sampled actions",
     ),
     "eval_sampled_return_se": Metric(
-        "Evaluation return, sampled, error", "standard error of the mean over episodes, with sampled actions"
+        "Evaluation return, sampled, standard error",
+        "standard error of the mean over episodes, with sampled actions",
     ),
     "eval_sampled_return_min": Metric(
         "Evaluation return, sampled, lowest", "return of the worst episode with sampled actions"

@@ -43,8 +43,8 @@ class Sweep:
         for name, values in self.over.items():
             if name in ("seed", "num_seeds"):
                 raise ConfigError(
-                    f"{name} is not swept over: all seeds of all values are trained; say how many with num_seeds "
-                    "(--num-seeds K)"
+                    f"{name} can't be swept over: every value is trained with all seeds; set their number with "
+                    "num_seeds (--num-seeds K)"
                 )
             if not values:
                 raise ConfigError(f"there are no values of {name} to sweep over")

@@ -13,25 +13,25 @@ class TrainOptionsDict(TypedDict, total=False):
     """The fields of `klimb.TrainOptions` that `klimb.train` takes by name."""
 
     env_steps: int
-    """Environment steps to train for, each seed."""
+    """Environment steps to train for, per seed."""
     seed: int
-    """Seed of all randomness; with several seeds the first of them."""
+    """Seed of all random numbers; with several seeds the first of them."""
     num_seeds: int
-    """Seeds to train together: seed, seed + 1, …"""
+    """Number of seeds to train together: seed, seed + 1, …"""
     num_envs: int
-    """Copies of the environment stepped together, each seed."""
+    """Number of environments stepped in parallel, per seed."""
     num_steps: int
-    """Steps of each copy in one iteration: the batch is num_steps × num_envs rows."""
+    """Steps per environment and iteration: a batch has num_steps × num_envs samples."""
     batch: Literal["steps", "episodes"]
-    """steps: episodes go on in the next batch; episodes: one whole episode of each copy, of num_steps steps at most."""
+    """steps: episodes continue in the next batch; episodes: one whole episode per environment, up to num_steps."""
     workers: int | None
-    """Processes that step a Gymnasium environment; none for one per core, 0 to step it in this process."""
+    """Worker processes that step a Gymnasium environment; none: one per core; 0: step it in this process."""
     overlap: bool
-    """Step host environments while the last rollout is learned from: faster, from data that is one policy old."""
+    """Collect the next rollout of a host environment during the update: faster, but its data is one policy old."""
     env_fault: Literal["restart", "stop"]
-    """What follows when a Gymnasium environment raises, hangs or ends its process: restart it, or stop the run."""
+    """What to do when a Gymnasium environment raises, hangs or ends its process: restart it, or stop the run."""
     env_timeout: float
-    """Seconds that a worker process may take for a rollout before it counts as hanging."""
+    """Maximum time per rollout of a worker process, in seconds, after which it counts as hanging."""
     gamma: float
     """Discount of rewards, per step."""
     gae_lambda: float
@@ -48,17 +48,17 @@ class TrainOptionsDict(TypedDict, total=False):
     ]
     """How advantages are estimated."""
     n_step: int
-    """Rewards summed before the critic's value is used, for advantage = n_step."""
+    """Number of rewards summed before the critic's value is added, for advantage = n_step."""
     bootstrap: Literal["value"] | None
-    """What stands for the rewards after the data is cut off: the critic's value; none for nothing."""
+    """Estimate of the rewards after a time limit or the end of a rollout: the critic's value; none for 0."""
     discount_states: bool
-    """Keep the leading γᵗ of the exact policy gradient, which practice drops."""
+    """Keep the factor γᵗ of the exact policy gradient, which is usually dropped."""
     normalize_advantage: bool
     """Scale each batch's advantages to standard deviation 1 and mean 0; those without a baseline keep their mean."""
     normalize_observations: bool
     """Scale observations by their running mean and standard deviation, kept inside the policy."""
     hidden: Sequence[int] | int
-    """Hidden layer sizes of the policy, and of the critic without critic_hidden."""
+    """Hidden layer sizes of the policy, and of the critic unless critic_hidden is given."""
     critic_hidden: Sequence[int] | int | None
     """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Literal["tanh", "relu", "silu", "gelu"]
@@ -70,11 +70,11 @@ class TrainOptionsDict(TypedDict, total=False):
     tanh_squash: bool
     """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
     init_from: str | None
-    """A run (or policy directory) whose policy, with its observation normaliser as it is, this one starts from."""
+    """Run (or policy directory) whose policy this training starts from; its observation statistics stay fixed."""
     critic_warmup: int
-    """Iterations in which only the critic learns, in a run that starts from another's policy."""
+    """Iterations at the start in which only the critic is trained; used with init_from only."""
     demonstrator: Literal["recorded", "cloned"]
-    """Who made them, for importance weights. recorded: by their log-probs; cloned: by behaviour cloning of them."""
+    """Its action probabilities, for importance weights. recorded: with the episodes; cloned: by behaviour cloning."""
     critic_learning_rate: float
     """Adam's step size for the critic."""
     critic_epochs: int
@@ -82,33 +82,33 @@ class TrainOptionsDict(TypedDict, total=False):
     critic_num_minibatches: int
     """Minibatches per pass; has to divide num_steps × num_envs."""
     eval_every: int
-    """Environment steps, per seed, between evaluations during the training; 0 for none. `best/` is chosen by them."""
+    """Environment steps, per seed, between evaluations during the training; 0 for none. They choose `best/`."""
     eval_episodes: int
-    """Episodes of each evaluation, per seed: during the training, and after it; 0 for none after it."""
+    """Episodes per evaluation and seed, during the training and after it; 0 for no evaluation after it."""
     until_return: float | None
-    """Stop once this return is reached: in an evaluation (--eval-every), else by the last 100 training episodes."""
+    """Stop once the mean return reaches this: in an evaluation (--eval-every), else over 100 training episodes."""
     patience: int | None
     """Stop after this many evaluations (--eval-every), else iterations, in a row without a higher return."""
     certificate: bool
     """Record each step's predicted and realised improvement, and bounds (see docs/theory/certificate.md)."""
     cores: int | None
-    """CPU cores (or accelerators) to lay the training over; none for all. See docs/performance.md."""
+    """Number of CPU cores (or accelerators) to use; none for all. See docs/performance.md."""
     max_rejections: int
-    """Numerically failed steps in a row, of every seed, after which the training stops."""
+    """Stop once this many steps in a row have failed numerically, in every seed."""
     check_finite: bool
-    """After the first step that is not finite, find the operation that made the first NaN, and stop. Slower."""
+    """At the first step that is not finite, find the operation that produced the first NaN, and stop. Slower."""
     checkpoint_every: int
     """Iterations between checkpoints. The last iteration is always saved."""
     keep_checkpoints: int
-    """Newest checkpoints kept."""
+    """Number of checkpoints that are kept: the newest ones."""
 
 
 class SweepOptionsDict(TrainOptionsDict, total=False):
     """The fields of `klimb.TrainOptions` that `klimb.sweep` takes by name: all of them."""
 
     policy: str | None
-    """Your own function, module:name, that makes the policy: (observations, actions, key) -> policy."""
+    """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
     critic: str | None
-    """Your own function, module:name, that makes the critic: (observations, key) -> critic."""
+    """A function of your own, module:name, that makes the critic: (observations, key) -> critic."""
     demonstrations: str | None
-    """Recorded episodes to learn from: a run that `klimb record` has recorded, a file, or minari:DATASET."""
+    """Episodes to learn from: a run whose episodes `klimb record` has written, a file, or minari:DATASET."""

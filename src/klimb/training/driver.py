@@ -73,10 +73,10 @@ def train(
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
         gamma, gae_lambda, advantage, …
 
-    Raises ConfigError for an option that is unknown or out of range, WrongObject for a rule's class or name instead of
-    a rule, and the like, EnvironmentNotFound or UnsupportedSpace
-    for an environment that klimb can't train in, PolicyFileError for an `init_from` and DemonstrationError for
-    demonstrations that can't be used or are from another environment, RunError when `run_dir` exists. Ctrl-C and
+    Raises ConfigError for an option that is unknown or out of range; WrongObject for an argument of another type, such
+    as a rule's class or name instead of a rule; EnvironmentNotFound or UnsupportedSpace for an environment that klimb
+    can't train in; PolicyFileError for an `init_from`, and DemonstrationError for demonstrations, that can't be used or
+    are from another environment; RunError when `run_dir` exists. Ctrl-C and
     SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`, which has the policy.
     """
     require_rule(rule, env)
@@ -154,10 +154,10 @@ def resume(
     notify: Notify = logger.info,
     **changes: Any,
 ) -> Run:
-    """Go on with a run from its newest checkpoint, to the `env_steps` of its configuration.
+    """Continue a run from its newest checkpoint, to the `env_steps` of its configuration.
 
     The result is the same, byte for byte, as that of a run never interrupted: on compiled environments, and on those
-    whose simulator's state can be saved (docs/reliability.md). On others running episodes start again.
+    whose simulator's state can be saved (docs/reliability.md). On others the episodes that were running start again.
 
     run_dir: the run.
     env, rule, policy, critic, demonstrations: needed only for a run that was started from Python with objects that a
@@ -167,12 +167,13 @@ def resume(
     trust_environment: import the modules that the configuration names for its environment, rule, policy or critic.
     notify: called with lines about what changes, for people.
     changes: new values of training options (`env_steps`, `gamma`, …) or of fields of the rule, by name; the run's
-        configuration has them from then on. `env_steps` may be more or less than before, but more than are done. What
-        would change the shape or the meaning of the saved state is refused. A `rule` with other values changes it too.
+        configuration has them from then on. `env_steps` may be more or less than before, but more than have been made.
+        What would change the shape or the meaning of the saved state is refused. A `rule` with other values changes the
+        rule's fields too.
 
-    Raises RunError when the directory is no run, has no usable checkpoint, or is being written by another process;
-    UntrustedEnvironment when a module would have to be imported; ConfigError when the rule is not at hand, or for a
-    change that is not possible.
+    Raises RunError when the directory is not a run, has no usable checkpoint, or is being written by another process;
+    UntrustedEnvironment when a module would have to be imported; ConfigError when the rule has to be
+    given, or for a change that is not possible.
     """
     directory = RunDirectory.open(run_dir)
     source = directory.path / "config.toml"
@@ -267,10 +268,12 @@ def _require_more_steps(program: Program, before: RunConfig, state: TrainState, 
         return
     done, options = int(np.asarray(state.env_steps).min()), program.config.options
     if is_offline(program.config.rule):
-        raise ConfigError(f"the run is over after {iteration} epochs; give more max_epochs or holdout_patience, too")
+        raise ConfigError(
+            f"the run ended after {iteration} epochs; to continue it, raise max_epochs or holdout_patience too"
+        )
     raise ConfigError(
-        f"env_steps = {options.env_steps}, and the run has made {done} environment steps in {iteration} iterations "
-        f"already{'' if options.env_steps != before.options.env_steps else ', all that it should'}: choose more"
+        f"env_steps = {options.env_steps}, but the run has already made {done} environment steps in {iteration} "
+        f"iterations{'' if options.env_steps != before.options.env_steps else ' and is complete'}: choose more"
     )
 
 
@@ -280,7 +283,7 @@ def _schedule_lines(before: RunConfig, after: RunConfig, state: TrainState, iter
         return []
     env_steps = float(np.asarray(state.env_steps).mean())
     left = [1 - float(length_of(config).fraction_done(iteration, env_steps)) for config in (before, after)]
-    return [f"annealed over the new length: it goes on from {left[1]:.0%} of its first value, not from {left[0]:.0%}"]
+    return [f"annealed over the new length: it continues at {left[1]:.0%} of its initial value, not at {left[0]:.0%}"]
 
 
 def saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:

@@ -82,9 +82,9 @@ class Networks:
         inputs, units = environment.observations.size, next(iter(options.hidden), None)
         weights = f" × {units} units" if units is not None else ""
         logger.warning(
-            "%s: observations of shape %s look like images and are flattened: the first layer has %d inputs%s, which "
-            "seldom learns to see. Give a convolutional network (--policy, docs/own-network.md), or make them smaller "
-            "first: gymnasium.wrappers.GrayscaleObservation and ResizeObservation",
+            "%s: observations of shape %s look like images and are flattened: the first layer has %d inputs%s, and "
+            "such networks seldom learn from images. Give a convolutional network (--policy, docs/own-network.md), or "
+            "make the images smaller first: gymnasium.wrappers.GrayscaleObservation and ResizeObservation",
             environment.id,
             image,
             inputs,
@@ -106,8 +106,9 @@ class Networks:
                 f"{self._environment.id}: {str(error).splitlines()[0]}"
             ) from error
         if not isinstance(answer, Distribution):
+            kind = "an array" if isinstance(answer, jax.ShapeDtypeStruct) else type(answer).__name__
             raise ConfigError(
-                f"the policy {name} answers an observation with {type(answer).__name__}, and has to with a "
+                f"the policy {name} returns {kind} for an observation; it has to return a "
                 "klimb.Distribution, such as klimb.Categorical or klimb.DiagGaussian"
             )
 

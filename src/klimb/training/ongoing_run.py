@@ -39,8 +39,8 @@ class OngoingRun:
         """
         if self._read_policies is None:
             raise RunError(
-                f"the policies after iteration {self.iteration} are gone: the training has gone on; read them inside "
-                "of the callback"
+                f"the policies after iteration {self.iteration} are no longer available, because the "
+                "training has continued; read them inside the callback"
             )
         return self._read_policies()
 

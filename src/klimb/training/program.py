@@ -218,8 +218,8 @@ class Program:
         collects = options.batch == "episodes" and not is_offline(self.config.rule)
         if collects and limit is not None and limit > options.num_steps:
             logger.warning(
-                "episodes of %s have up to %d steps and are cut off after num_steps = %d: --num-steps %d takes them "
-                "whole",
+                "episodes of %s have up to %d steps and are truncated after num_steps = %d: --num-steps %d collects "
+                "whole episodes",
                 self._environment.id,
                 limit,
                 options.num_steps,
@@ -336,7 +336,7 @@ class Program:
         if whole and demonstrations.lengths.max() > options.num_steps:
             raise ConfigError(
                 f"{demonstrations.source} has episodes of up to {demonstrations.lengths.max()} steps, and batch = "
-                f"episodes takes them whole: --num-steps {demonstrations.lengths.max()} or more"
+                f"episodes needs whole episodes: give --num-steps {demonstrations.lengths.max()} or more"
             )
         rollout = demonstrations.rollout(demonstrations.num_episodes) if whole else demonstrations.rollout()
         # Only the kind of distribution matters here, not its numbers.

@@ -50,9 +50,9 @@ def sweep(
 
     Gives one `Run` per combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
     reported and compared by itself; its numbers are those of that run trained alone, up to rounding. After Ctrl-C
-    `resume_sweep` goes on with everything that is unfinished.
+    `resume_sweep` continues everything that is unfinished.
 
-    Raises ConfigError for a field that there is not or that can't be varied (the seeds), and for values that are out
+    Raises ConfigError for a field that is unknown or can't be varied (the seeds), and for values that are out
     of range or given twice; RunError when `run_dir` exists; TrainingFailed, after all others have been trained, when
     some combination can't be trained to its end.
     """
@@ -99,7 +99,7 @@ def resume_sweep(
     trust_environment: bool = False,
     notify: Notify = logger.info,
 ) -> list[Run]:
-    """Go on with everything in a sweep that is unfinished.
+    """Continue everything in a sweep that is unfinished.
 
     run_dir: the directory of the sweep. env, rule: needed only for a sweep that was started from Python with objects
         that a file can't name; the rule with the values of what is not varied.

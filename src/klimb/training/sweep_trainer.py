@@ -252,8 +252,8 @@ class SweepTrainer:
         deciding = deciding or names
         self._shared -= set(deciding)
         self._notify(
-            f"sweep        {rule_name(group[0].config.rule)} decides by {', '.join(deciding)} what it does: each value "
-            "has a program of its own"
+            f"sweep        the program of {rule_name(group[0].config.rule)} depends on {', '.join(deciding)}: each "
+            "value is compiled separately"
         )
         raise _NotShared
 

@@ -223,7 +223,7 @@ def test_ppo_with_a_penalty_climbs_what_the_fixed_penalty_climbs(problem, direct
         (DualDescent, {"initial_multiplier": -1}, "initial_multiplier = -1: .*greater than or equal to 0"),
         (DualDescent, {"divergence": "js"}, "divergence = 'js': .*'kl_old_new', 'kl_new_old' or 'tv'"),
         (PPO, {"penalty": "l2"}, "penalty = 'l2': .*'clip' or 'kl'"),
-        (PPO, {"kl_coef_range": (10.0, 1.0)}, "kl_coef_range = 10 1 is no range: give the smaller number first"),
+        (PPO, {"kl_coef_range": (10.0, 1.0)}, "kl_coef_range = 10 1 is not a range: give the smaller number first"),
         (PPO, {"kl_coef_range": (0.0, 1.0)}, "kl_coef_range.0 = 0.0: .*greater than 0"),
     ],
 )

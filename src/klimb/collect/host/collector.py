@@ -159,7 +159,7 @@ class VectorCollector:
             self._stepping.restore({name: captured[name] for name in ("states", "obs")})
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise RunError(
-                f"the checkpoint does not say where the environments stood ({type(error).__name__})"
+                f"the checkpoint does not contain the state of the environments ({type(error).__name__})"
             ) from None
 
     def collect(self, keys: Key[Array, " K"], policy: PyTree) -> tuple[Rollout, EpisodeSummary]:

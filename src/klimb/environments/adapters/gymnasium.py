@@ -80,7 +80,7 @@ class GymnasiumEnvironment(HostEnvironment):
         made = make()
         if not isinstance(made, gym.Env):
             raise ConfigError(
-                f"{name}: the function that makes it returned {returns.described(made)}, which is no gymnasium.Env"
+                f"{name}: the function that makes it returned {returns.described(made)}, which is not a gymnasium.Env"
             )
         image, env = image_shape(made.observation_space), flattened(made)
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)

@@ -17,7 +17,7 @@ from klimb.environments.control.runge_kutta import runge_kutta
 
 @dataclass(frozen=True)
 class Acrobot(ClassicControl):
-    """Gymnasium's Acrobot-v1, step by step.
+    """The same environment as Gymnasium's Acrobot-v1.
 
     Physics: angle θ₁ of the first link from hanging and θ₂ of the second from the first [rad], in [−π, π];
     their rates [rad/s]. Actions 0, 1, 2 are elbow torques −1, 0, 1 [N m] times `max_torque`.

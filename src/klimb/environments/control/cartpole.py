@@ -16,7 +16,7 @@ from klimb.environments.base import ClassicControl
 
 @dataclass(frozen=True)
 class CartPole(ClassicControl):
-    """Gymnasium's CartPole-v1, step by step.
+    """The same environment as Gymnasium's CartPole-v1.
 
     Physics: cart position x [m] and velocity ẋ [m/s], pole angle θ from upright [rad] and rate θ̇ [rad/s].
 

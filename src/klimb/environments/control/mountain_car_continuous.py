@@ -17,7 +17,7 @@ from klimb.environments.base import ClassicControl
 
 @dataclass(frozen=True)
 class MountainCarContinuous(ClassicControl):
-    """Gymnasium's MountainCarContinuous-v0, step by step (Moore 1990).
+    """The same environment as Gymnasium's MountainCarContinuous-v0 (Moore 1990).
 
     Physics: position p and velocity v per step, in the task's own units; the track's height is sin 3p.
 

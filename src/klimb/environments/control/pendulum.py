@@ -17,7 +17,7 @@ from klimb.environments.base import ClassicControl
 
 @dataclass(frozen=True)
 class Pendulum(ClassicControl):
-    """Gymnasium's Pendulum-v1, step by step.
+    """The same environment as Gymnasium's Pendulum-v1.
 
     Physics: angle θ from upright [rad], not wrapped, and rate θ̇ [rad/s]. Action: torque u [N m], clipped.
 

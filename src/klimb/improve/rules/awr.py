@@ -1,4 +1,4 @@
-"""AWR: weighted maximum likelihood of the actions with the weights e^{A/β}, β fixed."""
+"""AWR: maximum likelihood of the actions with weights e^{A/β}, with a fixed temperature β."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from klimb.types import Batch, Metric, UpdateInfo
 class AWR:
     """Advantage-weighted regression (Peng et al. 2019): maximise mean min(e^{Â/β}, w_max) log π_θ(a|s).
 
-    Without the clip its optimum is π e^{A/β}/Z, the maximum of E_{π'}[A] − β KL(π'‖π): the multiplier is fixed, as in
-    `KLPenalty`, but the penalised problem is solved in closed form first and the policy fitted to its solution.
+    Without the clip its optimum is π e^{A/β}/Z, the maximum of E_{π'}[A] − β KL(π'‖π): the multiplier is fixed,
+    as in `KLPenalty`, but here the penalised problem is solved in closed form and the policy is fitted to the solution.
     """
 
     temperature: Positive = 1.0
-    """β: penalty coefficient of KL(π'‖π), per nat; with a small β only the best actions have a weight."""
+    """β: penalty coefficient of KL(π'‖π), per nat; the smaller it is, the more the largest advantages count."""
     max_weight: Positive = 20.0
-    """w_max: weights are clipped to it."""
+    """w_max: maximum weight; larger ones are clipped."""
     learning_rate: Positive = 1e-3
     """Adam's step size."""
     epochs: Count = 10
@@ -45,7 +45,7 @@ class AWR:
             num_minibatches=self.num_minibatches,
             metrics={
                 "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
-                "clipped_weights": Metric("Clipped weights", "fraction of rows whose weight was clipped"),
+                "clipped_weights": Metric("Clipped weights", "fraction of samples whose weight was clipped"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
         )

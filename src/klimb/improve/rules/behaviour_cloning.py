@@ -32,24 +32,24 @@ class CloningState(NamedTuple):
 
 @checked
 class BehaviourCloning:
-    """maximise mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent per step.
+    """Maximises mean log π_θ(a|s) over demonstrations: one epoch of minibatch ascent per step.
 
     The full log-likelihood for every kind of distribution (for a Gaussian with fixed σ that is the squared error). An
-    epoch that raises the likelihood of the held-out episodes is accepted. Else the best policy so far is returned and
-    training continues, until `holdout_patience` epochs in a row have not raised it. Advantages and behaviour log-probs
-    are not used.
+    epoch that raises the likelihood of the held-out episodes is accepted. Otherwise the best policy so far is returned
+    and training continues, until `holdout_patience` epochs in a row have not raised it. Advantages and behaviour
+    log-probs are not used.
     """
 
     learning_rate: Positive = 1e-3
     """Adam's step size."""
     minibatch_size: Count = 256
-    """Rows per gradient step."""
+    """Samples per gradient step."""
     max_epochs: Count = 200
     """Maximum number of passes over the demonstrations."""
     holdout: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Fraction of the episodes (of the rows, if there is one episode) held out; 0 accepts every epoch."""
+    """Fraction of the episodes (of the samples, if there is one episode) held out; 0 accepts every epoch."""
     holdout_patience: Count = 10
-    """Epochs without a higher held-out likelihood after which training ends."""
+    """Number of epochs in a row without a higher held-out likelihood after which the training ends."""
     max_grad_norm: Positive | None = None
     """Maximum global norm of the gradient; none does not clip."""
 
@@ -61,8 +61,10 @@ class BehaviourCloning:
             uses_critic=False,
             watched=("held_out_log_likelihood", "waited"),
             metrics={
-                "log_likelihood": Metric("Log-likelihood", "nats per row on the episodes trained on"),
-                "held_out_log_likelihood": Metric("Held-out log-likelihood", "nats per row on the episodes held out"),
+                "log_likelihood": Metric("Log-likelihood", "nats per sample on the episodes trained on"),
+                "held_out_log_likelihood": Metric(
+                    "Held-out log-likelihood", "nats per sample on the episodes held out"
+                ),
                 "waited": Metric("Epochs without gain", "passes since the held-out likelihood last rose"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },

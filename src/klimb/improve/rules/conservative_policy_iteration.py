@@ -1,4 +1,4 @@
-"""Conservative policy iteration: a mixture of the policy and a better one, in the share that a lower bound allows."""
+"""Conservative policy iteration: a mixture of the policy and a better one, whose share a lower bound can choose."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ MAX_BACKTRACKS = 10
 class ConservativePolicyIteration:
     """Conservative policy iteration (Kakade and Langford 2002): π ← (1 − α) π + α π'.
 
-    π' is the penalised optimum π e^{Â/λ}/Z, fitted by weighted likelihood; towards λ = 0 it is greedy. α is fixed, or
-    the share whose lower bound on the improvement of J is largest (`mixture = None`). A mixture of two networks is no
-    network: the new policy is the π_θ that is nearest to it in the states of the batch, minimising
-    KL((1 − α) π + α π' ‖ π_θ). Softmax tables represent the mixture exactly.
+    π' is the penalised optimum π e^{Â/λ}/Z, fitted by weighted likelihood; for λ → 0 it is greedy. α is fixed, or
+    maximises the lower bound on the improvement of J (`mixture = None`). A mixture of two networks is not a network
+    of the same form: the new policy is the π_θ that minimises KL((1 − α) π + α π' ‖ π_θ) over the states of the batch.
+    Softmax tables represent the mixture exactly.
     """
 
     mixture: Fraction | None = 0.5
-    """α: share of the better policy; none takes the one of the largest lower bound, at most 0.41 (1 − γ)/γ."""
+    """α: weight of the better policy; none maximises the lower bound, which gives at most 0.41 (1 − γ)/γ."""
     temperature: Positive = 1.0
-    """λ of the better policy, in units of the advantage: towards 0 it is the greedy one."""
+    """λ of the better policy, in units of the advantage; for λ → 0 that policy is greedy."""
     learning_rate: Positive = 1e-3
     """Adam's step size in the fit of the better policy."""
     epochs: Count = 10
@@ -45,11 +45,11 @@ class ConservativePolicyIteration:
     num_minibatches: Count = 4
     """Minibatches per pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
-    """Maximum global norm of that fit's gradient; none does not clip."""
+    """Maximum global norm of the gradient in the fit of the better policy; none does not clip."""
     projection_steps: Count = 3
-    """Natural gradient steps towards the mixture."""
+    """Number of natural gradient steps towards the mixture."""
     damping: NonNegative = 1e-2
-    """η added to the diagonal of the Fisher matrix in their solves."""
+    """η added to the diagonal of the Fisher matrix in the projection."""
     cg_iterations: Count = 10
     """Maximum number of Fisher-vector products per solve."""
 

@@ -32,7 +32,7 @@ class DualState(NamedTuple):
 
 @checked
 class DualDescent:
-    """The constrained surrogate, maximise Ā(θ') subject to D(θ', θ) ≤ ε, through its Lagrangian.
+    """Maximises the surrogate Ā(θ') subject to D(θ', θ) ≤ ε, through the Lagrangian.
 
     Alternates θ' ← a few epochs of ascent on Ā(θ') − λ (D(θ', θ) − ε), which need not reach the maximum, with
     λ ← max(0, λ + α (D − ε)). λ is kept from one iteration to the next, so D is above ε in some iterations and

@@ -21,7 +21,7 @@ from klimb.types import Batch, Metric, UpdateInfo
 class KLPenalty:
     """The constrained surrogate with its multiplier λ fixed in advance.
 
-    maximise Ā(θ') − λ mean KL by a few epochs of minibatch ascent, Ā = mean (π_θ'/π_θ − 1) Â. The KL that results
+    Maximises Ā(θ') − λ mean KL by a few epochs of minibatch ascent, Ā = mean (π_θ'/π_θ − 1) Â. The KL that results
     depends on λ and on the batch and is not limited; `DualDescent` adapts λ to keep a limit.
     """
 

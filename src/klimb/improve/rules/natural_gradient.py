@@ -25,15 +25,15 @@ from klimb.types import Batch, Metric, Status, UpdateInfo
 class NaturalGradient:
     """One step θ' = θ + α F⁻¹ g on the linearised surrogate (Kakade 2001), without a line search.
 
-    α = √(2ε / gᵀF⁻¹g) makes the KL ε to second order; a fixed `learning_rate` replaces it. For comparison,
-    `normalised` limits the distance between parameters instead, ‖θ' − θ‖² ≤ ε: the plain gradient with
-    α = √(ε / ‖g‖²).
+    With α = √(2ε / gᵀF⁻¹g) the KL is ε to second order; a fixed `learning_rate` replaces this α. For comparison, the
+    option `normalised` limits the distance between parameters instead, ‖θ' − θ‖² ≤ ε, which gives the plain gradient
+    with α = √(ε / ‖g‖²).
     """
 
     epsilon: Positive = 0.01
     """ε: the KL aimed at, in nats; with `normalised` the squared length of the step."""
     learning_rate: Positive | None = None
-    """A fixed α; none derives it from ε."""
+    """α, if it is fixed; none computes it from ε."""
     normalised: bool = False
     """Plain gradient, scaled to a fixed length, instead of the natural gradient."""
     solver: Solver = "cg"

@@ -32,22 +32,22 @@ from klimb.types import Batch, Metric, Mixture, UpdateInfo
 class OffPolicyGradient:
     """θ ← θ + α mean w_t ∇log π_θ(a_t|s_t) Â_t, w the importance weight of π_θ relative to the behaviour policy π_β.
 
-    trajectory     w = Π_t ρ_t over the whole trajectory: unbiased, small effective sample size
-    per_decision   w_t = Π_{t' ≤ t} ρ_t', and in Â_t every reward is weighted by the ratios up to its step: the
-                   causal form, also unbiased
-    per_step       w_t = ρ_t: drops the ratio of the state distributions; biased, low variance (the common form)
+    - trajectory: w = Π_t ρ_t over the whole trajectory. Unbiased, small effective sample size.
+    - per_decision: w_t = Π_{t' ≤ t} ρ_t', and in Â_t every reward is weighted by the ratios up to its step. The causal
+    form, also unbiased.
+    - per_step: w_t = ρ_t, without the ratio of the state distributions. Biased, low variance; the common form.
 
-    with ρ_t = π_θ(a_t|s_t)/π_β(a_t|s_t) computed again for every gradient step. The data is the last batch, or the
-    last `history` batches, and demonstrations if the run has them. Trajectories are episodes, or the parts of them
-    in a rollout. Without a trajectory (`Batch.trajectory` None) every row is a trajectory of one step.
+    The ratios ρ_t = π_θ(a_t|s_t)/π_β(a_t|s_t) are computed again for every gradient step. The data is the last batch,
+    or the last `history` batches, and demonstrations if the run has them. Trajectories are episodes, or the parts of
+    episodes in a rollout. Without a trajectory (`Batch.trajectory` None) every row is a trajectory of one step.
     """
 
     weighting: Weighting = "per_step"
     """trajectory, per_decision or per_step."""
     behaviour: Literal["recorded", "mixture"] = "recorded"
-    """π_β. recorded: the policy that took the action; mixture: that of all that took one here (balance heuristic)."""
+    """π_β. recorded: the policy that collected the sample; mixture: of all policies in the data (balance heuristic)."""
     history: Annotated[int, Field(ge=1, le=2**10)] = 1
-    """Batches kept and learned from: the last one, or the last K."""
+    """Number of batches to learn from: the last K."""
     gradient_steps: Count = 10
     """Maximum number of gradient steps per batch, each on the whole batch."""
     min_ess: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -55,7 +55,7 @@ class OffPolicyGradient:
     self_normalise: bool = False
     """Divide the weights by their mean: less variance, some bias."""
     max_weight: Positive | None = None
-    """Truncate weights (and the ratios inside per-decision advantages) at this; none does not truncate."""
+    """Maximum weight (and ratio inside per-decision advantages), larger ones are truncated; none does not truncate."""
     learning_rate: Positive = 1e-3
     """α: step size of the optimiser."""
     optimizer: OptimizerKind = "adam"

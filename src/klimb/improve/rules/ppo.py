@@ -36,11 +36,11 @@ class PPOState(NamedTuple):
 class PPO:
     """Proximal policy optimisation (Schulman et al. 2017), by clipping or by an adaptive KL penalty.
 
-    penalty = clip   maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy,   ρ = π_θ(a|s)/π_old(a|s)
-    penalty = kl     maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy; after each batch λ doubles
-                     if the KL is above 1.5 target_kl and halves if it is below target_kl / 1.5
+    - penalty = clip: maximise mean min(ρ Â, clip(ρ, 1 − ε, 1 + ε) Â) + ent_coef · entropy, ρ = π_θ(a|s)/π_old(a|s).
+    - penalty = kl: maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy. After each batch λ doubles if the
+    KL is above 1.5 target_kl and halves if it is below target_kl / 1.5.
 
-    Neither enforces a limit on the KL. With kl_direction = new_old, KL(π_θ‖π_old) is penalised and aimed at instead.
+    Neither enforces a limit on the KL. With kl_direction = new_old, KL(π_θ‖π_old) takes the place of KL(π_old‖π_θ).
     """
 
     learning_rate: Positive = 3e-4
@@ -58,9 +58,9 @@ class PPO:
     max_grad_norm: Positive | None = 0.5
     """Maximum global norm of the gradient; none does not clip."""
     target_kl: Positive | None = None
-    """Mean KL in nats. clip: stops the epochs above it (none: never); kl: target of λ (none: 0.01)."""
+    """Mean KL in nats. clip: stop the epochs above it (none: never); kl: λ is adapted to reach it (none: 0.01)."""
     kl_direction: KLDirection = "old_new"
-    """The KL that is penalised, or that target_kl is for. old_new: KL(π_old‖π_new); new_old: KL(π_new‖π_old)."""
+    """The KL that is penalised or compared with target_kl. old_new: KL(π_old‖π_new); new_old: KL(π_new‖π_old)."""
     kl_coef: Positive = 1.0
     """λ of the KL penalty on the first batch."""
     kl_coef_range: tuple[Positive, Positive] = (1e-3, 1e3)
@@ -72,7 +72,7 @@ class PPO:
     def _ordered(self) -> PPO:
         smallest, largest = self.kl_coef_range
         if smallest > largest:
-            raise ValueError(f"kl_coef_range = {smallest:g} {largest:g} is no range: give the smaller number first")
+            raise ValueError(f"kl_coef_range = {smallest:g} {largest:g} is not a range: give the smaller number first")
         return self
 
     @property
@@ -82,7 +82,9 @@ class PPO:
             kl=KLLimit(self._target_kl, direction=self.kl_direction),
             num_minibatches=self.num_minibatches,
             metrics={
-                "clip_fraction": Metric("Clip fraction", "fraction of rows whose ratio ended outside the clip range"),
+                "clip_fraction": Metric(
+                    "Clip fraction", "fraction of samples whose ratio ended outside the clip range"
+                ),
                 "epochs_done": Metric("Epochs", "passes over the batch, including the one that exceeded target_kl"),
                 "multiplier": Metric("Multiplier", "λ, the adapted penalty coefficient of the KL (penalty = kl)"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),

@@ -1,4 +1,4 @@
-"""REPS: weighted maximum likelihood of the actions with the weights e^{A/η}, η from a limit on their KL."""
+"""REPS: maximum likelihood of the actions with weights e^{A/η}, η chosen so that the weights keep a KL limit."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from klimb.types import Batch, Metric, UpdateInfo
 class REPS:
     """Relative entropy policy search (Peters, Mülling and Altün 2010), on advantages.
 
-    max over p' of E_{p'}[Â] subject to KL(p'‖p) ≤ ε, p the distribution of states and actions in the batch, is reached
-    at p' ∝ p e^{Â/η}, η the minimum of the dual g(η) = ηε + η log E_p[e^{Â/η}]. The dual is solved on every batch;
-    the policy is then fitted by maximising mean e^{Â/η} log π_θ(a|s).
+    The maximum over p' of E_{p'}[Â] subject to KL(p'‖p) ≤ ε, p the distribution of states and actions in the batch, is
+    reached at p' ∝ p e^{Â/η}, where η minimises the dual g(η) = ηε + η log E_p[e^{Â/η}]. The dual is solved on every
+    batch; the policy is then fitted by maximising mean e^{Â/η} log π_θ(a|s).
 
     The paper's dual has a second variable, the parameters of a value function that makes p' a stationary distribution
-    on average. Here Â comes with the critic's value subtracted, and that constraint is left out.
+    on average. That constraint is left out here; the critic's value is already subtracted in Â.
     """
 
     epsilon: Positive = 0.5
-    """ε: limit on the KL of the weighted rows from the batch, in nats; it bounds the mean KL(π'‖π) over them."""
+    """ε: limit on the KL between the weighted samples and the batch, in nats; it bounds the mean KL(π'‖π) over them."""
     learning_rate: Positive = 1e-3
     """Adam's step size."""
     epochs: Count = 10
@@ -48,7 +48,7 @@ class REPS:
                 "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
                 "temperature": Metric("Temperature", "η, the minimiser of the dual, in units of the advantage per nat"),
                 "dual": Metric("Dual", "g(η), the largest gain that the limit allows, in units of the advantage"),
-                "weight_kl": Metric("KL of the weights", "KL of the weighted rows from the batch, in nats"),
+                "weight_kl": Metric("KL of the weights", "KL between the weighted samples and the batch, in nats"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
             },
         )

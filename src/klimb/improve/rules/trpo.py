@@ -28,7 +28,7 @@ from klimb.types import Batch, Metric, Status, UpdateInfo
 class TRPO:
     """Trust region policy optimisation (Schulman et al. 2015).
 
-    maximise mean (π_θ'/π_θ) Â subject to mean KL ≤ max_kl, through
+    Maximises mean (π_θ'/π_θ) Â subject to mean KL ≤ max_kl, through
     x ≈ (F + damping·I)⁻¹ g by conjugate gradient, the full step √(2 max_kl / xᵀF x) · x (undamped F: damping
     regularises the solve, not the length), and a line search on the surrogate and the KL themselves, not on their
     models. If the search finds no step, the old policy is returned bit for bit.

@@ -1,4 +1,4 @@
-"""V-MPO: weighted likelihood of the better half of the rows, within a KL that a second multiplier keeps."""
+"""V-MPO: weighted likelihood of the actions with the largest advantages; an adapted multiplier limits the KL."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class VMPOState(NamedTuple):
 class VMPO:
     """V-MPO (Song et al. 2020): maximise Σ ψ log π_θ(a|s) subject to mean KL(π‖π_θ) ≤ epsilon.
 
-    ψ ∝ e^{Â/η} on the rows of the largest advantages, 0 on the others; η is the minimum of the dual of a limit on the
-    KL of ψ from equal weights. The limit on the policy has the multiplier α, which is moved after every batch.
+    ψ ∝ e^{Â/η} on the samples with the largest advantages and 0 on the others; η minimises the dual of a limit on the
+    KL between ψ and equal weights. The limit on the policy has the multiplier α, which is updated after every batch.
     """
 
     epsilon_temperature: Positive = 0.1
-    """ε_η: limit on the KL of the weights ψ from equal weights on the same rows, in nats; η follows from it."""
+    """ε_η: limit on the KL between the weights ψ and equal weights, in nats; it determines η."""
     top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Fraction of the rows that are used, those of the largest advantages."""
+    """Fraction of the samples that is used: those with the largest advantages."""
     epsilon: Positive = 0.01
-    """Limit on the mean KL(π_old‖π_new), in nats; α follows from it."""
+    """Limit on the mean KL(π_old‖π_new), in nats; α is adapted to keep it."""
     initial_multiplier: Positive = 1.0
     """α before the first update."""
     multiplier_learning_rate: Positive = 20.0
@@ -59,7 +59,9 @@ class VMPO:
     def traits(self) -> Traits:
         metrics = {
             "temperature": Metric("Temperature", "η, the minimiser of the dual, in units of the advantage per nat"),
-            "weight_kl": Metric("KL of the weights", "KL of the weighted rows from the rows that are used, in nats"),
+            "weight_kl": Metric(
+                "KL of the weights", "KL between the weights and equal weights on the samples used, in nats"
+            ),
             "multiplier": Metric("Multiplier", "α, the penalty coefficient of KL(π_old‖π_new) in the fit"),
             "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
         }

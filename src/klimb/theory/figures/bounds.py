@@ -110,10 +110,10 @@ def draw(data: Bounds) -> Figure:
     text = f"{len(data.random)} random problems, $\\epsilon={data.epsilon:g}$"
     style.label(left, text, float(time[-1] - 1), height, style.BLUE, ha="right", fontsize=12)
     at = int(0.7 / data.epsilon)
-    text = "every wrong action\nis for good"
+    text = "no wrong action\ncan be undone"
     style.label(right, text, at + 1.5, data.corridor[at] - 0.03, style.BLUE, fontsize=12, va="top", linespacing=1.3)
-    left.set_title("States that mix forget most of the difference")
-    right.set_title("One wrong action, and no way back: the bound is tight")
+    left.set_title("If states mix, most of the difference disappears")
+    right.set_title("If no wrong action can be undone, the bound is tight")
     left.set_ylabel(r"$\mathrm{TV}(p^t_{\pi'},\,p^t_{\pi})$")
     return figure
 

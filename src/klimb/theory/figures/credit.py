@@ -65,7 +65,7 @@ WALKING = Example(
     ),
 )
 FORWARDS = Example(
-    "The same reward, another batch: all of them get forwards",
+    "The same reward, another batch, in which all move forwards",
     (
         Episode("falls forwards", "UUFF", (0.0, 0.3, 1.1, 0.6)),
         Episode("slowly stumbles forwards", "USSSSSSS", (0.1, 0.3, 0.2, 0.4, 0.2, 0.3, 0.4, 0.2)),

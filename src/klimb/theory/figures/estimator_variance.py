@@ -148,7 +148,7 @@ def draw(data: EstimatorVariance) -> Figure:
     _name_rows(axes, colours)
     axes.set_xlim(left, 6 * data.variance.max())
     axes.set_xlabel(f"variance of the estimate of $\\nabla J$ from {data.episodes} episodes  (trace of its covariance)")
-    about = f"5 states, 3 actions, {data.horizon} steps\nof about 1 reward each"
+    about = f"5 states, 3 actions, {data.horizon} steps\nwith rewards of about 1\n±: 95 % interval"
     place: dict[str, Any] = {
         "transform": axes.transAxes,
         "ha": "right",

@@ -61,7 +61,7 @@ class PolicyIteration:
 
 
 def problem() -> TabularMDP:
-    """In state 0: 0.4 a step, the way to state 1, or nothing. State 1 is worth 1 a step to who takes its first action.
+    """In state 0: 0.4 per step, the way to state 1, or nothing. In state 1 the first action gives 1 per step.
 
     Its other two actions cost 1 and lead back, so that state 1 has to be learned before the way to it looks good.
     """
@@ -136,7 +136,7 @@ def summary(data: PolicyIteration) -> list[str]:
 
     def arrival(name: str) -> str:
         arrived = data.objective[name] - start >= 0.95 * (data.optimal - start)
-        return str(int(np.argmax(arrived))) if arrived.any() else f"not in {last}"
+        return str(int(np.argmax(arrived))) if arrived.any() else f"not reached in {last}"
 
     def of_all(value: Callable[[str], str]) -> str:
         return ", ".join(f"{member.name} {value(name)}" for name, member in MEMBERS.items())
@@ -174,7 +174,7 @@ def _draw_triangle(axes: Axes, data: PolicyIteration) -> None:
     axes.plot(*start, "o", color=style.INK, markersize=8, markeredgecolor="white", zorder=6)
     style.annotate(axes, "start", tuple(start), (10.0, 4.0), style.INK)
     for text, corner, offset in (
-        ("0.4 a step", CORNERS[0], (0, -16)),
+        ("0.4 per step", CORNERS[0], (0, -16)),
         ("to state 1", CORNERS[1], (0, -16)),
         ("nothing", CORNERS[2], (0, 10)),
     ):

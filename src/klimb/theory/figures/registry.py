@@ -20,17 +20,19 @@ class Entry(NamedTuple):
 FIGURES = {
     "fields": Entry("fields", "vanilla and natural gradient fields of the linear-quadratic example"),
     "constraint-sets": Entry("constraint_sets", "the circle, the Fisher ellipse and the true KL contours at one θ"),
-    "kl-directions": Entry("kl_directions", "one Gaussian fitted to two modes: KL(p‖q) covers, KL(q‖p) seeks"),
-    "estimator-variance": Entry("estimator_variance", "the noise of the policy gradient, by estimator, measured"),
-    "credit": Entry("credit", "what a policy gradient encourages: the weight of every step, by estimator"),
+    "kl-directions": Entry("kl_directions", "one Gaussian fitted to two modes: KL(p‖q) covers both, KL(q‖p) picks one"),
+    "estimator-variance": Entry(
+        "estimator_variance", "measured variance of the policy gradient estimate, by advantage estimator"
+    ),
+    "credit": Entry("credit", "weight of each step in the policy gradient, by advantage estimator"),
     "bounds": Entry("bounds", "shift of the state distribution between two policies, against 1 − (1 − ε)ᵗ and εt"),
-    "tightrope": Entry(
-        "tightrope", "a walker who can't get back on the rope: mistakes grow as εT², against the bounds"
-    ),
+    "tightrope": Entry("tightrope", "a tightrope walker: mistakes grow as εT², with the bounds for comparison"),
     "policy-iteration": Entry(
-        "policy_iteration", "one family, from policy iteration through π e^{A/λ} to the gradient"
+        "policy_iteration", "from policy iteration to the policy gradient: updates π e^{A/λ} for several λ"
     ),
-    "trust-region": Entry("trust_region", "surrogate, true improvement and guarantee along the natural direction"),
+    "trust-region": Entry(
+        "trust_region", "surrogate, true improvement and guaranteed improvement along the natural gradient"
+    ),
 }
 """By the name on the command line."""
 

@@ -129,7 +129,7 @@ def ppo_clip_is_lower_bound(p: Problem) -> Sides:
     return jnp.minimum(ratio * advantage, clipped * advantage), ratio * advantage
 
 
-@CONSTRAINED.equal("PPO's penalty", "λ doubles for D > 1.5 ε, halves for D < ε/1.5, and else does not change")
+@CONSTRAINED.equal("PPO's penalty", "λ doubles for D > 1.5 ε, halves for D < ε/1.5, and otherwise does not change")
 def ppo_penalty_adaptation(p: Problem) -> Sides:
     divergence = jnp.array([0.0151, 0.0149, 0.01, 0.0067, 0.0066])
     adapted = jnp.stack([adapt(jnp.ones(()), d, EPSILON, (1e-6, 1e6)) for d in divergence])

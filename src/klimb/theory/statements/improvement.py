@@ -89,19 +89,19 @@ def guaranteed_improvement(p: Problem) -> Sides:
     return gap, -bounds.improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
 
 
-@IMPROVEMENT.at_most("guarantee, linear", "… ≤ 2 C ε γ/(1 − γ)²")
+@IMPROVEMENT.at_most("guarantee, linear", "|J(π') − J(π) − Ā(π')| ≤ 2 C ε γ/(1 − γ)²")
 def guaranteed_improvement_linear(p: Problem) -> Sides:
     gap, worst = _gap(p), p.worst_gain
     return gap, -bounds.linear_improvement_bound(0.0, worst, _epsilon(p), p.mdp.gamma)
 
 
-@IMPROVEMENT.at_most("guarantee without C", "… ≤ 4 ε max|A^π| Σ_t γᵗ (1 − (1 − ε)ᵗ)")
+@IMPROVEMENT.at_most("guarantee without C", "|J(π') − J(π) − Ā(π')| ≤ 4 ε max|A^π| Σ_t γᵗ (1 − (1 − ε)ᵗ)")
 def guaranteed_improvement_without_worst_gain(p: Problem) -> Sides:
     estimate = bounds.worst_gain_bound(_epsilon(p), jnp.max(jnp.abs(p.advantages)))
     return _gap(p), -bounds.improvement_bound(0.0, estimate, _epsilon(p), p.mdp.gamma)
 
 
-@IMPROVEMENT.at_most("guarantee on average", "… ≤ (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_t}[TV]")
+@IMPROVEMENT.at_most("guarantee on average", "|J(π') − J(π) − Ā(π')| ≤ (2γC/(1 − γ)) Σ_t γᵗ E_{s∼p_t}[TV]")
 def guaranteed_improvement_average(p: Problem) -> Sides:
     summed = p.occupancy @ state_variation(p.pi, p.new)
     worst = p.worst_gain
