@@ -287,7 +287,7 @@ def test_evaluate_exactly(capsys):
     assert exact["optimal"] == pytest.approx(0.5420259320)
     assert 0 < exact["sampled"] < exact["optimal"]
     assert main(["evaluate", "lake", "--episodes", "2", "--exact"]) == 0
-    assert f"discounted return {exact['sampled']:.4f} sampling" in capsys.readouterr().out
+    assert f"discounted return {exact['sampled']:.4f} with sampled actions" in capsys.readouterr().out
 
 
 def test_resume_of_a_finished_run_changes_nothing(run_dir, capsys):

@@ -302,9 +302,13 @@ def test_but_not_trained_with(words, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_configuration_gives_what_is_not_typed(tmp_path, capsys):
     """The rule may be typed, and the environment come from the file: under its gate."""
-    options = TrainOptions(env_steps=32, num_envs=2, num_steps=16, hidden=(4,), critic_num_minibatches=1)
+    options = TrainOptions(
+        env_steps=32, num_envs=2, num_steps=16, hidden=(4,), critic_num_minibatches=1, eval_episodes=0
+    )
     Path("config.toml").write_text(RunConfig("CartPole-v1", RULES["ppo"](), options).to_toml())
-    words = ["--config", "config.toml", "--run-dir", "run", "--eval-episodes", "0"]
+    words = ["--config", "config.toml", "--run-dir", "run"]
+    assert main(["train", *words, "--num-envs", "1", "reinforce"]) == 2
+    assert "the rule comes before the flags: reinforce --config config.toml" in capsys.readouterr().err
     assert main(["train", *words, "reinforce"]) == 0
     assert 'name = "reinforce"' in Path("run/config.toml").read_text()
     Path("config.toml").write_text(RunConfig("no_such_module:X-v0", RULES["ppo"](), options).to_toml())

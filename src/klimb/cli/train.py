@@ -87,7 +87,10 @@ def configuration(arguments: TrainArguments) -> tuple[RunConfig, Path | None]:
 
     arguments: with the rule.
     """
-    file = arguments.run.config
+    file, typed, rule = arguments.run.config, arguments.rule_name, arguments.rule
+    if typed is not None and not isinstance(rule, rule_class(typed)):
+        # Behind flags it was read too late to decide which rule is trained.
+        raise ConfigError(f"the rule comes before the flags: {typed} --config {file} …")
     if arguments.env is None and file is not None:
         return RunConfig(RunConfig.read(file).env, arguments.rule, arguments.training), file
     return RunConfig(arguments.env, arguments.rule, arguments.training), None
