@@ -76,6 +76,7 @@ def test_a_reader_that_goes_away_is_no_failure_of_a_command_that_only_prints(com
     assert (done.returncode, done.stderr) == (status, "")
 
 
+@pytest.mark.slow
 def test_lines_to_type_again_are_quoted(capsys):
     """With a space in a name every line that is printed is one that a shell understands."""
     run = ["--run-dir", "my runs/one"]
@@ -97,6 +98,7 @@ def command_in(out: str, name: str) -> list[str]:
     return shlex.split(next(line for line in out.splitlines() if line.startswith(name)).removeprefix(name))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_in_a_folder_with_a_space(monkeypatch, capsys):
     """The line of Ctrl-C, which comes from the training itself."""
 

@@ -236,6 +236,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_says_how_to_go_on_too(tmp_path):
     directory = tmp_path / "my runs" / "one"
