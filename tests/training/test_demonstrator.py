@@ -60,7 +60,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(known, file, tmp_p
         (dataclasses.replace(MIXTURE, history=1), {"demonstrations": known}, ConfigError, "demonstrator = cloned"),
         (MIXTURE, {"demonstrator": "cloned"}, ConfigError, "there are none"),
         (TRPO(), {"demonstrator": "cloned"}, ConfigError, "there are none"),
-        (BehaviourCloning(), {"demonstrations": file, "demonstrator": "cloned"}, ConfigError, "needs no demonstrator"),
+        (BehaviourCloning(), {"demonstrations": file, "demonstrator": "cloned"}, ConfigError, "not use demonstrator"),
     ]
     for rule, options, error, line in cases:
         with pytest.raises(error, match=line):

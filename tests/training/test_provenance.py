@@ -169,7 +169,7 @@ def test_a_damaged_file_stops_no_resume_and_is_one_line_elsewhere(run, capsys, c
         klimb.write_report(run)
     entry = observe("resume", klimb.make("CartPole-v1"), iteration=7)
     RunDirectory.open(run).add_provenance(entry)
-    assert "begins again" in caplog.text
+    assert "a new record of the provenance is started" in caplog.text
     assert read_provenance(run) == [entry]
 
 
