@@ -25,7 +25,7 @@ from klimb.improve.rule import Rule, is_offline, traits_of
 from klimb.modules import module_of, require_trust
 from klimb.policies.networks import NetworkOptions
 from klimb.rules import RULES, UnknownRule, rule_class, rule_name
-from klimb.runs.files import require_regular
+from klimb.runs.files import TooLarge, read_limited
 
 # A configuration may be a stranger's: no size in it may ask for more than a large machine has.
 Part = TypeVar("Part")
@@ -355,12 +355,9 @@ def num_weights(sizes: Sequence[int]) -> int:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tree of a configuration file. ConfigError, with the file's name, when it can't be read or is not TOML."""
     try:
-        require_regular(path)
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE + 1)
-        if len(content) > MAX_FILE:
-            raise ConfigError(f"it is larger than any run configuration ({MAX_FILE} bytes)")
-        return parse_toml(content.decode("utf-8"))
+        return parse_toml(read_limited(path, MAX_FILE).decode("utf-8"))
+    except TooLarge:
+        raise ConfigError(f"{one_line(path)}: it is larger than any run configuration ({MAX_FILE} bytes)") from None
     except OSError as error:
         raise ConfigError(f"cannot read {one_line(path)}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from klimb.errors import RunError, one_line
 from klimb.fields import explain
-from klimb.runs.files import require_regular, write_text
+from klimb.runs.files import read_limited, write_text
 
 ENDED = "ended.json"
 MAX_FILE = 2**16
@@ -58,12 +58,7 @@ def read_ending(run_dir: Path) -> Ending | None:
     if not path.exists():
         return None
     try:
-        require_regular(path)
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE + 1)
-        if len(content) > MAX_FILE:
-            raise ValueError(f"it is larger than {MAX_FILE} bytes")
-        return TypeAdapter(Ending).validate_json(content)
+        return TypeAdapter(Ending).validate_json(read_limited(path, MAX_FILE))
     except ValidationError as error:
         reason = explain(error)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Writing files atomically: a reader sees the old contents or the new, never a part."""
+"""Files, written atomically: a reader sees the old contents or the new, never a part. They are read up to a limit."""
 
 from __future__ import annotations
 
@@ -60,6 +60,23 @@ def require_regular(path: Path) -> None:
     """OSError unless `path` is a regular file: opening a named pipe would block."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
+
+
+class TooLarge(ValueError):
+    """A file that is larger than any of its kind."""
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The contents of a file, which may be a stranger's: a pipe is not waited for, and no more than a limit is read.
+
+    path: the file. limit: in bytes. Raises OSError when it can't be read, TooLarge when it is longer.
+    """
+    require_regular(path)
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise TooLarge(f"it is larger than {limit} bytes")
+    return content
 
 
 def _flush(path: Path) -> None:

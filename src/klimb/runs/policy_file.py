@@ -32,7 +32,7 @@ from klimb.policies.observations import BoxObservations, ObservationSpec, observ
 from klimb.policies.policy import policy_of
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
-from klimb.runs.files import as_path, write_text
+from klimb.runs.files import TooLarge, as_path, read_limited, write_text
 
 Like = TypeVar("Like")
 
@@ -232,10 +232,10 @@ def _locate(path: Path, seed: int | None) -> tuple[Path, str]:
 
 def _read_description(path: Path) -> PolicyDescription:
     where = one_line(path)
-    with path.open("rb") as file:
-        content = file.read(MAX_FILE + 1)
-    if len(content) > MAX_FILE:
-        raise PolicyFileError(f"{where} is larger than any policy description ({MAX_FILE} bytes)")
+    try:
+        content = read_limited(path, MAX_FILE)
+    except TooLarge:
+        raise PolicyFileError(f"{where} is larger than any policy description ({MAX_FILE} bytes)") from None
     try:
         tree = json.loads(content.decode("utf-8"))
         match tree:

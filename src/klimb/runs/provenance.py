@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from klimb.errors import RunError, one_line
 from klimb.fields import explain
-from klimb.runs.files import require_regular, write_text
+from klimb.runs.files import read_limited, write_text
 
 PROVENANCE = "provenance.json"
 MAX_FILE = 2**20
@@ -102,12 +102,7 @@ def read_provenance(run_dir: Path) -> list[Provenance]:
     if not path.exists():
         return []
     try:
-        require_regular(path)
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE + 1)
-        if len(content) > MAX_FILE:
-            raise ValueError(f"it is larger than {MAX_FILE} bytes")
-        return _ENTRIES.validate_json(content)
+        return _ENTRIES.validate_json(read_limited(path, MAX_FILE))
     except ValidationError as error:
         reason = explain(error)
     except (OSError, ValueError) as error:
