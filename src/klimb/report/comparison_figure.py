@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from klimb.errors import RunError
 from klimb.report.comparison import Comparison, Group, default_threshold
 from klimb.report.statistics import FEW_SEEDS, Resampling, Scores, stratified_bootstrap, trailing_mean
-from klimb.theory.figures.style import WITHOUT_DATE
+from klimb.theory.figures.style import write
 
 COLOURS = ("#0072b2", "#d55e00", "#008a63", "#ad4f88", "#a87c00")
 LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
@@ -63,7 +63,7 @@ def write_figure(path: Path, comparison: Comparison, threshold: float | None, re
     try:
         with mpl.rc_context(SETTINGS):
             figure = draw(comparison, threshold, resampling)
-            figure.savefig(path, dpi=200, metadata=WITHOUT_DATE.get(path.suffix, {}))
+            write(figure, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
 

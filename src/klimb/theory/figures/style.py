@@ -129,9 +129,23 @@ def save(figure: Figure, path: Path) -> None:
     Raises ConfigError for another suffix, RunError when the file can't be written.
     """
     check_suffix(path)
-    metadata = WITHOUT_DATE.get(path.suffix, {})
     try:
         with mpl.rc_context(SETTINGS):
-            figure.savefig(path, dpi=200, metadata=metadata)
+            write(figure, path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Writes a figure under the settings in effect, without a date and with a layout that has no rounding errors.
+
+    figure: what to write. path: the file. Raises OSError.
+    """
+    # The solver of the layout adds its constraints in an order that changes between two figures of the same data, which
+    # changes the last digit of a position, and with it the ids in an SVG file.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(length, 9) for length in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
+    figure.savefig(path, dpi=200, metadata=WITHOUT_DATE.get(path.suffix, {}))
