@@ -166,6 +166,8 @@ class Batch(eqx.Module):
     `fraction_done` is the part of the training that is over, 0 to 1, for hyperparameters that are annealed.
     `advantage_scale` is the standard deviation that advantages had, in units of reward, before they were normalised.
     `gamma` is the discount per step that they were estimated with; None where it is not known.
+    `epoch_advantage` holds advantages for each of E epochs, for a rule that wants them computed anew with the values of
+    the critic at that stage of its fit (`Traits.advantage_epochs`), else None. `advantage` is then the first of them.
     """
 
     obs: Float[Array, " B *obs"] | Int[Array, " B *obs"]
@@ -178,6 +180,7 @@ class Batch(eqx.Module):
     fraction_done: Float[Array, ""] | float = 0.0
     advantage_scale: Float[Array, ""] | float = 1.0
     gamma: Float[Array, ""] | float | None = None
+    epoch_advantage: Float[Array, "E B"] | None = None
 
     def mean(self, value: Float[Array, " B"]) -> Float[Array, ""]:
         """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds."""
@@ -191,7 +194,14 @@ class Batch(eqx.Module):
             return jnp.where(jnp.reshape(counted, counted.shape + (1,) * (column.ndim - 1)), column, 0)
 
         columns: dict[str, Any] = {name: blank(getattr(self, name)) for name in _COLUMNS}
-        return dataclasses.replace(self, **columns)
+        epochs = None if self.epoch_advantage is None else jax.vmap(blank)(self.epoch_advantage)
+        return dataclasses.replace(self, **columns, epoch_advantage=epochs)
+
+    def at_epoch(self, epoch: Int[Array, ""]) -> Batch:
+        """The same batch with the advantages of an epoch; without such it is unchanged. epoch: counted from 0."""
+        if self.epoch_advantage is None:
+            return self
+        return dataclasses.replace(self, advantage=self.epoch_advantage[epoch], epoch_advantage=None)
 
     def take(self, rows: Int[Array, " b"]) -> Batch:
         """A minibatch: some of the rows, without the trajectory they came from."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import klimb
 from klimb.estimate.values import explained_variance
 from klimb.improve.critic_fit import CriticFit
 from klimb.policies.networks import Critic
@@ -109,3 +114,77 @@ def test_explained_variance_of_known_critics(make, expected):
 
 def test_explained_variance_of_constant_targets_is_undefined():
     assert np.isnan(explained_variance(jnp.arange(4.0), jnp.ones(4), jnp.ones(4)))
+
+
+def test_clipped_loss_is_the_larger_of_two_errors(critic):
+    """One Adam step per epoch of the whole batch, against the formula written out: values move from far off targets."""
+    obs, target = linear(scale=5)
+    batch, eps = batch_of(obs, target), 0.3
+    plain = CriticFit(
+        critic_learning_rate=1e-2, critic_epochs=6, critic_num_minibatches=1, normalize_value_targets=False
+    )
+    clipping = dataclasses.replace(plain, critic_clip_eps=eps)
+    theta, rebuild = klimb.flatten(critic)
+    before = critic(batch.obs)
+
+    def loss(vector):
+        value = rebuild(vector)(batch.obs)
+        inside = before + jnp.clip(value - before, -eps, eps)
+        return jnp.mean(jnp.maximum((value - batch.value_target) ** 2, (inside - batch.value_target) ** 2))
+
+    adam = optax.adam(1e-2, eps=1e-5)
+    moments = adam.init(theta)
+    for _ in range(6):
+        update, moments = adam.update(jax.grad(loss)(theta), moments)
+        theta = theta + update
+    fitted, _, _ = clipping.fit(jax.random.key(0), critic, clipping.start(critic), batch)
+    np.testing.assert_allclose(klimb.flatten(fitted).theta, theta, atol=2e-5)
+    free, _, _ = plain.fit(jax.random.key(0), critic, plain.start(critic), batch)
+    assert float(jnp.max(jnp.abs(klimb.flatten(free).theta - theta))) > 1e-3
+    wide, _, _ = dataclasses.replace(plain, critic_clip_eps=1e6).fit(
+        jax.random.key(0), critic, plain.start(critic), batch
+    )
+    np.testing.assert_allclose(klimb.flatten(wide).theta, klimb.flatten(free).theta, atol=1e-6)
+
+
+def test_targets_are_fitted_as_they_are_without_normalisation(critic):
+    unscaled = dataclasses.replace(FIT, normalize_value_targets=False)
+    obs, target = linear(offset=100, scale=30)
+    fitted, _, info = unscaled.fit(jax.random.key(0), critic, unscaled.start(critic), batch_of(obs, target))
+    assert float(fitted.target.count) == 0
+    assert float(fitted.target.mean) == 0
+    # The loss is the squared error itself, in units of reward squared.
+    assert float(info.value_loss) > 1000
+
+
+def test_rounds_compute_targets_and_advantages_anew(critic):
+    """The same as fits of one epoch each, on targets of the critic that the one before has left."""
+    obs, target = linear()
+    batch = batch_of(obs, target)
+    rounds = dataclasses.replace(FIT, critic_epochs=6, normalize_value_targets=False)
+    two = dataclasses.replace(rounds, critic_epochs=2)
+
+    def estimate(critic):
+        value = critic(batch.obs)
+        return dataclasses.replace(batch, value_target=target + 0.5 * value, advantage=target - value)
+
+    first, key = estimate(critic), jax.random.key(5)
+    after, moments, info, advantage = rounds.fit_in_rounds(key, critic, rounds.start(critic), first, 3, estimate)
+    now, state = critic, rounds.start(critic)
+    for k, key_round in enumerate(jax.random.split(key, 3)):
+        again = estimate(now)
+        np.testing.assert_allclose(advantage[k], again.advantage, atol=1e-5)
+        now, state, last = two.fit(key_round, now, state, again)
+    np.testing.assert_allclose(klimb.flatten(after).theta, klimb.flatten(now).theta, atol=1e-5)
+    assert float(info.value_loss) == pytest.approx(float(last.value_loss), rel=1e-4)
+    assert jax.tree.structure(moments) == jax.tree.structure(state)
+    assert float(jnp.max(jnp.abs(advantage[2] - advantage[0]))) > 0.05
+
+
+def test_rounds_that_end_non_finite_are_discarded(critic):
+    obs, target = linear()
+    broken = batch_of(obs, np.full_like(target, np.nan))
+    state = FIT.start(critic)
+    after, moments, _, _ = FIT.fit_in_rounds(jax.random.key(0), critic, state, broken, 2, lambda critic: broken)
+    assert eqx.tree_equal(after, critic)
+    assert eqx.tree_equal(moments, state)

@@ -1,7 +1,8 @@
-"""Fitting the critic: regression of V(s) on the value targets, after the policy's step has used the old values."""
+"""Fitting the critic: regression of V(s) on the value targets. The policy's step uses the values before the fit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -27,7 +28,7 @@ class CriticInfo(NamedTuple):
 
 @checked
 class CriticFit:
-    """Minibatch Adam on mean (V(s) − target)², without clipping of the value."""
+    """Minibatch Adam on mean (V(s) − target)²."""
 
     critic_learning_rate: Positive = 1e-3
     """Adam's step size for the critic."""
@@ -35,6 +36,10 @@ class CriticFit:
     """Passes over the batch per fit of the critic."""
     critic_num_minibatches: Count = 8
     """Minibatches per pass; has to divide num_steps × num_envs."""
+    critic_clip_eps: Positive | None = None
+    """Maximum change of a value that lowers the loss, in standard deviations of the value targets; none: no limit."""
+    normalize_value_targets: bool = True
+    """Fit the critic to value targets that are scaled by their running mean and standard deviation."""
 
     def start(self, critic: Critic) -> optax.OptState:
         """Adam's moments before the first fit.
@@ -48,26 +53,84 @@ class CriticFit:
     ) -> tuple[Critic, optax.OptState, CriticInfo]:
         """All epochs on one batch: (critic, moments, info). A fit that ends non-finite is discarded as a whole.
 
+        With `critic_clip_eps` the loss of a row is max((V − y)², (V_old + clip(V − V_old, ±ε) − y)²), V_old the value
+        before the fit (the value clipping of OpenAI's PPO code, Engstrom et al. 2020).
+
         key: for the order of the rows. critic: before the fit. state: Adam's moments. batch: rows with value targets.
 
         Raises ValueError if `critic_num_minibatches` does not divide the number of rows.
         """
+        old = self._rescaled(critic, batch)
+        (after, moments), loss = self._passes(key, old, old, state, batch, self.critic_epochs)
+        return *self._unless_broken(critic, state, after, moments), CriticInfo(loss)
+
+    def fit_in_rounds(
+        self,
+        key: PRNGKeyArray,
+        critic: Critic,
+        state: optax.OptState,
+        batch: Batch,
+        rounds: int,
+        estimate: Callable[[Critic], Batch],
+    ) -> tuple[Critic, optax.OptState, CriticInfo, Float[Array, "rounds B"]]:
+        """As `fit`, with value targets, and advantages, computed anew before each of several rounds of epochs.
+
+        As in Andrychowicz et al. (2021), "recompute advantages". The critic's fit does not depend on the policy's step,
+        so that it can be made before it.
+
+        key, critic, state: as for `fit`. batch: with the targets of the first round. rounds: they divide
+        `critic_epochs`. estimate: from a critic to the batch with the targets and advantages that its values give.
+
+        Returns what `fit` does, and the advantages at the start of every round.
+        """
+        old = self._rescaled(critic, batch)
+
+        def one_round(carry: tuple, key_round: PRNGKeyArray) -> tuple[tuple, tuple[Array, Array]]:
+            """carry: the critic's arrays, and Adam's moments. key_round: for the order of the rows."""
+            arrays, moments = carry
+            now = eqx.combine(arrays, static)
+            again = estimate(now)
+            after, loss = self._passes(key_round, now, old, moments, again, self.critic_epochs // rounds)
+            return (eqx.filter(after[0], eqx.is_array), after[1]), (again.advantage, loss)
+
+        arrays, static = eqx.partition(old, eqx.is_array)
+        (arrays, moments), (advantage, losses) = jax.lax.scan(one_round, (arrays, state), jax.random.split(key, rounds))
+        after, moments = self._unless_broken(critic, state, eqx.combine(arrays, static), moments)
+        return after, moments, CriticInfo(losses[-1]), advantage
+
+    def _rescaled(self, critic: Critic, batch: Batch) -> Critic:
+        return rescale(critic, batch) if self.normalize_value_targets else critic
+
+    def _passes(
+        self, key: PRNGKeyArray, critic: Critic, old: Critic, state: optax.OptState, batch: Batch, epochs: int
+    ) -> tuple[tuple[Critic, optax.OptState], Float[Array, ""]]:
+        """Epochs on one batch: ((critic, moments), mean loss of the last one).
+
+        key: for the order of the rows. critic: before them. old: of the same scale, from whose values changes are
+        clipped. state: Adam's moments. batch: rows with value targets. epochs: their number.
+        """
         num_rows = batch.value_target.shape[0]
         require_divisible(num_rows, self.critic_num_minibatches, what="critic_num_minibatches")
-        rescaled = rescale(critic, batch)
-        theta, rebuild = flatten(rescaled)
-        target = (batch.value_target - rescaled.target.mean) / rescaled.target_scale
+        theta, rebuild = flatten(critic)
+        target = (batch.value_target - critic.target.mean) / critic.target_scale
         # Rows of weight 0 are zeroed: a NaN in one would reach the gradient as 0·NaN.
         counted = batch.weight > 0
         # The part of the encoding that does not depend on θ is computed once.
-        inputs = jax.vmap(rescaled.encoder.inputs)(batch.obs)
+        inputs = jax.vmap(critic.encoder.inputs)(batch.obs)
         inputs = jnp.where(jnp.reshape(counted, counted.shape + (1,) * (inputs.ndim - 1)), inputs, 0)
-        rows = (inputs, jnp.where(counted, target, 0), batch.weight)
+        eps = self.critic_clip_eps
+        before = None if eps is None else jax.vmap(old.scaled)(inputs)
+        rows = (inputs, jnp.where(counted, target, 0), batch.weight, before)
 
-        def loss(vector: Array, minibatch: tuple[Array, Array, Array]) -> Array:
-            """vector: the critic's parameters. minibatch: encoder inputs, scaled targets and weights of its rows."""
-            x, y, weight = minibatch
-            return weighted_mean(jnp.square(jax.vmap(rebuild(vector).scaled)(x) - y), weight)
+        def loss(vector: Array, minibatch: tuple[Array, Array, Array, Array | None]) -> Array:
+            """vector: the critic's parameters. minibatch: encoder inputs, scaled targets, weights, values before."""
+            x, y, weight, start = minibatch
+            value = jax.vmap(rebuild(vector).scaled)(x)
+            error = jnp.square(value - y)
+            if start is not None and eps is not None:
+                clipped = start + jnp.clip(value - start, -eps, eps)
+                error = jnp.maximum(error, jnp.square(clipped - y))
+            return weighted_mean(error, weight)
 
         def descend(carry: tuple, order: Array) -> tuple[tuple, Array]:
             """carry: parameters and moments. order: the row numbers of one minibatch."""
@@ -81,14 +144,16 @@ class CriticFit:
             carry, losses = jax.lax.scan(descend, carry, shuffled(key_shuffle, num_rows, self.critic_num_minibatches))
             return carry, jnp.mean(losses)
 
-        (theta, moments), losses = jax.lax.scan(epoch, (theta, state), jax.random.split(key, self.critic_epochs))
+        (theta, moments), losses = jax.lax.scan(epoch, (theta, state), jax.random.split(key, epochs))
+        return (rebuild(theta), moments), losses[-1]
+
+    def _unless_broken(
+        self, critic: Critic, state: optax.OptState, after: Critic, moments: optax.OptState
+    ) -> tuple[Critic, optax.OptState]:
+        """Critic and moments after a fit if they are finite, else those before it."""
         # Adam's second moments can overflow while all parameters are finite; those parameters would never move again.
-        finite = all_finite((theta, moments))
-        return (
-            choose(finite, rebuild(theta), critic),
-            choose(finite, moments, state),
-            CriticInfo(value_loss=losses[-1]),
-        )
+        finite = all_finite((flatten(after).theta, moments))
+        return choose(finite, after, critic), choose(finite, moments, state)
 
     @property
     def _optimizer(self) -> Optimizer:

@@ -140,7 +140,8 @@ def fit_epochs(
     objective: `objective(θ, minibatch)` is the scalar that is maximised.
     key: for the order of the rows.
     theta, moments: the parameters and the optimiser's moments to start from.
-    batch: the rows. With one minibatch the objective gets the batch itself, with its trajectory.
+    batch: the rows; every pass has its own advantages if they are there (`Batch.epoch_advantage`, of that many epochs).
+    With one minibatch the objective gets the batch itself, with its trajectory.
     learning_rate: step size, ≥ 0.
     epochs: maximum number of passes.
     num_minibatches: minibatches per pass; rows that do not fill the last one are left out of the pass.
@@ -153,15 +154,16 @@ def fit_epochs(
         theta, moments = optimizer.apply_gradient(theta, gradient, moments, learning_rate)
         return theta, moments, jnp.linalg.norm(gradient)
 
-    def one_pass(key: PRNGKeyArray, theta: Vector, moments: optax.OptState) -> tuple[Vector, optax.OptState, Array]:
-        """One pass from `theta` and `moments`; key: for the order of the rows. Also the last gradient's norm."""
+    def one_pass(now: _Progress, key: PRNGKeyArray) -> tuple[Vector, optax.OptState, Array]:
+        """One pass; key: for the order of the rows. Also the last gradient's norm."""
+        theta, moments, rows_of = now.theta, now.moments, batch.at_epoch(now.epochs)
         if num_minibatches == 1:
-            return ascend(theta, moments, batch)
+            return ascend(theta, moments, rows_of)
 
         def body(carry: tuple, rows: Array) -> tuple[tuple, Array]:
             """carry: parameters and moments. rows: the row numbers of one minibatch."""
             theta, moments = carry
-            theta, moments, norm = ascend(theta, moments, batch.take(rows))
+            theta, moments, norm = ascend(theta, moments, rows_of.take(rows))
             return (theta, moments), norm
 
         order = shuffled(key, batch.log_prob.shape[0], num_minibatches)
@@ -170,7 +172,7 @@ def fit_epochs(
 
     def epoch(now: _Progress) -> _Progress:
         key, key_shuffle = jax.random.split(now.key)
-        theta, moments, norm = one_pass(key_shuffle, now.theta, now.moments)
+        theta, moments, norm = one_pass(now, key_shuffle)
         continues = jnp.bool_(True) if keep_going is None else keep_going(theta)
         return _Progress(now.epochs + 1, key, theta, moments, continues, norm)
 

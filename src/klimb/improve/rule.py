@@ -78,6 +78,9 @@ class Traits:
     """Whether the policies that collected them are kept too, and that of demonstrations, for `Trajectory.mixture`."""
     num_minibatches: int = 1
     """Minibatches per pass over the batch; it has to divide the number of rows."""
+    advantage_epochs: int = 0
+    """Epochs for each of which the batch has advantages of its own (`Batch.epoch_advantage`): those that the critic
+    gives when it has made as large a part of its fit. 0: one estimate for all, with the critic before its fit."""
     uses_critic: bool = True
     """Whether steps depend on advantages. Only then does a step wait for the critic's warm-up."""
     owns_normalizer: bool = False

@@ -21,7 +21,7 @@ from klimb.estimate.estimator import Estimator
 from klimb.fields import MAX_NAME, Count, Iterations, Name, build, checked
 from klimb.improve.critic_fit import CriticFit
 from klimb.improve.minibatches import require_divisible
-from klimb.improve.rule import Rule, is_offline, traits_of
+from klimb.improve.rule import Rule, Traits, is_offline, traits_of
 from klimb.modules import module_of, require_trust
 from klimb.policies.networks import NetworkOptions
 from klimb.rules import RULES, UnknownRule, rule_class, rule_name
@@ -188,6 +188,28 @@ class RunConfig:
                 require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+        if traits.advantage_epochs > 0:
+            self._check_recomputed(traits)
+
+    def _check_recomputed(self, traits: Traits) -> None:
+        options, epochs = self.options, traits.advantage_epochs
+        if not options.uses_critic:
+            raise ConfigError(
+                f"the advantages of {rule_name(self.rule)} are to be computed anew with the critic before each epoch, "
+                f"but with advantage = {options.advantage} they don't depend on it: use advantage = gae, or leave "
+                "recompute_advantages out"
+            )
+        if traits.history > 1 or traits.learns_from != "environment":
+            raise ConfigError(
+                f"advantage_epochs = {epochs} in the traits of {rule_name(self.rule)}: advantages per epoch are for "
+                "rules that learn from one rollout, without demonstrations"
+            )
+        if options.critic_epochs % epochs != 0:
+            raise ConfigError(
+                f"critic_epochs = {options.critic_epochs} is not divisible by epochs = {epochs}, between which the "
+                f"critic is fitted with recompute_advantages: choose critic_epochs = "
+                f"{-(-options.critic_epochs // epochs) * epochs}"
+            )
 
     def _check_evaluations(self) -> None:
         options = self.options

@@ -81,6 +81,10 @@ class TrainOptionsDict(TypedDict, total=False):
     """Passes over the batch per fit of the critic."""
     critic_num_minibatches: int
     """Minibatches per pass; has to divide num_steps × num_envs."""
+    critic_clip_eps: float | None
+    """Maximum change of a value that lowers the loss, in standard deviations of the value targets; none: no limit."""
+    normalize_value_targets: bool
+    """Fit the critic to value targets that are scaled by their running mean and standard deviation."""
     eval_every: int
     """Environment steps, per seed, between evaluations during the training; 0 for none. They choose `best/`."""
     eval_episodes: int

@@ -8,7 +8,7 @@ come from outside and the rest of the iteration is the same program.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import equinox as eqx
 import jax
@@ -95,11 +95,15 @@ class Iteration:
 
         batch = self.estimator.estimate(rollout, value, next_value, fraction_done=fraction_done)
         history, data = self.replay.training_batch(state, critic, batch, demonstrations, behaviour)
-        (improved, rule_state, info), (fitted, critic_state, fit) = run_concurrently(
-            lambda: self.improve(key_step, policy, state, data),
-            lambda: self.fit(key_fit, critic, state, batch),
-            self.role_axis,
-        )
+        if self._advantage_epochs > 0:
+            fitted, critic_state, fit, data = self.fit_in_rounds(key_fit, critic, state, batch)
+            improved, rule_state, info = self.improve(key_step, policy, state, data)
+        else:
+            (improved, rule_state, info), (fitted, critic_state, fit) = run_concurrently(
+                lambda: self.improve(key_step, policy, state, data),
+                lambda: self.fit(key_fit, critic, state, batch),
+                self.role_axis,
+            )
         improved = eqx.combine(improved, self.policy_static)
         learned = Learned(improved, eqx.combine(fitted, self.critic_static), rule_state, critic_state)
         learned, exact = self.normalizers.update(learned, batch.obs, batch.weight)
@@ -201,6 +205,29 @@ class Iteration:
             return eqx.filter(critic, eqx.is_array), state.critic_state, CriticInfo(jnp.zeros(()) * jnp.nan)
         critic, critic_state, info = self.critic_fit.fit(key, critic, state.critic_state, batch)
         return eqx.filter(critic, eqx.is_array), critic_state, info
+
+    def fit_in_rounds(
+        self, key: PRNGKeyArray, critic: Critic, state: TrainState, batch: Batch
+    ) -> tuple[PyTree, PyTree, CriticInfo, Batch]:
+        """The critic's fit in as many rounds as the rule makes epochs, and the batch with the advantages of each.
+
+        key, critic, state, batch: as for `fit`.
+        """
+        assert batch.trajectory is not None
+        rollout = batch.trajectory.rollout
+
+        def estimate(critic: Critic) -> Batch:
+            values = self.estimator.values(critic, rollout)
+            return self.estimator.estimate(rollout, *values, fraction_done=batch.fraction_done)
+
+        critic, critic_state, info, advantage = self.critic_fit.fit_in_rounds(
+            key, critic, state.critic_state, batch, self._advantage_epochs, estimate
+        )
+        return eqx.filter(critic, eqx.is_array), critic_state, info, replace(batch, epoch_advantage=advantage)
+
+    @property
+    def _advantage_epochs(self) -> int:
+        return traits_of(self.rule).advantage_epochs if self.estimator.uses_critic else 0
 
     def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
         """The state before the first iteration.

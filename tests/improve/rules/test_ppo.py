@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import klimb
 from klimb import PPO, Batch, RunConfig, Status, TrainOptions
 from klimb.errors import ConfigError
 from klimb.improve.minibatches import shuffled
 from klimb.improve.rule import KLLimit
 from klimb.improve.warm_up import take_step
 from klimb.tabular.table import SoftmaxTable
+from klimb.training.program import Program
 from problems import make_table, take
 
 S, A, ROWS = 4, 3, 24
@@ -257,3 +259,53 @@ def test_the_remedy_offered_by_a_run_works():
     ):
         RunConfig("CartPole-v1", PPO(), TrainOptions(num_steps=43, **options))
     RunConfig("CartPole-v1", PPO(), TrainOptions(num_steps=44, **options))
+
+
+def test_every_epoch_has_its_own_advantages(policy):
+    """Two epochs on advantages a and b are an epoch on a, then one on b: ratios are to the same behaviour policy."""
+    batch, rule = make_batch(policy), dataclasses.replace(PLAIN, recompute_advantages=True)
+    other = jnp.flip(batch.advantage)
+    both = dataclasses.replace(batch, epoch_advantage=jnp.stack([batch.advantage, other]))
+    key = jax.random.key(0)
+    together, _, _ = take_step(dataclasses.replace(rule, epochs=2), key, policy, rule.init(policy), both)
+    first, state, _ = take_step(rule, key, policy, rule.init(policy), batch)
+    second, _, _ = take_step(rule, key, first, state, dataclasses.replace(batch, advantage=other))
+    np.testing.assert_allclose(together.logits, second.logits, rtol=1e-12)
+    unchanged, _, _ = take_step(dataclasses.replace(rule, epochs=2), key, policy, rule.init(policy), batch)
+    assert float(jnp.max(jnp.abs(unchanged.logits - together.logits))) > 1e-3
+
+
+def test_advantages_are_computed_anew_with_the_critic_of_every_epoch():
+    """A whole iteration, against the estimator's advantages of a critic that has been fitted one epoch at a time."""
+    options = {"num_envs": 2, "num_steps": 16, "critic_epochs": 2, "critic_num_minibatches": 1, "hidden": (8,)}
+    options["critic_learning_rate"] = 1.0
+    rule = dataclasses.replace(PPO(), epochs=2, num_minibatches=1, recompute_advantages=True)
+    config = RunConfig("Pendulum-v1", rule, TrainOptions(**options, normalize_value_targets=False, env_steps=64))
+    program = Program(config, klimb.make("Pendulum-v1"))
+    iteration = program.iteration
+    state = jax.tree.map(lambda x: x[0], program.initial_state())
+    state, rollout, _ = iteration.collect(state)
+    critic = eqx.combine(state.critic, iteration.critic_static)
+
+    def estimate(critic):
+        return iteration.estimator.estimate(rollout, *iteration.estimator.values(critic, rollout), fraction_done=0.0)
+
+    key, batch = jax.random.key(3), estimate(critic)
+    _, _, _, data = iteration.fit_in_rounds(key, critic, state, batch)
+    one = dataclasses.replace(iteration.critic_fit, critic_epochs=1)
+    fitted, _, _ = one.fit(jax.random.split(key, 2)[0], critic, state.critic_state, batch)
+    np.testing.assert_allclose(data.epoch_advantage[0], batch.advantage, atol=1e-5)
+    np.testing.assert_allclose(data.epoch_advantage[1], estimate(fitted).advantage, atol=1e-4)
+    assert float(jnp.max(jnp.abs(data.epoch_advantage[1] - data.epoch_advantage[0]))) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"critic_epochs": 15}, r"critic_epochs = 15 is not divisible by epochs = 10, .* choose critic_epochs = 20"),
+        ({"advantage": "reward_to_go", "bootstrap": None}, "with advantage = reward_to_go they don't depend on it"),
+    ],
+)
+def test_what_recomputed_advantages_need(options, said):
+    with pytest.raises(ConfigError, match=said):
+        RunConfig("CartPole-v1", PPO(recompute_advantages=True), TrainOptions(**options))

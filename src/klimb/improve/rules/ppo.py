@@ -53,6 +53,8 @@ class PPO:
     """Passes over the batch."""
     num_minibatches: Count = 4
     """Minibatches per pass; has to divide num_steps × num_envs."""
+    recompute_advantages: bool = False
+    """Estimate advantages before each pass with the critic fitted so far; epochs has to divide critic_epochs."""
     ent_coef: NonNegative = 0.0
     """Coefficient of the entropy bonus."""
     max_grad_norm: Positive | None = 0.5
@@ -81,6 +83,7 @@ class PPO:
             title="PPO",
             kl=KLLimit(self._target_kl, direction=self.kl_direction),
             num_minibatches=self.num_minibatches,
+            advantage_epochs=self.epochs if self.recompute_advantages else 0,
             metrics={
                 "clip_fraction": Metric(
                     "Clip fraction", "fraction of samples whose ratio ended outside the clip range"
