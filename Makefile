@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-ideas bench-guided bench-demonstrations clean
+.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page bench-ideas bench-guided bench-demonstrations clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -73,6 +73,12 @@ bench-variance: $(DEV)  ## variance of gradient estimates
 
 bench-learning: $(DEV)  ## all rules on three environments; writes docs/algorithms (half an hour)
 	$(BIN)/python benchmarks/learning.py
+
+bench-returns: $(DEV)  ## returns on the tasks of the published tables; days of computing, can be stopped at any moment
+	$(BIN)/python benchmarks/returns.py
+
+results-page: $(DEV)  ## write docs/results.md from the returns measured so far
+	$(BIN)/python benchmarks/returns_page.py
 
 bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO contributes; writes docs/ideas.md (twenty minutes)
 	$(BIN)/python benchmarks/ideas.py

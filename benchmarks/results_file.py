@@ -21,10 +21,9 @@ class Line(dict):
 
 def write_results(name: str, **content: Any) -> Path:
     """`benchmarks/results/<name>.json`."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
     results = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
+        "commit": current_commit(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "versions": {package: version(package) for package in ("klimb", "jax", "jaxlib", "equinox", "optax", "numpy")},
         **content,
@@ -33,6 +32,11 @@ def write_results(name: str, **content: Any) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(_indented(results) + "\n")
     return path
+
+
+def current_commit() -> str:
+    """The commit of this repository."""
+    return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE).stdout.strip()
 
 
 def read_results(name: str) -> dict[str, Any]:
