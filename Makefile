@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page bench-ideas bench-guided bench-demonstrations clean
+.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -79,6 +79,9 @@ bench-returns: $(DEV)  ## returns on the tasks of the published tables; days of 
 
 results-page: $(DEV)  ## write docs/results.md from the returns measured so far
 	$(BIN)/python benchmarks/returns_page.py
+
+zoo: $(DEV)  ## put the best policies of the returns measured here into the zoo
+	$(BIN)/python benchmarks/zoo.py
 
 bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO contributes; writes docs/ideas.md (twenty minutes)
 	$(BIN)/python benchmarks/ideas.py

@@ -22,6 +22,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
 from klimb.runs.ending import Ending
 from klimb.runs.provenance import as_plain
+from klimb.runs.zoo import located
 from klimb.tabular.mdp import TabularMDP
 from klimb.theory.exact_evaluation import exact_return
 from klimb.training.networks import load_policies_of_one_iteration
@@ -33,7 +34,7 @@ class EvaluateArguments:
     """What is typed after `klimb evaluate`."""
 
     run: RunWord
-    """Run directory."""
+    """Run directory, or zoo:NAME for a policy that comes with klimb (`klimb list zoo`)."""
     episodes: int = 100
     """Number of episodes per seed of the run."""
     seed: int = 0
@@ -58,7 +59,7 @@ def evaluate(arguments: EvaluateArguments) -> None:
 
     arguments: which run, and how.
     """
-    run_dir, flags = arguments.run, arguments
+    run_dir, flags = located(arguments.run), arguments
     directory = RunDirectory.open(run_dir)
     config, provenance = directory.config, as_plain(directory.provenance()) if flags.json else []
     compilation_cache.enable()
@@ -78,7 +79,7 @@ def evaluate(arguments: EvaluateArguments) -> None:
     if flags.json:
         policy = {"iteration": iteration, "env_steps": env_steps, "being_trained": writer is not None}
         ended = {"ended": None if ending is None else dataclasses.asdict(ending)}
-        head = {"run": str(run_dir), "env": environment.id, **policy, **ended}
+        head = {"run": str(arguments.run), "env": environment.id, **policy, **ended}
         print(json.dumps({**head, **result, "provenance": provenance or None}))
         return
     for line in evaluation_lines(result):

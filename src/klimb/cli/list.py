@@ -18,10 +18,11 @@ from klimb.errors import KlimbError
 from klimb.improve.rule import traits_of
 from klimb.rules import RULES
 from klimb.runs.metrics import METRICS
+from klimb.runs.zoo import PREFIX, ZooEntry, zoo
 from klimb.theory.figures.registry import FIGURES
 from klimb.types import Metric
 
-Section = Literal["rules", "environments", "figures", "metrics"]
+Section = Literal["rules", "environments", "figures", "metrics", "zoo"]
 
 OTHER_ENVIRONMENTS = {
     "gymnasium:ID": "any environment registered with Gymnasium, stepped in Python",
@@ -36,7 +37,7 @@ class ListArguments:
     """What is typed after `klimb list`."""
 
     section: Annotated[Section | None, Positional, arg(metavar="SECTION")] = None
-    """rules, environments, figures or metrics; without it everything except the metrics."""
+    """rules, environments, figures, metrics or zoo; without it the first three."""
 
 
 def list_(arguments: ListArguments) -> None:
@@ -48,6 +49,7 @@ def list_(arguments: ListArguments) -> None:
         "rules": ("rules (klimb train RULE ENV):", rule_lines),
         "environments": ("environments, compiled and built in:", _environment_lines),
         "figures": ("figures (klimb figure NAME):", _figure_lines),
+        "zoo": ("policies that come with klimb (klimb evaluate zoo:NAME):", _zoo_lines),
         "metrics": ("metrics of every run, followed by those of each rule:", _metric_lines),
     }
     wanted = ("rules", "environments", "figures") if arguments.section is None else (arguments.section,)
@@ -81,6 +83,18 @@ def _environment_summary(name: str, module: str, maker: str) -> str:
 
 def _figure_lines() -> list[str]:
     return _table({name: entry.title for name, entry in FIGURES.items()})
+
+
+def _zoo_lines() -> list[str]:
+    return _table({f"{PREFIX}{name}": _zoo_summary(entry) for name, entry in zoo().items()})
+
+
+def _zoo_summary(entry: ZooEntry) -> str:
+    mean = sum(entry.seeds) / len(entry.seeds)
+    return (
+        f"return {entry.mean:.1f} ± {entry.standard_error:.1f} after {entry.env_steps:,} steps, the best of "
+        f"{len(entry.seeds)} seeds (their mean: {mean:.1f})"
+    )
 
 
 def _metric_lines() -> list[str]:

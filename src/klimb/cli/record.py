@@ -13,6 +13,7 @@ from klimb.errors import ConfigError
 from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import load_policy
+from klimb.runs.zoo import is_zoo, located
 from klimb.training.networks import Networks
 from klimb.training.progress.choice import view_of_episodes
 
@@ -22,7 +23,7 @@ class RecordArguments:
     """What is typed after `klimb record`."""
 
     run: RunWord
-    """Run directory."""
+    """Run directory, or zoo:NAME for a policy that comes with klimb (`klimb list zoo`)."""
     episodes: int = 20
     """Number of episodes."""
     seed: int = 0
@@ -46,7 +47,9 @@ def record(arguments: RecordArguments) -> None:
 
     arguments: which run, which episodes, and where to.
     """
-    run_dir, flags = arguments.run, arguments
+    run_dir, flags = located(arguments.run), arguments
+    if is_zoo(arguments.run) and flags.output is None:
+        raise ConfigError("episodes of a policy of the zoo need a file to be written to: give one with -o FILE")
     config = RunDirectory.open(run_dir).config
     output = flags.output or run_dir
     path = output / FILE_NAME if output.is_dir() else output

@@ -33,6 +33,7 @@ from klimb.policies.policy import policy_of
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
 from klimb.runs.files import TooLarge, as_path, read_limited, write_text
+from klimb.runs.zoo import located
 
 Like = TypeVar("Like")
 
@@ -171,13 +172,14 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: Like) -> Lik
 def load_policy(path: str | Path, *, seed: int | None = None, like: Any = None) -> Any:
     """The policy of a run or of a policy directory (or of one of its two files).
 
-    path: of the run, the directory or the file. seed: chooses among the policies of a run of several seeds.
+    path: of the run, the directory or the file, or zoo:NAME for one that comes with klimb.
+    seed: chooses among the policies of a run of several seeds.
     like: a policy of the same structure, for a class that is not klimb's own.
 
     Raises PolicyFileError, naming the file and what is wrong with it, when it is
     missing, damaged or of another format.
     """
-    directory, name = _locate(as_path(path), seed)
+    directory, name = _locate(located(path), seed)
     arrays, description = directory / f"{name}.safetensors", directory / f"{name}.json"
     try:
         for file in (arrays, description):

@@ -1,0 +1,67 @@
+"""The zoo: trained policies that come with klimb, by names such as zoo:trpo/HalfCheetah-v4."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from klimb.errors import RunError, nearest, shown
+from klimb.runs.files import as_path, write_text
+
+PREFIX = "zoo:"
+ROOT = Path(__file__).parent.parent / "zoo"
+"""A folder per rule, and in it a folder per environment: `config.toml`, the policy's two files and `zoo.json`."""
+FILE_NAME = "zoo.json"
+
+
+class ZooEntry(NamedTuple):
+    """How good a policy of the zoo is, and where it is from.
+
+    rule, env: of the training. seed: of the policy, whose return is the highest of all seeds'. mean, standard_error: of
+    `episodes` deterministic episodes. seeds: mean returns of all seeds of the training, in their order. env_steps: of
+    the training. command: that trained all seeds. klimb, commit: what trained them.
+    """
+
+    rule: str
+    env: str
+    seed: int
+    mean: float
+    standard_error: float
+    episodes: int
+    seeds: list[float]
+    env_steps: int
+    command: str
+    klimb: str
+    commit: str
+
+    def write(self, directory: Path) -> None:
+        """Into the folder of the policy."""
+        write_text(directory / FILE_NAME, json.dumps(self._asdict(), indent=2) + "\n")
+
+
+def zoo() -> dict[str, ZooEntry]:
+    """All policies of the zoo by name, without the prefix."""
+    files = sorted(ROOT.glob(f"*/*/{FILE_NAME}"))
+    return {
+        file.parent.relative_to(ROOT).as_posix(): ZooEntry(**json.loads(file.read_text(encoding="utf-8")))
+        for file in files
+    }
+
+
+def is_zoo(given: Any) -> bool:
+    """Whether a path is the name of a policy of the zoo. given: what was typed or passed."""
+    return isinstance(given, str | Path) and str(given).startswith(PREFIX)
+
+
+def located(given: Any) -> Path:
+    """The directory that a path means: zoo:NAME is one of klimb's own.
+
+    given: a path, or zoo:NAME. Raises RunError when the zoo has no such policy, WrongObject for what is not a path.
+    """
+    if not is_zoo(given):
+        return as_path(given)
+    name, entries = str(given).removeprefix(PREFIX), zoo()
+    if name not in entries:
+        raise RunError(f"the zoo has no {shown(name)}{nearest(name, entries)} (klimb list zoo shows what it has)")
+    return ROOT / name
