@@ -37,7 +37,6 @@ from returns_tasks import PARTS, Piece
 RUNS = HERE.parent / "runs" / "returns"
 KLIMB = str(Path(sys.executable).with_name("klimb"))
 AT_A_TIME = 2
-FINAL_EPISODES = 100
 ONE_CORE = ("--cores", "1", "--workers", "0", "--quiet")
 """Two trainings of one core each make more steps than one of two."""
 INTERRUPTED = (130, 143)
@@ -179,7 +178,7 @@ class Table:
 def measure(piece: Piece, table: Table, commands: Commands) -> None:
     """Train and evaluate a piece, and add its row."""
     directory = train(piece, commands)
-    answer = commands.run("evaluate", str(directory), "--episodes", str(FINAL_EPISODES), "--seed", "1", "--json")
+    answer = commands.run("evaluate", str(directory), "--episodes", str(piece.final_episodes), "--seed", "1", "--json")
     row = measured(piece, directory, json.loads(answer))
     table.add(piece, row)
     print(f"{piece.name}: best {np.mean(row['best']):.1f}, final {np.mean(row['final']):.1f}", flush=True)
@@ -203,7 +202,7 @@ def main() -> None:
         piece
         for part in given.parts or PARTS
         for piece in PARTS[part]
-        if given.rule in (None, piece.rule) and given.task in (None, piece.env.partition(":")[2].rpartition("-")[0])
+        if given.rule in (None, piece.rule) and given.task in (None, piece.task)
         if not table.has(piece)
     ]
     with ThreadPoolExecutor(AT_A_TIME) as pool:

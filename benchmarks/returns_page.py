@@ -25,6 +25,7 @@ TITLES = {"trpo": "TRPO", "natural-gradient": "Natural gradient", "ppo": "PPO", 
 PARTS = {
     "v4": "MuJoCo, version 4 of the tasks, one million steps",
     "v5": "MuJoCo, version 5 of the tasks, one million steps",
+    "3M": "MuJoCo, version 4 of the tasks, three million steps",
 }
 HEAD = """# Returns
 

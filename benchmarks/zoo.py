@@ -14,7 +14,7 @@ from typing import Any
 from klimb.runs.directory import RunDirectory
 from klimb.runs.zoo import ROOT, ZooEntry
 from results_file import read_results
-from returns import FINAL_EPISODES, RUNS
+from returns import RUNS
 from returns_tasks import Piece
 
 
@@ -50,7 +50,7 @@ def add(rows: list[dict[str, Any]]) -> Path:
         seed=seed,
         mean=mean,
         standard_error=row["final_standard_error"][number],
-        episodes=FINAL_EPISODES,
+        episodes=row["final_episodes"],
         seeds=[each for each, _, _ in seeds],
         env_steps=row["env_steps"],
         command=row["command"],
@@ -62,7 +62,8 @@ def add(rows: list[dict[str, Any]]) -> Path:
 
 def main() -> None:
     """Fill the zoo."""
-    for rows in cells(read_results("returns")["rows"]).values():
+    table = [row for row in read_results("returns")["rows"] if not row["variant"]]
+    for rows in cells(table).values():
         print(add(rows).relative_to(ROOT))
 
 

@@ -40,7 +40,7 @@ else:
     (run / "provenance.json").write_text(json.dumps([start]))
     (run / "evaluation.json").touch()
 """
-ONE_OF_EACH = {(p.part, p.rule, "Swimmer" in p.env): p for pieces in PARTS.values() for p in pieces}
+ONE_OF_EACH = {(p.part, p.rule, p.task == "Swimmer", p.variant): p for pieces in PARTS.values() for p in pieces}
 PIECE = Piece("v4", "trpo", "gymnasium:Hopper-v4", 20, 3, 2)
 
 
