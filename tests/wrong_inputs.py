@@ -50,6 +50,8 @@ TYPED: dict[str, list[str]] = {
         "klimb sweep",
         "klimb figure fieldz",
         "klimb list rulez",
+        "klimb train trpo gymnasium:Swimmer-v5 --preset swimer",
+        "klimb train awr gymnasium:Swimmer-v5 --preset swimmer",
     ],
     "Flags": [
         "klimb train trpo CartPole-v1 --max-kll 0.02",
@@ -78,6 +80,7 @@ TYPED: dict[str, list[str]] = {
     ],
     "Options that do not fit together": [
         "klimb train ppo CartPole-v1 --num-minibatches 3",
+        "klimb train ppo gymnasium:Hopper-v5 --num-envs 1 --num-steps 16",
         "klimb train natural-gradient CartPole-v1 --solver dense --damping 0",
         "klimb train trpo CartPole-v1 --tanh-squash",
         "klimb train trpo CartPole-v1 --overlap",
@@ -94,6 +97,8 @@ TYPED: dict[str, list[str]] = {
         "klimb train trpo CartPole-v1 --run-dir 'my runs'",
         "klimb train --config nowhere.toml",
         "klimb train --config broken.toml",
+        "klimb train trpo CartPole-v1 --preset nowhere.toml",
+        "klimb train trpo CartPole-v1 --preset wrong-preset.toml",
         "klimb train trpo CartPole-v1 --init-from runs/nowhere",
         "klimb evaluate runs/mine",
         "klimb compare",
@@ -111,6 +116,8 @@ CALLED: dict[str, list[str]] = {
         'klimb.train("CartPole-v1", 0.01)',
         'klimb.train(gymnasium.make("CartPole-v1"), klimb.TRPO())',
         'klimb.make("CartPol-v1")',
+        'klimb.preset(klimb.TRPO(), "gymnasium:Swimmer-v5")',
+        'klimb.load_preset("trpo", "swimer")',
         "klimb.TRPO(max_kl=-1)",
         "klimb.TRPO(maxkl=0.02)",
         "klimb.PPO(clip_range=0.1)",
@@ -180,6 +187,7 @@ def prepare(folder: Path) -> None:
     (run / "policy.json").write_text(json.dumps(description))
     (run / "policy.safetensors").write_bytes(b"")
     (folder / "my runs").mkdir()
+    (folder / "wrong-preset.toml").write_text("[rule]\ngamma = 0.9\n")
     (folder / "broken.toml").write_text('env = "CartPole-v1"\n[rule]\nname = "trpo"\nmax_kll = 0.02\n')
 
 

@@ -25,6 +25,9 @@ from .report.page import write_report as write_report
 from .runs.config import RunConfig as RunConfig
 from .runs.config import TrainOptions as TrainOptions
 from .runs.typed_options import TrainOptionsDict as TrainOptionsDict
+from .presets.shipped import preset as preset
+from .presets.shipped import load_preset as load_preset
+from .presets.preset import Preset as Preset
 from .environments.registry import make as make
 from .environments.adapters.gymnasium import GymnasiumEnvironment as GymnasiumEnvironment
 from .training.devices import use_all_cores as use_all_cores

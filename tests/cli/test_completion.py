@@ -85,6 +85,8 @@ def test_bash_completes_flags_and_their_values(complete):
         "klimb evaluate --env Acr": ["Acrobot-v1"],
         "klimb report runs -": ["--output", "-o", "--overwrite", "--no-overwrite", "--help", "-h"],
         "klimb verify --mdp Tax": ["Taxi-v4"],
+        "klimb train trpo gymnasium:Swimmer-v5 --preset swi": ["swimmer"],
+        "klimb sweep trpo gymnasium:Swimmer-v5 --preset n": ["none"],
     }
     for line, answer in zip(lines, complete(*lines), strict=True):
         assert sorted(answer) == sorted(lines[line]), line

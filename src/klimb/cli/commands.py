@@ -29,7 +29,7 @@ COMMANDS = {
     "compare": Entry("RUN... [FLAGS]", "compare runs, with confidence intervals"),
     "verify": Entry("[FLAGS]", "check every statement of the theory numerically"),
     "figure": Entry("[NAME] [FLAGS]", "draw a figure of the theory, or list the figures"),
-    "list": Entry("[SECTION]", "list rules, environments, figures or metrics"),
+    "list": Entry("[SECTION]", "list rules, environments, presets, figures or metrics"),
     "completion": Entry("SHELL", "print a completion script for bash, zsh or fish"),
 }
 """Every command. `klimb.cli.NAME`, with _ for -, holds the rest of it, as `COMMAND`."""

@@ -15,7 +15,9 @@ from klimb.cli.commands import COMMANDS, load
 from klimb.cli.flags import Flag, flags_of
 from klimb.cli.list import rule_summaries
 from klimb.cli.parser import Command
+from klimb.cli.train import AUTO, NONE
 from klimb.environments.registry import BUILT_IN, TOY_TEXT
+from klimb.presets.shipped import all_presets
 from klimb.rules import RULES
 from klimb.runs.config import TrainOptions
 from klimb.theory.figures.registry import FIGURES
@@ -27,6 +29,7 @@ KNOWN = {
     "env": tuple(BUILT_IN),
     "mdp": TOY_TEXT,
     "name": (*FIGURES, "all"),
+    "preset": (AUTO, NONE, *sorted({one.name for one in all_presets()})),
 }
 """Values of fields that are names."""
 

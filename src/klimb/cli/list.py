@@ -1,4 +1,4 @@
-"""klimb list: rules, environments, figures and metrics, a line each."""
+"""klimb list: rules, environments, figures and metrics, a line each; presets with all that they say."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from klimb.cli.parser import Command
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import KlimbError
 from klimb.improve.rule import traits_of
+from klimb.presets.preset import Preset, written
+from klimb.presets.shipped import all_presets
 from klimb.rules import RULES
 from klimb.runs.metrics import METRICS
 from klimb.runs.zoo import PREFIX, ZooEntry, zoo
 from klimb.theory.figures.registry import FIGURES
 from klimb.types import Metric
 
-Section = Literal["rules", "environments", "figures", "metrics", "zoo"]
+Section = Literal["rules", "environments", "presets", "figures", "metrics", "zoo"]
 
 OTHER_ENVIRONMENTS = {
     "gymnasium:ID": "any environment registered with Gymnasium, stepped in Python",
@@ -37,17 +39,21 @@ class ListArguments:
     """What is typed after `klimb list`."""
 
     section: Annotated[Section | None, Positional, arg(metavar="SECTION")] = None
-    """rules, environments, figures, metrics or zoo; without it the first three."""
+    """rules, environments, presets, figures, metrics or zoo; without it rules, environments and figures."""
 
 
 def list_(arguments: ListArguments) -> None:
-    """Print the entries of a section, a line each.
+    """Print the entries of a section.
 
     arguments: which section.
     """
     sections = {
         "rules": ("rules (klimb train RULE ENV):", rule_lines),
         "environments": ("environments, compiled and built in:", _environment_lines),
+        "presets": (
+            "presets (klimb train RULE ENV uses the one for ENV; --preset NAME, --preset none):",
+            _preset_lines,
+        ),
         "figures": ("figures (klimb figure NAME):", _figure_lines),
         "zoo": ("policies that come with klimb (klimb evaluate zoo:NAME):", _zoo_lines),
         "metrics": ("metrics of every run, followed by those of each rule:", _metric_lines),
@@ -79,6 +85,33 @@ def _environment_summary(name: str, module: str, maker: str) -> str:
     made_in = importlib.import_module(module)
     about, separator, task = _first_line(made_in).partition(": ")
     return task if separator and about == name else _first_line(getattr(made_in, maker))
+
+
+def _preset_lines() -> list[str]:
+    return [line for one in all_presets() for line in [f"{one.title}:", *_table(_about(one))]]
+
+
+def _about(preset: Preset) -> dict[str, str]:
+    """Where a preset is used, what it changes, and the training that justifies it."""
+    names = [name.partition(":") for name in preset.environments]
+    by_prefix = {prefix: [name for other, _, name in names if other == prefix] for prefix, _, _ in names}
+    changes = [
+        f"{name} {written(value)} (default {written(default)})" for name, (value, default) in preset.settings().items()
+    ]
+    about = {
+        "environments": "; ".join(f"{prefix}: {', '.join(those)}" for prefix, those in by_prefix.items()),
+        "changes": ", ".join(changes),
+    }
+    evidence = preset.evidence
+    if evidence is not None:
+        seeds = ", ".join(map(str, evidence.seeds))
+        about["evidence"] = (
+            f"mean return {evidence.mean_return:g} over seeds {seeds} (klimb {evidence.commit}, {evidence.date})"
+        )
+        about["measured by"] = evidence.command
+        if evidence.note is not None:
+            about["note"] = evidence.note
+    return about
 
 
 def _figure_lines() -> list[str]:

@@ -26,6 +26,8 @@ TRAINING = ("train", "sweep", "resume")
 
 NOTES = """\
 `klimb COMMAND --help` shows the arguments of a command; `klimb train RULE --help` also shows the options of a rule.
+For some tasks `klimb train` and `klimb sweep` take other settings than the defaults from a preset, and say so: see
+`klimb list presets`. With --preset none they do not.
 
 Reading the run of somebody else executes no code of theirs, with one exception: its config.toml may name a rule, an
 environment or a network as MODULE:NAME. The commands evaluate, record, resume, train --config and sweep --config import

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from klimb.cli.evaluate import evaluate_seeds, evaluation_lines
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import make, make_named_in
 from klimb.errors import ConfigError, EnvironmentFault, KlimbError, TrainingFailed
+from klimb.presets.preset import Preset, written
 from klimb.report.page import write_report
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
@@ -67,6 +68,19 @@ def announce(config: RunConfig, named_in: Path | None, console: Console, *, trus
     print_line(console, f"environment  {environment.id} ({kind})")
     print_line(console, f"rule         {config.rule}")
     return environment
+
+
+def announce_preset(preset: Preset | None, config: RunConfig, console: Console, varied: Collection[str] = ()) -> None:
+    """Print which preset is used, if one is, and what it changes.
+
+    config: of the run. console: where to print. varied: names of settings that a sweep gives other values.
+    """
+    if preset is None:
+        return
+    settings = preset.in_effect(config.rule, config.options)
+    changes = [f"{name} {written(value)}" for name, value in settings.items() if name not in varied]
+    what = ", ".join(changes) or "changes nothing, because all of its settings are given"
+    print_line(console, f"preset       {preset.title}: {what} (flags override it; --preset none trains without it)")
 
 
 def announce_end(run: Run, console: Console) -> None:

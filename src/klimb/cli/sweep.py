@@ -18,8 +18,8 @@ from klimb.cli import compilation_cache
 from klimb.cli.flags import plain_types
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
-from klimb.cli.session import Output, announce, announce_end, evaluate_run, reporting_failure
-from klimb.cli.train import TrainArguments, configuration, directory_name, with_rule_of
+from klimb.cli.session import Output, announce, announce_end, announce_preset, evaluate_run, reporting_failure
+from klimb.cli.train import TrainArguments, configuration, directory_name, naming, with_rule_of
 from klimb.errors import ConfigError
 from klimb.report.page import FILE_NAME, write_report
 from klimb.runs.changes import OPTIONS
@@ -80,12 +80,15 @@ def sweep(arguments: SweepArguments) -> None:
         if name in over:
             raise ConfigError(f"--over {name} is given twice: name all of its values together")
         over[name] = [typed_value(config, name, word) for word in words]
-    plan, flags = Sweep(config, over), arguments.run
-    plan.members()
+    preset, flags = arguments.applied, arguments.run
+    plan = Sweep(config, over, None if preset is None else preset.title)
+    with naming(preset):
+        plan.members()
     devices.use_all_cores()
     output = arguments.output
     console = output.console()
     environment = announce(config, named_in, console, trust=flags.trust_environment)
+    announce_preset(preset, config, console, varied=over)
     compilation_cache.enable()
     parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
     parts = start_sweep(

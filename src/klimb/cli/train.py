@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
@@ -15,10 +16,14 @@ from klimb.cli import compilation_cache
 from klimb.cli.commands import usage
 from klimb.cli.flags import flags_of
 from klimb.cli.list import rule_lines
-from klimb.cli.parser import Command, leading, parse_known
-from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure
+from klimb.cli.parser import Command, leading, parse, parse_known
+from klimb.cli.session import Output, announce, announce_end, announce_preset, finish, reporting_failure
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError
+from klimb.fields import build
+from klimb.presets.preset import Preset
+from klimb.presets.shipped import load_preset
+from klimb.presets.shipped import preset as find_preset
 from klimb.rules import RULES, rule_class, rule_name
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import unused_directory
@@ -26,6 +31,9 @@ from klimb.training import devices, driver
 from klimb.training.progress.choice import print_line
 
 T = TypeVar("T", bound="TrainArguments")
+
+AUTO, NONE = "auto", "none"
+"""Values of `--preset` that name none: the one for rule and environment, and no preset."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class RunFlags:
     """New directory for the run; by default runs/RULE-ENV."""
     config: Path | None = None
     """A config.toml to start from; arguments and options on the command line override it."""
+    preset: Annotated[str, arg(metavar="NAME")] = AUTO
+    """Settings that suit a task (`klimb list presets`). auto: by rule and environment; none; a name; or FILE.toml."""
     trust_environment: bool = False
     """Allow the --config file to name a rule, an environment or a network to import: this runs its code."""
 
@@ -44,6 +54,8 @@ class RunFlags:
 class TrainArguments:
     """What is typed after `klimb train`. `rule` has the settings of the rule, when it is known which one."""
 
+    applied: ClassVar[Preset | None] = None
+    """The preset that the defaults of rule and training have been taken from."""
     rule_name: Annotated[str, Positional, arg(metavar="RULE")]
     """The update rule: one of `klimb list rules`, or MODULE:NAME for one of your own."""
     env: Annotated[str, Positional, arg(metavar="ENV")]
@@ -66,10 +78,19 @@ def train(arguments: TrainArguments) -> None:
     devices.use_all_cores()
     console = arguments.output.console()
     environment = announce(config, named_in, console, trust=flags.trust_environment)
+    preset = arguments.applied
+    announce_preset(preset, config, console)
     compilation_cache.enable()
     run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
     with reporting_failure(run_dir), arguments.output.view(console) as view:
-        run = driver.start(config, environment, run_dir=run_dir, notify=partial(print_line, console), view=view)
+        run = driver.start(
+            config,
+            environment,
+            run_dir=run_dir,
+            preset=None if preset is None else preset.title,
+            notify=partial(print_line, console),
+            view=view,
+        )
     announce_end(run, console)
     finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
@@ -91,9 +112,24 @@ def configuration(arguments: TrainArguments) -> tuple[RunConfig, Path | None]:
     if typed is not None and not isinstance(rule, rule_class(typed)):
         # Behind flags it was read too late to decide which rule is trained.
         raise ConfigError(f"the rule comes before the flags: {typed} --config {file} …")
-    if arguments.env is None and file is not None:
-        return RunConfig(RunConfig.read(file).env, arguments.rule, arguments.training), file
-    return RunConfig(arguments.env, arguments.rule, arguments.training), None
+    named_in = file if arguments.env is None else None
+    env = arguments.env if named_in is None else RunConfig.read(named_in).env
+    with naming(arguments.applied):
+        return RunConfig(env, arguments.rule, arguments.training), named_in
+
+
+@contextlib.contextmanager
+def naming(preset: Preset | None) -> Iterator[None]:
+    """Errors about a setting that may come from a preset, and not from what was typed, name the preset.
+
+    preset: that is used; None for none.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if preset is None or not any(name in str(error) for name in preset.settings()):
+            raise
+        raise ConfigError(f"{error} (with the preset {preset.title}; --preset none trains without it)") from None
 
 
 def with_rule_of(words: Sequence[str], arguments: type[T], command: str) -> type[T]:
@@ -116,10 +152,36 @@ def with_rule_of(words: Sequence[str], arguments: type[T], command: str) -> type
         raise ConfigError(f"the rule comes before the environment: klimb {command} {rule} {named[0]}")
     cls = rule_class(named[0]) if named else None
     base = None if flags.config is None else _read(flags.config, cls, trust=flags.trust_environment)
-    if base is not None and cls in (None, type(base.rule)):
-        return _with_rule(arguments, base.rule, type(base.rule), base)
-    assert cls is not None
-    return _with_rule(arguments, None if _has_required_fields(cls) else cls(), cls, base)
+    made = _with_rule(arguments, cls, base)
+    name = named[0] if base is None or named else rule_name(base.rule)
+    preset = _preset(flags, name, partial(_environment_of, words, named, made, command))
+    if preset is None:
+        return made
+    if flags.config is not None:
+        base = _read(flags.config, cls, trust=flags.trust_environment, preset=preset)
+    return _with_rule(arguments, cls, base, preset)
+
+
+def _preset(flags: RunFlags, rule: str, environment: Callable[[], str | None]) -> Preset | None:
+    """The preset that is asked for. rule: its name. environment: gives the name of the environment, if there is one."""
+    if flags.preset == NONE:
+        return None
+    if flags.preset != AUTO:
+        return load_preset(rule, flags.preset)
+    env = None if flags.config is not None else environment()
+    return None if env is None else find_preset(rule, env)
+
+
+def _environment_of(words: Sequence[str], named: list[str], arguments: type[T], command: str) -> str | None:
+    """The environment's name among the words of a command; None on the way to the page of `--help` without one.
+
+    named: the words before the first flag. arguments: with the rule.
+    """
+    if len(named) > 1:
+        return named[1]
+    if "--help" in words or "-h" in words:
+        return None
+    return parse(arguments, words, command).env  # it stands behind flags
 
 
 def _is_environment(word: str) -> bool:
@@ -127,22 +189,38 @@ def _is_environment(word: str) -> bool:
     return word in BUILT_IN or re.search(r"-v\d+$", word) is not None
 
 
-def _read(file: Path, cls: type | None, *, trust: bool) -> RunConfig:
+def _read(file: Path, cls: type | None, *, trust: bool, preset: Preset | None = None) -> RunConfig:
     """The configuration in a file, with the modules that it names, if they may be imported.
 
-    cls: the rule that is used instead of the file's; None for the file's.
+    cls: the rule that is used instead of the file's; None for the file's. preset: that holds where the file says
+    nothing.
     """
     config = RunConfig.read(file)
-    if cls not in (None, type(config.rule)):
+    other_rule = cls not in (None, type(config.rule))
+    if preset is not None:
+        config = RunConfig.read(file, rule=None if other_rule else preset.rule_options, options=preset.options)
+    if other_rule:
         # The file's rule need not be there.
         config = replace(config, rule=RULES["reinforce"]())
     return config.require_modules(file, trust=trust)
 
 
-def _with_rule(arguments: type[T], rule: Any, cls: type, base: RunConfig | None) -> type[T]:
-    """rule: with the values that flags change; None for a class without defaults. base: of `--config`."""
+def _with_rule(arguments: type[T], cls: type | None, base: RunConfig | None, preset: Preset | None = None) -> type[T]:
+    """The arguments with the flags of a rule. cls: of the rule; None for that of `base`, the file of `--config`."""
+    rule: Any = None
+    if base is not None and cls in (None, type(base.rule)):
+        rule, cls = base.rule, type(base.rule)
+    else:
+        assert cls is not None
+        if preset is not None:
+            rule = preset.rule()
+        elif not _has_required_fields(cls):
+            rule = cls()
     _require_own_names(cls, arguments)
     new: list[Any] = [("rule", Annotated[cls, OmitArgPrefixes], field() if rule is None else field(default=rule))]
+    if base is None and preset is not None:
+        options = build(TrainOptions, preset.options)
+        new.append(("training", Annotated[TrainOptions, OmitArgPrefixes], field(default=options)))
     if base is not None:
         name, env = (Annotated[str | None, Positional, arg(metavar=word)] for word in ("RULE", "ENV"))
         new += [
@@ -150,7 +228,8 @@ def _with_rule(arguments: type[T], rule: Any, cls: type, base: RunConfig | None)
             ("env", env, field(default=None)),
             ("training", Annotated[type(base.options), OmitArgPrefixes], field(default=base.options)),
         ]
-    return make_dataclass(arguments.__name__, new, bases=(arguments,), frozen=True, kw_only=True)
+    applied = {"applied": preset}
+    return make_dataclass(arguments.__name__, new, bases=(arguments,), namespace=applied, frozen=True, kw_only=True)
 
 
 def _has_required_fields(cls: Any) -> bool:

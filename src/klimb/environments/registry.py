@@ -61,6 +61,16 @@ def recorded_name(environment: str | Any) -> str:
     return f"{GIVEN}:{one_line(environment.id, 60)}" + (f"({one_line(settings, 100)})" if settings else "")
 
 
+def canonical_name(name: str) -> str:
+    """A name with its prefix: gymnasium:Hopper-v5 for Hopper-v5. Nothing is made or imported.
+
+    name: as `make` takes it; whether there is such an environment is not looked up.
+    """
+    if modules.module_of(name) is not None:
+        return name
+    return f"jax:{name}" if name in BUILT_IN else f"gymnasium:{name}"
+
+
 def _makes(name: str, environment: CompiledEnvironment) -> bool:
     """Whether a built-in name makes an environment equal to this one."""
     prefix, _, identifier = name.partition(":")

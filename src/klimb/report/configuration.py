@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from klimb.errors import one_line
+from klimb.presets.shipped import preset
 from klimb.report.data import RunData, Spec
 from klimb.report.text import setting
 from klimb.rules import RULES
@@ -67,10 +68,13 @@ def _command_html(run: RunData) -> str:
 def command(config: Spec) -> list[str]:
     """The command line that repeats a run, quoted, one item per flag: all settings that differ from their defaults.
 
-    The number of environment steps is always given.
+    The number of environment steps is always given. Where there is a preset it is left out, because it is another than
+    the defaults.
     """
     rule = config["rule"]
     groups = [["klimb", "train", rule["name"], config["env"]]]
+    if rule["name"] in RULES and preset(rule["name"], config["env"]) is not None:
+        groups.append(["--preset", "none"])
     for values, defaults in ((config["options"], _defaults("options")), (rule, _defaults(rule["name"]))):
         for key, value in values.items():
             changed = _listed(value) != _listed(defaults.get(key, value))

@@ -38,6 +38,7 @@ def summary(entries: Sequence[Provenance]) -> str:
         f"Python {first.python}",
         *_machine(first),
         *([] if first.git is None else [f"commit {_commit(first.git, first.git.hash[:SHORT_HASH])}"]),
+        *_preset(first),
         _when(first),
         *([f"resumed {resumed:,} time{'' if resumed == 1 else 's'}"] if resumed else []),
     ]
@@ -51,6 +52,7 @@ def _entry_html(entry: Provenance) -> str:
         *(f"{name} {version}" for name, version in entry.packages.items()),
         *_machine(entry),
         *([] if entry.git is None else [f"git commit {_commit(entry.git, entry.git.hash)}"]),
+        *_preset(entry),
     ]
     command = "" if entry.command is None else one_line(" ".join(map(_quoted, entry.command)), MAX_COMMAND)
     changes = "".join(f"<br>changed: {escape(one_line(describe(change), 400))}" for change in entry.changes)
@@ -72,6 +74,10 @@ def _when(entry: Provenance) -> str:
     """started 2026-11-29 08:20:31 UTC"""
     date = entry.date.replace("T", " ").replace("Z", " UTC")
     return f"started {date}" if entry.event == "start" else f"resumed after iteration {entry.iteration:,}, {date}"
+
+
+def _preset(entry: Provenance) -> list[str]:
+    return [] if entry.preset is None else [f"preset {entry.preset}"]
 
 
 def _machine(entry: Provenance) -> list[str]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import shlex
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -326,9 +326,17 @@ class RunConfig:
         return cls.from_dict(parse_toml(text))
 
     @classmethod
-    def read(cls, path: Path) -> RunConfig:
-        """From a file. ConfigError when it is missing or wrong, with the file's name."""
+    def read(
+        cls, path: Path, *, rule: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None
+    ) -> RunConfig:
+        """From a file. ConfigError when it is missing or wrong, with the file's name.
+
+        path: of the file. rule, options: settings by name, which hold where the file has none of that name.
+        """
         tree = read_toml(path)
+        for section, settings in (("rule", rule), ("options", options)):
+            if settings and isinstance(tree.get(section, {}), dict):
+                tree[section] = {**settings, **tree.get(section, {})}
         try:
             return cls.from_dict(tree)
         except ConfigError as error:

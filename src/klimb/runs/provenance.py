@@ -63,6 +63,7 @@ class Provenance:
     typed; None in Python. klimb, python: versions. packages: versions of others by name. platform: operating system
     and architecture. cores: that the process could use. accelerator: JAX's devices. git: of the current directory;
     None where that is in no git work tree, or there is no git. changes: of the configuration, from here on.
+    preset: that the settings were taken from at the start, by its name; None for none.
     """
 
     event: Literal["start", "resume"]
@@ -77,6 +78,7 @@ class Provenance:
     accelerator: Accelerator
     git: Commit | None
     changes: Annotated[list[Change], Field(fail_fast=True)] = dataclasses.field(default_factory=list)
+    preset: Text | None = None
 
 
 _ENTRIES = TypeAdapter(Annotated[list[Provenance], Field(fail_fast=True)])

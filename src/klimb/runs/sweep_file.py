@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klimb.errors import ConfigError, RunError, one_line, shown
+from klimb.fields import MAX_NAME
 from klimb.runs.changes import value_of, with_changes
 from klimb.runs.config import RunConfig, read_toml, toml_value
 from klimb.runs.files import write_text
@@ -30,10 +31,14 @@ class Member(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep. config: of every run but for what is varied. over: the values of each varied option or rule's field."""
+    """A sweep. config: of every run but for what is varied. over: the values of each varied option or rule's field.
+
+    preset: that the configuration was made with, for the provenance of the runs.
+    """
 
     config: RunConfig
     over: Mapping[str, Sequence[Any]]
+    preset: str | None = None
 
     def members(self) -> list[Member]:
         """Every combination, in the order of `itertools.product`.
@@ -71,10 +76,11 @@ class Sweep:
         """
         if directory.exists():
             raise RunError(f"{directory} exists already; choose another directory for the sweep")
+        head = [] if self.preset is None else [f"preset = {toml_value(self.preset)}"]
         lines = [f"{name} = {toml_value(list(values))}" for name, values in self.over.items()]
         try:
             directory.mkdir(parents=True)
-            write_text(directory / SWEEP, "\n".join([self.config.to_toml(), "[over]", *lines]) + "\n")
+            write_text(directory / SWEEP, "\n".join([*head, self.config.to_toml(), "[over]", *lines]) + "\n")
         except OSError as error:
             raise RunError(f"cannot write the sweep into {directory}: {error.strerror}") from None
 
@@ -88,9 +94,11 @@ class Sweep:
         over = tree.pop("over", None)
         if not isinstance(over, dict) or not all(isinstance(values, list) for values in over.values()):
             raise ConfigError(f"{one_line(path)}: [over] has a list of values for each field; here it is {shown(over)}")
+        preset = tree.pop("preset", None)
+        if not (preset is None or (isinstance(preset, str) and len(preset) <= MAX_NAME)):
+            raise ConfigError(f"{one_line(path)}: preset is the name of one, and not {shown(preset)}")
         try:
-            sweep = cls(RunConfig.from_dict(tree), over)
-            return sweep
+            return cls(RunConfig.from_dict(tree), over, preset)
         except ConfigError as error:
             raise ConfigError(f"{one_line(path)}: {error}") from None
 

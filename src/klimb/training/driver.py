@@ -110,6 +110,7 @@ def start(
     demonstrations: Demonstrations | None = None,
     run_dir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
+    preset: str | None = None,
     notify: Notify = logger.info,
     view: View = SILENT,
 ) -> Run:
@@ -118,6 +119,7 @@ def start(
     config: of the run. environment: the one that it names.
     policy, critic, demonstrations: objects that the configuration can't name, as `train` takes them.
     run_dir, errors: as for `train`. callbacks: each called as the `callback` of `train`, in order.
+    preset: that the configuration was made with, for the provenance.
     notify: called with lines about the start, for people. view: that shows the training; the caller enters and leaves
     it.
     """
@@ -134,7 +136,7 @@ def start(
         # What a step of the user's own returns is checked before anything is compiled or written.
         program.source.trace(program.state_template())
     state = program.initial_state()
-    provenance = None if run_dir is None else observe("start", environment)
+    provenance = None if run_dir is None else observe("start", environment, preset=preset)
     writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator, provenance=provenance)
     (run,) = drive(program, state, [writer], callbacks, iteration=0, wall_time=0.0, view=view)
     return run

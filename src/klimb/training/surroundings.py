@@ -34,11 +34,12 @@ def observe(
     *,
     iteration: int = 0,
     changes: Sequence[Change] = (),
+    preset: str | None = None,
 ) -> Provenance:
     """The entry of a run for a training that begins now.
 
     event: whether it starts or is resumed. environment: where it trains. iteration: iterations done before.
-    changes: of the configuration, from then on.
+    changes: of the configuration, from then on. preset: that the settings were taken from, by its name.
     """
     words, devices = typed_command(), jax.local_devices()
     return Provenance(
@@ -54,6 +55,7 @@ def observe(
         accelerator=Accelerator(devices[0].platform, devices[0].device_kind, len(devices)),
         git=git_commit(),
         changes=list(changes),
+        preset=preset,
     )
 
 

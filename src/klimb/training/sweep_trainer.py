@@ -121,7 +121,7 @@ class SweepTrainer:
             state = program.initial_state()
             self._require_shared(program, state, group)
             self._make_directory()
-            entry = None if self._directory is None else observe("start", self._environment)
+            entry = None if self._directory is None else observe("start", self._environment, preset=self._plan.preset)
             for member, part in zip(group, _parts(group), strict=True):
                 path = None if self._directory is None else self._path(member)
                 writers.append(RunWriter.create(member.config, path, program, state, part, demonstrator, entry))

@@ -1,0 +1,1 @@
+"""Settings that suit a rule in some environments, as data files."""
