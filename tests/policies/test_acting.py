@@ -31,6 +31,8 @@ KINDS = {
     "clipped": (UNEVEN, {"activation": "relu"}),
     "partly unbounded": (PARTLY, {"activation": "silu"}),
     "state-dependent std": (PARTLY, {"state_dependent_std": True, "activation": "gelu"}),
+    "bounded std": (UNEVEN, {"log_std_bounds": (-0.2, 0.1)}),
+    "bounded, state-dependent std": (PARTLY, {"log_std_bounds": (-0.5, 0.5), "state_dependent_std": True}),
     "squashed": (UNEVEN, {"tanh_squash": True}),
     "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
     "without hidden layers": (Discrete(3), {"hidden": ()}),
@@ -114,6 +116,9 @@ def test_the_files_alone_give_the_distribution(kind, numpy_port, tmp_path):
         np.testing.assert_allclose(distribution.probs, probs, atol=1e-6)
         return
     log_std = arrays["log_std"] + (output[..., len(actions.low) :] if about["state_dependent_std"] else 0)
+    if about.get("log_std_bounds"):
+        assert not np.allclose(log_std, np.clip(log_std, *about["log_std_bounds"])), "bounds that are not reached"
+        log_std = np.clip(log_std, *about["log_std_bounds"])
     half_width = 1 if about["tanh_squash"] else actions.half_width
     std = np.broadcast_to(half_width * np.exp(log_std), (ROWS, len(actions.low)))
     np.testing.assert_allclose(np.exp(distribution.log_std), std, rtol=1e-5)

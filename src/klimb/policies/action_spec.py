@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 import gymnasium.spaces
 import numpy as np
 
+from klimb.errors import ConfigError
+
 if TYPE_CHECKING:
     from klimb.policies.distributions import Distribution
 
@@ -18,14 +20,51 @@ Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class GaussianStyle(NamedTuple):
-    """How a network's outputs become a Gaussian. Both have to be False for spaces without one.
+    """How a network's outputs become a Gaussian. All fields have to be their defaults for spaces without one.
 
     state_dependent_std: a second half of the network's outputs is added to the log standard deviation.
     tanh_squash: actions are squashed into the bounds by tanh, instead of being clipped.
+    log_std_bounds: minimum and maximum log standard deviation, to which it is clipped; None for no bounds. Its unit is
+    the half-width of the box; with `tanh_squash` it is that of the Gaussian before the tanh.
     """
 
     state_dependent_std: bool = False
     tanh_squash: bool = False
+    log_std_bounds: tuple[float, float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. `log_std_bounds` is left out where there are none: an earlier klimb then reads the file."""
+        fields = self._asdict()
+        if self.log_std_bounds is None:
+            del fields["log_std_bounds"]
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> GaussianStyle:
+        """The inverse of `to_json`.
+
+        fields: as `to_json` returned them, and JSON may have made a list of a tuple.
+        """
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+    def require_valid(self, initial_log_std: float) -> None:
+        """ConfigError unless the bounds are in order and the initial value is within them.
+
+        initial_log_std: log standard deviation that a policy starts with.
+        """
+        if self.log_std_bounds is None:
+            return
+        low, high = self.log_std_bounds
+        if not low < high:
+            raise ConfigError(
+                f"log_std_bounds = ({low}, {high}): the first is the minimum log standard deviation and has to be "
+                "smaller than the second, the maximum"
+            )
+        if not low <= initial_log_std <= high:
+            raise ConfigError(
+                f"initial_log_std = {initial_log_std} is outside log_std_bounds = ({low}, {high}), where the gradient "
+                "with respect to σ is zero: choose an initial value within the bounds"
+            )
 
 
 class ActionSpec(abc.ABC):

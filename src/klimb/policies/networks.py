@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic import model_validator
 
 from klimb.errors import ConfigError
 from klimb.fields import LayerSizes, Name, checked
@@ -43,10 +44,22 @@ class NetworkOptions:
     """Compute the standard deviation from the observation; continuous actions only."""
     tanh_squash: bool = False
     """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
+    log_std_bounds: tuple[float, float] | None = None
+    """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
     policy: Name | None = None
     """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
     critic: Name | None = None
     """A function of your own, module:name, that makes the critic: (observations, key) -> critic."""
+
+    @model_validator(mode="after")
+    def _require_valid_style(self) -> NetworkOptions:
+        self.style.require_valid(self.initial_log_std)
+        return self
+
+    @property
+    def style(self) -> GaussianStyle:
+        """How the network's outputs become a Gaussian."""
+        return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds)
 
 
 class MLP(eqx.Module):
@@ -124,6 +137,7 @@ class NetworkPolicy(eqx.Module):
     deviation is `exp(log_std)` half-widths. Actions are in the environment's units.
     With `tanh_squash` the Gaussian is in half-widths from the middle, and tanh squashes its samples into the box.
     With `state_dependent_std` a second half of the network's outputs is added to `log_std`.
+    With `log_std_bounds` the log standard deviation is clipped to them.
     It accepts one observation or any leading axes.
     """
 
@@ -144,6 +158,7 @@ class NetworkPolicy(eqx.Module):
         initial_log_std: float = 0.0,
         state_dependent_std: bool = False,
         tanh_squash: bool = False,
+        log_std_bounds: tuple[float, float] | None = None,
         encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
@@ -152,13 +167,15 @@ class NetworkPolicy(eqx.Module):
         observations: the observation space; an integer n is short for n real numbers. actions: the action space.
         hidden: sizes of the hidden layers between features and outputs. activation: of the hidden layers.
         initial_log_std: initial log standard deviation of a Gaussian; the unit of σ is the half-width of the box.
-        state_dependent_std, tanh_squash: as in `GaussianStyle`; for continuous actions only.
+        state_dependent_std, tanh_squash, log_std_bounds: as in `GaussianStyle`; for continuous actions only.
         encoder: your own; None for `FlatEncoder`. key: for the weights.
 
         Raises UnsupportedSpace for observations that are not flat without an encoder, for `tanh_squash` in a box
-        without bounds, and for either option with discrete actions.
+        without bounds, and for any of these options with discrete actions; ConfigError for an initial standard
+        deviation outside its bounds.
         """
-        self.style = GaussianStyle(state_dependent_std, tanh_squash)
+        self.style = GaussianStyle(state_dependent_std, tanh_squash, log_std_bounds)
+        self.style.require_valid(initial_log_std)
         outputs = actions.num_outputs(self.style)
         self.observations = _spec(observations)
         self.encoder = FlatEncoder.of(self.observations) if encoder is None else encoder
@@ -198,6 +215,16 @@ class NetworkPolicy(eqx.Module):
         obs: rows. weight: of every row; rows of weight 0 are left out.
         """
         return _observe(self, obs, weight)
+
+    def within_bounds(self) -> NetworkPolicy:
+        """The same function with a free log σ that a step has moved beyond a bound put back to it.
+
+        Beyond a bound the gradient with respect to it is zero: without this, σ would stay at the bound forever. A log
+        σ that depends on the state has no such parameter of its own, and stays as it is.
+        """
+        if self.style.log_std_bounds is None or self.style.state_dependent_std or self.log_std is None:
+            return self
+        return eqx.tree_at(lambda policy: policy.log_std, self, jnp.clip(self.log_std, *self.style.log_std_bounds))
 
     def absorb(self, rescaling: Rescaling) -> NetworkPolicy:
         """The policy whose dense layers read features that were rescaled.

@@ -69,6 +69,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """Compute the standard deviation from the observation; continuous actions only."""
     tanh_squash: bool
     """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
+    log_std_bounds: tuple[float, float] | None
+    """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
     init_from: str | None
     """Run (or policy directory) whose policy this training starts from; its observation statistics stay fixed."""
     critic_warmup: int

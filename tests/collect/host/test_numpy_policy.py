@@ -30,6 +30,9 @@ KINDS = {
     "partly unbounded": (PARTLY, {}),
     "state-dependent std": (UNEVEN, {"state_dependent_std": True}),
     "unbounded, state-dependent std": (PARTLY, {"state_dependent_std": True}),
+    "bounded std": (PARTLY, {"log_std_bounds": (-0.1, 0.2)}),
+    "bounded, state-dependent std": (UNEVEN, {"log_std_bounds": (-0.5, 0.3), "state_dependent_std": True}),
+    "squashed, bounded std": (UNEVEN, {"log_std_bounds": (-0.1, 0.2), "tanh_squash": True}),
     "squashed": (UNEVEN, {"tanh_squash": True}),
     "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
 }
@@ -112,6 +115,9 @@ def require_agreement(actions, seeds, limits=None, **options):
         low, high = np.array(actions.low, np.float32), np.array(actions.high, np.float32)
         np.testing.assert_allclose(taken, np.clip(expected_taken, low, high), rtol=1e-5, atol=1e-5)
         assert ((taken >= low) & (taken <= high)).all()
+    if options.get("log_std_bounds"):
+        free, _ = in_jax(*policies(actions, seeds, **{**options, "log_std_bounds": None}), obs, noise)
+        assert (np.abs(action - free) > 0.01).any(), "bounds that are not reached show nothing"
     if seeds > 1:
         mixed, _ = in_jax(jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), policy), static, obs, noise)
         assert (np.abs(action - mixed).reshape(seeds, -1).max(1) > 0.1).all(), "seeds that agree show nothing"
@@ -160,7 +166,7 @@ def test_only_a_network_policy_itself_has_a_description():
     assert numpy_policy_spec(lambda obs: obs) is None
 
 
-@pytest.mark.parametrize("kind", list(KINDS)[:3])
+@pytest.mark.parametrize("kind", [*list(KINDS)[:3], "bounded std"])
 def test_a_description_survives_json(kind):
     actions, options = KINDS[kind]
     spec = numpy_policy_spec(shapes_of(NetworkPolicy, actions, **options))

@@ -67,7 +67,7 @@ class NumpyPolicySpec:
             "activation": self.activation,
             "clip": self.clip,
             "actions": self.actions.to_json(),
-            "style": self.style,
+            "style": self.style.to_json(),
         }
 
     @classmethod
@@ -78,7 +78,7 @@ class NumpyPolicySpec:
             fields["activation"],
             fields["clip"],
             actions_from_json(fields["actions"]),
-            GaussianStyle(*fields["style"]),
+            GaussianStyle.from_json(fields["style"]),
         )
 
     def decider(self, parameters: Array) -> NumpyPolicy:
