@@ -121,6 +121,16 @@ def test_a_users_own_policy_comes_back_with_like(tmp_path):
         load_policy(tmp_path, like=Table(jnp.zeros((4, 2))))
 
 
+def test_round_trip_keeps_the_exploration(tmp_path):
+    box = Box((-2.0, 0.0), (2.0, 1.0))
+    policy = NetworkPolicy(4, box, hidden=(8, 5), exploration="gsde", key=jax.random.key(3))
+    description = json.loads((save_policy(policy, tmp_path) / "policy.json").read_text())
+    assert (description["version"], description["exploration"]) == (4, "gsde")
+    loaded = load_policy(tmp_path)
+    assert loaded.log_std.shape == (5, 2)
+    assert eqx.tree_equal(loaded, policy)
+
+
 BOX_FIELDS = {"actions": {"kind": "box", "low": [0.0] * 3, "high": [1.0] * 3}}
 
 
@@ -135,6 +145,10 @@ def edit(description: dict, **changes: object) -> str:
         ({"version": 5}, "was written by a newer klimb: its version is 5, this one reads 4"),
         ({"log_std_bounds": [-1.0, 0.0]}, "log_std_bounds is for continuous actions"),
         ({"log_std_bounds": [-1.0]}, "log_std_bounds"),
+        ({"exploration": "gsde"}, "exploration is for continuous actions"),
+        ({"exploration": "both"}, "exploration"),
+        ({**BOX_FIELDS, "exploration": "gsde", "hidden": []}, "the network has none"),
+        ({**BOX_FIELDS, "exploration": "gsde", "state_dependent_std": True}, "leave state_dependent_std off"),
         ({"log_std_bounds": [-1.0, float("nan")]}, "log_std_bounds"),
         ({**BOX_FIELDS, "log_std_bounds": [1.0, 0.0]}, "the first is the minimum log standard deviation"),
         ({"normalizer": None}, "has no normalizer, which holds clip and variance_floor since version 3"),

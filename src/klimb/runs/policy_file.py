@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from klimb._version import __version__
 from klimb.errors import PolicyFileError, one_line, shown
 from klimb.fields import STRICT, NonNegative, Positive, Width, explain
-from klimb.policies.action_spec import GaussianStyle
+from klimb.policies.action_spec import Exploration, GaussianStyle
 from klimb.policies.actions import actions_from_json
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import Activation, NetworkPolicy
@@ -76,7 +76,7 @@ UNWRITTEN_LIMITS = NormalizerLimits(clip=10.0, variance_floor=1e-8)
 class PolicyDescription:
     """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
 
-    Version 4 may have `log_std_bounds`; a policy without them is written as version 3, which has everything else.
+    Version 4 may have `log_std_bounds` and `exploration`; a policy with neither is written as version 3.
     Version 2 has no `normalizer`. Version 1, of klimb 0.1.0, has `observation_size` in place of `observations` as
     well, and other names for some arrays.
     """
@@ -93,11 +93,12 @@ class PolicyDescription:
     state_dependent_std: bool = False
     tanh_squash: bool = False
     log_std_bounds: tuple[float, float] | None = None
+    exploration: Exploration = "independent"
 
     @property
     def style(self) -> GaussianStyle:
         """How the network's outputs become a Gaussian."""
-        return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds)
+        return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds, self.exploration)
 
     def template(self) -> PyTree:
         """The policy's structure with shapes in place of arrays; nothing is allocated. ValueError when it is none."""
@@ -139,7 +140,7 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
     weights = policy.network.weights
     return {
         "format": "klimb-policy",
-        "version": EARLIER_VERSION if policy.style.log_std_bounds is None else FORMAT_VERSION,
+        "version": FORMAT_VERSION if policy.style.added else EARLIER_VERSION,
         "klimb": __version__,
         "observations": policy.observations.to_json(),
         "normalizer": dataclasses.asdict(NormalizerLimits.of(policy.encoder.normalizer)),

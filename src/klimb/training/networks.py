@@ -61,6 +61,7 @@ class Networks:
             state_dependent_std=options.state_dependent_std,
             tanh_squash=options.tanh_squash,
             log_std_bounds=options.log_std_bounds,
+            exploration=options.exploration,
             key=key,
         )
 
