@@ -49,7 +49,8 @@ def written(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "Literal[" + ", ".join(f'"{value}"' for value in typing.get_args(kind)) + "]"
     if typing.get_origin(kind) is tuple:
-        return "Sequence[int] | int"
+        parts = typing.get_args(kind)
+        return "Sequence[int] | int" if ... in parts else f"tuple[{', '.join(map(written, parts))}]"
     if typing.get_args(kind):
         return " | ".join(map(written, typing.get_args(kind)))
     return kind.__name__

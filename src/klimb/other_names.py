@@ -59,6 +59,9 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = _named(
     critic_hidden="value_hidden_layer_sizes",
     activation="activation_fn fcnet_activation",
     initial_log_std="log_std_init",
+    exploration="use_sde gsde sde",
+    exploration_steps="sde_sample_freq",
+    log_std_bounds="min_log_std max_log_std log_std_min log_std_max clip_log_std log_std_range",
     # files and evaluation
     run_dir="log_dir logdir output_dir save_dir save_path tensorboard_log",
     checkpoint_every="save_freq save_interval checkpoint_freq checkpoint_frequency",

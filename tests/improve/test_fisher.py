@@ -22,6 +22,7 @@ KINDS = {
     "categorical": (Discrete(4), {}),
     "gaussian": (BOX, {}),
     "gaussian, σ of the state": (BOX, {"state_dependent_std": True}),
+    "gaussian, gsde": (BOX, {"exploration": "gsde"}),
     "tanh gaussian": (BOUNDED, {"tanh_squash": True, "state_dependent_std": True}),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -31,6 +31,9 @@ KINDS = {
     "clipped": (UNEVEN, {"activation": "relu"}),
     "partly unbounded": (PARTLY, {"activation": "silu"}),
     "state-dependent std": (PARTLY, {"state_dependent_std": True, "activation": "gelu"}),
+    "bounded std": (UNEVEN, {"log_std_bounds": (-0.2, 0.1)}),
+    "bounded, state-dependent std": (PARTLY, {"log_std_bounds": (-0.5, 0.5), "state_dependent_std": True}),
+    "gsde": (UNEVEN, {"exploration": "gsde"}),
     "squashed": (UNEVEN, {"tanh_squash": True}),
     "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
     "without hidden layers": (Discrete(3), {"hidden": ()}),
@@ -70,10 +73,10 @@ def numpy_port() -> SimpleNamespace:
     ported = code.split("\nimport klimb\n")[0]
     assert "klimb" not in ported
     assert "jax" not in ported
-    assert ported.partition("def network(")[2].partition("\n\n\n")[0].strip().count("\n") <= 10
+    assert ported.partition("def features(")[2].partition("def action(")[0].strip().count("\n") <= 15
     names: dict = {}
     exec(compile(ported, str(PAGE), "exec"), names)
-    return SimpleNamespace(**{name: names[name] for name in ("read", "network", "action")})
+    return SimpleNamespace(**{name: names[name] for name in ("read", "features", "network", "action")})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,7 +116,15 @@ def test_the_files_alone_give_the_distribution(kind, numpy_port, tmp_path):
         probs = np.exp(output) / np.exp(output).sum(-1, keepdims=True)
         np.testing.assert_allclose(distribution.probs, probs, atol=1e-6)
         return
-    log_std = arrays["log_std"] + (output[..., len(actions.low) :] if about["state_dependent_std"] else 0)
+    log_std = arrays["log_std"]
+    if about["state_dependent_std"]:
+        log_std = log_std + output[..., len(actions.low) :]
+    if about.get("exploration") == "gsde":
+        features = numpy_port.features(about, arrays, obs)
+        log_std = 0.5 * np.log(features**2 @ np.exp(2 * log_std) + 1e-6)
+    if about.get("log_std_bounds"):
+        assert not np.allclose(log_std, np.clip(log_std, *about["log_std_bounds"])), "bounds that are not reached"
+        log_std = np.clip(log_std, *about["log_std_bounds"])
     half_width = 1 if about["tanh_squash"] else actions.half_width
     std = np.broadcast_to(half_width * np.exp(log_std), (ROWS, len(actions.low)))
     np.testing.assert_allclose(np.exp(distribution.log_std), std, rtol=1e-5)

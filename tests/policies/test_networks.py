@@ -16,6 +16,8 @@ from klimb.collect.compiled import CompiledCollector
 from klimb.environments.control.pendulum import Pendulum
 from klimb.errors import UnsupportedSpace
 from klimb.improve.critic_fit import rescale
+from klimb.improve.warm_up import take_step
+from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
 from klimb.policies.encoders import FlatEncoder
@@ -312,7 +314,7 @@ def test_options_train(options, rule):
             assert np.isfinite(value), name
     assert record["status"] == "ACCEPTED"
     assert record["kl_old_new"] > 0
-    assert run.policy.style == tuple(options.get(name, False) for name in ("state_dependent_std", "tanh_squash"))
+    assert run.policy.style == GaussianStyle(**options)
 
 
 @pytest.mark.slow
@@ -337,3 +339,118 @@ def test_options_of_continuous_actions_are_refused_for_discrete_ones(tmp_path):
         klimb.train("CartPole-v1", klimb.TRPO(), env_steps=64, tanh_squash=True, run_dir=tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+# --- bounds on the standard deviation ------------------------------------------------------------------------------
+
+LOW, HIGH = -0.75, -0.25
+
+
+@pytest.mark.parametrize("options", [{}, *OPTIONS], ids="+".join)
+def test_the_log_deviation_is_clipped_to_its_bounds(x64, options):
+    """In half-widths; with tanh, those of the Gaussian before it."""
+    obs = observations(200, 4).astype(float)
+    free, bounded = (
+        eqx.tree_at(lambda p: p.log_std, box_policy(**options, log_std_bounds=bounds), jnp.array([-0.5, -1.0]))
+        for bounds in (None, (LOW, HIGH))
+    )
+    unit = np.zeros(2) if options.get("tanh_squash") else np.log(BOX.half_width)
+    before, after = (np.asarray(call(policy, obs).log_std) - unit for policy in (free, bounded))
+    np.testing.assert_allclose(after, np.clip(before, LOW, HIGH), rtol=1e-12)
+    np.testing.assert_array_equal(call(bounded, obs).mean, call(free, obs).mean)
+    assert (before < LOW).any()
+    assert ((before > LOW) & (before < HIGH)).any()
+    if options.get("state_dependent_std"):
+        assert (before > HIGH).any()
+
+
+def test_the_gradient_beyond_a_bound_is_zero_and_that_at_a_bound_the_one_inside():
+    policy = box_policy(log_std_bounds=(LOW, HIGH))
+    obs, action = observations(1, 4)[0], jnp.array([0.4, 3.0])
+
+    def slope(log_std):
+        at = eqx.tree_at(lambda p: p.log_std, policy, log_std)
+        return jax.grad(lambda x: eqx.tree_at(lambda p: p.log_std, at, x)(obs).log_prob(action))(log_std)
+
+    free = box_policy()
+    for value in (LOW, HIGH, -0.5):
+        log_std = jnp.full(2, value)
+        expected = jax.grad(lambda x: eqx.tree_at(lambda p: p.log_std, free, x)(obs).log_prob(action))(log_std)
+        np.testing.assert_allclose(slope(log_std), expected, rtol=1e-6)
+        assert (np.abs(expected) > 0.1).all()
+    np.testing.assert_array_equal(slope(jnp.array([LOW - 0.01, HIGH + 0.01])), 0)
+
+
+def stepper(rule, policy):
+    """A step of the rule on a made-up batch, whose advantage favours actions far from the mean, or (−1) near to it."""
+    static = eqx.partition(policy, eqx.is_array)[1]
+
+    @jax.jit
+    def step(key, direction, arrays, state):
+        policy = eqx.combine(arrays, static)
+        obs = jax.random.normal(key, (256, 4))
+        distribution = policy(obs)
+        action = distribution.sample(key)
+        far = jnp.sum(jnp.square((action - distribution.mean) * jnp.exp(-distribution.log_std)), axis=-1)
+        batch = Batch(obs, action, distribution.log_prob(action), direction * (far - 2), far, jnp.ones(256))
+        policy, state, info = take_step(rule, key, policy, state, batch)
+        kl = jnp.mean(klimb.kl_divergence(distribution, policy(obs)))
+        return eqx.filter(policy, eqx.is_array), state, (info.status, info.kl_old_new, kl)
+
+    def steps(direction, arrays, state, count=6):
+        reports = []
+        for number in range(count):
+            arrays, state, report = step(jax.random.key(number), direction, arrays, state)
+            reports.append([float(x) for x in report])
+        return arrays, state, np.array(reports)
+
+    return steps
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(klimb.TRPO(), id="trpo"), pytest.param(klimb.PPO(learning_rate=0.02, num_minibatches=1), id="ppo")],
+)
+def test_a_deviation_pressed_against_a_bound_stays_there_and_comes_back(rule):
+    """Without bounds the same steps leave the interval. The KL that a step reports is that of what is clipped."""
+    start = {"hidden": (8,), "initial_log_std": -0.5, "key": jax.random.key(0)}
+    free, bounded = NetworkPolicy(4, BOX, **start), NetworkPolicy(4, BOX, **start, log_std_bounds=(LOW, HIGH))
+    unbounded_steps, steps = stepper(rule, free), stepper(rule, bounded)
+    arrays, state = eqx.filter(bounded, eqx.is_array), rule.init(bounded)
+    for direction, bound in ((1, HIGH), (-1, LOW)):
+        left, _, _ = unbounded_steps(direction, eqx.filter(free, eqx.is_array), rule.init(free))
+        assert (direction * (left.log_std - bound) > 0.05).all()
+        at_bound, later, reports = steps(direction, arrays, state)
+        np.testing.assert_allclose(at_bound.log_std, bound, rtol=1e-6)
+        np.testing.assert_allclose(reports[:, 1], reports[:, 2], atol=1e-7)
+        if isinstance(rule, klimb.TRPO):
+            assert (reports[:, 0] == klimb.Status.ACCEPTED).any()
+            assert (reports[:, 1] <= 1.01 * rule.max_kl).all()
+        back, _, _ = steps(-direction, at_bound, later)
+        assert (direction * (bound - back.log_std) > 0.05).all(), "the gradient at a bound is not zero"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"state_dependent_std": True}], ids="+".join)
+def test_a_training_stays_within_the_bounds(options):
+    """The entropy of a Gaussian is Σ log σ + const: that of every record says where the mean log σ was."""
+    common = {"env_steps": 768, "num_envs": 4, "num_steps": 64, "hidden": (8,), "certificate": False, **options}
+    rule, unit, low, high = klimb.PPO(learning_rate=0.05), 0.5 + 0.5 * np.log(2 * np.pi) + np.log(2), -0.01, 0.02
+    free = klimb.train("Pendulum-v1", rule, **common)
+    bounded = klimb.train("Pendulum-v1", rule, **common, log_std_bounds=(low, high))
+    outside = lambda run: [x for r in run.history if not low - 1e-5 <= (x := r["entropy"] - unit) <= high + 1e-5]  # noqa: E731
+    assert len(outside(free)) > 0
+    assert outside(bounded) == []
+    assert bounded.policy.style.log_std_bounds == (low, high)
+
+
+def test_bounds_that_make_no_sense_are_refused():
+    for bounds in ((0.0, 0.0), (1.0, -1.0)):
+        with pytest.raises(klimb.ConfigError, match="the first is the minimum log standard deviation"):
+            klimb.TrainOptions(log_std_bounds=bounds)
+    with pytest.raises(klimb.ConfigError, match=r"initial_log_std = 0.0 is outside log_std_bounds = \(-3.0, -1.0\)"):
+        klimb.TrainOptions(log_std_bounds=(-3.0, -1.0))
+    with pytest.raises(klimb.ConfigError, match="initial_log_std = 2"):
+        NetworkPolicy(4, BOX, initial_log_std=2.0, log_std_bounds=(-1.0, 1.0), key=jax.random.key(0))
+    with pytest.raises(UnsupportedSpace, match="log_std_bounds is for continuous actions, and these are 5 discrete"):
+        NetworkPolicy(4, Discrete(5), log_std_bounds=(-1.0, 1.0), key=jax.random.key(0))

@@ -47,6 +47,20 @@ def test_round_trip_keeps_the_kind_of_distribution(state_dependent_std, tanh_squ
     assert eqx.tree_equal(loaded(obs), policy(obs))
 
 
+@pytest.mark.parametrize("bounds", [None, (-2.0, 0.5), (0.5, 0.75)])
+def test_round_trip_keeps_the_bounds_of_the_deviation(bounds, tmp_path):
+    """Without bounds the file is one that an earlier klimb reads."""
+    box, initial = Box((-2.0, 0.0), (2.0, 1.0)), 0.5
+    policy = NetworkPolicy(4, box, hidden=(8,), initial_log_std=initial, log_std_bounds=bounds, key=jax.random.key(3))
+    description = json.loads((save_policy(policy, tmp_path) / "policy.json").read_text())
+    assert description["version"] == (3 if bounds is None else 4)
+    assert description.get("log_std_bounds") == (None if bounds is None else list(bounds))
+    assert ("log_std_bounds" in description) == (bounds is not None)
+    loaded = load_policy(tmp_path)
+    assert loaded.style.log_std_bounds == bounds
+    assert eqx.tree_equal(loaded, policy)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=["discrete", "box"])
 def test_files_from_before_the_options_still_load(spec, tmp_path):
     policy = make_policy(spec)
@@ -107,6 +121,19 @@ def test_a_users_own_policy_comes_back_with_like(tmp_path):
         load_policy(tmp_path, like=Table(jnp.zeros((4, 2))))
 
 
+def test_round_trip_keeps_the_exploration(tmp_path):
+    box = Box((-2.0, 0.0), (2.0, 1.0))
+    policy = NetworkPolicy(4, box, hidden=(8, 5), exploration="gsde", key=jax.random.key(3))
+    description = json.loads((save_policy(policy, tmp_path) / "policy.json").read_text())
+    assert (description["version"], description["exploration"]) == (4, "gsde")
+    loaded = load_policy(tmp_path)
+    assert loaded.log_std.shape == (5, 2)
+    assert eqx.tree_equal(loaded, policy)
+
+
+BOX_FIELDS = {"actions": {"kind": "box", "low": [0.0] * 3, "high": [1.0] * 3}}
+
+
 def edit(description: dict, **changes: object) -> str:
     return json.dumps({**description, **changes})
 
@@ -115,7 +142,15 @@ def edit(description: dict, **changes: object) -> str:
     ("changes", "message"),
     [
         ({"format": "other"}, "format"),
-        ({"version": 4}, "was written by a newer klimb: its version is 4, this one reads 3"),
+        ({"version": 5}, "was written by a newer klimb: its version is 5, this one reads 4"),
+        ({"log_std_bounds": [-1.0, 0.0]}, "log_std_bounds is for continuous actions"),
+        ({"log_std_bounds": [-1.0]}, "log_std_bounds"),
+        ({"exploration": "gsde"}, "exploration is for continuous actions"),
+        ({"exploration": "both"}, "exploration"),
+        ({**BOX_FIELDS, "exploration": "gsde", "hidden": []}, "the network has none"),
+        ({**BOX_FIELDS, "exploration": "gsde", "state_dependent_std": True}, "leave state_dependent_std off"),
+        ({"log_std_bounds": [-1.0, float("nan")]}, "log_std_bounds"),
+        ({**BOX_FIELDS, "log_std_bounds": [1.0, 0.0]}, "the first is the minimum log standard deviation"),
         ({"normalizer": None}, "has no normalizer, which holds clip and variance_floor since version 3"),
         ({"normalizer": {"clip": 10.0}}, "normalizer.variance_floor"),
         ({"normalizer": {"clip": 0.0, "variance_floor": 1e-8}}, "normalizer.clip"),

@@ -62,6 +62,7 @@ def test_cloning_raises_the_likelihood_of_what_the_expert_does(expert, demonstra
         pytest.param({}, marks=pytest.mark.slow, id="gaussian"),
         pytest.param({"state_dependent_std": True}, marks=pytest.mark.slow, id="σ of the state"),
         pytest.param({"tanh_squash": True}, id="tanh"),
+        pytest.param({"exploration": "gsde"}, marks=pytest.mark.slow, id="gsde"),
     ],
 )
 def test_every_continuous_distribution_clones(options):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from klimb.collect.episodes import EpisodeSummary, summarise
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import traced
-from klimb.policies.policy import action_distribution
+from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
 from klimb.types import Rollout
 
 
@@ -55,6 +55,8 @@ class CompiledCollector:
     whole_episodes: bool = False
     records_env_state: bool = False
     """Whether rollouts hold the simulator's states too, of an environment of classic control."""
+    exploration_steps: int | None = None
+    """Steps for which a policy that explores with gSDE holds its noise; None for a whole rollout."""
 
     def init(self, key: PRNGKeyArray) -> CollectorState:
         """All environments at the start of an episode."""
@@ -74,15 +76,18 @@ class CompiledCollector:
             state = self.init(key_start)
         environment, shape = self.environment, (self.num_steps, self.num_envs)
         key_act, key_step, key_reset = jax.random.split(key, 3)
-        noise = action_distribution(policy, state.obs).noise(key_act, (self.num_steps,))
+        noise = rollout_noise(policy, key_act, state.obs, self.num_steps, self.exploration_steps)
+        # What is held for several steps is looked up at each of them, not repeated.
+        held = None if held_noise(policy) is None else noise
+        if held is not None:
+            noise = jnp.arange(self.num_steps) // noise_steps(policy, self.num_steps, self.exploration_steps)
         step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
         reset = traced(environment.id)(jax.vmap(environment.reset))
         draws = (noise, step_keys, jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys)
 
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
             noise, key_step, fresh = drawn
-            distribution = action_distribution(policy, carry.obs)
-            action = distribution.sample_from(noise)
+            distribution, action = sampled_action(policy, carry.obs, noise if held is None else held[noise])
             taken = environment.actions.clip(distribution.to_environment(action))
             with traced(environment.id):
                 after = jax.vmap(environment.step)(key_step, carry.env_state, taken)

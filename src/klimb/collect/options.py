@@ -19,6 +19,8 @@ class Collection:
     """Steps per environment and iteration: a batch has num_steps × num_envs samples."""
     batch: Literal["steps", "episodes"] = "steps"
     """steps: episodes continue in the next batch; episodes: one whole episode per environment, up to num_steps."""
+    exploration_steps: Count | None = None
+    """Steps for which exploration = gsde keeps a draw of its noise; none: a whole rollout, which is the maximum."""
     workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
     """Worker processes that step a Gymnasium environment; none: one per core; 0: step it in this process."""
     overlap: bool = False

@@ -1,4 +1,7 @@
-"""Calling a rule's step: padding is set to zeros first, and no step is taken while the critic warms up."""
+"""Calling a rule's step: padding is zeroed before it, bounded parameters are kept within their bounds after it.
+
+No step is taken while the critic warms up.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 from klimb.improve.acceptance import choose, update_info
 from klimb.improve.returned import require_step
 from klimb.improve.rule import Rule
-from klimb.policies.policy import action_distribution
+from klimb.policies.policy import action_distribution, within_bounds
 from klimb.types import Batch, Status, UpdateInfo
 
 
@@ -19,10 +22,15 @@ def take_step(
 ) -> tuple[PyTree, PyTree, UpdateInfo]:
     """`rule.step` on the batch with its rows of weight 0 set to zeros: (policy, state, info).
 
+    Parameters that the step has moved beyond their bounds are put back to them (`within_bounds`), which changes neither
+    the function that the policy computes nor its KL.
+
     rule: of any class. key, policy, state, batch: the arguments of `Rule.step`. WrongObject when it returns anything
     else than such a triple.
     """
-    return require_step(rule, policy, state, rule.step(key, policy, state, batch.blank_padding()))
+    returned = rule.step(key, policy, state, batch.blank_padding())
+    new_policy, new_state, info = require_step(rule, policy, state, returned)
+    return within_bounds(new_policy), new_state, info
 
 
 def step_unless(

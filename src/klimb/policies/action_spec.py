@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import gymnasium.spaces
 import numpy as np
 
+from klimb.errors import ConfigError
+
 if TYPE_CHECKING:
     from klimb.policies.distributions import Distribution
+
+Exploration = Literal["independent", "gsde"]
+EXPLORATION_VARIANCE = 1e-6
+"""ε of gSDE, in half-widths squared: the variance of one action where all features are zero. Part of the noise, too."""
 
 AnyArray = TypeVar("AnyArray")
 Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -18,14 +24,72 @@ Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class GaussianStyle(NamedTuple):
-    """How a network's outputs become a Gaussian. Both have to be False for spaces without one.
+    """How a network's outputs become a Gaussian. All fields have to be their defaults for spaces without one.
 
     state_dependent_std: a second half of the network's outputs is added to the log standard deviation.
     tanh_squash: actions are squashed into the bounds by tanh, instead of being clipped.
+    log_std_bounds: minimum and maximum log standard deviation, to which it is clipped; None for no bounds. Its unit is
+    the half-width of the box; with `tanh_squash` it is that of the Gaussian before the tanh.
+    exploration: independent for noise that is independent at every step; gsde for noise that is a linear function of
+    the network's last hidden features (`klimb.policies.exploration`), which determine the standard deviation too.
     """
 
     state_dependent_std: bool = False
     tanh_squash: bool = False
+    log_std_bounds: tuple[float, float] | None = None
+    exploration: Exploration = "independent"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, without what `added` would name if it had another value than its default."""
+        return {name: value for name, value in self._asdict().items() if name in self.added or name not in _ADDED}
+
+    @property
+    def added(self) -> list[str]:
+        """The fields that an earlier klimb does not know, of those that have another value than their default."""
+        return [name for name in _ADDED if getattr(self, name) != self._field_defaults[name]]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> GaussianStyle:
+        """The inverse of `to_json`.
+
+        fields: as `to_json` returned them, and JSON may have made a list of a tuple.
+        """
+        plain: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+        return cls(**plain)
+
+    def require_valid(self, initial_log_std: float, hidden: Sequence[int]) -> None:
+        """ConfigError unless the fields fit together, and a policy with these bounds can start with this value.
+
+        initial_log_std: log standard deviation that a policy starts with. hidden: sizes of its hidden layers.
+        """
+        if self.exploration == "gsde":
+            if self.state_dependent_std:
+                raise ConfigError(
+                    "exploration = gsde computes the standard deviation from the hidden features: leave "
+                    "state_dependent_std off"
+                )
+            if len(hidden) == 0:
+                raise ConfigError(
+                    "exploration = gsde is noise in the features of the last hidden layer, and the network has none: "
+                    "give hidden a layer"
+                )
+        if self.log_std_bounds is None:
+            return
+        low, high = self.log_std_bounds
+        if not low < high:
+            raise ConfigError(
+                f"log_std_bounds = ({low}, {high}): the first is the minimum log standard deviation and has to be "
+                "smaller than the second, the maximum"
+            )
+        if not low <= initial_log_std <= high:
+            raise ConfigError(
+                f"initial_log_std = {initial_log_std} is outside log_std_bounds = ({low}, {high}), where the gradient "
+                "with respect to σ is zero: choose an initial value within the bounds"
+            )
+
+
+_ADDED = ("log_std_bounds", "exploration")
+"""The fields of `GaussianStyle` that policy files have had since version 4."""
 
 
 class ActionSpec(abc.ABC):
@@ -84,7 +148,8 @@ class ActionSpec(abc.ABC):
     def distribution(self, output: Any, log_std: Any, style: GaussianStyle) -> Distribution:
         """The distribution over actions.
 
-        output: of the network, `[..., P]`. log_std: `[num_log_std]`; None if that is 0. style: of a Gaussian.
+        output: of the network, `[..., P]`. log_std: `[num_log_std]`, or with the leading axes of `output`; None if
+        `num_log_std` is 0. style: of a Gaussian.
         """
 
     @abc.abstractmethod

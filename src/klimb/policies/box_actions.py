@@ -99,7 +99,8 @@ class Box(ActionSpec):
         """A Gaussian in the environment's units, or one squashed into the box.
 
         output: of the network, `[..., P]`. log_std: `[D]`, in half-widths.
-        style: whether `output` has a second half that is added to `log_std`, and whether tanh squashes.
+        style: whether `output` has a second half that is added to `log_std`, to which bounds the sum is clipped, and
+        whether tanh squashes.
         """
         import jax.numpy as jnp
 
@@ -108,6 +109,11 @@ class Box(ActionSpec):
         if style.state_dependent_std:
             output, offset = jnp.split(output, 2, axis=-1)
             log_std = log_std + offset
+        if style.log_std_bounds is not None:
+            low, high = style.log_std_bounds
+            # Not jnp.clip, whose derivative at a bound is ½. Here it is 1: a σ that is put back to its bound
+            # (`NetworkPolicy.within_bounds`) has the gradient that it has just inside.
+            log_std = jnp.where(log_std < low, low, jnp.where(log_std > high, high, log_std))
         if style.tanh_squash:
             log_std = jnp.broadcast_to(log_std, output.shape)
             return TanhGaussian(mean=output, log_std=log_std, low=self.low, high=self.high)
@@ -119,14 +125,16 @@ class Box(ActionSpec):
         assert log_std is not None
         low, high = self._bounds(np.float32)
         center, half_width = (np.asarray(x, np.float32) for x in (self.center, self.half_width))
-        free_std = np.exp(log_std) * (1 if style.tanh_squash else half_width)
+        unit = 1 if style.tanh_squash else half_width
+        bounds, depends = style.log_std_bounds, style.state_dependent_std
+        free_std = np.exp(log_std if bounds is None or depends else np.clip(log_std, *bounds)) * unit
 
         def sample(output: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """The `Sampler`: output and noise as there."""
             std = free_std
-            if style.state_dependent_std:
+            if depends:
                 output, offset = np.split(output, 2, axis=-1)
-                std = std * np.exp(offset)
+                std = std * np.exp(offset) if bounds is None else np.exp(np.clip(log_std + offset, *bounds)) * unit
             if style.tanh_squash:
                 action = output + std * noise
                 taken = center + half_width * np.tanh(action)

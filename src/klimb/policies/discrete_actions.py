@@ -59,7 +59,7 @@ class Discrete(ActionSpec):
 
     def num_outputs(self, style: GaussianStyle) -> int:
         for name, wanted in style._asdict().items():
-            if wanted:
+            if wanted != style._field_defaults[name]:
                 raise UnsupportedSpace(
                     f"{name} is for continuous actions, and these are {self.n} discrete ones: leave it off"
                 )

@@ -10,18 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic import model_validator
 
 from klimb.errors import ConfigError
 from klimb.fields import LayerSizes, Name, checked
 from klimb.policies.acting import act
-from klimb.policies.action_spec import ActionSpec, GaussianStyle
+from klimb.policies.action_spec import ActionSpec, Exploration, GaussianStyle
 from klimb.policies.distributions import Distribution
 from klimb.policies.encoders import Encoder, FlatEncoder
+from klimb.policies.exploration import marginal_log_std, standard_noise
 from klimb.policies.normalizer import VARIANCE_FLOOR, Normalizer, Rescaling
 from klimb.policies.observations import BoxObservations, ObservationSpec
 from klimb.precision import full_precision
 
 Activation = Literal["tanh", "relu", "silu", "gelu"]
+TYPICAL_INPUTS = 256
+"""Standard normal inputs of the network from which gSDE's initial σ is computed."""
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
 
@@ -43,10 +47,24 @@ class NetworkOptions:
     """Compute the standard deviation from the observation; continuous actions only."""
     tanh_squash: bool = False
     """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
+    log_std_bounds: tuple[float, float] | None = None
+    """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
+    exploration: Exploration = "independent"
+    """Noise of Gaussian actions. independent: drawn at every step; gsde: a function of the state, smooth in time."""
     policy: Name | None = None
     """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
     critic: Name | None = None
     """A function of your own, module:name, that makes the critic: (observations, key) -> critic."""
+
+    @model_validator(mode="after")
+    def _require_valid_style(self) -> NetworkOptions:
+        self.style.require_valid(self.initial_log_std, self.hidden)
+        return self
+
+    @property
+    def style(self) -> GaussianStyle:
+        """How the network's outputs become a Gaussian."""
+        return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds, self.exploration)
 
 
 class MLP(eqx.Module):
@@ -73,12 +91,21 @@ class MLP(eqx.Module):
         self.activation = activation
         self.sizes = tuple(sizes)
 
-    @full_precision
     def __call__(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch fan_out"]:
+        return self.output(self.hidden(x))
+
+    @full_precision
+    def hidden(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch F"]:
+        """The features of the last hidden layer; x itself where there is none."""
         activate = ACTIVATIONS[self.activation]
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = activate(x @ weight + bias)
-        return x @ self.weights[-1] + self.biases[-1]
+        return x
+
+    @full_precision
+    def output(self, features: Float[Array, "*batch F"]) -> Float[Array, "*batch fan_out"]:
+        """The last layer. features: of the last hidden layer."""
+        return features @ self.weights[-1] + self.biases[-1]
 
     def absorb(self, rescaling: Rescaling) -> MLP:
         """The layers that compute from the new features what these compute from the old ones.
@@ -124,12 +151,15 @@ class NetworkPolicy(eqx.Module):
     deviation is `exp(log_std)` half-widths. Actions are in the environment's units.
     With `tanh_squash` the Gaussian is in half-widths from the middle, and tanh squashes its samples into the box.
     With `state_dependent_std` a second half of the network's outputs is added to `log_std`.
+    With `log_std_bounds` the log standard deviation is clipped to them.
+    With `exploration` = gsde `log_std` is that of the matrix W `[F, D]` of the noise Wᵀ φ, φ the F features of the last
+    hidden layer, and the standard deviation of an action follows from both.
     It accepts one observation or any leading axes.
     """
 
     encoder: Encoder
     network: MLP
-    log_std: Float[Array, " D"] | None
+    log_std: Float[Array, "*F D"] | None
     observations: ObservationSpec = eqx.field(static=True)
     actions: ActionSpec = eqx.field(static=True)
     style: GaussianStyle = eqx.field(static=True)
@@ -144,6 +174,8 @@ class NetworkPolicy(eqx.Module):
         initial_log_std: float = 0.0,
         state_dependent_std: bool = False,
         tanh_squash: bool = False,
+        log_std_bounds: tuple[float, float] | None = None,
+        exploration: Exploration = "independent",
         encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
@@ -152,13 +184,17 @@ class NetworkPolicy(eqx.Module):
         observations: the observation space; an integer n is short for n real numbers. actions: the action space.
         hidden: sizes of the hidden layers between features and outputs. activation: of the hidden layers.
         initial_log_std: initial log standard deviation of a Gaussian; the unit of σ is the half-width of the box.
-        state_dependent_std, tanh_squash: as in `GaussianStyle`; for continuous actions only.
-        encoder: your own; None for `FlatEncoder`. key: for the weights.
+        With gsde it is that of an action where the network's inputs are standard normal, as normalised observations
+        about are: the elements of W start at exp(initial_log_std) / √E[Σ_j φ_j²].
+        state_dependent_std, tanh_squash, log_std_bounds, exploration: as in `GaussianStyle`; for continuous actions
+        only. encoder: your own; None for `FlatEncoder`. key: for the weights.
 
         Raises UnsupportedSpace for observations that are not flat without an encoder, for `tanh_squash` in a box
-        without bounds, and for either option with discrete actions.
+        without bounds, and for any of these options with discrete actions; ConfigError for an initial standard
+        deviation outside its bounds, and for gsde with `state_dependent_std` or without a hidden layer.
         """
-        self.style = GaussianStyle(state_dependent_std, tanh_squash)
+        self.style = GaussianStyle(state_dependent_std, tanh_squash, log_std_bounds, exploration)
+        self.style.require_valid(initial_log_std, hidden)
         outputs = actions.num_outputs(self.style)
         self.observations = _spec(observations)
         self.encoder = FlatEncoder.of(self.observations) if encoder is None else encoder
@@ -166,7 +202,12 @@ class NetworkPolicy(eqx.Module):
         # Gain 0.01 of the last layer: the initial policy hardly depends on the random weights.
         self.network = MLP(sizes, activation=activation, output_gain=0.01, key=key)
         free = actions.num_log_std
-        self.log_std = jnp.full(free, initial_log_std, float) if free else None
+        if free and exploration == "gsde":
+            typical = self.network.hidden(jax.random.normal(jax.random.fold_in(key, 1), (TYPICAL_INPUTS, sizes[0])))
+            variance = jnp.mean(jnp.sum(jnp.square(typical), axis=-1))
+            self.log_std = jnp.full((sizes[-2], free), initial_log_std - 0.5 * jnp.log(variance), float)
+        else:
+            self.log_std = jnp.full(free, initial_log_std, float) if free else None
         self.actions = actions
 
     def __call__(self, obs: Float[Array, "..."]) -> Distribution:
@@ -176,7 +217,28 @@ class NetworkPolicy(eqx.Module):
                 f"the observation has the shape {shape}, and the policy reads the shape {expected}, with any leading "
                 "axes: it was made for another environment"
             )
-        return self.actions.distribution(self.network(self.encoder(obs)), self.log_std, self.style)
+        return self._distribution(self.network.hidden(self.encoder(obs)))
+
+    @property
+    def held_noise(self) -> tuple[int, ...] | None:
+        """(F + 1, D) with gsde: W's standard normal numbers, and those of ε in the last row. Else None."""
+        return None if self.style.exploration == "independent" else (self.network.sizes[-2] + 1, *self.actions.shape)
+
+    def explore(self, obs: Float[Array, " *obs"], held: Float[Array, "G D"]) -> tuple[Distribution, Float[Array, " D"]]:
+        """π(·|s) and the standard normal noise that gSDE's W makes in s: see `Exploring.explore`.
+
+        obs: one observation. held: W's standard normal numbers, of the shape `held_noise`.
+        """
+        features = self.network.hidden(self.encoder(obs))
+        assert self.log_std is not None
+        return self._distribution(features), standard_noise(features, self.log_std, held)
+
+    def _distribution(self, features: Float[Array, "*batch F"]) -> Distribution:
+        log_std = self.log_std
+        if self.style.exploration == "gsde":
+            assert log_std is not None
+            log_std = marginal_log_std(features, log_std)
+        return self.actions.distribution(self.network.output(features), log_std, self.style)
 
     def act(self, obs: Any, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
         """The action for the environment: in its units, squashed or clipped into its bounds, in NumPy (`klimb.act`).
@@ -198,6 +260,17 @@ class NetworkPolicy(eqx.Module):
         obs: rows. weight: of every row; rows of weight 0 are left out.
         """
         return _observe(self, obs, weight)
+
+    def within_bounds(self) -> NetworkPolicy:
+        """The same function with a free log σ that a step has moved beyond a bound put back to it.
+
+        Beyond a bound the gradient with respect to it is zero: without this, σ would stay at the bound forever. A log
+        σ that depends on the state has no such parameter of its own, and stays as it is.
+        """
+        bounds, depends = self.style.log_std_bounds, self.style.state_dependent_std or self.held_noise is not None
+        if bounds is None or depends or self.log_std is None:
+            return self
+        return eqx.tree_at(lambda policy: policy.log_std, self, jnp.clip(self.log_std, *bounds))
 
     def absorb(self, rescaling: Rescaling) -> NetworkPolicy:
         """The policy whose dense layers read features that were rescaled.

@@ -55,6 +55,15 @@ class Observing(Protocol):
 
 
 @runtime_checkable
+class Bounded(Protocol):
+    """A policy with parameters that have no effect, and no gradient, beyond bounds."""
+
+    def within_bounds(self) -> Any:
+        """The same function with each of these parameters within its bounds."""
+        ...
+
+
+@runtime_checkable
 class Trained(Protocol):
     """The result of a training, which holds the policy of each seed: a `klimb.Run`."""
 
@@ -96,6 +105,14 @@ def observe(network: Any, obs: Array, weight: Array) -> tuple[Any, Rescaling | N
     Returns the network, and the rescaling of its features that its layers have absorbed; None without statistics.
     """
     return network.observe(obs, weight) if isinstance(network, Observing) else (network, None)
+
+
+def within_bounds(policy: Any) -> Any:
+    """The same function with its parameters within their bounds, of a policy that has such.
+
+    policy: of any class.
+    """
+    return policy.within_bounds() if isinstance(policy, Bounded) else policy
 
 
 def keeps_statistics(network: Any, obs: jax.ShapeDtypeStruct) -> bool:

@@ -167,6 +167,11 @@ class RunConfig:
             raise ConfigError(
                 f"advantage = {options.advantage} compares step t of several episodes: it needs batch = episodes"
             )
+        if (options.exploration_steps or 0) > options.num_steps:
+            raise ConfigError(
+                f"exploration_steps = {options.exploration_steps} is more than num_steps = {options.num_steps}: noise "
+                "is drawn again at the start of every rollout, so give at most num_steps"
+            )
         traits = traits_of(self.rule)
         rows = options.num_seeds * options.batch_size * traits.rows_kept
         if rows >= MAX_ROWS:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from klimb._version import __version__
 from klimb.errors import PolicyFileError, one_line, shown
 from klimb.fields import STRICT, NonNegative, Positive, Width, explain
-from klimb.policies.action_spec import GaussianStyle
+from klimb.policies.action_spec import Exploration, GaussianStyle
 from klimb.policies.actions import actions_from_json
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.networks import Activation, NetworkPolicy
@@ -37,7 +37,9 @@ from klimb.runs.zoo import located
 
 Like = TypeVar("Like")
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+EARLIER_VERSION = 3
+"""Of policies that have nothing which version 4 has added: an earlier klimb reads them."""
 Size = Annotated[int, Field(ge=1, le=2**20)]
 MAX_FILE = 2**22
 MAX_HEADER = 2**20
@@ -75,12 +77,13 @@ UNWRITTEN_LIMITS = NormalizerLimits(clip=10.0, variance_floor=1e-8)
 class PolicyDescription:
     """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
 
+    Version 4 may have `log_std_bounds` and `exploration`; a policy with neither is written as version 3.
     Version 2 has no `normalizer`. Version 1, of klimb 0.1.0, has `observation_size` in place of `observations` as
     well, and other names for some arrays.
     """
 
     format: Literal["klimb-policy"]
-    version: Literal[1, 2, 3]
+    version: Literal[1, 2, 3, 4]
     klimb: str
     actions: dict[str, Any]
     hidden: Annotated[list[Width], Field(max_length=16)]
@@ -90,12 +93,19 @@ class PolicyDescription:
     normalizer: NormalizerLimits | None = None
     state_dependent_std: bool = False
     tanh_squash: bool = False
+    log_std_bounds: tuple[float, float] | None = None
+    exploration: Exploration = "independent"
+
+    @property
+    def style(self) -> GaussianStyle:
+        """How the network's outputs become a Gaussian."""
+        return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds, self.exploration)
 
     def template(self) -> PyTree:
         """The policy's structure with shapes in place of arrays; nothing is allocated. ValueError when it is none."""
         actions = actions_from_json(self.actions)
         observations, limits = self._observations(), self._limits()
-        outputs = actions.num_outputs(GaussianStyle(self.state_dependent_std, self.tanh_squash))
+        outputs = actions.num_outputs(self.style)
         weights = num_weights([observations.size, *self.hidden, outputs])
         if weights > MAX_WEIGHTS:
             raise ValueError(f"its network has {weights} weights; klimb reads at most {MAX_WEIGHTS}")
@@ -105,8 +115,8 @@ class PolicyDescription:
                 actions,
                 hidden=self.hidden,
                 activation=self.activation,
-                state_dependent_std=self.state_dependent_std,
-                tanh_squash=self.tanh_squash,
+                **self.style._asdict(),
+                initial_log_std=0.0 if self.log_std_bounds is None else self.log_std_bounds[0],
                 encoder=FlatEncoder(limits.applied(FlatEncoder.of(observations).normalizer)),
                 key=jax.random.key(0),
             )
@@ -131,14 +141,14 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
     weights = policy.network.weights
     return {
         "format": "klimb-policy",
-        "version": FORMAT_VERSION,
+        "version": FORMAT_VERSION if policy.style.added else EARLIER_VERSION,
         "klimb": __version__,
         "observations": policy.observations.to_json(),
         "normalizer": dataclasses.asdict(NormalizerLimits.of(policy.encoder.normalizer)),
         "actions": policy.actions.to_json(),
         "hidden": [weight.shape[-1] for weight in weights[:-1]],
         "activation": policy.network.activation,
-        **policy.style._asdict(),
+        **policy.style.to_json(),
     }
 
 
@@ -154,7 +164,7 @@ def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy", 
     if _is_described(policy):
         description = describe(policy)
     else:
-        description = {"format": "klimb-policy-arrays", "version": FORMAT_VERSION, "class": type(policy).__name__}
+        description = {"format": "klimb-policy-arrays", "version": EARLIER_VERSION, "class": type(policy).__name__}
     metadata = {"format": "klimb-policy"} | ({} if iteration is None else {"iteration": str(iteration)})
     save_arrays(directory / f"{name}.safetensors", eqx.filter(policy, eqx.is_array), metadata)
     write_text(directory / f"{name}.json", json.dumps(description, indent=2) + "\n")

@@ -24,6 +24,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """Steps per environment and iteration: a batch has num_steps × num_envs samples."""
     batch: Literal["steps", "episodes"]
     """steps: episodes continue in the next batch; episodes: one whole episode per environment, up to num_steps."""
+    exploration_steps: int | None
+    """Steps for which exploration = gsde keeps a draw of its noise; none: a whole rollout, which is the maximum."""
     workers: int | None
     """Worker processes that step a Gymnasium environment; none: one per core; 0: step it in this process."""
     overlap: bool
@@ -69,6 +71,10 @@ class TrainOptionsDict(TypedDict, total=False):
     """Compute the standard deviation from the observation; continuous actions only."""
     tanh_squash: bool
     """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
+    log_std_bounds: tuple[float, float] | None
+    """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
+    exploration: Literal["independent", "gsde"]
+    """Noise of Gaussian actions. independent: drawn at every step; gsde: a function of the state, smooth in time."""
     init_from: str | None
     """Run (or policy directory) whose policy this training starts from; its observation statistics stay fixed."""
     critic_warmup: int

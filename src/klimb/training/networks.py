@@ -60,6 +60,8 @@ class Networks:
             initial_log_std=options.initial_log_std,
             state_dependent_std=options.state_dependent_std,
             tanh_squash=options.tanh_squash,
+            log_std_bounds=options.log_std_bounds,
+            exploration=options.exploration,
             key=key,
         )
 

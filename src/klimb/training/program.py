@@ -33,6 +33,7 @@ from klimb.improve.rule import (
     traits_of,
     with_values,
 )
+from klimb.policies.exploration import held_noise
 from klimb.policies.policy import action_distribution, keeps_statistics, observe
 from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
@@ -87,6 +88,7 @@ class Program:
 
         devices = limited(available(), options.cores)
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
+        self._require_exploration()
         self._warn_of_short_episodes()
         self._networks.warn_of_images()
         self._copies = Copies(
@@ -213,6 +215,15 @@ class Program:
         setting = Setting(options.num_envs, options.num_steps, learns_scale, fresh, options.overlap, self._recorded)
         return bind(rule, self._environment, setting)
 
+    def _require_exploration(self) -> None:
+        """ConfigError when exploration_steps is given for a policy that it says nothing about."""
+        steps = self._options.exploration_steps
+        if steps is not None and held_noise(self._networks.template) is None:
+            raise ConfigError(
+                f"exploration_steps = {steps} is for exploration = gsde, and this policy's actions have independent "
+                "noise: leave it out, or give --exploration gsde"
+            )
+
     def _warn_of_short_episodes(self) -> None:
         options, limit = self._options, self._environment.max_episode_steps
         collects = options.batch == "episodes" and not is_offline(self.config.rule)
@@ -299,6 +310,7 @@ class Program:
             options.num_steps,
             options.batch == "episodes",
             traits_of(self._bound).records_env_state,
+            options.exploration_steps,
         )
 
     def _initial_state(self, key: PRNGKeyArray, values: dict[str, Array]) -> TrainState:

@@ -197,6 +197,7 @@ class HostSource(Source):
             num_envs=options.num_envs,
             num_steps=options.num_steps,
             whole_episodes=options.batch == "episodes",
+            exploration_steps=options.exploration_steps,
             derivatives=derivatives,
             workers=cores if options.workers is None else options.workers,
             restart=options.env_fault == "restart",

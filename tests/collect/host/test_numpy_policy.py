@@ -18,6 +18,7 @@ from klimb.collect.host.collector import VectorCollector, numpy_policy_spec
 from klimb.collect.host.numpy_policy import NumpyPolicySpec
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.encoders import FlatEncoder
+from klimb.policies.exploration import held_noise, sampled_action
 from klimb.policies.networks import NetworkPolicy
 from problems import slow_except
 
@@ -30,6 +31,12 @@ KINDS = {
     "partly unbounded": (PARTLY, {}),
     "state-dependent std": (UNEVEN, {"state_dependent_std": True}),
     "unbounded, state-dependent std": (PARTLY, {"state_dependent_std": True}),
+    "bounded std": (PARTLY, {"log_std_bounds": (-0.1, 0.2)}),
+    "bounded, state-dependent std": (UNEVEN, {"log_std_bounds": (-0.5, 0.3), "state_dependent_std": True}),
+    "squashed, bounded std": (UNEVEN, {"log_std_bounds": (-0.1, 0.2), "tanh_squash": True}),
+    "gsde": (PARTLY, {"exploration": "gsde"}),
+    "bounded gsde": (UNEVEN, {"exploration": "gsde", "log_std_bounds": (-0.3, 0.3)}),
+    "squashed gsde": (UNEVEN, {"exploration": "gsde", "tanh_squash": True}),
     "squashed": (UNEVEN, {"tanh_squash": True}),
     "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
 }
@@ -72,8 +79,7 @@ def in_jax(policy, static, obs, noise):
     """Actions of every seed, and as the environment gets them, without the clipping at the box."""
 
     def one_seed(arrays, obs, noise):
-        distribution = eqx.combine(arrays, static)(obs)
-        action = distribution.sample_from(noise)
+        distribution, action = sampled_action(eqx.combine(arrays, static), obs, noise)
         return action, distribution.to_environment(action)
 
     return [np.asarray(x) for x in jax.jit(jax.vmap(one_seed))(policy, obs, noise)]
@@ -94,7 +100,8 @@ def require_agreement(actions, seeds, limits=None, **options):
     if isinstance(actions, Discrete):
         noise = rng.random((seeds, COPIES), np.float32)
     else:
-        noise = rng.standard_normal((seeds, COPIES, len(actions.low)), np.float32)
+        shape = held_noise(static) or actions.shape
+        noise = rng.standard_normal((seeds, COPIES, *shape), np.float32)
     kept = obs.copy()
     numbers = parameters_of(jax.tree.map(np.array, policy), static)
     assert numbers.shape == (seeds, spec.size)
@@ -112,6 +119,9 @@ def require_agreement(actions, seeds, limits=None, **options):
         low, high = np.array(actions.low, np.float32), np.array(actions.high, np.float32)
         np.testing.assert_allclose(taken, np.clip(expected_taken, low, high), rtol=1e-5, atol=1e-5)
         assert ((taken >= low) & (taken <= high)).all()
+    if options.get("log_std_bounds"):
+        free, _ = in_jax(*policies(actions, seeds, **{**options, "log_std_bounds": None}), obs, noise)
+        assert (np.abs(action - free) > 0.01).any(), "bounds that are not reached show nothing"
     if seeds > 1:
         mixed, _ = in_jax(jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), policy), static, obs, noise)
         assert (np.abs(action - mixed).reshape(seeds, -1).max(1) > 0.1).all(), "seeds that agree show nothing"
@@ -160,7 +170,7 @@ def test_only_a_network_policy_itself_has_a_description():
     assert numpy_policy_spec(lambda obs: obs) is None
 
 
-@pytest.mark.parametrize("kind", list(KINDS)[:3])
+@pytest.mark.parametrize("kind", [*list(KINDS)[:3], "bounded std", "bounded gsde"])
 def test_a_description_survives_json(kind):
     actions, options = KINDS[kind]
     spec = numpy_policy_spec(shapes_of(NetworkPolicy, actions, **options))

@@ -24,12 +24,13 @@ from klimb.collect.host.decisions import Decide, PolicySpec
 from klimb.collect.host.exported_policy import ExportedPolicySpec
 from klimb.collect.host.in_process import InProcess
 from klimb.collect.host.numpy_policy import NumpyPolicySpec
-from klimb.collect.host.stepping import Columns, parts
+from klimb.collect.host.stepping import Columns, NoiseLayout, parts
 from klimb.collect.host.workers import Workers
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment
 from klimb.errors import RunError
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.encoders import FlatEncoder
+from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.policy import action_distribution
 from klimb.types import Derivatives, Rollout
@@ -62,7 +63,8 @@ class VectorCollector:
 
     policy_static: the part of the policy that is no array. policy_shapes: its arrays, or their shapes, of one seed.
     whole_episodes: whether a rollout is one episode of every copy, which a reset has to come before; what still runs
-    after `num_steps` is truncated there. derivatives: whether rollouts hold those of their steps, which the environment
+    after `num_steps` is truncated there. exploration_steps: for which a policy that explores with gSDE holds its noise;
+    None for a whole rollout. derivatives: whether rollouts hold those of their steps, which the environment
     has to give (`HostEnvironment.derivatives`).
     workers: processes to step the copies in, where the environment can be made in another process (a registered
     Gymnasium environment); 0 for this process. Workers decide in NumPy for a `NetworkPolicy` on flat observations, and
@@ -81,6 +83,7 @@ class VectorCollector:
         num_envs: int,
         num_steps: int,
         whole_episodes: bool = False,
+        exploration_steps: int | None = None,
         derivatives: bool = False,
         workers: int = 0,
         restart: bool = False,
@@ -89,7 +92,9 @@ class VectorCollector:
         self.shape, self.whole_episodes = (num_steps, num_seeds, num_envs), whole_episodes
         self._actions, self._observations = environment.actions, environment.observations
         self._static = policy_static
-        self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observations.shape))
+        self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observations.shape, exploration_steps))
+        steps = noise_steps(policy_static, num_steps, exploration_steps)
+        self._noise = NoiseLayout.of(num_steps, steps, held_noise(policy_static) or self._actions.shape)
         self._act = jax.jit(partial(_act, policy_static, self._actions))
         self._sizes = environment.derivatives if derivatives else None
         self._layout = Columns.layout(
@@ -113,6 +118,7 @@ class VectorCollector:
                 workers,
                 pack,
                 whole_episodes=whole_episodes,
+                noise=self._noise,
                 derivatives=self._layout.derivatives.shape[-1],
                 restart=restart,
                 timeout=timeout,
@@ -123,6 +129,7 @@ class VectorCollector:
                 num_seeds,
                 lambda: Columns.empty(self._layout),
                 self._decider,
+                noise_steps=self._noise.steps,
                 whole_episodes=whole_episodes,
             )
         self._under_way = False
@@ -173,13 +180,13 @@ class VectorCollector:
         return self._complete(policy, rollout), episodes
 
     def draw(self, keys: Key[Array, " K"], policy: PyTree) -> Array:
-        """The noise of a rollout, `[T, K, N, ...]`. keys: what it is drawn from. policy: only its kind matters."""
+        """The noise of a rollout, as `NoiseLayout` says. keys: what it is drawn from. policy: only its kind matters."""
         return self._draw(policy, keys)
 
     def begin(self, noise: Array, policy: PyTree, *, at_once: bool = False) -> None:
         """Begin a rollout, which runs beside this thread until `finish`.
 
-        noise: `[T, K, N, *act]`. policy: arrays `[K, …]` in NumPy, since those of a state are given up to the next
+        noise: as `draw` returns it. policy: arrays `[K, …]` in NumPy, since those of a state are given up to the next
         one. at_once: step it now instead, where this process steps.
         """
         assert self._stepping is not None, "reset comes before begin"
@@ -273,7 +280,7 @@ class VectorCollector:
         programs = {}
         for width in {part.stop - part.start for part in parts(num_envs, workers)}:
             obs = jax.ShapeDtypeStruct((num_seeds, width, *self._observations.shape), jnp.float32)
-            noise = jax.ShapeDtypeStruct((num_seeds, width, *self._actions.shape), jnp.float32)
+            noise = jax.ShapeDtypeStruct((num_seeds, width, *self._noise.shape), jnp.float32)
             exported = jax.export.export(jax.jit(act), platforms=["cpu"])(*every, obs, noise)
             programs[width] = bytes(exported.serialize())
         return ExportedPolicySpec(tuple((x.shape, str(x.dtype)) for x in one), programs)
@@ -298,15 +305,20 @@ def _pack(spec: ExportedPolicySpec, policy: PyTree) -> np.ndarray:
 
 
 def _draw(
-    static: PyTree, shape: tuple[int, int, int], observation: tuple[int, ...], policy: PyTree, keys: Array
+    static: PyTree,
+    shape: tuple[int, int, int],
+    observation: tuple[int, ...],
+    exploration_steps: int | None,
+    policy: PyTree,
+    keys: Array,
 ) -> Array:
-    """The noise of a whole rollout: `[T, K, N, ...]`."""
+    """The noise of a whole rollout: `[rows, K, N, ...]`, as `NoiseLayout` says."""
     num_steps, _, num_envs = shape
 
     def one_seed(arrays: PyTree, key: Array) -> Array:
         # Its shape depends on the kind of distribution alone.
-        distribution = action_distribution(eqx.combine(arrays, static), jnp.zeros((num_envs, *observation)))
-        return distribution.noise(key, (num_steps,))
+        obs = jnp.zeros((num_envs, *observation))
+        return rollout_noise(eqx.combine(arrays, static), key, obs, num_steps, exploration_steps)
 
     return jnp.swapaxes(jax.vmap(one_seed)(policy, keys), 0, 1)
 
@@ -315,8 +327,7 @@ def _act(static: PyTree, actions: ActionSpec, policy: PyTree, obs: Array, noise:
     """Actions of every seed, and as the environment gets them: obs `[K, n, O]`, noise `[K, n, ...]`."""
 
     def one_seed(arrays: PyTree, rows: Array, draws: Array) -> tuple[Array, Array]:
-        distribution = action_distribution(eqx.combine(arrays, static), rows)
-        action = distribution.sample_from(draws)
+        distribution, action = sampled_action(eqx.combine(arrays, static), rows, draws)
         return action, actions.clip(distribution.to_environment(action))
 
     return jax.vmap(one_seed)(policy, obs, noise)

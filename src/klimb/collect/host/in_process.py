@@ -17,7 +17,8 @@ class InProcess:
     """All N environments of K seeds, stepped by one loop.
 
     vector: the running copies. seeds: K. empty: makes the columns of a rollout. decider: from the policies' arrays
-    `[K, …]` to their decisions. whole_episodes: whether a rollout is one episode of every copy, after a reset.
+    `[K, …]` to their decisions. noise_steps: for which a row of the noise is used.
+    whole_episodes: whether a rollout is one episode of every copy, after a reset.
     """
 
     def __init__(
@@ -27,8 +28,10 @@ class InProcess:
         empty: Callable[[], Columns],
         decider: Callable[[PyTree], Decide],
         *,
+        noise_steps: int = 1,
         whole_episodes: bool = False,
     ) -> None:
+        self._noise_steps = noise_steps
         self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=whole_episodes)
         self._empty, self._decider = empty, decider
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
@@ -41,7 +44,7 @@ class InProcess:
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool) -> None:
         """Begin a rollout.
 
-        policy: arrays `[K, …]`. noise: `[T, K, N, *act]`. at_once: step it here; else on a thread, until `finish`.
+        policy: arrays `[K, …]`. noise: as `NoiseLayout` says. at_once: step it here; else on a thread, until `finish`.
         """
         if at_once:
             rolled = self._roll(policy, noise)
@@ -70,5 +73,5 @@ class InProcess:
 
     def _roll(self, policy: PyTree, noise: np.ndarray) -> tuple[Columns, list[Fault]]:
         columns, decide = self._empty(), self._decider(policy)
-        self._stepper.roll(lambda t, obs: decide(obs, noise[t]), columns)
+        self._stepper.roll(lambda t, obs: decide(obs, noise[t // self._noise_steps]), columns)
         return columns, self._stepper.vector.take_faults()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from klimb.policies.action_spec import ActionSpec, GaussianStyle
+from klimb.policies.action_spec import EXPLORATION_VARIANCE, ActionSpec, GaussianStyle
 from klimb.policies.actions import actions_from_json
 
 Array = np.ndarray
@@ -53,6 +53,8 @@ class NumpyPolicySpec:
         inputs = (self.sizes[0],)
         layers = [shape for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True) for shape in ((i, o), (o,))]
         free = self.actions.num_log_std
+        if self.style.exploration == "gsde":
+            return [inputs, inputs, *layers, (self.sizes[-2], free)]
         return [inputs, inputs, *layers, *([(free,)] if free else [])]
 
     @property
@@ -67,7 +69,7 @@ class NumpyPolicySpec:
             "activation": self.activation,
             "clip": self.clip,
             "actions": self.actions.to_json(),
-            "style": self.style,
+            "style": self.style.to_json(),
         }
 
     @classmethod
@@ -78,7 +80,7 @@ class NumpyPolicySpec:
             fields["activation"],
             fields["clip"],
             actions_from_json(fields["actions"]),
-            GaussianStyle(*fields["style"]),
+            GaussianStyle.from_json(fields["style"]),
         )
 
     def decider(self, parameters: Array) -> NumpyPolicy:
@@ -102,13 +104,22 @@ class NumpyPolicy:
         self._mean, scale, *layers = parts
         self._inverse_scale = 1 / scale
         log_std = layers.pop() if spec.actions.num_log_std else None
-        self._sample = spec.actions.numpy_sampler(log_std, spec.style)
+        self._matrix_std: Array | None = None
+        if spec.style.exploration == "gsde":
+            assert log_std is not None
+            self._matrix_std = np.exp(log_std)
+            # log σ is computed from the features, and handed over as that of a network that has outputs for it.
+            log_std, style = np.zeros(spec.actions.num_log_std, np.float32), _with_std_outputs(spec.style)
+            self._sample = spec.actions.numpy_sampler(log_std, style)
+        else:
+            self._sample = spec.actions.numpy_sampler(log_std, spec.style)
         self._layers = list(zip(layers[::2], layers[1::2], strict=True))
 
     def __call__(self, obs: Array, noise: Array) -> tuple[Array, Array]:
         """The actions `[K, n, *act]`, and as the environment gets them.
 
-        obs: `[K, n, O]`. noise: `[K, n, *act]`, as `Distribution.noise` draws it.
+        obs: `[K, n, O]`. noise: `[K, n, *act]`, as `Distribution.noise` draws it; with gSDE `[K, n, F + 1, D]`, as
+        `NetworkPolicy.explore` takes it.
         """
         x = (obs[0] if self._single else obs) - self._mean
         x *= self._inverse_scale
@@ -120,4 +131,24 @@ class NumpyPolicy:
         weight, bias = self._layers[-1]
         output = x @ weight
         output += bias
+        if self._matrix_std is not None:
+            log_std, noise = self._explore(x, noise[0] if self._single else noise)
+            output, noise = np.concatenate([output, log_std], axis=-1), noise[None] if self._single else noise
         return self._sample(output[None] if self._single else output, noise)
+
+    def _explore(self, features: Array, held: Array) -> tuple[Array, Array]:
+        """log σ and standard normal noise of gSDE, as `klimb.policies.exploration` has them.
+
+        features: `[n, F]`, with several seeds `[K, n, F]`. held: with the same leading axes, `[..., F + 1, D]`.
+        """
+        assert self._matrix_std is not None
+        floor = np.float32(EXPLORATION_VARIANCE)
+        variance = np.square(features) @ np.square(self._matrix_std) + floor
+        scaled = features[..., None] * np.expand_dims(self._matrix_std, -3)
+        total = (scaled * held[..., :-1, :]).sum(-2) + np.sqrt(floor) * held[..., -1, :]
+        std = np.sqrt(variance)
+        return np.log(std), total / std
+
+
+def _with_std_outputs(style: GaussianStyle) -> GaussianStyle:
+    return style._replace(state_dependent_std=True, exploration="independent")

@@ -43,6 +43,22 @@ class ColumnsLayout(NamedTuple):
     derivatives: ArraySpec
 
 
+class NoiseLayout(NamedTuple):
+    """The noise of a rollout, `[rows, K, N, *shape]`: row t // steps is that of step t.
+
+    rows: how often noise is drawn. steps: for which a draw is used. shape: of the noise of one action.
+    """
+
+    rows: int
+    steps: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, num_steps: int, steps: int, shape: tuple[int, ...]) -> NoiseLayout:
+        """For a rollout of so many steps. steps, shape: as the fields."""
+        return cls(-(-num_steps // steps), steps, shape)
+
+
 class Columns(NamedTuple):
     """What environments and policies return in a rollout of K seeds, `[T, K, N, ...]`; JAX computes the rest.
 

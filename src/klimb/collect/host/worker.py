@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import mmap
 import os
 import signal
@@ -21,7 +22,7 @@ import numpy as np
 
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
-from klimb.collect.host.stepping import Columns, ColumnsLayout, Stepper, bytes_of
+from klimb.collect.host.stepping import Columns, ColumnsLayout, NoiseLayout, Stepper, bytes_of
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.errors import EnvironmentFault
 from klimb.policies.actions import actions_from_json
@@ -31,23 +32,26 @@ from klimb.policies.observations import observations_from_json
 class SharedRollout:
     """One block of memory: the rollout's columns, the noise of all its steps, and every seed's policy.
 
-    Both sides make it from the same sizes. noise: `[T, K, N, *act]`. parameters: `[K, spec.size]`.
+    Both sides make it from the same sizes. noise: as `NoiseLayout` says. parameters: `[K, spec.size]`.
     """
 
-    def __init__(self, memory: Any, spec: PolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout) -> None:
+    def __init__(
+        self, memory: Any, spec: PolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout, noise: NoiseLayout
+    ) -> None:
         view = memoryview(memory)
         start = bytes_of(layout)
         self.columns = Columns.within(layout, view)
-        noise_shape = layout.action.shape
+        noise_shape = (noise.rows, *shape[1:], *noise.shape)
         count = int(np.prod(noise_shape))
         self.noise = np.frombuffer(view, np.float32, count, start).reshape(noise_shape)
         start += 4 * count
         self.parameters = np.frombuffer(view, np.float32, shape[1] * spec.size, start).reshape(shape[1], spec.size)
 
     @staticmethod
-    def size(spec: PolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout) -> int:
-        """Bytes in all. spec: of the policy. shape: (T, K, N). layout: of a rollout's columns."""
-        return bytes_of(layout) + 4 * (int(np.prod(layout.action.shape)) + shape[1] * spec.size)
+    def size(spec: PolicySpec, shape: tuple[int, int, int], layout: ColumnsLayout, noise: NoiseLayout) -> int:
+        """Bytes in all. spec: of the policy. shape: (T, K, N). layout: of a rollout's columns. noise: of its noise."""
+        _, seeds, copies = shape
+        return bytes_of(layout) + 4 * (noise.rows * seeds * copies * math.prod(noise.shape) + seeds * spec.size)
 
 
 def serve() -> None:
@@ -68,11 +72,13 @@ def serve() -> None:
         actions_from_json(task["actions"]),
         task["derivatives"],
     )
-    memory = mmap.mmap(task["memory"], SharedRollout.size(spec, shape, layout))
-    _serve(task, SharedRollout(memory, spec, shape, layout), spec)
+    rows, steps, one = task["noise"]
+    noise = NoiseLayout(rows, steps, tuple(one))
+    memory = mmap.mmap(task["memory"], SharedRollout.size(spec, shape, layout, noise))
+    _serve(task, SharedRollout(memory, spec, shape, layout, noise), spec, noise.steps)
 
 
-def _serve(task: dict[str, Any], shared: SharedRollout, spec: PolicySpec) -> None:
+def _serve(task: dict[str, Any], shared: SharedRollout, spec: PolicySpec, noise_steps: int) -> None:
     part = slice(*task["part"])
     seeds = shared.columns.reward.shape[1]
     # Environment code may print: keep a private copy of stdout for the protocol.
@@ -92,7 +98,7 @@ def _serve(task: dict[str, Any], shared: SharedRollout, spec: PolicySpec) -> Non
         answer(done="make")
         for line in sys.stdin:
             order = json.loads(line)
-            answer(done=order["do"], **_obey(order, vector, stepper, shared, spec, part))
+            answer(done=order["do"], **_obey(order, vector, stepper, shared, spec, part, noise_steps))
     except EnvironmentFault as fault:
         answer(done=order["do"], fatal=str(fault), traceback=fault.environment_traceback)
 
@@ -104,6 +110,7 @@ def _obey(
     shared: SharedRollout,
     spec: PolicySpec,
     part: slice,
+    noise_steps: int,
 ) -> dict[str, Any]:
     """Carry out an order; returns what the answer says besides."""
     match order["do"]:
@@ -111,7 +118,7 @@ def _obey(
             stepper.start_from(vector.reset(np.array(order["seeds"])))
         case "roll":
             policy, noise = spec.decider(shared.parameters), shared.noise[:, :, part]
-            stepper.roll(lambda t, obs: policy(obs, noise[t]), shared.columns)
+            stepper.roll(lambda t, obs: policy(obs, noise[t // noise_steps]), shared.columns)
             return {"faults": vector.take_faults()}
         case "capture":
             return {"captured": stepper.capture()}

@@ -14,7 +14,7 @@ from jaxtyping import Integer, PyTree
 
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
-from klimb.collect.host.stepping import Columns, parts
+from klimb.collect.host.stepping import Columns, NoiseLayout, parts
 from klimb.collect.host.worker import SharedRollout
 from klimb.collect.host.worker_process import WorkerLost, WorkerProcess
 from klimb.environments.faults import RemoteTraceback
@@ -35,7 +35,8 @@ class Workers:
     env_spec: how to make an environment (`HostEnvironment.env_spec`). spec: of the policy. shape: (T, K, N).
     observations, actions: of the environment. count: number of processes, at most N. pack: from the policies' arrays
     `[K, …]` to their parameters `[K, spec.size]`. whole_episodes: whether a rollout is one episode of every copy, after
-    a reset. derivatives: how many numbers those of a step are, 0 where they are not wanted.
+    a reset. noise: how it is laid out; None for one of the shape of an action at every step. derivatives: how many
+    numbers those of a step are, 0 where they are not wanted.
     timeout: seconds that a worker may take to answer.
     restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then not
     valid in that rollout. EnvironmentFault without `restart`, and when a worker is lost in `MAX_LOSSES` rollouts in a
@@ -53,6 +54,7 @@ class Workers:
         pack: Callable[[PyTree], np.ndarray],
         *,
         whole_episodes: bool = False,
+        noise: NoiseLayout | None = None,
         derivatives: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
@@ -60,14 +62,16 @@ class Workers:
         self._parts = parts(shape[2], count)
         self._restart, self._timeout, self._pack = restart, timeout, pack
         layout = Columns.layout(shape, observations, actions, derivatives)
-        self._file = _memory_file(SharedRollout.size(spec, shape, layout))
+        noise = NoiseLayout.of(shape[0], 1, actions.shape) if noise is None else noise
+        self._file = _memory_file(SharedRollout.size(spec, shape, layout, noise))
         self._memory = mmap.mmap(self._file.fileno(), 0)
-        self.shared = SharedRollout(self._memory, spec, shape, layout)
+        self.shared = SharedRollout(self._memory, spec, shape, layout, noise)
         self._task = {
             "shape": shape,
             "policy": decisions.to_dict(spec),
             "observations": observations.to_json(),
             "actions": actions.to_json(),
+            "noise": noise,
             "memory": self._file.fileno(),
             "env_spec": env_spec,
             "whole_episodes": whole_episodes,
@@ -97,7 +101,7 @@ class Workers:
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool = False) -> None:
         """Begin a rollout in every worker.
 
-        policy: arrays of every seed's policy, `[K, …]`. noise: of its actions, `[T, K, N, *act]`. at_once: makes no
+        policy: arrays of every seed's policy, `[K, …]`. noise: of its actions, as `NoiseLayout` says. at_once: makes no
         difference here.
         """
         self.shared.parameters[:] = self._pack(policy)
