@@ -61,7 +61,7 @@ OFF_POLICY = {"history": 4, "behaviour": "mixture"}
 PENDULUM, PENDULUM_SEEDS = "guided Pendulum-v1", range(5)
 REACHER = {
     "guided": "guided gymnasium:Reacher-v5 --method mirror_descent",
-    "trpo": "trpo gymnasium:Reacher-v5",
+    "trpo": "trpo gymnasium:Reacher-v5 --preset none",
 }
 REACHER_FLAGS = "--num-envs 32 --num-steps 50 --env-steps 48000 --initial-log-std -0.5 --num-seeds 3"
 

@@ -36,8 +36,8 @@ class Task:
     def trpo(self, steps: int) -> str:
         """With its own batches, of 2048 rows as they are by default, where it has many steps."""
         if steps == self.steps:
-            return self._command(f"trpo gymnasium:{self.env}")
-        return f"trpo gymnasium:{self.env} --env-steps {steps} --num-seeds {self.seeds}"
+            return self._command(f"trpo gymnasium:{self.env} --preset none")
+        return f"trpo gymnasium:{self.env} --preset none --env-steps {steps} --num-seeds {self.seeds}"
 
     def _command(self, words: str) -> str:
         return f"{words} {self.flags} --env-steps {self.steps} --num-seeds {self.seeds}"

@@ -50,7 +50,7 @@ TASKS = [
     Task(
         "halfcheetah",
         "gymnasium:HalfCheetah-v5",
-        "--env-steps 200000 --num-seeds 3 --num-envs 4 --num-steps 512 --eval-episodes 20",
+        "--preset none --env-steps 200000 --num-seeds 3 --num-envs 4 --num-steps 512 --eval-episodes 20",
         "better than untrained by 500",
         500,
     ),
