@@ -77,8 +77,9 @@ bench-learning: $(DEV)  ## all rules on three environments; writes docs/algorith
 bench-returns: $(DEV)  ## returns on the tasks of the published tables; days of computing, can be stopped at any moment
 	$(BIN)/python benchmarks/returns.py
 
-results-page: $(DEV)  ## write docs/results.md from the returns measured so far
+results-page: $(DEV)  ## write docs/results.md and docs/ablations.md from the returns measured so far
 	$(BIN)/python benchmarks/returns_page.py
+	$(BIN)/python benchmarks/ablations_page.py
 
 zoo: $(DEV)  ## put the best policies of the returns measured here into the zoo
 	$(BIN)/python benchmarks/zoo.py

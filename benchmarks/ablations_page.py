@@ -1,4 +1,4 @@
-"""Writes docs/ablations.md from the rows of `benchmarks/results/returns.json` that change one choice: `make results-page`."""
+"""Writes docs/ablations.md from those rows of benchmarks/results/returns.json that change one choice each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from returns_tasks import LOCOMOTION, VARIANTS
 BASE = "as-trained"
 HEAD = """# Ablations
 
-What each choice brings: one is changed at a time, everything else is as in the [presets](presets.md). `make bench-returns`
-measures what is missing, and `make results-page` writes this page. The seeds, 100 to 104, are none of those of the
-[table of returns](results.md).
+What each choice brings: one is changed at a time, and everything else is as in the [presets](presets.md).
+`make bench-returns` measures what is missing, and `make results-page` writes this page. The seeds, 100 to 104, are none
+of those of the [table of returns](results.md).
 
-Numbers are returns of the final policies, 20 deterministic episodes per seed, after 500 000 steps, as means over seeds with
-95 % bootstrap intervals. **relative** is the mean over the tasks of the return divided by that of the first row; its
-interval is that of the seeds of the row, with the first row's mean taken as known. Intervals of few seeds are wide: a change
-whose interval contains 1 has not been shown to matter.
+Numbers are returns of the final policies, 20 deterministic episodes per seed, after 500 000 steps: means over seeds
+with
+95 % bootstrap intervals. **relative** is the mean over the tasks of the return divided by that of the first row. Its
+interval is that of the seeds of the row; the first row's mean is taken as known. Intervals of few seeds are wide: a
+change whose interval contains 1 has not been shown to matter.
 """
 
 
@@ -51,7 +52,9 @@ def table(rows: list[dict[str, Any]], rule: str) -> list[str]:
         returns = finals(rows, rule, variant)
         if len(returns) < len(LOCOMOTION):
             continue
-        cells = [interval(stratified_bootstrap([values], lambda scores: scores.mean(axis=-1))) for values in returns.values()]
+        cells = [
+            interval(stratified_bootstrap([values], lambda scores: scores.mean(axis=-1))) for values in returns.values()
+        ]
         ratio = relative(returns, base)
         shown = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if flags else "1"
         lines.append(f"| {f'`{flags}`' if flags else 'nothing'} | {' | '.join(cells)} | {shown} |")
@@ -59,12 +62,15 @@ def table(rows: list[dict[str, Any]], rule: str) -> list[str]:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, if anything has been measured."""
     rows = read_results("returns")["rows"]
+    rules = [rule for rule in VARIANTS if len(finals(rows, rule, BASE)) == len(LOCOMOTION)]
+    if not rules:
+        print("no ablation has been measured")
+        return
     lines = [HEAD]
-    for rule in VARIANTS:
-        if len(finals(rows, rule, BASE)) == len(LOCOMOTION):
-            lines += [f"## {TITLES[rule]}", "", *table(rows, rule), ""]
+    for rule in rules:
+        lines += [f"## {TITLES[rule]}", "", *table(rows, rule), ""]
     (DOCS / "ablations.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

@@ -167,25 +167,21 @@ def section(rule: str, part: str, measured: list[Cell]) -> list[str]:
         "",
         *(f"    {command}" for command in commands),
         "",
-        f"with `--seed` and `--num-seeds` for the {count} seeds, then `klimb evaluate RUN --episodes 100 --seed 1`.",
+        f"with `--seed` and `--num-seeds` for the {count} seeds and the settings of the [presets](presets.md), then",
+        "`klimb evaluate RUN --episodes 100 --seed 1`.",
         "",
     ]
 
 
 def pattern(row: dict[str, Any]) -> str:
-    """The command without its seeds, and TASK for the task unless its settings are its own."""
+    """The command without its seeds, and TASK for the task."""
     words = row["command"].split()
     for flag in ("--seed", "--num-seeds"):
         at = words.index(flag)
         del words[at : at + 2]
-    if "--gamma" not in words:
-        words[3] = row["env"].replace(task_of(row), "TASK")
+    prefix, _, name = row["env"].partition(":")
+    words[3] = f"{prefix}:TASK-{name.rpartition('-')[2]}"
     return " ".join(words)
-
-
-def task_of(row: dict[str, Any]) -> str:
-    """HalfCheetah of gymnasium:HalfCheetah-v4."""
-    return row["env"].partition(":")[2].rpartition("-")[0]
 
 
 def main() -> None:

@@ -1,4 +1,7 @@
-"""What `returns.py` trains: parts of the table, in order, each a list of pieces that are trained one by one."""
+"""What `returns.py` trains: parts of the table, in order, each a list of pieces that are trained one by one.
+
+Hyperparameters are those of the presets.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,6 @@ TASKS = (*LOCOMOTION, "Ant", "Swimmer", "Reacher", "InvertedPendulum", "Inverted
 """The nine tasks of the published tables."""
 SEEDS_PER_PIECE = 5
 
-MUJOCO = {
-    "trpo": "--num-steps 64 --initial-log-std -0.5 --critic-epochs 20",
-    "natural-gradient": "--num-steps 64 --initial-log-std -0.5 --critic-epochs 20",
-    "ppo": "--initial-log-std -0.5 --num-minibatches 32 --critic-num-minibatches 32 --anneal-learning-rate",
-    "reinforce": "--num-steps 64 --initial-log-std -0.5 --critic-epochs 20",
-}
-SWIMMER = "--gamma 0.9999"
 FIRST_ABLATION_SEED = 100
 """Settings are chosen on other seeds than those of the table, 0 to 9."""
 
@@ -81,12 +77,11 @@ class Piece:
 
     @property
     def command(self) -> str:
-        """What trains it."""
-        flags = [MUJOCO[self.rule], SWIMMER if self.task == "Swimmer" else ""]
-        flags.append(VARIANTS[self.rule][self.variant] if self.variant else "")
+        """What trains it, with the preset of rule and environment."""
+        changed = VARIANTS[self.rule][self.variant] if self.variant else ""
         return " ".join(
             [
-                *("klimb train", self.rule, self.env, *filter(None, flags)),
+                *filter(None, ("klimb train", self.rule, self.env, changed)),
                 f"--env-steps {self.env_steps} --seed {self.seed} --num-seeds {self.num_seeds}",
                 f"--eval-every {self.env_steps // self.evaluations} --eval-episodes 10",
             ]

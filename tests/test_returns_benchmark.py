@@ -11,10 +11,12 @@ import time
 import numpy as np
 import pytest
 
+import ablations_page
 import results_file
 import returns
 import returns_page
 from klimb.cli.commands import load
+from klimb.cli.train import configuration
 from results_file import Line
 from returns_tasks import PARTS, Piece
 
@@ -58,7 +60,11 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("piece", ONE_OF_EACH.values(), ids=lambda piece: piece.name)
 def test_commands_are_valid(piece):
-    load("train").parse(shlex.split(piece.command)[2:])
+    """And hyperparameters are those of a preset, which all rules of the table have."""
+    arguments = load("train").parse(shlex.split(piece.command)[2:])
+    config, _ = configuration(arguments)
+    assert config.options.num_seeds == piece.num_seeds
+    assert arguments.applied is not None
 
 
 def test_every_seed_is_trained_once():
@@ -159,3 +165,28 @@ def test_intervals_are_of_the_mean():
     assert estimate.value == 4.5
     assert 2.4 < estimate.low < 3.2
     assert 5.8 < estimate.high < 6.6
+
+
+def test_ablations_are_relative_to_the_unchanged_training(tmp_path, monkeypatch):
+    """Twice and half the return on two tasks, and the same on the third: 7/6 in the mean."""
+    factors = {"HalfCheetah": 2.0, "Hopper": 0.5, "Walker2d": 1.0}
+    rows = [
+        {"part": "ablations", "rule": "ppo", "env": f"gymnasium:{task}-v5", "variant": variant, "final": final}
+        for task, factor in factors.items()
+        for variant, final in (("as-trained", [90.0, 110.0]), ("4-minibatches", [90 * factor, 110 * factor]))
+    ]
+    # Not measured on every task: not shown.
+    rows.append(rows[0] | {"variant": "batch-1024"})
+    monkeypatch.setattr(ablations_page, "DOCS", tmp_path)
+    monkeypatch.setattr(ablations_page, "read_results", lambda name: {"rows": rows})
+    ablations_page.main()
+    page = (tmp_path / "ablations.md").read_text()
+    assert page.count("\n## ") == 1
+    (line,) = [line for line in page.splitlines() if line.startswith("| `--num-minibatches 4")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert [cell.split()[0] for cell in cells[1:]] == ["200", "50.0", "100", "1.17"]
+    assert "batch" not in page.partition("## PPO")[2].partition("minibatches 4")[0]
+    monkeypatch.setattr(ablations_page, "read_results", lambda name: {"rows": rows[:1]})
+    (tmp_path / "ablations.md").unlink()
+    ablations_page.main()
+    assert not (tmp_path / "ablations.md").exists()
