@@ -14,6 +14,7 @@ from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import all_finite, choose
 from klimb.improve.minibatches import require_divisible, shuffled
 from klimb.improve.optimizer import Optimizer
+from klimb.improve.schedules import Schedule, scheduled
 from klimb.policies.networks import Critic
 from klimb.policies.parameters import flatten
 from klimb.types import Batch, take_rows, weighted_mean
@@ -35,6 +36,8 @@ class CriticFit:
     """Passes over the batch per fit of the critic."""
     critic_num_minibatches: Count = 8
     """Minibatches per pass; has to divide num_steps × num_envs."""
+    critic_learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: critic_learning_rate decreases to 0 over the run."""
 
     def start(self, critic: Critic) -> optax.OptState:
         """Adam's moments before the first fit.
@@ -53,6 +56,7 @@ class CriticFit:
         Raises ValueError if `critic_num_minibatches` does not divide the number of rows.
         """
         num_rows = batch.value_target.shape[0]
+        learning_rate = scheduled(self.critic_learning_rate, self.critic_learning_rate_schedule, batch.fraction_done)
         require_divisible(num_rows, self.critic_num_minibatches, what="critic_num_minibatches")
         rescaled = rescale(critic, batch)
         theta, rebuild = flatten(rescaled)
@@ -73,7 +77,7 @@ class CriticFit:
             """carry: parameters and moments. order: the row numbers of one minibatch."""
             vector, moments = carry
             value, gradient = jax.value_and_grad(loss)(vector, take_rows(rows, order))
-            vector, moments = self._optimizer.apply_gradient(vector, -gradient, moments, self.critic_learning_rate)
+            vector, moments = self._optimizer.apply_gradient(vector, -gradient, moments, learning_rate)
             return (vector, moments), value
 
         def epoch(carry: tuple, key_shuffle: PRNGKeyArray) -> tuple[tuple, Array]:

@@ -81,6 +81,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """Passes over the batch per fit of the critic."""
     critic_num_minibatches: int
     """Minibatches per pass; has to divide num_steps × num_envs."""
+    critic_learning_rate_schedule: Literal["constant", "linear", "cosine"]
+    """constant; linear or cosine: critic_learning_rate decreases to 0 over the run."""
     eval_every: int
     """Environment steps, per seed, between evaluations during the training; 0 for none. They choose `best/`."""
     eval_episodes: int
