@@ -197,6 +197,7 @@ def test_fields_of_rules_that_have_done_their_work_are_refused(rule, fields, rea
         pytest.param(Reinforce(), {"optimizer": "sgd"}, marks=pytest.mark.slow),
         pytest.param(OffPolicyGradient(), {"history": 3}, marks=pytest.mark.slow),
         pytest.param(OffPolicyGradient(history=2), {"behaviour": "mixture"}, marks=pytest.mark.slow),
+        pytest.param(PPO(target_kl=0.01), {"learning_rate_schedule": "kl"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_changes_the_shape_of_the_saved_state_is_refused(rule, changed, tmp_path):
@@ -223,6 +224,24 @@ def test_schedules_follow_the_new_length(tmp_path):
     # A step of plain gradient ascent is rate × gradient, and one fifth of the training is left.
     moved = np.linalg.norm(klimb.flatten(run.policy).theta - klimb.flatten(before).theta)
     np.testing.assert_allclose(moved, 0.1 * 0.2 * run.history[4]["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_follows_the_kl_is_resumed_where_it_was(tmp_path):
+    """Its factor is in the checkpoint, and it does not depend on the length: a longer run is the run made longer."""
+    rule = PPO(learning_rate_schedule="kl", target_kl=1e-3)
+    whole = klimb.train("CartPole-v1", rule, run_dir=tmp_path / "whole", env_steps=6 * BATCH, **SMALL)
+    klimb.train("CartPole-v1", rule, run_dir=tmp_path / "run", env_steps=3 * BATCH, **SMALL)
+    lines: list[str] = []
+    klimb.resume(tmp_path / "run", env_steps=6 * BATCH, notify=lines.append)
+    assert lines == [f"changed      env_steps {3 * BATCH} → {6 * BATCH}"]
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    rates = [record["learning_rate"] for record in whole.history]
+    for record, rate, following in zip(whole.history, rates, rates[1:], strict=False):
+        kl = record["kl_old_new"]
+        factor = 1 / 1.5 if kl > 2e-3 else 1.5 if kl < 5e-4 else 1
+        assert following == pytest.approx(factor * rate, rel=1e-5)
+    assert len(set(rates)) > 2
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
