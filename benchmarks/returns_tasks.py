@@ -37,7 +37,7 @@ VARIANTS = {
         "batch-1024": "--num-steps 64 --num-minibatches 16 --critic-num-minibatches 16",
         "4-minibatches": "--num-minibatches 4 --critic-num-minibatches 8",
         "critic-20-epochs": "--critic-epochs 20",
-        "constant-learning-rate": "--no-anneal-learning-rate",
+        "constant-learning-rate": "--learning-rate-schedule constant",
         "raw-advantages": "--no-normalize-advantage",
         "recomputed-advantages": "--recompute-advantages",
         "clipped-values": "--critic-clip-eps 0.2",

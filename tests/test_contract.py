@@ -48,7 +48,8 @@ from klimb.estimate.advantages import normalise
 from klimb.fields import build
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.objectives import log_ratio
-from klimb.improve.rule import Rule
+from klimb.improve.rule import Rule, traits_of
+from klimb.improve.schedules import SCHEDULES
 from klimb.improve.warm_up import take_step
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.normalizer import Normalizer
@@ -57,7 +58,7 @@ from klimb.policies.policy import action_distribution
 from klimb.rules import RULES as REGISTRY
 from klimb.tabular.table import SoftmaxTable
 from klimb.types import UpdateInfo
-from problems import assert_same_bits, make_mdp
+from problems import assert_same_bits, make_mdp, slow_except
 
 RULES = [
     Reinforce(),
@@ -82,20 +83,44 @@ VARIANTS = [
     NaturalGradient(),
     OffPolicyGradient(),
     OffPolicyGradient(weighting="per_decision", optimizer="sgd", learning_rate=0.1, gradient_steps=2),
-    KLPenalty(kl_direction="new_old", kl_coef=10.0, num_minibatches=1, anneal_learning_rate=True),
+    KLPenalty(kl_direction="new_old", kl_coef=10.0, num_minibatches=1, learning_rate_schedule="linear"),
     DualDescent(),
     DualDescent(divergence="tv", epsilon=0.05, initial_multiplier=0.0),
     NaturalGradient(solver="dense", damping=1e-3),
     NaturalGradient(normalised=True),
     TRPO(kl_direction="new_old", max_kl=0.3, damping=1e-3),
     TRPO(fisher="empirical", fisher_fraction=0.5, line_search="growing"),
-    PPO(target_kl=0.003, clip_eps=0.1, anneal_learning_rate=True),
+    PPO(target_kl=0.003, clip_eps=0.1, learning_rate_schedule="linear"),
     PPO(penalty="kl", kl_direction="new_old", target_kl=0.02),
     BehaviourCloning(holdout=0.0, learning_rate=1e-2),
     ConservativePolicyIteration(mixture=None, temperature=0.2, learning_rate=1e-2),
     REPS(epsilon=0.05, max_grad_norm=None),
     VMPO(top_fraction=1.0, epsilon=1e-3, epochs=3),
     AWR(temperature=0.3, max_weight=2.0, num_minibatches=1),
+]
+
+# What is off by default, turned on: schedules, the entropy bonus, a target for the KL, a share of the predicted gain.
+BONUS = {"ent_coef": 0.01, "ent_schedule": "cosine"}
+LINEAR = {"learning_rate_schedule": "linear", **BONUS}
+BY_KL = {"learning_rate_schedule": "kl", "target_kl": 0.02, **BONUS}
+OPTIONS = [
+    Reinforce(**LINEAR),
+    OffPolicyGradient(target_kl=1e-4, **LINEAR),
+    OffPolicyGradient(**BY_KL),
+    KLPenalty(target_kl=1e-4, **LINEAR),
+    KLPenalty(**BY_KL),
+    DualDescent(target_kl=1e-4, epsilon_schedule="cosine", **LINEAR),
+    NaturalGradient(epsilon_schedule="linear", **BONUS),
+    NaturalGradient(learning_rate=0.1, **LINEAR),
+    TRPO(max_kl_schedule="cosine", min_gain_share=0.1, **BONUS),
+    TRPO(max_kl_schedule="linear", min_gain_share=0.1, line_search="growing", **BONUS),
+    PPO(clip_schedule="linear", **BY_KL),
+    PPO(penalty="kl", **LINEAR),
+    BehaviourCloning(holdout=0.0, learning_rate=1e-2, learning_rate_schedule="cosine"),
+    ConservativePolicyIteration(target_kl=1e-4, projection_steps=2, **LINEAR),
+    REPS(target_kl=1e-4, epsilon_schedule="linear", **LINEAR),
+    VMPO(target_kl=1e-4, epsilon_schedule="linear", **LINEAR),
+    AWR(**BY_KL),
 ]
 
 
@@ -496,6 +521,51 @@ def test_the_first_step_goes_uphill_on_the_exact_objective(rule, name, seed):
     cosine = jnp.vdot(step, gradient) / (jnp.linalg.norm(step) * jnp.linalg.norm(gradient))
     assert cosine > 0.2
     assert objective(new) > objective(case.policy)
+
+
+def off_by_default(rule_class: type) -> set[str]:
+    """The schedules and other options of a rule that change nothing by their defaults."""
+    names = {*SCHEDULES.values(), "ent_coef", "min_gain_share", "target_kl"}
+    return names & {field.name for field in dataclasses.fields(rule_class)}
+
+
+def test_every_option_that_is_off_by_default_is_turned_on_here():
+    for rule_class in {type(rule) for rule in RULES}:
+        default, rules = rule_class(), [rule for rule in OPTIONS if type(rule) is rule_class]
+        for name in off_by_default(rule_class):
+            assert any(getattr(rule, name) != getattr(default, name) for rule in rules), (rule_class, name)
+
+
+@pytest.mark.parametrize("rule", slow_except([OPTIONS[8], OPTIONS[10]], OPTIONS), ids=rule_id)
+def test_options_keep_to_the_contract(rule, gaussian):
+    """The tests above in short, in the middle of a training, with one compilation for all of them."""
+    before = TRACES[rule]
+    case = Case(gaussian.policy, eqx.tree_at(lambda b: b.fraction_done, gaussian.batch, jnp.float32(0.5)))
+    new, state, info = take(rule, case)
+    assert info.status == Status.ACCEPTED
+    for field, value in by_definition(case.policy, new, given(rule, case.batch), direction(rule)).items():
+        np.testing.assert_allclose(getattr(info, field), value, rtol=1e-3, atol=2e-6, err_msg=field)
+    assert moved(case.policy, new) > 1e-5
+    if isinstance(rule, TRPO):
+        assert getattr(info, f"kl_{rule.kl_direction}") <= info.extra["max_kl"] * (1 + 1e-4)
+    # Metrics: of what has a schedule all, and nothing that the traits do not explain.
+    scheduled = {name for name, schedule in SCHEDULES.items() if getattr(rule, schedule, "constant") != "constant"}
+    assert scheduled <= info.extra.keys() <= traits_of(rule).metrics.keys()
+    assert all(np.isfinite(value) for value in info.extra.values())
+    # The same key gives the same bits, and padding has no say.
+    spoilt = Case(case.policy, change(case.batch, slice(-PADDING, None), **JUNK["nan"]))
+    assert_same_bits(take(rule, spoilt), (new, state, info))
+    # What is not finite is rejected whole, with a state that has something to lose.
+    broken = Case(new, change(case.batch, 7, advantage=np.nan))
+    kept, kept_state, info = take(rule, broken, state=state)
+    assert Status(int(info.status)) is Status.NONFINITE
+    assert_same_bits((kept, kept_state), (new, state))
+    # Later in the training, from a state as it comes out: no types have changed, so nothing is compiled again.
+    later = Case(new, eqx.tree_at(lambda b: b.fraction_done, case.batch, jnp.float32(0.75)))
+    assert moved(take(rule, later, state=state)[0], new) > 1e-6
+    assert TRACES[rule] - before == 1
+    config = RunConfig("CartPole-v1", rule, TrainOptions(critic_learning_rate_schedule="cosine"))
+    assert RunConfig.from_toml(config.to_toml()) == config
 
 
 # The batch that rules are given.

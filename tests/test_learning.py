@@ -86,7 +86,7 @@ class Task:
 CARTPOLE = {"env": "jax:CartPole-v1", "num_steps": 64, "threshold": 400}
 PENDULUM = {"env": "jax:Pendulum-v1", "env_steps": 100_000, "num_steps": 128, "threshold": -400, "gamma": 0.95}
 TASKS = [
-    Task(rule=Reinforce(learning_rate=2e-2, anneal_learning_rate=True), env_steps=40_000, slow=True, **CARTPOLE),
+    Task(rule=Reinforce(learning_rate=2e-2, learning_rate_schedule="linear"), env_steps=40_000, slow=True, **CARTPOLE),
     Task(rule=TRPO(), env_steps=60_000, **CARTPOLE),
     Task(rule=PPO(learning_rate=3e-3), env_steps=40_000, slow=True, **CARTPOLE),
     Task(rule=OffPolicyGradient(learning_rate=3e-3, min_ess=0.9), env_steps=80_000, slow=True, **CARTPOLE),

@@ -35,7 +35,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = _named(
     "n_critic_updates",
     critic_num_minibatches="batch_size minibatch_size mini_batches n_minibatches",
     critic_learning_rate="lr learning_rate vf_lr critic_lr value_lr",
-    anneal_learning_rate="anneal_lr lr_decay lr_schedule linear_schedule",
+    learning_rate_schedule="anneal_lr lr_decay lr_schedule linear_schedule schedule anneal_learning_rate",
     max_grad_norm="grad_clip grad_norm_clip grad_norm max_gradient_norm gradient_clip",
     # objectives and trust regions
     ent_coef="entropy_coef entropy_coeff ent_coeff entropy_cost entropy_loss_scale entropy_weight entropy_beta",
@@ -46,6 +46,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = _named(
     kl_coef="kl_coeff beta",
     damping="cg_damping damping_coeff",
     cg_iterations="cg_max_steps cg_iters cg_steps max_cg_iterations",
+    min_gain_share="accept_ratio",
     max_backtracks="line_search_max_iter backtrack_iters backtracking_steps",
     backtrack_factor="line_search_shrinking_factor backtrack_coeff backtrack_ratio",
     # advantages
@@ -85,6 +86,10 @@ REMARKS: Mapping[str, str] = {
     "train_batch_size": "per environment: a batch is num_steps × num_envs rows",
     "steps_per_epoch": "per environment: a batch is num_steps × num_envs rows",
     "step_per_collect": "per environment: a batch is num_steps × num_envs rows",
+    **dict.fromkeys(
+        ("anneal_lr", "lr_decay", "linear_schedule", "anneal_learning_rate"),
+        "with a value: linear or cosine decreases it to 0 over the run",
+    ),
     "steps_per_collect": "per environment: a batch is num_steps × num_envs rows",
 }
 """Where klimb's option of that name is something else."""

@@ -163,7 +163,7 @@ class Batch(eqx.Module):
     A row of weight 0 is padding. With weight d(s) π(a|s) over all (s, a) the same means are exact
     expectations (`klimb.exact_batch`), which is how rules are checked against theory.
     `trajectory` keeps the `[T, N]` arrangement, row t·N + n being step t of environment n; None where there is none.
-    `fraction_done` is the part of the training that is over, 0 to 1, for hyperparameters that are annealed.
+    `fraction_done` is the part of the training that is over, 0 to 1, for schedules of hyperparameters.
     `advantage_scale` is the standard deviation that advantages had, in units of reward, before they were normalised.
     `gamma` is the discount per step that they were estimated with; None where it is not known.
     `epoch_advantage` holds advantages for each of E epochs, for a rule that wants them computed anew with the values of

@@ -9,11 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klimb import PPO, TRPO, BehaviourCloning, ConfigError, OffPolicyGradient, Reinforce, RunConfig, TrainOptions
+from klimb import (
+    PPO,
+    TRPO,
+    BehaviourCloning,
+    ConfigError,
+    KLPenalty,
+    OffPolicyGradient,
+    Reinforce,
+    RunConfig,
+    TrainOptions,
+)
 from klimb.fields import build
 from klimb.runs.config import num_iterations
 
-RULES = [TRPO(max_kl=0.02, kl_direction="new_old"), PPO(target_kl=None, anneal_learning_rate=True), Reinforce()]
+RULES = [TRPO(max_kl=0.02, kl_direction="new_old"), PPO(target_kl=None, learning_rate_schedule="linear"), Reinforce()]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -129,3 +139,19 @@ def test_a_field_that_was_renamed_is_read_by_its_old_name():
     config = RunConfig("CartPole-v1", BehaviourCloning(holdout_patience=3), TrainOptions())
     old = config.to_toml().replace("holdout_patience", "patience")
     assert RunConfig.from_toml(old.replace('patience = "none"\n', "")) == config
+
+
+@pytest.mark.parametrize("rule", [PPO, Reinforce, KLPenalty], ids=lambda rule: rule.__name__)
+def test_annealing_of_older_files_is_read_as_a_linear_schedule(rule):
+    for anneals, schedule in ((True, "linear"), (False, "constant")):
+        config = RunConfig("CartPole-v1", rule(learning_rate_schedule=schedule), TrainOptions())
+        now = f'learning_rate_schedule = "{schedule}"'
+        lines = config.to_toml().splitlines()
+        lines[lines.index(now)] = f"anneal_learning_rate = {str(anneals).lower()}"
+        assert RunConfig.from_toml("\n".join(lines)) == config
+    # Of neither kind: a value that it never had, or both names at once.
+    at = lines.index("anneal_learning_rate = false")
+    for wrong in ('anneal_learning_rate = "linear"', f"anneal_learning_rate = true\n{now}"):
+        lines[at] = wrong
+        with pytest.raises(ConfigError, match=r"no option 'anneal_learning_rate'; .* is learning_rate_schedule here"):
+            RunConfig.from_toml("\n".join(lines))

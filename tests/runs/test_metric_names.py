@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 import klimb
+from klimb import PPO, NaturalGradient
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.rule import traits_of
+from klimb.improve.schedules import SCHEDULES
 from klimb.rules import RULES
 from klimb.runs.metrics import METRICS
 from klimb.types import Metric
@@ -30,6 +33,21 @@ def metrics_of_rules() -> dict[tuple[str, Metric], list[str]]:
         rule = GuidedPolicySearch(method="mirror_descent", **{option: value})
         for metric_name, metric in traits_of(rule).metrics.items():
             names.setdefault((metric_name, metric), [f"guided ({option.replace('_', ' ')})"])
+    # What schedules, and a target for the passes over a batch, add.
+    for rule_name, cls in RULES.items():
+        fields = {field.name for field in dataclasses.fields(cls)}
+        schedules = [dict.fromkeys(fields & set(SCHEDULES.values()), "linear")]
+        if cls is NaturalGradient:
+            schedules = [{"epsilon_schedule": "linear", "ent_schedule": "linear"}]
+            schedules.append({"learning_rate": 0.1, "learning_rate_schedule": "linear"})
+        for options in schedules:
+            for metric_name, metric in traits_of(cls(**options)).metrics.items():
+                if metric_name in SCHEDULES and rule_name != "guided":
+                    names.setdefault((metric_name, metric), []).append(rule_name)
+        if "target_kl" in fields and cls is not PPO:
+            for metric_name, metric in traits_of(cls(target_kl=0.01)).metrics.items():
+                if metric_name == "epochs_done":
+                    names[metric_name, metric].append(f"{rule_name} (target kl)")
     return names
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +23,9 @@ from klimb.rules import RULES
 from klimb.runs.changes import FIXED, changes_between, describe, require_changeable, with_changes
 from klimb.runs.directory import RunDirectory
 from klimb.runs.provenance import Change, as_plain, read_provenance
+from klimb.training.driver import _schedule_lines
 from klimb.training.program import Program
+from klimb.types import TrainState
 from problems import Stopper, assert_same_bits, slow_except, without_timing
 
 SMALL = {"num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2, "critic_num_minibatches": 2}
@@ -194,6 +197,7 @@ def test_fields_of_rules_that_have_done_their_work_are_refused(rule, fields, rea
         pytest.param(Reinforce(), {"optimizer": "sgd"}, marks=pytest.mark.slow),
         pytest.param(OffPolicyGradient(), {"history": 3}, marks=pytest.mark.slow),
         pytest.param(OffPolicyGradient(history=2), {"behaviour": "mixture"}, marks=pytest.mark.slow),
+        pytest.param(PPO(target_kl=0.01), {"learning_rate_schedule": "kl"}, marks=pytest.mark.slow),
     ],
 )
 def test_what_changes_the_shape_of_the_saved_state_is_refused(rule, changed, tmp_path):
@@ -206,20 +210,52 @@ def test_what_changes_the_shape_of_the_saved_state_is_refused(rule, changed, tmp
 
 
 @pytest.mark.slow
-def test_annealing_follows_the_new_length(tmp_path):
+def test_schedules_follow_the_new_length(tmp_path):
     """The rate falls to 0 at the new end; where it has been 0 already, it rises again, and that is said."""
     lines: list[str] = []
-    rule = Reinforce(optimizer="sgd", anneal_learning_rate=True, learning_rate=0.1)
+    rule = Reinforce(optimizer="sgd", learning_rate_schedule="linear", learning_rate=0.1)
     options = {**SMALL, "env_steps": 4 * BATCH, "normalize_observations": False}
     before = klimb.train("CartPole-v1", rule, run_dir=tmp_path / "run", **options).policy
     run = klimb.resume(tmp_path / "run", env_steps=5 * BATCH, notify=lines.append)
     assert lines == [
         f"changed      env_steps {4 * BATCH} → {5 * BATCH}",
-        "changed      annealed over the new length: it continues at 20% of its initial value, not at 0%",
+        "changed      the schedules follow the new length: 80% of it is over, of the old one 100%",
     ]
     # A step of plain gradient ascent is rate × gradient, and one fifth of the training is left.
     moved = np.linalg.norm(klimb.flatten(run.policy).theta - klimb.flatten(before).theta)
     np.testing.assert_allclose(moved, 0.1 * 0.2 * run.history[4]["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_follows_the_kl_is_resumed_where_it_was(tmp_path):
+    """Its factor is in the checkpoint, and it does not depend on the length: a longer run is the run made longer."""
+    rule = PPO(learning_rate_schedule="kl", target_kl=1e-3)
+    whole = klimb.train("CartPole-v1", rule, run_dir=tmp_path / "whole", env_steps=6 * BATCH, **SMALL)
+    klimb.train("CartPole-v1", rule, run_dir=tmp_path / "run", env_steps=3 * BATCH, **SMALL)
+    lines: list[str] = []
+    klimb.resume(tmp_path / "run", env_steps=6 * BATCH, notify=lines.append)
+    assert lines == [f"changed      env_steps {3 * BATCH} → {6 * BATCH}"]
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    rates = [record["learning_rate"] for record in whole.history]
+    for record, rate, following in zip(whole.history, rates, rates[1:], strict=False):
+        kl = record["kl_old_new"]
+        factor = 1 / 1.5 if kl > 2e-3 else 1.5 if kl < 5e-4 else 1
+        assert following == pytest.approx(factor * rate, rel=1e-5)
+    assert len(set(rates)) > 2
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_schedule_of_the_critic_follows_the_new_length_too(schedule):
+    """A rule without schedules says nothing of its own; nor does a change of other settings."""
+    config = RunConfig("CartPole-v1", klimb.TRPO(), TrainOptions(critic_learning_rate_schedule=schedule, **SMALL))
+    longer = dataclasses.replace(config, options=dataclasses.replace(config.options, env_steps=10 * BATCH))
+    shorter = dataclasses.replace(config, options=dataclasses.replace(config.options, env_steps=4 * BATCH))
+    parts = dict.fromkeys(field.name for field in dataclasses.fields(TrainState))
+    parts |= {"iteration": jnp.int32(2), "env_steps": jnp.uint32(2 * BATCH), "key": jax.random.key(0)}
+    state = TrainState(**parts)
+    line = "the schedules follow the new length: 20% of it is over, of the old one 50%"
+    assert _schedule_lines(shorter, longer, state, 2) == ([line] if schedule == "cosine" else [])
+    assert _schedule_lines(shorter, shorter, state, 2) == []
 
 
 @dataclasses.dataclass(frozen=True)

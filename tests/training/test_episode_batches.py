@@ -86,7 +86,7 @@ def test_worker_processes_collect_what_one_process_collects(collected):
 @pytest.mark.parametrize(("env", "options"), [PLACES[0], pytest.param(*PLACES[1], marks=pytest.mark.slow)])
 def test_goes_on_until_the_steps_are_made_and_resumes_to_the_bit(env, options, tmp_path):
     options = {**WITHOUT_CRITIC, **options, "env_steps": 500, "checkpoint_every": 3, "num_seeds": 2}
-    whole = klimb.train(env, Reinforce(anneal_learning_rate=True), run_dir=tmp_path / "whole", **options)
+    whole = klimb.train(env, Reinforce(learning_rate_schedule="linear"), run_dir=tmp_path / "whole", **options)
     steps = [record["env_steps"] for record in whole.history]
     assert steps[-1] >= 500
     assert np.asarray(whole.state.env_steps).min() >= 500
@@ -99,7 +99,7 @@ def test_goes_on_until_the_steps_are_made_and_resumes_to_the_bit(env, options, t
     resumed = klimb.resume(path)
     assert without_timing(resumed.history) == without_timing(whole.history)
     assert_same_bits(resumed.state, whole.state)
-    again = klimb.train(env, Reinforce(anneal_learning_rate=True), **{**options, "checkpoint_every": 1})
+    again = klimb.train(env, Reinforce(learning_rate_schedule="linear"), **{**options, "checkpoint_every": 1})
     assert_same_bits(again.state, whole.state)
 
 

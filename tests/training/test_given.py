@@ -121,7 +121,7 @@ def test_the_error_of_a_rule_survives_a_process():
     [
         (lambda: klimb.TRPO(0.01, -1), "damping = -1: input should be greater than or equal to 0"),
         (
-            lambda: klimb.Reinforce(0.1, "adam", 0, 1, True, 7),
+            lambda: klimb.Reinforce(0.1, "adam", 0, 1, "linear", "linear", 7),
             r"^Reinforce\(learning_rate, .*\): unexpected positional",
         ),
         (lambda: klimb.TRPO(gamma=0.9), r"\(it has max_kl, .*; what is no hyperparameter is given to klimb\.train\)"),

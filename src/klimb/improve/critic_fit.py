@@ -15,6 +15,7 @@ from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import all_finite, choose
 from klimb.improve.minibatches import require_divisible, shuffled
 from klimb.improve.optimizer import Optimizer
+from klimb.improve.schedules import Schedule, scheduled
 from klimb.policies.networks import Critic
 from klimb.policies.parameters import flatten
 from klimb.types import Batch, take_rows, weighted_mean
@@ -40,6 +41,8 @@ class CriticFit:
     """Maximum change of a value that lowers the loss, in standard deviations of the value targets; none: no limit."""
     normalize_value_targets: bool = True
     """Fit the critic to value targets that are scaled by their running mean and standard deviation."""
+    critic_learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: critic_learning_rate decreases to 0 over the run."""
 
     def start(self, critic: Critic) -> optax.OptState:
         """Adam's moments before the first fit.
@@ -110,6 +113,7 @@ class CriticFit:
         clipped. state: Adam's moments. batch: rows with value targets. epochs: their number.
         """
         num_rows = batch.value_target.shape[0]
+        learning_rate = scheduled(self.critic_learning_rate, self.critic_learning_rate_schedule, batch.fraction_done)
         require_divisible(num_rows, self.critic_num_minibatches, what="critic_num_minibatches")
         theta, rebuild = flatten(critic)
         target = (batch.value_target - critic.target.mean) / critic.target_scale
@@ -136,7 +140,7 @@ class CriticFit:
             """carry: parameters and moments. order: the row numbers of one minibatch."""
             vector, moments = carry
             value, gradient = jax.value_and_grad(loss)(vector, take_rows(rows, order))
-            vector, moments = self._optimizer.apply_gradient(vector, -gradient, moments, self.critic_learning_rate)
+            vector, moments = self._optimizer.apply_gradient(vector, -gradient, moments, learning_rate)
             return (vector, moments), value
 
         def epoch(carry: tuple, key_shuffle: PRNGKeyArray) -> tuple[tuple, Array]:

@@ -64,6 +64,7 @@ def backtrack(
     max_kl: float | Array,
     factor: float | Array,
     max_backtracks: int,
+    min_gain: Array | None = None,
 ) -> SearchResult:
     """θ + scale · full_step, scale = 1 first: the first try with gain > 0 and KL ≤ max_kl.
 
@@ -77,6 +78,7 @@ def backtrack(
     max_kl: limit on the KL, > 0, in nats.
     factor: minimum factor between two tries, in (0, 1).
     max_backtracks: maximum number of tries after the full step, ≥ 0.
+    min_gain: gain that an accepted full step has to reach, another one in proportion to its length; None for any > 0.
     """
 
     def rejected(now: _Backtracking) -> Array:
@@ -86,7 +88,7 @@ def backtrack(
         scale = now.scale * now.factor
         candidate = theta + scale * full_step
         gain, kl = evaluate(candidate)
-        status = _outcome(gain, kl, max_kl)
+        status = _outcome(gain, kl, max_kl, None if min_gain is None else scale * min_gain)
         shortening = _shortening(status, kl, max_kl, factor).astype(theta.dtype)
         return _Backtracking(now.tries + 1, candidate, scale, shortening, status)
 
@@ -104,6 +106,7 @@ def grow(
     max_kl: float | Array,
     factor: float | Array,
     max_backtracks: int,
+    min_gain: Array | None = None,
 ) -> SearchResult:
     """The longest step with gain > 0 and KL ≤ max_kl that is found, shorter or longer than the full step.
 
@@ -118,6 +121,7 @@ def grow(
     max_kl: limit on the KL, > 0, in nats.
     factor: minimum factor by which a rejected step is shortened, in (0, 1).
     max_backtracks: maximum number of tries after the full step, ≥ 0.
+    min_gain: gain that an accepted full step has to reach, another one in proportion to its length; None for any > 0.
     """
 
     def unfinished(now: _Growing) -> Array:
@@ -126,7 +130,7 @@ def grow(
     def try_next(now: _Growing) -> _Growing:
         step = now.proposal
         gain, kl = evaluate(theta + step * full_step)
-        status = _outcome(gain, kl, max_kl)
+        status = _outcome(gain, kl, max_kl, None if min_gain is None else step * min_gain)
         accepted = status == Status.ACCEPTED
         best, best_kl = jnp.where(accepted, step, now.best), jnp.where(accepted, kl, now.best_kl)
         rejected = jnp.where(accepted, now.shortest_rejected, jnp.minimum(now.shortest_rejected, step))
@@ -150,9 +154,10 @@ def grow(
     return SearchResult(theta + scale * full_step, status, scale, jnp.maximum(end.tries - 1, 0))
 
 
-def _outcome(gain: Array, kl: Array, max_kl: float | Array) -> Array:
-    """The `Status` of one try."""
-    status = jnp.where(gain > 0, Status.ACCEPTED, Status.NO_IMPROVEMENT)
+def _outcome(gain: Array, kl: Array, max_kl: float | Array, min_gain: Array | None) -> Array:
+    """The `Status` of one try. min_gain: that it has to reach besides being positive; None for none."""
+    enough = gain > 0 if min_gain is None else (gain > 0) & (gain >= min_gain)
+    status = jnp.where(enough, Status.ACCEPTED, Status.NO_IMPROVEMENT)
     status = jnp.where(kl > max_kl, Status.KL_TOO_LARGE, status)
     return jnp.where(jnp.isfinite(gain) & jnp.isfinite(kl), status, Status.NONFINITE).astype(jnp.int32)
 

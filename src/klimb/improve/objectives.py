@@ -93,6 +93,17 @@ def penalised_gain(
     return surrogate_gain(new, batch) - penalty * batch.mean(divergence(kind, old, new, batch))
 
 
+def with_entropy(
+    objective: Float[Array, ""], ent_coef: float | Array | None, distribution: Distribution, batch: Batch
+) -> Float[Array, ""]:
+    """objective + ent_coef · mean entropy: with the entropy bonus, which keeps the policy from becoming deterministic.
+
+    objective: without it. ent_coef: ≥ 0, in units of the objective per nat; None for no bonus.
+    distribution: π_θ(·|s) of every row. batch: the rows.
+    """
+    return objective if ent_coef is None else objective + ent_coef * batch.mean(distribution.entropy())
+
+
 def has_signal(batch: Batch) -> Array:
     """Whether any row of positive weight has an advantage other than 0.
 

@@ -27,16 +27,17 @@ class Optimizer(NamedTuple):
     transform: optax.GradientTransformation
 
     @classmethod
-    def make(cls, kind: OptimizerKind, max_grad_norm: float | Array | None) -> Optimizer:
+    def make(cls, kind: OptimizerKind, max_grad_norm: float | Array | None, *, rate_factor: bool = False) -> Optimizer:
         """Gradient ascent of a kind.
 
         kind: adam, or sgd for the plain gradient.
         max_grad_norm: maximum global norm of the gradient, not of its elements; None does not clip.
+        rate_factor: whether its state holds a `RateFactor`, for a learning rate that follows the KL.
         """
         clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
         # ε = 1e-5 keeps Adam from turning gradients near rounding noise into full steps.
         direction = optax.scale_by_adam(eps=1e-5) if kind == "adam" else optax.identity()
-        return cls(optax.chain(clip, direction))
+        return cls(optax.chain(clip, direction, *((_HOLDS_FACTOR,) if rate_factor else ())))
 
     def init(self, theta: Vector) -> optax.OptState:
         """The moments before the first step.
@@ -92,13 +93,34 @@ def _has_moments_of(node: Any, theta: Vector) -> bool:
     return isinstance(node, optax.ScaleByAdamState) and eqx.is_array(node.mu) and node.mu.shape == theta.shape
 
 
-def annealed(learning_rate: float | Array, fraction_done: float | Array, anneal: bool) -> float | Array:
-    """The current learning rate: constant, or decreasing linearly to 0 over the run.
+class RateFactor(NamedTuple):
+    """The last part of the optimiser's state where the learning rate follows the KL: what its initial value is times.
 
-    learning_rate: at the start, ≥ 0. fraction_done: fraction of the training done, in [0, 1].
-    anneal: whether it decreases.
+    The optimiser only holds it; whoever calls `apply_gradient` multiplies.
     """
-    return learning_rate * (1 - fraction_done) if anneal else learning_rate
+
+    factor: Float[Array, ""]
+
+
+_HOLDS_FACTOR = optax.GradientTransformation(
+    lambda theta: RateFactor(jnp.ones((), jnp.asarray(theta).dtype)), lambda updates, state, _=None: (updates, state)
+)
+
+
+def rate_factor(moments: Any) -> Float[Array, ""]:
+    """The factor in the state of an optimiser that was made with `rate_factor`.
+
+    moments: its state.
+    """
+    return moments[-1].factor
+
+
+def with_rate_factor(moments: Any, factor: Float[Array, ""]) -> Any:
+    """The state of an optimiser with another factor.
+
+    moments: the state, of one that was made with `rate_factor`. factor: > 0.
+    """
+    return (*moments[:-1], RateFactor(factor))
 
 
 class FitResult(NamedTuple):

@@ -6,7 +6,7 @@ so π' is known by the weight of the row alone, and a parametrised policy is fit
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,8 +16,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from klimb.improve.divergences import kl_divergence
 from klimb.improve.minibatches import require_divisible
-from klimb.improve.objectives import has_signal, log_likelihood, log_ratio
+from klimb.improve.objectives import has_signal, log_likelihood, log_ratio, with_entropy
 from klimb.improve.optimizer import FitResult, Optimizer, fit_epochs
+from klimb.improve.rule import KLDirection
+from klimb.improve.schedules import LearningRateSchedule
+from klimb.improve.target_kl import TargetKL
 from klimb.policies.closed_forms import expm1_minus
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
@@ -111,21 +114,34 @@ def best_rows(advantage: Float[Array, " B"], count: Float[Array, " B"], fraction
 
 
 class WeightedFit(NamedTuple):
-    """Ascent on mean w log π_θ(a|s) − kl_coef · mean KL(π‖π_θ) with Adam, from θ of the policy π.
+    """Ascent on mean w log π_θ(a|s) − kl_coef · mean KL(π‖π_θ) + ent_coef · mean entropy with Adam, from θ of π.
 
     learning_rate: Adam's step size. epochs: passes over the batch. num_minibatches: per pass.
     max_grad_norm: maximum global norm of the gradient; None does not clip.
+    ent_coef: ≥ 0; None for no bonus. The likelihood is in nats, not in units of the advantage, and so is the bonus.
+    target_kl, learning_rate_schedule: what a `TargetKL` does. kl_direction: of that KL.
     """
 
     learning_rate: float | Array
     epochs: int
     num_minibatches: int
     max_grad_norm: float | Array | None
+    ent_coef: float | Array | None = None
+    target_kl: float | Array | None = None
+    kl_direction: KLDirection = "old_new"
+    learning_rate_schedule: LearningRateSchedule = "constant"
+
+    @classmethod
+    def of(cls, rule: Any, kl_direction: KLDirection) -> WeightedFit:
+        """The fit of a rule that has all other fields. rule: with its current values. kl_direction: of target_kl."""
+        return cls(
+            kl_direction=kl_direction, **{name: getattr(rule, name) for name in cls._fields if name != "kl_direction"}
+        )
 
     @property
     def optimizer(self) -> Optimizer:
         """Adam."""
-        return Optimizer.make("adam", self.max_grad_norm)
+        return Optimizer.make("adam", self.max_grad_norm, rate_factor=self.learning_rate_schedule == "kl")
 
     def init(self, policy: PyTree) -> optax.OptState:
         """Adam's moments before the first step.
@@ -147,17 +163,22 @@ class WeightedFit(NamedTuple):
         """The fit to the rows of a batch.
 
         If all advantages are 0 all weights are equal, and the likelihood of the actions as they were sampled would
-        still be climbed, which is noise: then θ stays where it is.
+        still be climbed, which is noise: then θ stays where it is, with or without a bonus.
 
         key: for the order of the rows. policy: π. moments: Adam's. batch: the rows. weight: w of every row.
         kl_coef: ≥ 0; None for no penalty. Raises ValueError if `num_minibatches` does not divide the number of rows.
         """
         require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
+        target = TargetKL.of(self, policy, batch, self.kl_direction)
 
         def objective(vector: Array, minibatch: Batch) -> Array:
             """The penalised likelihood at θ = vector. minibatch: rows with their weights in place of advantages."""
             likelihood = log_likelihood(rebuild(vector), minibatch)
+            if self.ent_coef is not None:
+                likelihood = with_entropy(
+                    likelihood, self.ent_coef, action_distribution(rebuild(vector), minibatch.obs), minibatch
+                )
             if kl_coef is None:
                 return likelihood
             before, after = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
@@ -173,8 +194,10 @@ class WeightedFit(NamedTuple):
             learning_rate=self.learning_rate,
             epochs=self.epochs,
             num_minibatches=self.num_minibatches,
+            keep_going=target.keep_going,
         )
-        return fitted._replace(theta=jnp.where(has_signal(batch), fitted.theta, theta))
+        theta = jnp.where(has_signal(batch), fitted.theta, theta)
+        return fitted._replace(theta=theta, moments=target.adapted(fitted.moments, theta))
 
 
 def relative_entropy_terms(log_weight: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -36,6 +36,9 @@ _RENAMED = {
 }
 """(rule, field) in files of klimb 0.1.0, and what the field is called since."""
 
+_ANNEALED = {True: "linear", False: "constant"}
+"""The values of `anneal_learning_rate` in files of klimb 0.1.0 as those of `learning_rate_schedule`."""
+
 MAX_ROWS = 2**31
 MAX_WEIGHTS = 2**30
 MAX_FILE = 2**20
@@ -284,7 +287,8 @@ class RunConfig:
         name = fields.pop("name", None)
         if not isinstance(name, str):
             raise ConfigError(f"[rule] of a run configuration has a name; this one has {shown(name)}")
-        fields = {_RENAMED.get((name, key), key): value for key, value in fields.items()}
+        if name in RULES:
+            fields = _present_fields(name, fields)
         rule = build(RULES[name], fields) if name in RULES else UnknownRule(name, fields)
         return cls(tree["env"], rule, build(TrainOptions, options))
 
@@ -346,6 +350,16 @@ class RunConfig:
             return cls.from_dict(tree)
         except ConfigError as error:
             raise ConfigError(f"{one_line(path)}: {error}") from None
+
+
+def _present_fields(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a rule of klimb's own by their present names, from a file that may be older. name: of the rule."""
+    fields = {_RENAMED.get((name, key), key): value for key, value in fields.items()}
+    anneal = fields.get("anneal_learning_rate")
+    if isinstance(anneal, bool) and "learning_rate_schedule" not in fields:
+        del fields["anneal_learning_rate"]
+        fields["learning_rate_schedule"] = _ANNEALED[anneal]
+    return fields
 
 
 def settings_of(rule: Rule) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """Maximum change of a value that lowers the loss, in standard deviations of the value targets; none: no limit."""
     normalize_value_targets: bool
     """Fit the critic to value targets that are scaled by their running mean and standard deviation."""
+    critic_learning_rate_schedule: Literal["constant", "linear", "cosine"]
+    """constant; linear or cosine: critic_learning_rate decreases to 0 over the run."""
     eval_every: int
     """Environment steps, per seed, between evaluations during the training; 0 for none. They choose `best/`."""
     eval_episodes: int

@@ -280,12 +280,13 @@ def _require_more_steps(program: Program, before: RunConfig, state: TrainState, 
 
 
 def _schedule_lines(before: RunConfig, after: RunConfig, state: TrainState, iteration: int) -> list[str]:
-    """What a change of the length of the run does to what is annealed over it, in one line."""
-    if not traits_of(after.rule).anneals or before.options.env_steps == after.options.env_steps:
-        return []
+    """What a change of the length of the run does to the schedules that depend on it, in one line."""
+    anneals = traits_of(after.rule).anneals or after.options.critic_learning_rate_schedule != "constant"
     env_steps = float(np.asarray(state.env_steps).mean())
-    left = [1 - float(length_of(config).fraction_done(iteration, env_steps)) for config in (before, after)]
-    return [f"annealed over the new length: it continues at {left[1]:.0%} of its initial value, not at {left[0]:.0%}"]
+    done = [float(length_of(config).fraction_done(iteration, env_steps)) for config in (before, after)]
+    if not anneals or done[0] == done[1]:
+        return []
+    return [f"the schedules follow the new length: {done[1]:.0%} of it is over, of the old one {done[0]:.0%}"]
 
 
 def saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | None:

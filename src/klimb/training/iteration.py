@@ -36,8 +36,8 @@ from klimb.types import Batch, Demonstrated, Rollout, Status, TrainState, Update
 class Iteration:
     """collect → estimate → improve → fit, for one seed.
 
-    policy_static, critic_static: the parts of policy and critic that are no arrays. length: of the whole run, for what
-    is annealed. Where the estimator needs no critic, none is fitted.
+    policy_static, critic_static: the parts of policy and critic that are no arrays. length: of the whole run, for
+    schedules. Where the estimator needs no critic, none is fitted.
     warmup: iterations in which only the critic learns. With a `role_axis` of two devices the rule's step is taken on
     one of them while the critic is fitted on the other.
     """

@@ -220,9 +220,9 @@ def test_max_grad_norm_limits_the_norm_of_the_whole_gradient(policy):
     assert float(info.extra["grad_norm"]) == pytest.approx(np.linalg.norm(g), rel=1e-9)
 
 
-@pytest.mark.parametrize(("anneal", "share"), [(True, 0.5), (False, 1.0)])
-def test_annealing_halves_the_step_in_the_middle_of_the_run(policy, anneal, share):
-    rule, batch = PPO(anneal_learning_rate=anneal, **ONE), make_batch(policy)
+@pytest.mark.parametrize(("schedule", "share"), [("linear", 0.5), ("constant", 1.0)])
+def test_a_linear_schedule_halves_the_step_in_the_middle_of_the_run(policy, schedule, share):
+    rule, batch = PPO(learning_rate_schedule=schedule, **ONE), make_batch(policy)
     first, middle = (
         take(rule, policy, eqx.tree_at(lambda b: b.fraction_done, batch, jnp.array(done)))[0].logits - policy.logits
         for done in (0.0, 0.5)

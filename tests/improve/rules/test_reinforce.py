@@ -70,11 +70,16 @@ def test_max_grad_norm_limits_the_norm_of_the_whole_gradient(exact, max_grad_nor
     assert float(info.extra["grad_norm"]) == pytest.approx(np.linalg.norm(g), rel=1e-10)
 
 
-@pytest.mark.parametrize(("anneal", "fraction_done", "share"), [(True, 0.5, 0.5), (True, 0.0, 1.0), (False, 0.5, 1.0)])
-def test_annealing(exact, anneal, fraction_done, share):
+SHARES = [("linear", 0.25, 0.75), ("cosine", 0.25, 0.5 + 0.5**1.5), ("linear", 0.0, 1.0), ("constant", 0.25, 1.0)]
+
+
+@pytest.mark.parametrize(("schedule", "fraction_done", "share"), SHARES)
+def test_the_learning_rate_follows_its_schedule(exact, schedule, fraction_done, share):
     policy, batch, gradient = exact
     batch = eqx.tree_at(lambda b: b.fraction_done, batch, jnp.array(fraction_done))
-    new, _, _ = take(Reinforce(learning_rate=1.0, optimizer="sgd", anneal_learning_rate=anneal), policy, batch)
+    rule = Reinforce(learning_rate=1.0, optimizer="sgd", learning_rate_schedule=schedule)
+    new, _, info = take(rule, policy, batch)
+    assert float(info.extra.get("learning_rate", 1.0)) == pytest.approx(share, rel=1e-12)
     np.testing.assert_allclose(new.logits - policy.logits, share * (1 - GAMMA) * gradient, rtol=0, atol=1e-12)
 
 

@@ -333,6 +333,73 @@ def test_growing_search_says_what_the_last_try_lacked(evaluate, status):
     assert found.backtracks == 4
 
 
+# Gains of 1 − 0.95 s times what the slope of 1 predicts for a step s.
+SHARES = {0.0: 0, 0.05: 0, 0.1: 1, 0.5: 1, 0.6: 2, 0.99: 7}
+"""Minimum share ↦ halvings until it is reached."""
+
+
+def bent(v):
+    return v[0] * (1 - 0.95 * v[0]), v[0] ** 2 / 100
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_a_try_has_to_gain_its_share_of_what_the_slope_predicts(x64, share):
+    """The share counts for the step that is tried: its prediction shrinks with it."""
+    options = {"max_kl": 1.0, "factor": 0.5, "max_backtracks": 10, "min_gain": jnp.array(share)}
+    found = backtrack(bent, jnp.zeros(1), jnp.ones(1), **options)
+    assert found.status == Status.ACCEPTED
+    assert found.backtracks == SHARES[share]
+    few = backtrack(bent, jnp.zeros(1), jnp.ones(1), **(options | {"max_backtracks": 0}))
+    assert few.status == (Status.NO_IMPROVEMENT if SHARES[share] else Status.ACCEPTED)
+    # The longest step with the share of its prediction: s with 1 − 0.95 s = share.
+    longest = (1 - share) / 0.95
+    grown = grow(bent, jnp.zeros(1), jnp.ones(1), **(options | {"max_backtracks": 40}))
+    assert grown.status == Status.ACCEPTED
+    assert 0.999 * longest <= float(grown.scale) <= longest
+
+
+def test_a_share_of_a_loss_is_no_gain(x64):
+    """Where the model predicts a loss, a smaller loss is not accepted."""
+    for search in (backtrack, grow):
+        found = search(
+            lambda v: (-0.5 * v[0], v[0] ** 2),
+            jnp.zeros(1),
+            jnp.ones(1),
+            max_kl=1.0,
+            factor=0.5,
+            max_backtracks=3,
+            min_gain=jnp.array(-0.9),
+        )
+        assert found.status == Status.NO_IMPROVEMENT
+
+
+@pytest.mark.parametrize("line_search", ["backtracking", "growing"])
+def test_the_share_is_of_the_gain_along_the_exact_gradient(x64, line_search):
+    """gᵀ(θ' − θ) by autodiff of J, with the entropy's: the accepted step has its share, and without one has less."""
+    mdp, policy = make_mdp(0), SoftmaxTable(2 * jax.random.normal(jax.random.key(1), (S, A)))
+    batch = batch_on_table(mdp, policy)
+    d = jnp.asarray(batch.weight).reshape(S, A).sum(1) / jnp.sum(batch.weight)
+
+    def bonused(logits):
+        """(1 − γ) J's surrogate: gains of the policy over the states of the old one, plus the entropy bonus."""
+        pi, log_pi = jax.nn.softmax(logits), jax.nn.log_softmax(logits)
+        advantage = mdp.advantages(jax.nn.softmax(policy.logits))
+        return d @ jnp.sum(pi * (advantage - 0.1 * log_pi), axis=1)
+
+    gradient = jax.grad(bonused)(policy.logits)
+    shares = []
+    for share in (0.0, 0.9):
+        rule = TRPO(
+            max_kl=1.0, damping=1e-3, ent_coef=0.1, line_search=line_search, min_gain_share=share, max_backtracks=30
+        )
+        new, _, info = take(rule, policy, batch)
+        assert info.status == Status.ACCEPTED
+        predicted = jnp.vdot(gradient, new.logits - policy.logits)
+        shares.append(float((bonused(new.logits) - bonused(policy.logits)) / predicted))
+    assert shares[0] < 0.85
+    assert 0.9 <= shares[1] < 0.99
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_growing_uses_the_region_that_backtracking_leaves(x64, seed):
     """With a far too short full step (a hundred times the Fisher matrix of the KL) the search makes up for it."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
+from pydantic import model_validator
 
 from klimb.estimate.importance import effective_sample_size
-from klimb.fields import Count, Positive, checked
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.schedules import LearningRateSchedule, Schedule, anneals, current, schedule_metrics
 from klimb.improve.soft_improvement import WeightedFit, under_policy
+from klimb.improve.target_kl import epochs_done, require_target_kl, target_metrics
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
@@ -36,18 +39,34 @@ class AWR:
     """Minibatches per pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
     """Maximum global norm of the gradient; none does not clip."""
+    target_kl: Positive | None = None
+    """Mean KL(π_new‖π_old) in nats above which the passes stop (none: never)."""
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run; kl: it is raised or lowered to reach target_kl."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in nats of weighted log-likelihood per nat of entropy."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
+
+    @model_validator(mode="after")
+    def _has_target(self) -> AWR:
+        require_target_kl(self)
+        return self
 
     @property
     def traits(self) -> Traits:
         return Traits(
             title="AWR",
-            kl=KLLimit(direction="new_old"),
+            kl=KLLimit(self.target_kl, direction="new_old"),
             num_minibatches=self.num_minibatches,
             metrics={
                 "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
                 "clipped_weights": Metric("Clipped weights", "fraction of samples whose weight was clipped"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
-            },
+            }
+            | target_metrics(self)
+            | schedule_metrics(self),
+            anneals=anneals(self),
         )
 
     def init(self, policy: PyTree) -> optax.OptState:
@@ -69,9 +88,10 @@ class AWR:
         """
         old = action_distribution(policy, batch.obs)
         rows = under_policy(old, batch)
+        now, scheduled = current(self, batch, state)
         unclipped = jnp.exp(batch.advantage / self.temperature)
         weight = jnp.minimum(unclipped, self.max_weight)
-        fitted = self._fit(key, policy, state, rows, weight)
+        fitted = now._fit(key, policy, state, rows, weight)
         return accept_or_reject(
             policy,
             state,
@@ -83,8 +103,10 @@ class AWR:
             weight_ess=effective_sample_size(weight, rows.weight),
             clipped_weights=rows.mean((unclipped > self.max_weight).astype(weight.dtype)),
             grad_norm=fitted.grad_norm,
+            **epochs_done(self, fitted.epochs),
+            **scheduled,
         )
 
     @property
     def _fit(self) -> WeightedFit:
-        return WeightedFit(self.learning_rate, self.epochs, self.num_minibatches, self.max_grad_norm)
+        return WeightedFit.of(self, "new_old")

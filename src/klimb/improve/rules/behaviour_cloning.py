@@ -14,6 +14,7 @@ from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.optimizer import Optimizer, fit_epochs
 from klimb.improve.rule import Traits
+from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, Rollout, Status, UpdateInfo
@@ -52,6 +53,8 @@ class BehaviourCloning:
     """Number of epochs in a row without a higher held-out likelihood after which the training ends."""
     max_grad_norm: Positive | None = None
     """Maximum global norm of the gradient; none does not clip."""
+    learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over max_epochs."""
 
     @property
     def traits(self) -> Traits:
@@ -67,7 +70,9 @@ class BehaviourCloning:
                 ),
                 "waited": Metric("Epochs without gain", "passes since the held-out likelihood last rose"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
-            },
+            }
+            | schedule_metrics(self),
+            anneals=anneals(self),
             fixed={"holdout": "episodes that have been trained on would be held out"},
         )
 
@@ -95,9 +100,11 @@ class BehaviourCloning:
         batch: the demonstrations.
 
         `info.extra`: log_likelihood of the rows trained on and held_out_log_likelihood (nats per row), both of the
-        policy returned; waited, the epochs since the last gain; grad_norm of the last minibatch, before clipping.
+        policy returned; waited, the epochs since the last gain; grad_norm of the last minibatch, before clipping; and
+        what has a schedule.
         """
         _, rebuild = flatten(policy)
+        now, scheduled = current(self, batch)
         train, test = self._split(batch)
         judge = train if self.holdout == 0 else test
         fitted = fit_epochs(
@@ -107,7 +114,7 @@ class BehaviourCloning:
             state.theta,
             state.moments,
             train,
-            learning_rate=self.learning_rate,
+            learning_rate=now.learning_rate,
             epochs=1,
             num_minibatches=max(1, len(batch.weight) // self.minibatch_size),
         )
@@ -126,6 +133,7 @@ class BehaviourCloning:
             log_likelihood=lambda returned: train.mean(returned.log_prob(batch.action)),
             held_out_log_likelihood=lambda returned: test.mean(returned.log_prob(batch.action)),
             grad_norm=fitted.grad_norm,
+            **scheduled,
         )
         return policy, state, info.with_metrics(waited=state.waited)
 

@@ -12,8 +12,11 @@ from klimb.improve.acceptance import accept_or_reject, finite_move, update_info
 from klimb.improve.fisher import linearise
 from klimb.improve.line_search import backtrack
 from klimb.improve.natural_direction import conjugate_gradient
+from klimb.improve.optimizer import FitResult
 from klimb.improve.rule import Traits
+from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.improve.soft_improvement import WeightedFit, relative_entropy_terms, soft_weights, under_policy
+from klimb.improve.target_kl import epochs_done, target_metrics
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -52,6 +55,14 @@ class ConservativePolicyIteration:
     """η added to the diagonal of the Fisher matrix in the projection."""
     cg_iterations: Count = 10
     """Maximum number of Fisher-vector products per solve."""
+    target_kl: Positive | None = None
+    """Mean KL(π‖π') in nats above which the fit of the better policy stops (none: never)."""
+    learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in nats of weighted log-likelihood per nat of entropy."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
 
     @property
     def traits(self) -> Traits:
@@ -69,7 +80,10 @@ class ConservativePolicyIteration:
                     "advantage of the batch",
                 ),
                 "projection_kl": Metric("KL after the projection", "mean KL(mixture‖π_θ), sampled, in nats"),
-            },
+            }
+            | target_metrics(self)
+            | schedule_metrics(self),
+            anneals=anneals(self),
         )
 
     def init(self, policy: PyTree) -> tuple[()]:
@@ -94,7 +108,9 @@ class ConservativePolicyIteration:
             raise ValueError("conservative policy iteration needs the discount: give the batch its gamma")
         old = action_distribution(policy, batch.obs)
         rows = under_policy(old, batch)
-        better = self._better(key, policy, rows)
+        now, scheduled = current(self, batch)
+        fitted = now._fit_better(key, policy, rows)
+        better = action_distribution(flatten(policy).rebuild(fitted.theta), batch.obs)
         measured = update_info(old, better, batch, Status.ACCEPTED)
         largest = jnp.max(jnp.where(batch.weight > 0, jnp.abs(batch.advantage), 0))
         # |E_{a∼π'} A| = |Σ_a (π' − π) A| in every state.
@@ -120,14 +136,15 @@ class ConservativePolicyIteration:
             greedy_gain=gain * batch.advantage_scale,
             mixture_bound=_per_step_bound(gain, worst, share, batch.gamma) * batch.advantage_scale,
             projection_kl=lambda new: _kl_from_mixture(old, new, excess, rows),
+            **epochs_done(self, fitted.epochs),
+            **scheduled,
         )
 
-    def _better(self, key: PRNGKeyArray, policy: PyTree, rows: Batch) -> Distribution:
-        """π'(·|s) of every row. key: for the order of the rows. policy: π, whose expectations the rows' means are."""
-        fit = WeightedFit(self.learning_rate, self.epochs, self.num_minibatches, self.max_grad_norm)
+    def _fit_better(self, key: PRNGKeyArray, policy: PyTree, rows: Batch) -> FitResult:
+        """The fit of π'. key: for the order of the rows. policy: π, whose expectations the rows' means are."""
+        fit = WeightedFit.of(self, "old_new")
         weight = soft_weights(rows.advantage, rows.weight, self.temperature).weight
-        fitted = fit(key, policy, fit.init(policy), rows, weight)
-        return action_distribution(flatten(policy).rebuild(fitted.theta), rows.obs)
+        return fit(key, policy, fit.init(policy), rows, weight)
 
     def _project(
         self, policy: PyTree, rows: Batch, share: Float[Array, ""], excess: Float[Array, " B"]

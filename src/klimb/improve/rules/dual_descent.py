@@ -14,9 +14,11 @@ from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
 from klimb.improve.minibatches import require_divisible
-from klimb.improve.objectives import Divergence, divergence, has_signal, penalised_gain
+from klimb.improve.objectives import Divergence, divergence, has_signal, penalised_gain, with_entropy
 from klimb.improve.optimizer import Optimizer, fit_epochs
 from klimb.improve.rule import AT_START, KLDirection, KLLimit, Traits
+from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
+from klimb.improve.target_kl import TargetKL, epochs_done, target_metrics
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -36,7 +38,8 @@ class DualDescent:
 
     Alternates θ' ← a few epochs of ascent on Ā(θ') − λ (D(θ', θ) − ε), which need not reach the maximum, with
     λ ← max(0, λ + α (D − ε)). λ is kept from one iteration to the next, so D is above ε in some iterations and
-    below it in others; on average it settles at ε if the constraint is active.
+    below it in others; on average it settles at ε if the constraint is active. With an entropy bonus the objective is
+    Ā + ent_coef · entropy. The learning rate has no schedule by KL: λ is adapted to the divergence already.
     """
 
     epsilon: Positive = 0.01
@@ -63,13 +66,22 @@ class DualDescent:
     """Minibatches per pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
     """Maximum global norm of the gradient; none does not clip."""
+    target_kl: Positive | None = None
+    """Mean KL in nats above which an inner ascent stops too (none: never); KL(π_old‖π_new) if D is tv."""
+    learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run."""
+    epsilon_schedule: Schedule = "constant"
+    """constant; linear or cosine: epsilon decreases to 0 over the run."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in units of the advantage per nat."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
 
     @property
     def traits(self) -> Traits:
-        direction: KLDirection = "new_old" if self.divergence == "kl_new_old" else "old_new"
         return Traits(
             title="Dual descent",
-            kl=KLLimit(None if self.divergence == "tv" else self.epsilon, direction=direction),
+            kl=KLLimit(None if self.divergence == "tv" else self.epsilon, direction=self._direction),
             num_minibatches=self.num_minibatches,
             metrics={
                 "multiplier": Metric("Multiplier", "λ, the penalty coefficient, found by dual ascent"),
@@ -78,7 +90,10 @@ class DualDescent:
                     "Complementary slackness", "λ (D − ε) of the policy returned; 0 at a solution"
                 ),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
-            },
+            }
+            | target_metrics(self)
+            | schedule_metrics(self),
+            anneals=anneals(self),
             fixed={
                 "initial_multiplier": AT_START,
                 "divergence": "the multiplier λ has been found for this one",
@@ -104,17 +119,24 @@ class DualDescent:
 
         `info.extra`: multiplier (the λ of the last inner ascent), constraint_violation D − ε and
         complementary_slackness λ (D − ε) of the policy returned (0 at a solution), grad_norm of the last minibatch,
-        before clipping. Raises ValueError if `num_minibatches` does not divide the number of rows.
+        before clipping; with a target_kl epochs_done of the last inner ascent; and what has a schedule. Raises
+        ValueError if `num_minibatches` does not divide the number of rows.
         """
         require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
         old = action_distribution(policy, batch.obs)
+        now, scheduled = current(self, batch)
+        target = TargetKL.of(self, policy, batch, self._direction)
 
         def distribution_at(vector: Array) -> Distribution:
             return action_distribution(rebuild(vector), batch.obs)
 
         def violation(new: Distribution) -> Array:
-            return batch.mean(divergence(self.divergence, old, new, batch)) - self.epsilon
+            return batch.mean(divergence(self.divergence, old, new, batch)) - now.epsilon
+
+        def keep_going(vector: Array) -> Array:
+            near = violation(distribution_at(vector)) <= (self.max_overshoot - 1) * now.epsilon
+            return near if target.keep_going is None else near & target.keep_going(vector)
 
         def alternate(carry: tuple[Array, DualState], key: PRNGKeyArray) -> tuple[tuple[Array, DualState], Array]:
             """One inner ascent and one update of λ. carry: (θ', state). key: for the order of the rows."""
@@ -123,7 +145,8 @@ class DualDescent:
             def lagrangian(vector: Array, minibatch: Batch) -> Array:
                 """The penalised gain at θ' = vector on the rows of a minibatch."""
                 before, after = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
-                return penalised_gain(self.divergence, multiplier, before, after, minibatch)
+                gain = penalised_gain(self.divergence, multiplier, before, after, minibatch)
+                return with_entropy(gain, now.ent_coef, after, minibatch)
 
             fitted = fit_epochs(
                 self._optimizer,
@@ -132,10 +155,10 @@ class DualDescent:
                 vector,
                 moments,
                 batch,
-                learning_rate=self.learning_rate,
+                learning_rate=now.learning_rate,
                 epochs=self.epochs,
                 num_minibatches=self.num_minibatches,
-                keep_going=lambda vector: violation(distribution_at(vector)) <= (self.max_overshoot - 1) * self.epsilon,
+                keep_going=keep_going,
             )
             next_multiplier = dual_ascent(
                 multiplier,
@@ -144,22 +167,32 @@ class DualDescent:
                 log_space=self.log_multiplier,
                 largest=self.max_multiplier,
             )
-            return (fitted.theta, DualState(next_multiplier, fitted.moments)), jnp.stack([multiplier, fitted.grad_norm])
+            return (fitted.theta, DualState(next_multiplier, fitted.moments)), jnp.stack(
+                [multiplier, fitted.grad_norm, fitted.epochs.astype(multiplier.dtype)]
+            )
 
         (new_theta, new_state), used = jax.lax.scan(alternate, (theta, state), jax.random.split(key, self.rounds))
-        multiplier, grad_norm = used[-1]
+        multiplier, grad_norm, epochs = used[-1]
+        if self.ent_coef == 0:
+            new_theta = jnp.where(has_signal(batch), new_theta, theta)
         return accept_or_reject(
             policy,
             state,
-            rebuild(jnp.where(has_signal(batch), new_theta, theta)),
+            rebuild(new_theta),
             new_state,
             batch,
-            kl_direction=self.traits.kl.direction,
+            kl_direction=self._direction,
             multiplier=multiplier,
             constraint_violation=violation,
             complementary_slackness=lambda new: multiplier * violation(new),
             grad_norm=grad_norm,
+            **epochs_done(self, epochs),
+            **scheduled,
         )
+
+    @property
+    def _direction(self) -> KLDirection:
+        return "new_old" if self.divergence == "kl_new_old" else "old_new"
 
     @property
     def _optimizer(self) -> Optimizer:

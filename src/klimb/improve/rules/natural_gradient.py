@@ -13,8 +13,9 @@ from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.fisher import FisherKind, Linearised, fisher_rows, linearise
 from klimb.improve.natural_direction import Direction, Solve, Solver, conjugate_gradient, dense, woodbury
-from klimb.improve.objectives import surrogate_gain
+from klimb.improve.objectives import surrogate_gain, with_entropy
 from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
 from klimb.precision import full_precision
@@ -27,7 +28,7 @@ class NaturalGradient:
 
     With α = √(2ε / gᵀF⁻¹g) the KL is ε to second order; a fixed `learning_rate` replaces this α. For comparison, the
     option `normalised` limits the distance between parameters instead, ‖θ' − θ‖² ≤ ε, which gives the plain gradient
-    with α = √(ε / ‖g‖²).
+    with α = √(ε / ‖g‖²). g is the gradient of the surrogate + ent_coef · entropy.
     """
 
     epsilon: Positive = 0.01
@@ -46,12 +47,30 @@ class NaturalGradient:
     """Maximum number of Fisher-vector products per solve by cg."""
     cg_tolerance: Annotated[float, Field(ge=0)] = 1e-5
     """cg stops when the residual falls below this fraction of the gradient's norm."""
+    epsilon_schedule: Schedule = "constant"
+    """constant; linear or cosine: epsilon decreases to 0 over the run."""
+    learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: a fixed learning rate decreases to 0 over the run."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in units of the advantage per nat."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
 
     @model_validator(mode="after")
-    def _invertible(self) -> NaturalGradient:
+    def _consistent(self) -> NaturalGradient:
         if self.solver != "cg" and self.damping == 0:
             raise ValueError(
                 f"solver = {self.solver} needs damping > 0: the Fisher matrix of a policy is often singular"
+            )
+        if self.learning_rate is None and self.learning_rate_schedule != "constant":
+            raise ValueError(
+                f"learning_rate_schedule = {self.learning_rate_schedule} has no learning_rate to change: give one, or "
+                "use epsilon_schedule, since the step is computed from epsilon"
+            )
+        if self.learning_rate is not None and self.epsilon_schedule != "constant":
+            raise ValueError(
+                f"epsilon_schedule = {self.epsilon_schedule} changes nothing, because learning_rate fixes the step: "
+                "use learning_rate_schedule"
             )
         return self
 
@@ -66,7 +85,9 @@ class NaturalGradient:
                 "cg_residual": Metric("Conjugate gradient residual", "residual of the solve, relative to the gradient"),
                 "step_size": Metric("Step size", "factor on the natural direction; 0 when the step is rejected"),
                 "grad_norm": Metric("Gradient norm", "norm of the gradient"),
-            },
+            }
+            | schedule_metrics(self),
+            anneals=anneals(self),
         )
 
     def init(self, policy: PyTree) -> tuple[()]:
@@ -84,9 +105,11 @@ class NaturalGradient:
 
         key: not used. policy, state, batch: as in `Rule.step`.
 
-        `info.extra`: step_size (α), grad_norm; of the solve cg_iterations and cg_residual (relative).
+        `info.extra`: step_size (α), grad_norm; of the solve cg_iterations and cg_residual (relative); and what
+        has a schedule.
         """
         theta, rebuild = flatten(policy)
+        now, scheduled = current(self, batch)
         linear = linearise(
             lambda vector: action_distribution(rebuild(vector), batch.obs),
             theta,
@@ -94,16 +117,17 @@ class NaturalGradient:
             action=batch.action if self.fisher == "empirical" else None,
         )
         old = linear.distribution
-        gradient = linear.pull_back(jax.grad(surrogate_gain)(old, batch))
+        objective = lambda new: with_entropy(surrogate_gain(new, batch), now.ent_coef, new, batch)  # noqa: E731
+        gradient = linear.pull_back(jax.grad(objective)(old))
         if self.normalised:
             direction = Direction.plain(gradient)
-            step_size = direction.step_size(self.epsilon / 2)
+            step_size = direction.step_size(now.epsilon / 2)
         else:
             solve = self._solve(linear, policy, gradient, batch)
             direction = Direction.of(gradient, solve, linear.product, damping=self.damping)
-            step_size = direction.step_size(self.epsilon)
-        if self.learning_rate is not None:
-            step_size = jnp.asarray(self.learning_rate, theta.dtype)
+            step_size = direction.step_size(now.epsilon)
+        if now.learning_rate is not None:
+            step_size = jnp.asarray(now.learning_rate, theta.dtype)
 
         policy, state, info = accept_or_reject(
             policy,
@@ -116,6 +140,7 @@ class NaturalGradient:
             grad_norm=jnp.linalg.norm(gradient),
             cg_iterations=direction.iterations,
             cg_residual=direction.residual,
+            **scheduled,
         )
         taken = jnp.where(info.status == Status.ACCEPTED, step_size, 0)
         return policy, state, info.with_metrics(step_size=taken)

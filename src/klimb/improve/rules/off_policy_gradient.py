@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from klimb.estimate.importance import (
     Weighting,
@@ -18,10 +18,13 @@ from klimb.estimate.importance import (
     log_weights,
     per_decision_advantages,
 )
-from klimb.fields import Count, Positive, checked
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
+from klimb.improve.objectives import with_entropy
 from klimb.improve.optimizer import Optimizer, OptimizerKind, fit_epochs
-from klimb.improve.rule import Traits
+from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.schedules import LearningRateSchedule, Schedule, anneals, current, schedule_metrics
+from klimb.improve.target_kl import TargetKL, require_target_kl
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -62,11 +65,25 @@ class OffPolicyGradient:
     """adam, or sgd for the plain gradient step."""
     max_grad_norm: Positive | None = 0.5
     """Maximum global norm of the gradient; none does not clip."""
+    target_kl: Positive | None = None
+    """Mean KL(π_old‖π_new) in nats above which the gradient steps stop (none: never)."""
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run; kl: it is raised or lowered to reach target_kl."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in units of the advantage per nat."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
+
+    @model_validator(mode="after")
+    def _has_target(self) -> OffPolicyGradient:
+        require_target_kl(self)
+        return self
 
     @property
     def traits(self) -> Traits:
         return Traits(
             title="Off-policy gradient",
+            kl=KLLimit(self.target_kl),
             learns_from="both",
             history=self.history,
             keeps_policies=self.behaviour == "mixture",
@@ -80,10 +97,13 @@ class OffPolicyGradient:
                     "effective sample size of the importance weights of the demonstrations alone, as a fraction",
                 ),
                 "gradient_steps": Metric(
-                    "Gradient steps", "steps taken, including the one after which the sample size was too small"
+                    "Gradient steps",
+                    "steps taken, including the one that made the sample size too small or exceeded target_kl",
                 ),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
-            },
+            }
+            | schedule_metrics(self),
+            anneals=anneals(self),
         )
 
     def init(self, policy: PyTree) -> optax.OptState:
@@ -102,48 +122,60 @@ class OffPolicyGradient:
 
         `info.extra`: weight_ess and largest_weight (as a fraction of the sum of weights) of the policy returned, per
         trajectory if weighting = trajectory, else per row; with demonstrations demonstration_ess, the same as
-        weight_ess over them alone; gradient_steps taken; grad_norm of the last, before clipping.
+        weight_ess over them alone; gradient_steps taken; grad_norm of the last, before clipping; and what has
+        a schedule.
         """
         theta, rebuild = flatten(policy)
+        now, scheduled = current(self, batch, state)
+        target = TargetKL.of(self, policy, batch, "old_new")
 
         def distribution_at(vector: Array) -> Distribution:
             return action_distribution(rebuild(vector), batch.obs)
 
+        def keep_going(vector: Array) -> Array:
+            large = self._sample_size(distribution_at(vector), batch)[0] >= self.min_ess
+            return large if target.keep_going is None else large & target.keep_going(vector)
+
         fitted = fit_epochs(
             self._optimizer,
-            lambda vector, batch: self._objective(distribution_at(vector), batch),
+            lambda vector, batch: now._objective(distribution_at(vector), batch),
             key,
             theta,
             state,
             batch,
-            learning_rate=self.learning_rate,
+            learning_rate=now.learning_rate,
             epochs=self.gradient_steps,
             num_minibatches=1,
-            keep_going=lambda vector: self._sample_size(distribution_at(vector), batch)[0] >= self.min_ess,
+            keep_going=keep_going,
         )
         return accept_or_reject(
             policy,
             state,
             rebuild(fitted.theta),
-            fitted.moments,
+            target.adapted(fitted.moments, fitted.theta),
             batch,
             weight_ess=lambda new: self._sample_size(new, batch)[0],
             largest_weight=lambda new: self._sample_size(new, batch)[1],
             gradient_steps=fitted.epochs,
             grad_norm=fitted.grad_norm,
             **self._of_demonstrations(batch),
+            **scheduled,
         )
 
     @property
     def _optimizer(self) -> Optimizer:
-        return Optimizer.make(self.optimizer, self.max_grad_norm)
+        return Optimizer.make(self.optimizer, self.max_grad_norm, rate_factor=self.learning_rate_schedule == "kl")
 
     def _objective(self, distribution: Distribution, batch: Batch) -> Float[Array, ""]:
-        """mean w_t Â_t log π(a_t|s_t), w_t and Â_t without gradient: its gradient is the policy gradient estimate."""
+        """mean w_t Â_t log π(a_t|s_t), w_t and Â_t without gradient: its gradient is the policy gradient estimate.
+
+        With the entropy bonus, over the states of the batch.
+        """
         log_prob = distribution.log_prob(batch.action)
         log_weight = jax.lax.stop_gradient(self._log_weights(log_prob, batch))
         weight = self._limited(jnp.exp(log_weight), batch)
-        return batch.mean(weight.reshape(-1) * self._advantage(log_weight, batch) * log_prob)
+        objective = batch.mean(weight.reshape(-1) * self._advantage(log_weight, batch) * log_prob)
+        return with_entropy(objective, self.ent_coef, distribution, batch)
 
     def _log_weights(self, log_prob: Float[Array, " B"], batch: Batch) -> Float[Array, "T N"]:
         valid, ended = _arrangement(batch)

@@ -13,9 +13,11 @@ from klimb.fields import Count, Fraction, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import adapt
 from klimb.improve.minibatches import require_divisible
-from klimb.improve.objectives import directed_kl, divergence_of, has_signal, log_ratio, penalised_gain
-from klimb.improve.optimizer import Optimizer, annealed, fit_epochs
+from klimb.improve.objectives import divergence_of, has_signal, log_ratio, penalised_gain, with_entropy
+from klimb.improve.optimizer import Optimizer, fit_epochs
 from klimb.improve.rule import AT_START, KLDirection, KLLimit, Traits
+from klimb.improve.schedules import LearningRateSchedule, Schedule, anneals, current, schedule_metrics
+from klimb.improve.target_kl import EPOCHS_DONE, TargetKL, require_target_kl
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -40,7 +42,11 @@ class PPO:
     - penalty = kl: maximise mean ρ Â − λ mean KL(π_old‖π_θ) + ent_coef · entropy. After each batch λ doubles if the
     KL is above 1.5 target_kl and halves if it is below target_kl / 1.5.
 
-    Neither enforces a limit on the KL. With kl_direction = new_old, KL(π_θ‖π_old) takes the place of KL(π_old‖π_θ).
+    Neither enforces a limit on the KL. With learning_rate_schedule = kl all epochs are run, and the learning rate is
+    divided by 1.5 after a batch whose KL is above 2 target_kl and multiplied by 1.5 after one below target_kl / 2: if
+    the target ended the epochs too, the KL would not reach twice the target, and the rate would never fall.
+
+    With kl_direction = new_old, KL(π_θ‖π_old) takes the place of KL(π_old‖π_θ).
     """
 
     learning_rate: Positive = 3e-4
@@ -67,14 +73,24 @@ class PPO:
     """λ of the KL penalty on the first batch."""
     kl_coef_range: tuple[Positive, Positive] = (1e-3, 1e3)
     """Minimum and maximum λ."""
-    anneal_learning_rate: bool = False
-    """Decrease the learning rate linearly to 0 over the run."""
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run; kl: it is raised or lowered to reach target_kl."""
+    clip_schedule: Schedule = "constant"
+    """constant; linear or cosine: clip_eps decreases to 0 over the run."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> PPO:
+    def _consistent(self) -> PPO:
         smallest, largest = self.kl_coef_range
         if smallest > largest:
             raise ValueError(f"kl_coef_range = {smallest:g} {largest:g} is not a range: give the smaller number first")
+        if self.learning_rate_schedule == "kl" and self.penalty == "kl":
+            raise ValueError(
+                "learning_rate_schedule = kl and penalty = kl would both be adapted to one KL: choose penalty = clip, "
+                "or another schedule"
+            )
+        require_target_kl(self)
         return self
 
     @property
@@ -88,11 +104,12 @@ class PPO:
                 "clip_fraction": Metric(
                     "Clip fraction", "fraction of samples whose ratio ended outside the clip range"
                 ),
-                "epochs_done": Metric("Epochs", "passes over the batch, including the one that exceeded target_kl"),
+                "epochs_done": EPOCHS_DONE,
                 "multiplier": Metric("Multiplier", "λ, the adapted penalty coefficient of the KL (penalty = kl)"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
-            },
-            anneals=self.anneal_learning_rate,
+            }
+            | schedule_metrics(self),
+            anneals=anneals(self),
             fixed={"kl_coef": AT_START},
         )
 
@@ -119,30 +136,25 @@ class PPO:
         key: for the order of the rows. policy, state, batch: as in `Rule.step`.
 
         `info.extra`: clip_fraction, epochs_done, grad_norm of the last minibatch, before clipping; with penalty = kl
-        also multiplier, the λ that was used. Raises ValueError if `num_minibatches` does not divide the number of rows.
+        also multiplier, the λ that was used; and what has a schedule. Raises ValueError if `num_minibatches` does not
+        divide the number of rows.
         """
         require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
-        old = action_distribution(policy, batch.obs)
         by_penalty = self.penalty == "kl"
-
-        def kl_from_old(vector: Array) -> Array:
-            new = action_distribution(rebuild(vector), batch.obs)
-            return batch.mean(directed_kl(old, new, self.kl_direction))
-
-        limit = jnp.inf if self.target_kl is None else self.target_kl
-        stops_early = self.target_kl is not None and not by_penalty
+        now, scheduled = current(self, batch, state.moments)
+        target = TargetKL.of(self, policy, batch, self.kl_direction)
         fitted = fit_epochs(
             self._optimizer,
-            lambda vector, minibatch: self._objective(policy, rebuild(vector), state.multiplier, minibatch),
+            lambda vector, minibatch: now._objective(policy, rebuild(vector), state.multiplier, minibatch),
             key,
             theta,
             state.moments,
             batch,
-            learning_rate=annealed(self.learning_rate, batch.fraction_done, self.anneal_learning_rate),
+            learning_rate=now.learning_rate,
             epochs=self.epochs,
             num_minibatches=self.num_minibatches,
-            keep_going=(lambda vector: kl_from_old(vector) <= limit) if stops_early else None,
+            keep_going=None if by_penalty else target.keep_going,
         )
         new_theta, multiplier = fitted.theta, state.multiplier
         used: dict[str, Any] = {}
@@ -151,28 +163,29 @@ class PPO:
                 new_theta = jnp.where(has_signal(batch), new_theta, theta)
             used["multiplier"] = multiplier
             assert self._target_kl is not None
-            multiplier = adapt(multiplier, kl_from_old(new_theta), self._target_kl, self.kl_coef_range)
+            multiplier = adapt(multiplier, target.kl(new_theta), self._target_kl, self.kl_coef_range)
 
         def clip_fraction(new: Distribution) -> Array:
-            outside = jnp.abs(jnp.expm1(log_ratio(new, batch))) > self.clip_eps
+            outside = jnp.abs(jnp.expm1(log_ratio(new, batch))) > now.clip_eps
             return batch.mean(outside.astype(theta.dtype))
 
         return accept_or_reject(
             policy,
             state,
             rebuild(new_theta),
-            PPOState(multiplier, fitted.moments),
+            PPOState(multiplier, target.adapted(fitted.moments, new_theta)),
             batch,
             kl_direction=self.kl_direction,
             clip_fraction=clip_fraction,
             epochs_done=fitted.epochs,
             grad_norm=fitted.grad_norm,
             **used,
+            **scheduled,
         )
 
     @property
     def _optimizer(self) -> Optimizer:
-        return Optimizer.make("adam", self.max_grad_norm)
+        return Optimizer.make("adam", self.max_grad_norm, rate_factor=self.learning_rate_schedule == "kl")
 
     def _objective(self, policy: PyTree, new_policy: PyTree, multiplier: Array, batch: Batch) -> Float[Array, ""]:
         """The clipped or penalised surrogate of a policy on the rows of a minibatch, with the entropy bonus."""
@@ -182,7 +195,7 @@ class PPO:
             gain = penalised_gain(divergence_of(self.kl_direction), multiplier, old, new, batch)
         else:
             gain = self._clipped(new, batch)
-        return gain if self.ent_coef == 0 else gain + self.ent_coef * batch.mean(new.entropy())
+        return with_entropy(gain, self.ent_coef, new, batch)
 
     def _clipped(self, new: Distribution, batch: Batch) -> Float[Array, ""]:
         ratio = jnp.exp(log_ratio(new, batch))

@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from klimb.fields import NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
-from klimb.improve.objectives import log_ratio
-from klimb.improve.optimizer import Optimizer, OptimizerKind, annealed
+from klimb.improve.objectives import log_ratio, with_entropy
+from klimb.improve.optimizer import Optimizer, OptimizerKind
 from klimb.improve.rule import Traits
+from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
@@ -36,15 +37,18 @@ class Reinforce:
     """Coefficient of the entropy bonus."""
     max_grad_norm: Positive | None = None
     """Maximum global norm of the gradient; none does not clip."""
-    anneal_learning_rate: bool = False
-    """Decrease the learning rate linearly to 0 over the run."""
+    learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
 
     @property
     def traits(self) -> Traits:
         return Traits(
             title="REINFORCE",
-            metrics={"grad_norm": Metric("Gradient norm", "norm of the gradient, before it is clipped")},
-            anneals=self.anneal_learning_rate,
+            metrics={"grad_norm": Metric("Gradient norm", "norm of the gradient, before it is clipped")}
+            | schedule_metrics(self),
+            anneals=anneals(self),
         )
 
     def init(self, policy: PyTree) -> optax.OptState:
@@ -61,14 +65,14 @@ class Reinforce:
 
         key: not used. policy, state, batch: as in `Rule.step`.
 
-        `info.extra`: grad_norm, before clipping.
+        `info.extra`: grad_norm, before clipping; and what has a schedule.
         """
         theta, rebuild = flatten(policy)
-        gradient = jax.grad(lambda vector: self._objective(rebuild(vector), batch))(theta)
-        learning_rate = annealed(self.learning_rate, batch.fraction_done, self.anneal_learning_rate)
-        new_theta, new_state = self._optimizer.apply_gradient(theta, gradient, state, learning_rate)
+        now, scheduled = current(self, batch)
+        gradient = jax.grad(lambda vector: now._objective(rebuild(vector), batch))(theta)
+        new_theta, new_state = self._optimizer.apply_gradient(theta, gradient, state, now.learning_rate)
         return accept_or_reject(
-            policy, state, rebuild(new_theta), new_state, batch, grad_norm=jnp.linalg.norm(gradient)
+            policy, state, rebuild(new_theta), new_state, batch, grad_norm=jnp.linalg.norm(gradient), **scheduled
         )
 
     @property
@@ -79,6 +83,4 @@ class Reinforce:
         distribution = action_distribution(policy, batch.obs)
         ratio = jax.lax.stop_gradient(jnp.exp(log_ratio(distribution, batch)))
         objective = batch.mean(ratio * distribution.log_prob(batch.action) * batch.advantage)
-        if self.ent_coef == 0:
-            return objective
-        return objective + self.ent_coef * batch.mean(distribution.entropy())
+        return with_entropy(objective, self.ent_coef, distribution, batch)

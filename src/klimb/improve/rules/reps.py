@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
+from pydantic import model_validator
 
 from klimb.estimate.importance import effective_sample_size
-from klimb.fields import Count, Positive, checked
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.rule import KLLimit, Traits
+from klimb.improve.schedules import LearningRateSchedule, Schedule, anneals, current, schedule_metrics
 from klimb.improve.soft_improvement import WeightedFit, soft_weights, solve_temperature, under_policy
+from klimb.improve.target_kl import epochs_done, require_target_kl, target_metrics
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
@@ -37,12 +40,27 @@ class REPS:
     """Minibatches per pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
     """Maximum global norm of the gradient; none does not clip."""
+    target_kl: Positive | None = None
+    """Mean KL(π_new‖π_old) in nats above which the passes stop (none: never)."""
+    learning_rate_schedule: LearningRateSchedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run; kl: it is raised or lowered to reach target_kl."""
+    epsilon_schedule: Schedule = "constant"
+    """constant; linear or cosine: epsilon decreases to 0 over the run."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in nats of weighted log-likelihood per nat of entropy."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
+
+    @model_validator(mode="after")
+    def _has_target(self) -> REPS:
+        require_target_kl(self)
+        return self
 
     @property
     def traits(self) -> Traits:
         return Traits(
             title="REPS",
-            kl=KLLimit(direction="new_old"),
+            kl=KLLimit(self.target_kl, direction="new_old"),
             num_minibatches=self.num_minibatches,
             metrics={
                 "weight_ess": Metric("Effective sample size", "effective sample size of the weights, as a fraction"),
@@ -50,7 +68,10 @@ class REPS:
                 "dual": Metric("Dual", "g(η), the largest gain that the limit allows, in units of the advantage"),
                 "weight_kl": Metric("KL of the weights", "KL between the weighted samples and the batch, in nats"),
                 "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
-            },
+            }
+            | target_metrics(self)
+            | schedule_metrics(self),
+            anneals=anneals(self),
         )
 
     def init(self, policy: PyTree) -> optax.OptState:
@@ -72,9 +93,10 @@ class REPS:
         """
         old = action_distribution(policy, batch.obs)
         rows = under_policy(old, batch)
-        temperature = solve_temperature(rows.advantage, rows.weight, self.epsilon)
+        now, scheduled = current(self, batch, state)
+        temperature = solve_temperature(rows.advantage, rows.weight, now.epsilon)
         soft = soft_weights(rows.advantage, rows.weight, temperature)
-        fitted = self._fit(key, policy, state, rows, soft.weight)
+        fitted = now._fit(key, policy, state, rows, soft.weight)
         return accept_or_reject(
             policy,
             state,
@@ -84,12 +106,14 @@ class REPS:
             kl_direction=self.traits.kl.direction,
             old=old,
             temperature=temperature,
-            dual=temperature * (self.epsilon + soft.log_partition),
+            dual=temperature * (now.epsilon + soft.log_partition),
             weight_kl=soft.kl,
             weight_ess=effective_sample_size(soft.weight, rows.weight),
             grad_norm=fitted.grad_norm,
+            **epochs_done(self, fitted.epochs),
+            **scheduled,
         )
 
     @property
     def _fit(self) -> WeightedFit:
-        return WeightedFit(self.learning_rate, self.epochs, self.num_minibatches, self.max_grad_norm)
+        return WeightedFit.of(self, "new_old")

@@ -15,8 +15,9 @@ from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.fisher import FisherKind, Linearised, linearise
 from klimb.improve.line_search import LineSearch, backtrack, grow
 from klimb.improve.natural_direction import Direction, conjugate_gradient
-from klimb.improve.objectives import directed_kl, surrogate_gain
+from klimb.improve.objectives import directed_kl, surrogate_gain, with_entropy
 from klimb.improve.rule import KLDirection, KLLimit, Traits
+from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
@@ -31,7 +32,8 @@ class TRPO:
     Maximises mean (π_θ'/π_θ) Â subject to mean KL ≤ max_kl, through
     x ≈ (F + damping·I)⁻¹ g by conjugate gradient, the full step √(2 max_kl / xᵀF x) · x (undamped F: damping
     regularises the solve, not the length), and a line search on the surrogate and the KL themselves, not on their
-    models. If the search finds no step, the old policy is returned bit for bit.
+    models. If the search finds no step, the old policy is returned bit for bit. With ent_coef > 0, g and the gain that
+    the search accepts are those of the surrogate + ent_coef · entropy.
     """
 
     max_kl: Positive = 0.01
@@ -54,6 +56,14 @@ class TRPO:
     """Maximum number of tries after the full step."""
     kl_direction: KLDirection = "old_new"
     """The KL that is limited. old_new: KL(π_old‖π_new); new_old: KL(π_new‖π_old)."""
+    min_gain_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Minimum gain of an accepted try, as a share of gᵀ(θ' − θ), the gain that the linear model predicts for it."""
+    max_kl_schedule: Schedule = "constant"
+    """constant; linear or cosine: max_kl decreases to 0 over the run."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in units of the advantage per nat."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
 
     @property
     def traits(self) -> Traits:
@@ -65,7 +75,9 @@ class TRPO:
                 "cg_residual": Metric("Conjugate gradient residual", "residual of the solve, relative to the gradient"),
                 "step_size": Metric("Step size", "factor on the natural direction; 0 when the step is rejected"),
                 "backtracks": Metric("Backtracks", "tries of the line search after the full step"),
-            },
+            }
+            | schedule_metrics(self),
+            anneals=anneals(self),
         )
 
     def init(self, policy: PyTree) -> tuple[()]:
@@ -83,15 +95,19 @@ class TRPO:
 
         key: for the rows of `fisher_fraction`. policy, state, batch: as in `Rule.step`.
 
-        `info.extra`: cg_iterations, cg_residual (relative), backtracks, step_size.
+        `info.extra`: cg_iterations, cg_residual (relative), backtracks, step_size; and what has a schedule.
         """
         theta, rebuild = flatten(policy)
+        now, scheduled = current(self, batch)
 
         def distribution_at(vector: Array) -> Distribution:
             return action_distribution(rebuild(vector), batch.obs)
 
+        def objective(new: Distribution) -> Array:
+            return with_entropy(surrogate_gain(new, batch), now.ent_coef, new, batch)
+
         old, product, pull_back = self._linearise(rebuild, theta, batch)
-        gradient = pull_back(jax.grad(surrogate_gain)(old, batch))
+        gradient = pull_back(jax.grad(objective)(old))
         if self.fisher_fraction < 1:
             product = self._linearise(rebuild, theta, self._subsample(key, batch)).product
         solve = conjugate_gradient(
@@ -101,23 +117,25 @@ class TRPO:
             tolerance=self.cg_tolerance,
         )
         direction = Direction.of(gradient, solve, product, damping=self.damping)
-        step_size = direction.step_size(self.max_kl)
+        step_size = direction.step_size(now.max_kl)
+        full_step = step_size * direction.x
 
-        # 0 on data of the old policy. On older data the surrogate gain is not 0 before the step.
-        before = surrogate_gain(old, batch)
+        # 0 on data of the old policy without a bonus. On older data the surrogate gain is not 0 before the step.
+        before = objective(old)
 
         def evaluate(vector: Array) -> tuple[Array, Array]:
             new = distribution_at(vector)
-            return surrogate_gain(new, batch) - before, batch.mean(directed_kl(old, new, self.kl_direction))
+            return objective(new) - before, batch.mean(directed_kl(old, new, self.kl_direction))
 
         search = backtrack if self.line_search == "backtracking" else grow
         result = search(
             evaluate,
             theta,
-            step_size * direction.x,
-            max_kl=self.max_kl,
+            full_step,
+            max_kl=now.max_kl,
             factor=self.backtrack_factor,
             max_backtracks=self.max_backtracks,
+            min_gain=None if self.min_gain_share == 0 else self.min_gain_share * jnp.vdot(gradient, full_step),
         )
         status = jnp.where(direction.breakdown, Status.CG_BREAKDOWN, result.status)
         status = jnp.where(jnp.all(jnp.isfinite(gradient)), status, Status.NONFINITE)
@@ -134,6 +152,7 @@ class TRPO:
             cg_iterations=direction.iterations,
             cg_residual=direction.residual,
             backtracks=result.backtracks,
+            **scheduled,
         )
         taken = jnp.where(info.status == Status.ACCEPTED, step_size * result.scale, 0)
         return policy, state, info.with_metrics(step_size=taken)

@@ -9,11 +9,13 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from pydantic import Field
 
-from klimb.fields import Count, Positive, checked
+from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
 from klimb.improve.rule import AT_START, KLLimit, Traits
+from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.improve.soft_improvement import WeightedFit, best_rows, soft_weights, solve_temperature, under_policy
+from klimb.improve.target_kl import epochs_done, target_metrics
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Metric, UpdateInfo
@@ -54,6 +56,16 @@ class VMPO:
     """Minibatches per pass; has to divide num_steps × num_envs."""
     max_grad_norm: Positive | None = 0.5
     """Maximum global norm of the gradient; none does not clip."""
+    target_kl: Positive | None = None
+    """Mean KL(π_old‖π_new) in nats above which the passes stop (none: never)."""
+    learning_rate_schedule: Schedule = "constant"
+    """constant; linear or cosine: it decreases to 0 over the run."""
+    epsilon_schedule: Schedule = "constant"
+    """constant; linear or cosine: epsilon decreases to 0 over the run."""
+    ent_coef: NonNegative = 0.0
+    """Coefficient of the entropy bonus, in nats of weighted log-likelihood per nat of entropy."""
+    ent_schedule: Schedule = "constant"
+    """constant; linear or cosine: ent_coef decreases to 0 over the run."""
 
     @property
     def traits(self) -> Traits:
@@ -65,11 +77,13 @@ class VMPO:
             "multiplier": Metric("Multiplier", "α, the penalty coefficient of KL(π_old‖π_new) in the fit"),
             "grad_norm": Metric("Gradient norm", "norm of the last gradient, before it is clipped"),
         }
+        metrics |= target_metrics(self) | schedule_metrics(self)
         return Traits(
             "V-MPO",
             KLLimit(self.epsilon),
             metrics,
             num_minibatches=self.num_minibatches,
+            anneals=anneals(self),
             fixed={"initial_multiplier": AT_START},
         )
 
@@ -93,16 +107,17 @@ class VMPO:
         """
         old = action_distribution(policy, batch.obs)
         rows = under_policy(old, batch)
+        now, scheduled = current(self, batch)
         used = jnp.where(best_rows(rows.advantage, rows.weight, self.top_fraction), rows.weight, 0)
         temperature = solve_temperature(rows.advantage, used, self.epsilon_temperature)
         soft = soft_weights(rows.advantage, used, temperature)
         # ψ sums to 1 over the rows that are used: as a mean over all rows, its weights have mean 1.
         weight = soft.weight * jnp.sum(rows.weight) / jnp.sum(used)
-        fitted = self._fit(key, policy, state.moments, rows, weight, kl_coef=state.multiplier)
+        fitted = now._fit(key, policy, state.moments, rows, weight, kl_coef=state.multiplier)
         new = flatten(policy).rebuild(fitted.theta)
         multiplier = dual_ascent(
             state.multiplier,
-            batch.mean(old.kl_to(action_distribution(new, batch.obs))) - self.epsilon,
+            batch.mean(old.kl_to(action_distribution(new, batch.obs))) - now.epsilon,
             learning_rate=self.multiplier_learning_rate,
             log_space=True,
             largest=self.max_multiplier,
@@ -118,8 +133,10 @@ class VMPO:
             weight_kl=soft.kl,
             multiplier=state.multiplier,
             grad_norm=fitted.grad_norm,
+            **epochs_done(self, fitted.epochs),
+            **scheduled,
         )
 
     @property
     def _fit(self) -> WeightedFit:
-        return WeightedFit(self.learning_rate, self.epochs, self.num_minibatches, self.max_grad_norm)
+        return WeightedFit.of(self, "old_new")
