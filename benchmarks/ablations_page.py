@@ -19,9 +19,8 @@ What each choice brings: one is changed at a time, and everything else is as in 
 of those of the [table of returns](results.md).
 
 Numbers are returns of the final policies, 20 deterministic episodes per seed, after 500 000 steps: means over seeds
-with
-95 % bootstrap intervals. **relative** is the mean over the tasks of the return divided by that of the first row. Its
-interval is that of the seeds of the row; the first row's mean is taken as known. Intervals of few seeds are wide: a
+with 95 % bootstrap intervals. **relative** is the mean over the tasks of the return divided by that of the first row.
+Its interval is that of the seeds of the row; the first row's mean is taken as known. Intervals of few seeds are wide: a
 change whose interval contains 1 has not been shown to matter.
 """
 
