@@ -70,12 +70,12 @@ def test_bash_completes_words(complete):
 
 def test_bash_completes_flags_and_their_values(complete):
     lines = {
-        "klimb train trpo CartPole-v1 --max-k": ["--max-kl"],
+        "klimb train trpo CartPole-v1 --max-k": ["--max-kl", "--max-kl-schedule"],
         "klimb train ppo CartPole-v1 --max-k": [],
-        "klimb train ppo CartPole-v1 --clip": ["--clip-eps"],
+        "klimb train ppo CartPole-v1 --clip": ["--clip-eps", "--clip-schedule"],
         "klimb train ppo CartPole-v1 --no-cert": ["--no-certificate"],
         "klimb sweep trpo CartPole-v1 --ov": ["--overlap", "--over"],
-        "klimb sweep trpo CartPole-v1 --over max_k": ["max_kl"],
+        "klimb sweep trpo CartPole-v1 --over max_k": ["max_kl", "max_kl_schedule"],
         "klimb sweep trpo CartPole-v1 --over hid": ["hidden"],
         "klimb resume runs/trpo-CartPole-v1 --env-s": ["--env-steps"],
         "klimb train trpo CartPole-v1 --advantage n": ["n_step"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
 from klimb.improve.minibatches import require_divisible
 from klimb.improve.objectives import Divergence, divergence, has_signal, penalised_gain, with_entropy
-from klimb.improve.optimizer import Optimizer, fit_epochs
+from klimb.improve.optimizer import FitResult, Optimizer, fit_epochs
 from klimb.improve.rule import AT_START, KLDirection, KLLimit, Traits
 from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.improve.target_kl import TargetKL, epochs_done, target_metrics
@@ -140,39 +141,20 @@ class DualDescent:
 
         def alternate(carry: tuple[Array, DualState], key: PRNGKeyArray) -> tuple[tuple[Array, DualState], Array]:
             """One inner ascent and one update of λ. carry: (θ', state). key: for the order of the rows."""
-            vector, (multiplier, moments) = carry
-
-            def lagrangian(vector: Array, minibatch: Batch) -> Array:
-                """The penalised gain at θ' = vector on the rows of a minibatch."""
-                before, after = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
-                gain = penalised_gain(self.divergence, multiplier, before, after, minibatch)
-                return with_entropy(gain, now.ent_coef, after, minibatch)
-
-            fitted = fit_epochs(
-                self._optimizer,
-                lagrangian,
-                key,
-                vector,
-                moments,
-                batch,
-                learning_rate=now.learning_rate,
-                epochs=self.epochs,
-                num_minibatches=self.num_minibatches,
-                keep_going=keep_going,
-            )
-            next_multiplier = dual_ascent(
-                multiplier,
+            vector, before = carry
+            fitted = now._ascend(key, policy, vector, before, batch, keep_going)
+            multiplier = dual_ascent(
+                before.multiplier,
                 violation(distribution_at(fitted.theta)),
                 learning_rate=self.multiplier_learning_rate,
                 log_space=self.log_multiplier,
                 largest=self.max_multiplier,
             )
-            return (fitted.theta, DualState(next_multiplier, fitted.moments)), jnp.stack(
-                [multiplier, fitted.grad_norm, fitted.epochs.astype(multiplier.dtype)]
-            )
+            used = jnp.stack([before.multiplier, fitted.grad_norm, fitted.epochs.astype(multiplier.dtype)])
+            return (fitted.theta, DualState(multiplier, fitted.moments)), used
 
-        (new_theta, new_state), used = jax.lax.scan(alternate, (theta, state), jax.random.split(key, self.rounds))
-        multiplier, grad_norm, epochs = used[-1]
+        (new_theta, new_state), rounds = jax.lax.scan(alternate, (theta, state), jax.random.split(key, self.rounds))
+        multiplier, grad_norm, epochs = rounds[-1]
         if self.ent_coef == 0:
             new_theta = jnp.where(has_signal(batch), new_theta, theta)
         return accept_or_reject(
@@ -188,6 +170,37 @@ class DualDescent:
             grad_norm=grad_norm,
             **epochs_done(self, epochs),
             **scheduled,
+        )
+
+    def _ascend(
+        self,
+        key: PRNGKeyArray,
+        policy: PyTree,
+        theta: Array,
+        state: DualState,
+        batch: Batch,
+        keep_going: Callable[[Array], Array],
+    ) -> FitResult:
+        """One inner ascent on the Lagrangian from θ' = theta. key: for the order of the rows. policy: the old one."""
+        rebuild = flatten(policy).rebuild
+
+        def lagrangian(vector: Array, minibatch: Batch) -> Array:
+            """The penalised gain at θ' = vector on the rows of a minibatch."""
+            before, after = (action_distribution(p, minibatch.obs) for p in (policy, rebuild(vector)))
+            gain = penalised_gain(self.divergence, state.multiplier, before, after, minibatch)
+            return with_entropy(gain, self.ent_coef, after, minibatch)
+
+        return fit_epochs(
+            self._optimizer,
+            lagrangian,
+            key,
+            theta,
+            state.moments,
+            batch,
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            num_minibatches=self.num_minibatches,
+            keep_going=keep_going,
         )
 
     @property

@@ -44,7 +44,7 @@ class PPO:
 
     Neither enforces a limit on the KL. With learning_rate_schedule = kl all epochs are run, and the learning rate is
     divided by 1.5 after a batch whose KL is above 2 target_kl and multiplied by 1.5 after one below target_kl / 2: if
-    the target ended the epochs too, the KL would not reach twice the target, and the rate would never fall.
+    the target ended the epochs too, the KL would rarely reach twice the target, and the rate would rarely fall.
 
     With kl_direction = new_old, KL(π_θ‖π_old) takes the place of KL(π_old‖π_θ).
     """

@@ -100,9 +100,6 @@ class TRPO:
         theta, rebuild = flatten(policy)
         now, scheduled = current(self, batch)
 
-        def distribution_at(vector: Array) -> Distribution:
-            return action_distribution(rebuild(vector), batch.obs)
-
         def objective(new: Distribution) -> Array:
             return with_entropy(surrogate_gain(new, batch), now.ent_coef, new, batch)
 
@@ -110,13 +107,7 @@ class TRPO:
         gradient = pull_back(jax.grad(objective)(old))
         if self.fisher_fraction < 1:
             product = self._linearise(rebuild, theta, self._subsample(key, batch)).product
-        solve = conjugate_gradient(
-            lambda v: product(v) + self.damping * v,
-            gradient,
-            iterations=self.cg_iterations,
-            tolerance=self.cg_tolerance,
-        )
-        direction = Direction.of(gradient, solve, product, damping=self.damping)
+        direction = self._direction(gradient, product)
         step_size = direction.step_size(now.max_kl)
         full_step = step_size * direction.x
 
@@ -124,7 +115,7 @@ class TRPO:
         before = objective(old)
 
         def evaluate(vector: Array) -> tuple[Array, Array]:
-            new = distribution_at(vector)
+            new = action_distribution(rebuild(vector), batch.obs)
             return objective(new) - before, batch.mean(directed_kl(old, new, self.kl_direction))
 
         search = backtrack if self.line_search == "backtracking" else grow
@@ -164,6 +155,15 @@ class TRPO:
             batch.weight,
             action=batch.action if self.fisher == "empirical" else None,
         )
+
+    def _direction(self, gradient: Array, product: Callable[[Array], Array]) -> Direction:
+        solve = conjugate_gradient(
+            lambda v: product(v) + self.damping * v,
+            gradient,
+            iterations=self.cg_iterations,
+            tolerance=self.cg_tolerance,
+        )
+        return Direction.of(gradient, solve, product, damping=self.damping)
 
     def _subsample(self, key: PRNGKeyArray, batch: Batch) -> Batch:
         rows = batch.log_prob.shape[0]
