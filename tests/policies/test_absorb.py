@@ -48,6 +48,7 @@ def embedding(key):
 NETWORKS = {
     "discrete": lambda key: NetworkPolicy(F, Discrete(4), hidden=(5,), key=key),
     "box": lambda key: NetworkPolicy(F, Box((-1.0, -1.0), (1.0, 1.0)), hidden=(5, 4), key=key),
+    "gsde": lambda key: NetworkPolicy(F, Box((-1.0,), (1.0,)), hidden=(5, 4), exploration="gsde", key=key),
     "linear": lambda key: NetworkPolicy(F, Discrete(4), hidden=(), key=key),
     "critic": lambda key: Critic(F, hidden=(5,), key=key),
     "own encoder": lambda key: NetworkPolicy(F, Discrete(4), hidden=(5,), encoder=embedding(key), key=key),
@@ -69,7 +70,8 @@ def outputs(network, obs):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in ("box", "linear") else []) for name in NETWORKS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ("box", "gsde", "linear") else []) for name in NETWORKS],
 )
 def test_new_statistics_change_no_output(x64, name):
     network = jax.tree.map(
