@@ -43,12 +43,12 @@ INTERRUPTED = (130, 143)
 """Exit statuses of a command that has saved a checkpoint after SIGINT or SIGTERM."""
 
 
-def at_low_priority() -> None:
-    """Everything else on the machine comes first."""
-    os.nice(19)
-    # Linux shares time between sessions first, and the nice value counts within one only.
+def at_low_priority(process: subprocess.Popen) -> None:
+    """Everything else on the machine comes first. process: in a session of its own."""
+    # Linux shares time between sessions first; the nice value of a process counts within its session only.
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+        os.setpriority(os.PRIO_PROCESS, process.pid, 19)
+        Path(f"/proc/{process.pid}/autogroup").write_text("19")
 
 
 class Stopped(Exception):
@@ -73,8 +73,8 @@ class Commands:
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
-                preexec_fn=at_low_priority,
             )
+            at_low_priority(process)
             self._running.add(process)
         try:
             out, err = process.communicate()

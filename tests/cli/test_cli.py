@@ -393,7 +393,7 @@ MISTAKES = {
     "evaluate . --episodez 3": "did you mean '--episodes'",
     "report nowhere": "is not a run",
     "report nowhere -o": "--output needs a value",
-    "list rulez": "SECTION is one of rules, environments, presets, figures, metrics; not 'rulez'; did you mean 'rules'",
+    "list rulez": "SECTION is one of rules, environments, presets, figures, metrics, zoo; not 'rulez'; did you mean",
     "help tran": "no command 'tran'; did you mean 'train'",
 }
 

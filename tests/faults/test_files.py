@@ -218,7 +218,7 @@ def test_pipes(whole, name):
             "a policy is from a newer klimb",
             "refused, with both versions",
             {"version": 7, "news": [1]},
-            "was written by a newer klimb: its version is 7, this one reads 3",
+            "was written by a newer klimb: its version is 7, this one reads 4",
         ),
         fault("a policy has a field that klimb does not know", "refused, with its name", {"code": "x"}, "code = 'x'"),
         fault(
