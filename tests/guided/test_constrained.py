@@ -49,6 +49,7 @@ def test_a_multiplier_for_which_there_is_no_minimum_is_told(problem) -> None:
     assert found.kl == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_multiplier_takes_one_step_of_ascent_on_the_dual() -> None:
     policy = policy_of(0)
     batch = batch_of(collect(jax.random.key(0), policy))

@@ -328,6 +328,7 @@ def test_the_list_has_everything_that_the_files_say(capsys):
 SMALL = shlex.split("--num-envs 2 --critic-epochs 1 --critic-num-minibatches 1 --eval-episodes 0 --no-certificate")
 
 
+@pytest.mark.slow
 def test_a_run_records_its_preset_and_is_resumed_without(cart):
     words = [*SMALL, "--env-steps", "128", "--run-dir", "run"]
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -66,6 +66,7 @@ CASES = [("trpo", env) for env in ENVIRONMENTS] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "env"), [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
 )

@@ -64,6 +64,7 @@ def files(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_made_longer_is_the_longer_run(run, long):
     """Byte for byte: nothing in it depended on its length."""
     result = klimb.resume(run, env_steps=8 * BATCH)
@@ -125,6 +126,7 @@ def test_what_has_changed_is_written_down(run):
     assert "Settings were changed when this run was resumed" in page
 
 
+@pytest.mark.slow
 def test_without_a_change_nothing_is_said_of_one(run):
     before = (run / "config.toml").read_bytes()
     klimb.resume(run)
@@ -134,6 +136,7 @@ def test_without_a_change_nothing_is_said_of_one(run):
     assert "Settings were changed" not in klimb.write_report(run).read_text()
 
 
+@pytest.mark.slow
 def test_entries_of_before_there_were_changes_are_read(run):
     trees = as_plain(read_provenance(run))
     for tree in trees:
@@ -142,6 +145,7 @@ def test_entries_of_before_there_were_changes_are_read(run):
     assert [entry.changes for entry in read_provenance(run)] == [[]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -363,6 +367,7 @@ def test_a_change_is_told_in_one_line():
     ]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(run, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KLIMB_COMPILATION_CACHE", "off")
@@ -412,6 +417,7 @@ def test_time_out_and_workers_change_on_host_environments(tmp_path):
         np.testing.assert_allclose(record["kl_old_new"], other["kl_old_new"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_usable_changes_nothing(run):
     before = files(run)
     shutil.rmtree(run / "checkpoints")

@@ -83,7 +83,7 @@ def test_worker_processes_collect_what_one_process_collects(collected):
             np.testing.assert_array_equal(getattr(here, name)[rows], getattr(there, name)[rows])
 
 
-@pytest.mark.parametrize(("env", "options"), [PLACES[0], pytest.param(*PLACES[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("env", "options"), [pytest.param(*place, marks=pytest.mark.slow) for place in PLACES[:2]])
 def test_goes_on_until_the_steps_are_made_and_resumes_to_the_bit(env, options, tmp_path):
     options = {**WITHOUT_CRITIC, **options, "env_steps": 500, "checkpoint_every": 3, "num_seeds": 2}
     whole = klimb.train(env, Reinforce(learning_rate_schedule="linear"), run_dir=tmp_path / "whole", **options)

@@ -46,6 +46,7 @@ def without_evaluations(history: list[dict]) -> list[dict]:
     return [{k: v for k, v in record.items() if not k.startswith("eval_")} for record in without_timing(history)]
 
 
+@pytest.mark.slow
 def test_evaluations_change_nothing_of_the_training(evaluated, tmp_path):
     run, _ = evaluated
     plain = klimb.train("CartPole-v1", RULE, run_dir=tmp_path / "plain", **OPTIONS)
@@ -56,12 +57,14 @@ def test_evaluations_change_nothing_of_the_training(evaluated, tmp_path):
     assert without_evaluations(run.history) == without_timing(plain.history)
 
 
+@pytest.mark.slow
 def test_they_are_made_after_the_iterations_that_reach_the_multiples(evaluated):
     run, policies = evaluated
     assert [record["iteration"] for record in run.history if "eval_return" in record] == DUE
     assert list(policies) == DUE
 
 
+@pytest.mark.slow
 def test_records_hold_what_evaluate_gives(evaluated):
     """Both kinds of actions, seed by seed, with the seed that the docs name."""
     run, policies = evaluated
@@ -81,6 +84,7 @@ def test_records_hold_what_evaluate_gives(evaluated):
                     assert record[f"{prefix}_{name}"][k] == pytest.approx(value, rel=1e-12), name
 
 
+@pytest.mark.slow
 def test_the_best_is_the_best_by_deterministic_evaluation(evaluated):
     run, policies = evaluated
     means = {i: float(np.mean(run.history[i - 1]["eval_return"])) for i in DUE}
@@ -94,6 +98,7 @@ def test_the_best_is_the_best_by_deterministic_evaluation(evaluated):
         assert same_bits(klimb.load_policy(run.directory / "best", seed=seed), policies[best][seed])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_has_the_same_evaluations_and_the_same_best(evaluated, tmp_path):
     run, _ = evaluated
     with pytest.raises(klimb.Interrupted):
@@ -176,6 +181,7 @@ class FailsInEvaluations(gym.Env):
         return np.zeros(2, np.float32), 1.0, self.np_random.random() < 0.2, False, {}
 
 
+@pytest.mark.slow
 def test_an_environment_that_fails_in_an_evaluation_does_not_stop_the_training(caplog):
     environment = klimb.GymnasiumEnvironment.from_maker("fails", FailsInEvaluations)
     with caplog.at_level(logging.WARNING, "klimb"):

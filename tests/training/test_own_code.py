@@ -117,6 +117,7 @@ def test_a_training_results_in_the_policy_that_the_rule_keeps(tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_fields_called_like_capabilities_change_nothing():
     """`history` and `offline` are hyperparameters of this rule; only its traits speak to the loop."""
     assert traits_of(RULE).history == 1

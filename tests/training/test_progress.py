@@ -336,6 +336,7 @@ def test_several_views_are_all_told_everything():
 SMALL = {"num_envs": 2, "num_steps": 16, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}
 
 
+@pytest.mark.slow
 def test_a_training_and_its_resumption_tell_the_logger_and_the_view(tmp_path, caplog, capsys):
     """A line of INFO and one on standard error for what `progress=True` shows; the run itself prints nothing else."""
     path = tmp_path / "run"

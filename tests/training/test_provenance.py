@@ -95,6 +95,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_start_says_with_what_on_what_when_and_how(trained):
     (entry,) = json.loads((trained / "provenance.json").read_text())
     assert (entry["event"], entry["iteration"]) == ("start", 0)
@@ -118,12 +119,14 @@ def test_a_start_says_with_what_on_what_when_and_how(trained):
     assert entry["command"] == [*typed, "--run-dir", "~/runs/$USER/one"]
 
 
+@pytest.mark.slow
 def test_nothing_in_it_names_a_person_a_machine_or_a_place(trained):
     text = (trained / "provenance.json").read_text()
     for name in (USER, HOST, str(trained), "/home/"):
         assert name not in text
 
 
+@pytest.mark.slow
 def test_a_resume_adds_an_entry(run):
     (start,) = read_provenance(run)
     klimb.resume(run)
@@ -137,6 +140,7 @@ def test_a_resume_adds_an_entry(run):
     assert typed_command() is None
 
 
+@pytest.mark.slow
 def test_a_run_without_the_file_is_resumed_reported_and_evaluated(run, capsys):
     (run / "provenance.json").unlink()
     assert '<footer class="foot">' not in klimb.write_report(run).read_text()
@@ -152,12 +156,14 @@ def test_a_run_of_klimb_0_1_is_reported_without_it(tmp_path):
     assert '<footer class="foot">' not in klimb.write_report(old).read_text()
 
 
+@pytest.mark.slow
 def test_evaluate_says_it_for_programs(run, capsys):
     assert main(["evaluate", "run", "--episodes", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["provenance"] == json.loads((run / "provenance.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_damaged_file_stops_no_resume_and_is_one_line_elsewhere(run, capsys, caplog):
     (run / "provenance.json").write_text('[{"event": "start"}]')
     assert main(["evaluate", "run", "--episodes", "1", "--json"]) == 2
@@ -173,6 +179,7 @@ def test_a_damaged_file_stops_no_resume_and_is_one_line_elsewhere(run, capsys, c
     assert read_provenance(run) == [entry]
 
 
+@pytest.mark.slow
 def test_where_it_cannot_be_written_there_is_a_warning(run, caplog, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")

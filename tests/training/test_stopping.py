@@ -185,6 +185,7 @@ def test_training_ends_when_patience_is_over(whole_run):
     assert "1 iteration brought no higher return" in run.ended.message
 
 
+@pytest.mark.slow
 def test_a_callback_stops_a_run_that_can_be_resumed(whole_run, tmp_path):
     seen, views = [], []
 

@@ -208,6 +208,7 @@ def test_programs_are_begun_one_after_the_other_with_all_that_share_them():
     assert len({run.history[0]["kl_old_new"] for run in runs.values()}) == 8
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_at_its_start_goes_on_in_one_program(swept, tmp_path):
     """To the byte what it would have been, and a second time there is nothing left to do."""
     folder = Path(shutil.copytree(swept[0].directory.parent, tmp_path / "cut"))

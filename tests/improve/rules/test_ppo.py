@@ -275,6 +275,7 @@ def test_every_epoch_has_its_own_advantages(policy):
     assert float(jnp.max(jnp.abs(unchanged.logits - together.logits))) > 1e-3
 
 
+@pytest.mark.slow
 def test_advantages_are_computed_anew_with_the_critic_of_every_epoch():
     """A whole iteration, against the estimator's advantages of a critic that has been fitted one epoch at a time."""
     options = {"num_envs": 2, "num_steps": 16, "critic_epochs": 2, "critic_num_minibatches": 1, "hidden": (8,)}
