@@ -75,8 +75,13 @@ RULES = [
     VMPO(),
     AWR(),
 ]
-# V-MPO has what the other fits to the penalised optimum have, and a state besides.
-QUICK = [rule for rule in RULES if not isinstance(rule, AWR | REPS | ConservativePolicyIteration)]
+# V-MPO has what the other fits to the penalised optimum have, and a state besides; dual descent has PPO's adaptive λ.
+QUICK = [
+    rule
+    for rule in RULES
+    if not isinstance(rule, AWR | REPS | ConservativePolicyIteration | KLPenalty)
+    and rule != PPO(penalty="kl", target_kl=0.02)
+]
 # The same code under other values, or with parts that have tests of their own: compiling it takes minutes.
 VARIANTS = [
     Reinforce(optimizer="sgd", learning_rate=0.1, max_grad_norm=0.5),

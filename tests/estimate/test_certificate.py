@@ -44,6 +44,7 @@ def test_the_lower_bound_is_kept_where_every_state_is_in_the_batch(x64, rule):
         assert (float(said["step_excess"]) <= 1) == (float(said["sampled_improvement_bound"]) >= 0)
 
 
+@pytest.mark.slow
 def test_a_tiny_step_has_a_positive_bound(x64):
     *_, said, _ = step_on_a_table(TRPO(max_kl=1e-9), 1, 0.9)
     assert float(said["sampled_improvement_bound"]) > 0

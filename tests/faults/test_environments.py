@@ -296,6 +296,7 @@ def test_a_run_can_be_told_to_stop(faulty, workers, tmp_path):
     assert resumed.history[-1]["iteration"] == 20
 
 
+@pytest.mark.slow
 @fault("an environment raises during a training", "the training goes on; metrics count it as env_faults")
 def test_a_training_goes_on(faulty, tmp_path, caplog):
     run = klimb.train(

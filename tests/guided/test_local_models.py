@@ -88,6 +88,7 @@ def test_recorded_derivatives_are_used_as_they_are(policy: NetworkPolicy, batch:
     assert found.metrics["simulator_steps"] == T * N * 5
 
 
+@pytest.mark.slow
 def test_what_comes_after_the_look_ahead_is_worth_its_value(policy: NetworkPolicy, batch: Batch) -> None:
     ahead = problem(LocalModels("simulator", look_ahead=1, environment=ENVIRONMENT), policy, batch)
     assert ahead.metrics["value_r2"] > 0.999

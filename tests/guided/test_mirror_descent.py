@@ -61,6 +61,7 @@ def test_what_it_says_of_a_step(first: tuple) -> None:
     assert float(jnp.max(jnp.abs(flatten(improved).theta - flatten(policy).theta))) > 0
 
 
+@pytest.mark.slow
 def test_promises_are_kept(first: tuple) -> None:
     policy, _, improved, state, _ = first
     realised = (returns(improved, 50) - returns(policy, 50)) / STEPS

@@ -407,6 +407,7 @@ def stepper(rule, policy):
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [pytest.param(klimb.TRPO(), id="trpo"), pytest.param(klimb.PPO(learning_rate=0.02, num_minibatches=1), id="ppo")],

@@ -49,6 +49,7 @@ def everything_own(tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.slow
 def test_a_run_made_of_names_is_resumed_evaluated_and_reported(everything_own):
     config = RunDirectory.open(everything_own).config
     assert isinstance(config.rule, UnknownRule)

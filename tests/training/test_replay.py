@@ -64,6 +64,7 @@ def networks():
     return policies, rollouts, dataclasses.replace(demonstrated, valid=valid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "pushed"), [(1, 1), (2, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_every_policy_is_asked_about_every_action(networks, length, pushed):
     """All four blocks: rollouts and demonstrations, under the policies of the history and under the demonstrator."""

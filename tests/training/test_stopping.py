@@ -122,6 +122,7 @@ def test_without_either_nothing_stops():
     assert not rule.by_iteration
 
 
+@pytest.mark.slow
 def test_training_ends_with_the_iteration_that_reaches_the_return(whole_run, tmp_path):
     """Inside of a call of seven; seed by seed."""
     means = returns_of(whole_run)
@@ -214,6 +215,7 @@ def test_a_callback_stops_a_run_that_can_be_resumed(whole_run, tmp_path):
     assert without_timing(resumed.history) == without_timing(whole_run.history)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_without_a_directory_has_its_policy(whole_run):
     policies = []
 
