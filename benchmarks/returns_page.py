@@ -14,7 +14,7 @@ import numpy as np
 from klimb.report.statistics import Estimate, stratified_bootstrap
 from published_returns import TIANSHOU, ZOO_TRPO, Published
 from results_file import HERE, read_results
-from returns_tasks import TASKS
+from returns_tasks import CONTROL, CONTROL_RULES, TASKS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,6 +41,14 @@ are not on the page have not been measured yet.
 - Brackets are 95 % bootstrap intervals of the mean over seeds; ± is the published standard deviation over seeds.
   Numbers in bold are at or above the mean of Tianshou's table. Every seed that was trained counts.
 - **KL per step**: mean over all steps of the mean KL(π_old‖π_new), in nats. **rejected**: fraction of steps not taken.
+"""
+
+
+CONTROL_HEAD = """## Classic control
+
+Every rule with its default settings: the final policies of ten seeds, 100 deterministic episodes each, as the mean over
+seeds with its 95 % interval. The best possible return of CartPole-v1 is 500; Acrobot-v1 counts as solved at −100,
+Pendulum-v1 has no threshold (a good policy has about −150), and MountainCarContinuous-v0 is solved at 90.
 """
 
 
@@ -184,6 +192,21 @@ def pattern(row: dict[str, Any]) -> str:
     return " ".join(words)
 
 
+def control(rows: list[dict[str, Any]]) -> list[str]:
+    """The section on classic control, with the rules that are measured on every task; nothing if there is none."""
+    final = {(row["rule"], row["env"].partition(":")[2]): row["final"] for row in rows if row["part"] == "control"}
+    rules = [rule for rule in CONTROL_RULES if all((rule, task) in final for task in CONTROL)]
+    if not rules:
+        return []
+    head = ["rule", *(f"{task}, {steps // 1000}k steps" for task, steps in CONTROL.items())]
+    lines = [CONTROL_HEAD, "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for rule in rules:
+        shown = [interval(mean(np.asarray(final[rule, task]))) for task in CONTROL]
+        lines.append(f"| {rule} | {' | '.join(shown)} |")
+    task, steps = next(iter(CONTROL.items()))
+    return [*lines, "", f"    klimb train trpo {task} --env-steps {steps} --num-seeds 10", ""]
+
+
 def main() -> None:
     """Write the page and the figures."""
     rows = read_results("returns")["rows"]
@@ -194,6 +217,7 @@ def main() -> None:
             lines += [f"## {title}", ""]
         for rule in rules:
             lines += section(rule, part, cells(rows, part, rule))
+    lines += control(rows)
     (DOCS / "results.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 

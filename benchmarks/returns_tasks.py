@@ -1,6 +1,6 @@
 """What `returns.py` trains: parts of the table, in order, each a list of pieces that are trained one by one.
 
-Hyperparameters are those of the presets.
+Hyperparameters are those of the presets; on classic control, which has none, the defaults.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d")
 TASKS = (*LOCOMOTION, "Ant", "Swimmer", "Reacher", "InvertedPendulum", "InvertedDoublePendulum", "Humanoid")
 """The nine tasks of the published tables."""
 SEEDS_PER_PIECE = 5
+CONTROL = {"CartPole-v1": 200_000, "Acrobot-v1": 200_000, "Pendulum-v1": 400_000, "MountainCarContinuous-v0": 200_000}
+"""Compiled tasks of classic control, and the steps that are trained on each."""
+CONTROL_RULES = (
+    *("reinforce", "off-policy-gradient", "kl-penalty", "dual-descent", "natural-gradient", "trpo", "ppo"),
+    *("conservative-policy-iteration", "reps", "v-mpo", "awr"),
+)
 
 FIRST_ABLATION_SEED = 100
 """Settings are chosen on other seeds than those of the table, 0 to 9."""
@@ -130,6 +136,11 @@ PARTS = {
     "v5": [
         *_pieces("v5", ("trpo", "ppo"), [f"gymnasium:{task}-v5" for task in TASKS], 1_000_000, seeds=5),
         *_pieces("v5", ("natural-gradient",), [f"gymnasium:{task}-v5" for task in LOCOMOTION], 1_000_000, seeds=5),
+    ],
+    "control": [
+        Piece("control", rule, f"jax:{task}", env_steps, 0, 10)
+        for rule in CONTROL_RULES
+        for task, env_steps in CONTROL.items()
     ],
     "3M": [
         *_pieces("3M", ("ppo",), [f"gymnasium:{task}-v4" for task in ("HalfCheetah", "Walker2d")], 3_000_000, seeds=5),

@@ -18,7 +18,7 @@ import returns_page
 from klimb.cli.commands import load
 from klimb.cli.train import configuration
 from results_file import Line
-from returns_tasks import PARTS, Piece
+from returns_tasks import CONTROL, PARTS, Piece
 
 FAKE_KLIMB = """#!{python}
 import json, pathlib, signal, sys, time
@@ -60,11 +60,11 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("piece", ONE_OF_EACH.values(), ids=lambda piece: piece.name)
 def test_commands_are_valid(piece):
-    """And hyperparameters are those of a preset, which all rules of the table have."""
+    """And hyperparameters are those of a preset, which all rules of the table have; on classic control the defaults."""
     arguments = load("train").parse(shlex.split(piece.command)[2:])
     config, _ = configuration(arguments)
     assert config.options.num_seeds == piece.num_seeds
-    assert arguments.applied is not None
+    assert (arguments.applied is not None) == (piece.part != "control")
 
 
 def test_every_seed_is_trained_once():
@@ -190,3 +190,15 @@ def test_ablations_are_relative_to_the_unchanged_training(tmp_path, monkeypatch)
     (tmp_path / "ablations.md").unlink()
     ablations_page.main()
     assert not (tmp_path / "ablations.md").exists()
+
+
+def test_classic_control_shows_rules_that_are_measured_everywhere():
+    rows = [
+        {"part": "control", "rule": rule, "env": f"jax:{task}", "final": [k + 1.0, k + 3.0]}
+        for rule in ("trpo", "ppo")
+        for k, task in enumerate(CONTROL)
+    ]
+    shown = returns_page.control(rows[:-1])
+    (line,) = [line for line in shown if line.startswith(("| trpo", "| ppo"))]
+    assert [cell.split()[0] for cell in line.strip("| ").split(" | ")] == ["trpo", "2.0", "3.0", "4.0", "5.0"]
+    assert returns_page.control(rows[:3]) == []
