@@ -162,11 +162,17 @@ def test_a_precision_that_the_user_has_set_counts() -> None:
 class Rounding(MLP):
     """A network whose products are those of TF32: factors of 10 bits behind the point, sums in float32."""
 
-    def __call__(self, x):
-        rounded = lambda x: jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)  # noqa: E731
+    def hidden(self, x):
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = jnp.tanh(rounded(x) @ rounded(weight) + bias)
-        return rounded(x) @ rounded(self.weights[-1]) + self.biases[-1]
+            x = jnp.tanh(self.rounded(x) @ self.rounded(weight) + bias)
+        return x
+
+    def output(self, features):
+        return self.rounded(features) @ self.rounded(self.weights[-1]) + self.biases[-1]
+
+    @staticmethod
+    def rounded(x):
+        return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=10)
 
 
 def doubled(tree: Any) -> Any:
