@@ -95,6 +95,10 @@ def test_vectors_are_ordered_as_ravel_pytree_of_the_trainable_arrays(x64, kind):
     if kind == "categorical":
         where, probs = lambda p: p.network.biases[-1], np.asarray(jax.vmap(policy)(obs).probs)
         block = np.mean([np.diag(p) - np.outer(p, p) for p in probs], axis=0)
+    elif kind == "gaussian, gsde":
+        # The mean is centre + half-width · output, and σ does not depend on the bias: E_s[(half-width / σ)²].
+        where, log_std = lambda p: p.network.biases[-1], np.asarray(jax.vmap(policy)(obs).log_std)
+        block = np.diag(np.mean((BOX.half_width * np.exp(-log_std)) ** 2, axis=0))
     else:
         where, block = lambda p: p.log_std, 2 * np.eye(2)
     direction = jnp.array([1.0, -2.0, 3.0, 0.5][: len(block)])
