@@ -28,8 +28,8 @@ from klimb.errors import one_line, shown
 from klimb.fields import build
 from klimb.report.page import write_report
 from klimb.rules import RULES
-from klimb.runs.config import MAX_DOTS, MAX_FILE
 from klimb.runs.directory import RunDirectory
+from klimb.runs.toml import MAX_DOTS, MAX_FILE
 
 HUGE = 2**40
 NESTED = 100_000

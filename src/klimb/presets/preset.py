@@ -27,7 +27,8 @@ from klimb.fields import Name, build, checked
 from klimb.improve.rule import Rule
 from klimb.rules import rule_class
 from klimb.runs.changes import OPTIONS
-from klimb.runs.config import TrainOptions, read_toml
+from klimb.runs.config import TrainOptions
+from klimb.runs.toml import read_toml
 
 SUFFIX = ".toml"
 SECTIONS = ("environments", "rule", "options", "evidence")

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from klimb.errors import ConfigError, RunError, one_line, shown
 from klimb.fields import MAX_NAME
 from klimb.runs.changes import value_of, with_changes
-from klimb.runs.config import RunConfig, read_toml, toml_value
+from klimb.runs.config import RunConfig
 from klimb.runs.files import write_text
+from klimb.runs.toml import read_toml, toml_value
 
 SWEEP = "sweep.toml"
 MAX_COMBINATIONS = 4096
