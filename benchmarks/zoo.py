@@ -1,7 +1,7 @@
 """Puts the best policy of every cell of the table of returns into the zoo, `make zoo`.
 
-For every rule and environment that `returns.py` has measured and whose runs are still in `runs/returns`: the policy of
-the seed with the highest return of the final policy. `klimb list zoo` shows what there is.
+For every rule and environment that `returns.py` has measured and whose runs are still in `runs/returns`: of the longest
+training, the policy of the seed with the highest return of the final policy. `klimb list zoo` shows what there is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ def piece_of(row: dict[str, Any]) -> Piece:
 
 
 def cells(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """The rows whose runs are there, by rule and environment, in the order of their seeds."""
+    """The rows of the longest trainings whose runs are there, by rule and environment, in the order of their seeds."""
+    there = [row for row in rows if (RUNS / piece_of(row).name / "config.toml").exists()]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        if (RUNS / piece_of(row).name / "config.toml").exists():
-            found.setdefault((row["rule"], row["env"]), []).append(row)
+    for row in sorted(there, key=lambda row: row["seed"]):
+        cell = (row["rule"], row["env"])
+        if row["env_steps"] == max(other["env_steps"] for other in there if (other["rule"], other["env"]) == cell):
+            found.setdefault(cell, []).append(row)
     return found
 
 

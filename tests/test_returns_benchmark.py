@@ -202,3 +202,18 @@ def test_classic_control_shows_rules_that_are_measured_everywhere():
     (line,) = [line for line in shown if line.startswith(("| trpo", "| ppo"))]
     assert [cell.split()[0] for cell in line.strip("| ").split(" | ")] == ["trpo", "2.0", "3.0", "4.0", "5.0"]
     assert returns_page.control(rows[:3]) == []
+
+
+def test_published_returns_stand_beside_those_of_their_own_version_and_length():
+    row = {"env_steps": 1_000_000, "best": [9e3], "final": [9e3], "kl": 0.0, "rejected": 0.0, "num_seeds": 1}
+    cell = returns_page.Cell("Hopper", [row])
+    head, _, line = returns_page.table("ppo", "v4", [cell])
+    assert "Tianshou |" in head
+    assert "2609 ± 701" in line
+    head, _, line = returns_page.table("trpo", "v5", [cell])
+    assert "Tianshou" not in head
+    assert "RL Zoo" not in head
+    assert "**" not in line
+    head, _, line = returns_page.table("reinforce", "v4", [cell])
+    assert "Tianshou, 3M steps" in head
+    assert "396 ± 64.5" in line

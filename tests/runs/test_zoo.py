@@ -45,8 +45,10 @@ def folder(tmp_path_factory):
         row = {**vars(PIECE), "command": PIECE.command, "klimb": "0", "commit": "abc"}
         row |= {"final": [-900.0, -800.0], "final_standard_error": [10.0, 20.0]}
         lost = {**row, **vars(Piece("v4", "trpo", "jax:CartPole-v1", 64, 0, 2))}
-        ((key, rows),) = zoo_benchmark.cells([row, lost]).items()
-        assert key == ("trpo", PIECE.env)
+        # Of two lengths of training the longer one counts, and the shorter one's seeds do not mix with its own.
+        shorter = {**row, "env_steps": 32, "final": [0.0, 0.0]}
+        ((key, rows),) = zoo_benchmark.cells([shorter, row, lost]).items()
+        assert (key, rows) == (("trpo", PIECE.env), [row])
         zoo_benchmark.add(rows)
     return place
 
