@@ -1,4 +1,4 @@
-"""A guard of the table of returns: every rule on a MuJoCo task with its preset, 200 000 steps.
+"""A guard of the table of returns: every rule on a MuJoCo task, with its preset if it has one, 200 000 steps.
 
 Thresholds are below the lowest seed of recorded trainings, and far above what untrained policies get. A change that
 moves learning curves down is seen here; it belongs under its heading in the changelog, and the table is measured again.
@@ -48,7 +48,7 @@ GUARDS = [
 def test_two_hundred_thousand_steps(guard):
     preset = klimb.preset(guard.rule, guard.env)
     rule, options = (RULES[guard.rule](), {}) if preset is None else (preset.rule(), preset.options)
-    # As in the recorded trainings: one core, environments in this process.
+    # As in the recorded trainings: environments in this process.
     run = klimb.train(guard.env, rule, env_steps=200_000, seed=20, workers=0, certificate=False, **options)
     env = klimb.make(guard.env)
     fresh = klimb.NetworkPolicy(env.observations, env.actions, key=jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Fitting the critic: regression of V(s) on the value targets. The policy's step uses the values before the fit."""
+"""Fitting the critic: regression of V(s) on the value targets, at once or in rounds with advantages of each."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ class Iteration:
 
     @property
     def _advantage_epochs(self) -> int:
-        return traits_of(self.rule).advantage_epochs if self.estimator.uses_critic else 0
+        return traits_of(self.rule).advantage_epochs
 
     def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
         """The state before the first iteration.

@@ -87,10 +87,10 @@ class Program:
             self.demonstrations = self._demonstrated(demonstrations, demonstrator)
 
         devices = limited(available(), options.cores)
-        # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._require_exploration()
         self._warn_of_short_episodes()
         self._networks.warn_of_images()
+        # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._copies = Copies(
             options.seed, options.num_seeds, variations, devices[:1] if is_offline(config.rule) else devices
         )
