@@ -8,7 +8,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
-    *("_version", "other_names", "errors", "modules", "fields", "precision", "types", "policies", "tabular"),
+    *(
+        "_version",
+        "other_names",
+        "errors",
+        "files",
+        "terminal",
+        "console",
+        "modules",
+        "fields",
+        "precision",
+        "types",
+        "policies",
+        "tabular",
+    ),
     *("environments", "collect", "estimate", "improve", "guided", "rules", "theory", "runs", "training", "presets"),
     *("report", "cli", "__main__"),
 )

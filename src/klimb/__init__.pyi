@@ -124,6 +124,7 @@ from .errors import ConfigError as ConfigError
 from .errors import WrongObject as WrongObject
 from .errors import EnvironmentNotFound as EnvironmentNotFound
 from .errors import MissingExtra as MissingExtra
+from .errors import NameTaken as NameTaken
 from .errors import UnsupportedSpace as UnsupportedSpace
 from .errors import UntrustedEnvironment as UntrustedEnvironment
 from .errors import EnvironmentFault as EnvironmentFault

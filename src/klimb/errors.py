@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from klimb.other_names import OTHER_NAMES, REMARKS, WITHOUT_COUNTERPART
@@ -53,6 +54,10 @@ class RunError(KlimbError):
     """A run directory that can't be used: it exists already, is not a run, or has no usable checkpoint."""
 
 
+class NameTaken(RunError):
+    """A new directory that exists already."""
+
+
 class EnvironmentFault(RunError):
     """A host environment that raises, hangs, ends its process, or returns an invalid observation or reward.
 
@@ -66,7 +71,14 @@ class EnvironmentFault(RunError):
 
 
 class TrainingFailed(RunError):
-    """A training that can't continue: its steps, or its environment, fail again and again."""
+    """A training that can't continue: its steps, or its environment, fail again and again.
+
+    directories: of the runs that were written.
+    """
+
+    def __init__(self, message: str, directories: Sequence[Path] = ()) -> None:
+        super().__init__(message)
+        self.directories = tuple(directories)
 
 
 class CheckFailed(Exception):
@@ -145,3 +157,11 @@ def one_line(text: object, limit: int = 400) -> str:
     line = line if line.isprintable() else " ".join(line.split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: limit + 1])
     return line if len(line) <= limit else f"{line[:limit]}…"
+
+
+def printable(text: str) -> str:
+    """Text of several lines without what could move the cursor, colour the terminal, or turn its direction.
+
+    text: anything. Line ends and tabs stay; every other unprintable character is written as its escape.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text.replace("\r\n", "\n"))

@@ -194,7 +194,7 @@ def test_pipes(whole, name):
     kept = path.rename(path.with_suffix(".kept"))
     os.mkfifo(path)
     try:
-        with pytest.raises(KlimbError, match=r"there is no policy file|no demonstrations at|it is not a file"):
+        with pytest.raises(KlimbError, match=r"there is no policy file|no demonstrations at|it is not a regular file"):
             LOADERS[name].load(whole)
     finally:
         path.unlink()

@@ -12,9 +12,9 @@ import returns
 import zoo as zoo_benchmark
 from klimb.cli.main import execute
 from klimb.errors import ConfigError, RunError
+from klimb.files import as_path
 from klimb.runs import zoo
 from klimb.runs.config import RunConfig
-from klimb.runs.files import as_path
 from returns_tasks import Piece
 
 PIECE = Piece("v4", "trpo", "jax:Pendulum-v1", 64, 3, 2)

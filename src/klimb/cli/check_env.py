@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from tyro.conf import Positional, arg
 from klimb.cli.parser import Command
 from klimb.environments.check import STEPS, check_env
 from klimb.errors import CheckFailed, ConfigError
+from klimb.terminal import write_error, write_line
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ def check(arguments: CheckEnvArguments) -> None:
     result = check_env(arguments.env, steps=arguments.steps, seed=arguments.seed)
     for finding in result.findings:
         if finding.traceback is not None:
-            print(finding.traceback, end="", file=sys.stderr)
-    print(result)
+            write_error(finding.traceback, end="")
+    write_line(result)
     if not result.trainable:
         names = ", ".join(dict.fromkeys(finding.name for finding in result.failures))
         raise CheckFailed(f"{arguments.env} can't be trained yet; to fix: {names}")
-    print(f"it can be trained: klimb train trpo {arguments.env}")
+    write_line(f"it can be trained: klimb train trpo {arguments.env}")
 
 
 COMMAND = Command("check-env", CheckEnvArguments, check)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Annotated, Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from klimb.cli.parser import Command, OutputFlag, require_unused
+from klimb.console import result_console
 from klimb.errors import ConfigError
+from klimb.files import is_file
 from klimb.report.comparison import Comparison, Group, default_threshold, read_comparison
 from klimb.report.data import Spec
 from klimb.report.statistics import (
@@ -32,6 +32,7 @@ from klimb.report.statistics import (
 )
 from klimb.report.text import duration, format_number
 from klimb.runs.sweep_file import SWEEP, Sweep, is_sweep
+from klimb.terminal import write_line
 from klimb.theory.figures.registry import check_suffix
 
 SCORES = {
@@ -77,7 +78,7 @@ def compare(arguments: CompareArguments) -> None:
     comparison = read_comparison(_without_sweeps(flags.runs))
     result = summary(comparison, flags.threshold, resampling)
     if flags.json:
-        print(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
+        write_line(json.dumps(_without_nan(result), ensure_ascii=False, allow_nan=False))
     else:
         _print(result)
     if flags.output is not None:
@@ -86,7 +87,7 @@ def compare(arguments: CompareArguments) -> None:
 
         write_figure(flags.output, comparison, flags.threshold, resampling)
         if not flags.json:
-            print(flags.output)
+            write_line(flags.output)
 
 
 def _without_sweeps(paths: Sequence[Path]) -> list[Path]:
@@ -95,7 +96,7 @@ def _without_sweeps(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if is_sweep(path):
             members = [path / member.name for member in Sweep.read(path).members()]
-            runs += [member for member in members if (member / "config.toml").is_file()]
+            runs += [member for member in members if is_file(member / "config.toml")]
         elif path.name != SWEEP:
             runs.append(path)
     return runs
@@ -208,8 +209,7 @@ def _print(result: Spec) -> None:
         lines.append("\n–: no interval from a single seed; train more with --num-seeds.")
     if result["few_seeds"]:
         lines.append(f"\n{FEW_SEEDS_NOTE}")
-    # As wide as the content: a narrow terminal wraps lines, a pipe gets them whole, and no cell is cut.
-    console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=10_000)
+    console = result_console()
     for line in lines:
         console.print(line)
 

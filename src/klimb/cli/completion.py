@@ -20,6 +20,7 @@ from klimb.environments.registry import BUILT_IN, TOY_TEXT
 from klimb.presets.shipped import all_presets
 from klimb.rules import RULES
 from klimb.runs.config import TrainOptions
+from klimb.terminal import write_line
 from klimb.theory.figures.registry import FIGURES
 
 Shell = Literal["bash", "zsh", "fish"]
@@ -59,7 +60,7 @@ def completion(arguments: CompletionArguments) -> None:
     arguments: which shell.
     """
     script = {"bash": bash, "zsh": zsh, "fish": fish}[arguments.shell]
-    print(script(pages()), end="")
+    write_line(script(pages()), end="")
 
 
 @dataclass(frozen=True)

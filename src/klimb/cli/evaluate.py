@@ -24,6 +24,7 @@ from klimb.runs.ending import Ending
 from klimb.runs.provenance import as_plain
 from klimb.runs.zoo import located
 from klimb.tabular.mdp import TabularMDP
+from klimb.terminal import write_line
 from klimb.theory.exact_evaluation import exact_return
 from klimb.training.networks import load_policies_of_one_iteration
 from klimb.training.progress.choice import view_of_episodes
@@ -80,12 +81,12 @@ def evaluate(arguments: EvaluateArguments) -> None:
         policy = {"iteration": iteration, "env_steps": env_steps, "being_trained": writer is not None}
         ended = {"ended": None if ending is None else dataclasses.asdict(ending)}
         head = {"run": str(arguments.run), "env": environment.id, **policy, **ended}
-        print(json.dumps({**head, **result, "provenance": provenance or None}))
+        write_line(json.dumps({**head, **result, "provenance": provenance or None}))
         return
     for line in evaluation_lines(result):
-        print(line)
+        write_line(line)
     for entry in result.get("exact", []):
-        print(
+        write_line(
             f"exact        seed {entry['seed']}: discounted return {entry['sampled']:.4f} with sampled actions, "
             f"{entry['deterministic']:.4f} with the most likely actions; optimal {entry['optimal']:.4f}"
         )
@@ -106,7 +107,7 @@ def print_policy(iteration: int | None, env_steps: int | None, writer: str | Non
     elif ending is not None and ending.early:
         parts.append(f"the training ended early: {ending.message}")
     if parts:
-        print(f"policy       {'; '.join(parts)}")
+        write_line(f"policy       {'; '.join(parts)}")
 
 
 def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dict[str, Any]]:

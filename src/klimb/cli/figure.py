@@ -10,6 +10,8 @@ from tyro.conf import Positional, arg
 
 from klimb.cli.parser import Command, OutputFlag, require_unused
 from klimb.errors import ConfigError, RunError
+from klimb.files import make_directory
+from klimb.terminal import write_line
 from klimb.theory.figures.registry import FIGURES, SUFFIXES, check_suffix, load
 
 
@@ -47,8 +49,8 @@ def figure(arguments: FigureArguments) -> None:
 def _print_names() -> None:
     width = max(map(len, FIGURES))
     for name, entry in FIGURES.items():
-        print(f"{name:<{width}}  {entry.title}")
-    print(f"{'all':<{width}}  every one of them; -o names a directory")
+        write_line(f"{name:<{width}}  {entry.title}")
+    write_line(f"{'all':<{width}}  every one of them; -o names a directory")
 
 
 def _draw_all(directory: Path, overwrite: bool) -> None:
@@ -57,7 +59,7 @@ def _draw_all(directory: Path, overwrite: bool) -> None:
     paths = {name: [directory / f"{name}.png", directory / f"{name}.svg"] for name in FIGURES}
     require_unused([path for pair in paths.values() for path in pair], overwrite)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
     except OSError as error:
         raise RunError(f"cannot make the directory {directory}: {error.strerror}") from None
     for name, pair in paths.items():
@@ -73,9 +75,9 @@ def _draw(name: str, paths: list[Path]) -> None:
     drawing = module.draw(data)
     for path in paths:
         style.save(drawing, path)
-        print(path)
+        write_line(path)
     for line in module.summary(data):
-        print(f"  {line}")
+        write_line(f"  {line}")
 
 
 COMMAND = Command("figure", FigureArguments, figure)

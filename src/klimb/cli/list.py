@@ -21,6 +21,7 @@ from klimb.presets.shipped import all_presets
 from klimb.rules import RULES
 from klimb.runs.metrics import METRICS
 from klimb.runs.zoo import PREFIX, ZooEntry, zoo
+from klimb.terminal import write_line
 from klimb.theory.figures.registry import FIGURES
 from klimb.types import Metric
 
@@ -61,7 +62,7 @@ def list_(arguments: ListArguments) -> None:
     wanted = ("rules", "environments", "figures") if arguments.section is None else (arguments.section,)
     for section in wanted:
         heading, lines = sections[section]
-        print("\n".join([heading, *lines()]))
+        write_line("\n".join([heading, *lines()]))
 
 
 def rule_lines() -> list[str]:

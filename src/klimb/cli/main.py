@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
 from klimb._version import __version__
 from klimb.cli.commands import COMMANDS, load, usage
-from klimb.errors import CheckFailed, KlimbError, TrainingFailed, environment_traceback
+from klimb.errors import CheckFailed, KlimbError, TrainingFailed, environment_traceback, one_line
+from klimb.terminal import OutputLost, discard, flush, prepare, write_error, write_line
 from klimb.training.typed_command import running
 
 DONE, FAILED, MISTAKE, STOPPED = 0, 1, 2, 128
 EXIT_STATUS = {
     DONE: "done",
-    FAILED: "failed: a training that can't continue, or a statement of the theory that does not hold",
+    FAILED: "failed: a training that can't continue, a false statement of the theory, or a result that is lost",
     MISTAKE: "a mistake on the command line or in a file; one line on standard error names it",
     STOPPED + signal.SIGINT: "stopped by Ctrl-C (SIGINT); a training saves a checkpoint first",
     STOPPED + signal.SIGTERM: "stopped by SIGTERM; a training saves a checkpoint first",
 }
 """What the exit status means."""
 
+SMALLER = "use fewer environments (--num-envs), seeds or steps per iteration (--num-steps), or a smaller network"
+
 TRAINING = ("train", "sweep", "resume")
-"""Commands that are not done when nobody reads their output any more."""
+"""Commands that are done when nobody reads their output any more, or it can't be written."""
 
 NOTES = """\
 `klimb COMMAND --help` shows the arguments of a command; `klimb train RULE --help` also shows the options of a rule.
@@ -56,26 +58,51 @@ def main(arguments: list[str] | None = None) -> int:
     Returns the exit status: a key of `EXIT_STATUS`.
     """
     words = sys.argv[1:] if arguments is None else arguments
+    prepare()
+    status = _status_of(words)
+    try:
+        flush()
+    except (OutputLost, BrokenPipeError) as error:
+        discard()
+        # What a training has printed is not what it results in.
+        if status == DONE and words[:1] and words[0] not in TRAINING:
+            return _lost(error)
+    return status
+
+
+def _status_of(words: list[str]) -> int:
+    """Run one command, and print what is wrong. The exit status."""
     try:
         execute(words)
-        sys.stdout.flush()
     except KlimbError as error:
         # Of an environment of the user's own that failed: where, in their code.
-        print(environment_traceback(error) or "", end="", file=sys.stderr)
-        print(f"klimb: {error}", file=sys.stderr)
+        write_error(environment_traceback(error) or "", end="")
+        write_error(f"klimb: {error}")
         return FAILED if isinstance(error, TrainingFailed) else MISTAKE
     except CheckFailed as failure:
-        print(f"klimb: {failure}", file=sys.stderr)
+        write_error(f"klimb: {failure}")
         return FAILED
-    except BrokenPipeError:
-        # The reader went away, as `head` does when it has enough. What is still in the buffer goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        unfinished = words[0] in TRAINING and not {"--help", "-h"} & set(words)
-        return FAILED if unfinished else DONE
+    except (OutputLost, BrokenPipeError) as error:
+        discard()
+        return _lost(error)
+    except MemoryError as error:
+        write_error(f"klimb: the memory is used up{f' ({one_line(error)})' if error.args else ''}: {SMALLER}")
+        return FAILED
+    except OSError as error:
+        write_error(f"klimb: {one_line(error)}")
+        return FAILED
     except KeyboardInterrupt as interrupt:
-        print(f"\nklimb: {interrupt if interrupt.args else 'stopped'}", file=sys.stderr)
+        write_error(f"\nklimb: {interrupt if interrupt.args else 'stopped'}")
         return STOPPED + getattr(interrupt, "signal", signal.SIGINT)
     return DONE
+
+
+def _lost(error: OutputLost | BrokenPipeError) -> int:
+    """The exit status of a command whose result can't be printed."""
+    if isinstance(error, BrokenPipeError):  # the reader went away, as `head` does when it has enough
+        return DONE
+    write_error(f"klimb: {error}")
+    return FAILED
 
 
 def execute(words: list[str]) -> None:
@@ -89,9 +116,9 @@ def execute(words: list[str]) -> None:
         words = [words[1], "--help"]
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("--help", "-h", "help"):
-        print(overview(), end="")
+        write_line(overview(), end="")
     elif name == "--version":
-        print(__version__)
+        write_line(__version__)
     else:
         command = load(name)
         arguments = command.parse(rest)

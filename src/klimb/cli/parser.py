@@ -26,9 +26,12 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from klimb.cli.commands import COMMANDS, usage
 from klimb.cli.flags import flags_of
 from klimb.environments.registry import GIVEN, PREFIXES
-from klimb.errors import ConfigError, RunError, nearest
+from klimb.errors import ConfigError, RunError, nearest, one_line
 from klimb.fields import explain
+from klimb.files import exists, is_stream
 from klimb.modules import module_of
+from klimb.runs.own_files import require_no_file_of_a_run
+from klimb.terminal import write_page
 
 T = TypeVar("T")
 
@@ -82,7 +85,7 @@ class Command(Generic[T]):
                 return parse(arguments, words, self.name, description)
         except SystemExit:  # tyro's way to end after --help
             _, _, rest = page.getvalue().partition("\n\n")
-            print(f"usage: {usage(self.name)}\n\n{rest.rstrip()}")
+            write_page(f"usage: {usage(self.name)}\n\n{rest.rstrip()}")
             return None
 
 
@@ -210,8 +213,9 @@ def require_unused(paths: Sequence[Path], overwrite: bool) -> None:
     paths: that it writes. overwrite: whether the user has allowed it.
     """
     for path in paths:
-        if not overwrite and path.exists():
-            raise RunError(f"{path} exists already; give --overwrite, or another file with -o FILE")
+        require_no_file_of_a_run(path)
+        if not overwrite and exists(path) and not is_stream(path):
+            raise RunError(f"{one_line(path)} exists already; give --overwrite, or another file with -o FILE")
 
 
 def leading(words: Sequence[str]) -> list[str]:

@@ -10,10 +10,12 @@ from klimb.cli.evaluate import environment_of, require_policy_trust
 from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
 from klimb.collect.recording import record as record_episodes
 from klimb.errors import ConfigError
+from klimb.files import is_directory
 from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import load_policy
 from klimb.runs.zoo import is_zoo, located
+from klimb.terminal import write_line
 from klimb.training.networks import Networks
 from klimb.training.progress.choice import view_of_episodes
 
@@ -52,7 +54,7 @@ def record(arguments: RecordArguments) -> None:
         raise ConfigError("episodes of a policy of the zoo need a file to be written to: give one with -o FILE")
     config = RunDirectory.open(run_dir).config
     output = flags.output or run_dir
-    path = output / FILE_NAME if output.is_dir() else output
+    path = output / FILE_NAME if is_directory(output) else output
     if flags.episodes < 1:
         raise ConfigError(f"episodes = {flags.episodes}; demonstrations need at least 1")
     require_unused([path], flags.overwrite)
@@ -74,11 +76,11 @@ def record(arguments: RecordArguments) -> None:
     save_demonstrations(demonstrations, path)
     rows, returns = len(demonstrations.reward), demonstrations.returns
     kind = "modes, without log-probs" if flags.deterministic else "samples, with their log-probs"
-    print(f"recorded     {demonstrations.num_episodes} episodes, {rows} steps ({kind})")
-    print(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
-    print(f"file         {path}")
+    write_line(f"recorded     {demonstrations.num_episodes} episodes, {rows} steps ({kind})")
+    write_line(f"return       mean {returns.mean():.2f} (lowest {returns.min():.1f}, highest {returns.max():.1f})")
+    write_line(f"file         {path}")
     words = ["klimb", "train", "behaviour-cloning", flags.env or config.env, "--demonstrations", str(output)]
-    print(f"clone        {shlex.join(words)}")
+    write_line(f"clone        {shlex.join(words)}")
 
 
 COMMAND = Command("record", RecordArguments, record)

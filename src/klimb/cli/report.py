@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
 from klimb.report.page import FILE_NAME, write_report
 from klimb.runs.directory import RunDirectory
+from klimb.terminal import write_line
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def report(arguments: ReportArguments) -> None:
     output = arguments.output
     if output is not None and output.resolve() != (directory / FILE_NAME).resolve():
         require_unused([output], arguments.overwrite)
-    print(write_report(directory, output))
+    write_line(write_report(directory, output))
 
 
 COMMAND = Command("report", ReportArguments, report)

@@ -15,14 +15,15 @@ from klimb.cli.flags import flags_of
 from klimb.cli.parser import Command, RunWord, leading
 from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure
 from klimb.cli.sweep import resume_all
+from klimb.console import print_line
 from klimb.errors import ConfigError, KlimbError
+from klimb.files import is_file
 from klimb.rules import UnknownRule
 from klimb.runs.changes import OPTIONS, changes_between
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import RunDirectory
 from klimb.runs.sweep_file import is_sweep
 from klimb.training import devices, driver
-from klimb.training.progress.choice import print_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def resume(arguments: ResumeArguments) -> None:
     console = arguments.output.console()
     environment = announce(config, config_file, console, trust=trust)
     compilation_cache.enable()
-    with reporting_failure(run_dir):
+    with reporting_failure():
         run = driver.resume(
             run_dir,
             env=environment,
@@ -78,7 +79,7 @@ def with_flags_of_run(words: Sequence[str]) -> type[ResumeArguments]:
     named = leading(words)
     # RUN may stand behind flags; their values may be runs as well, and then it is not clear which is meant.
     places = [Path(word) for word in named[:1] or words if not word.startswith("-")]
-    runs = [path for path in places if (path / "config.toml").is_file()]
+    runs = [path for path in places if is_file(path / "config.toml")]
     if named and is_sweep(Path(named[0])):
         _require_no_settings(words, named[0])
     if len(runs) > 1:

@@ -15,6 +15,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from klimb.cli.evaluate import evaluate_seeds, evaluation_lines
+from klimb.console import print_line, training_console
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import make, make_named_in
 from klimb.errors import ConfigError, EnvironmentFault, KlimbError, TrainingFailed
@@ -25,7 +26,7 @@ from klimb.runs.directory import RunDirectory
 from klimb.runs.faults_log import FaultsLog
 from klimb.runs.policy_file import save_policy
 from klimb.training.loop import NotSaved
-from klimb.training.progress.choice import lines_on, print_line, view_on
+from klimb.training.progress.choice import lines_on, view_on
 from klimb.training.progress.view import SILENT, View
 from klimb.training.run_writer import Run
 
@@ -45,7 +46,7 @@ class Output:
 
     def console(self) -> Console:
         """Where to print what a training does."""
-        return Console(quiet=self.quiet)
+        return training_console(quiet=self.quiet)
 
     def view(self, console: Console) -> View:
         """The view of a training.
@@ -93,17 +94,15 @@ def announce_end(run: Run, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def reporting_failure(run_dir: Path) -> Iterator[None]:
-    """Write a report of a training that fails, and save policies elsewhere when their directory can't be written.
-
-    run_dir: of the training.
-    """
+def reporting_failure() -> Iterator[None]:
+    """Write a report of a training that fails, and save policies elsewhere when their directory can't be written."""
     try:
         yield
-    except TrainingFailed:
-        # Without a single iteration there is nothing to report.
-        with contextlib.suppress(KlimbError):
-            write_report(run_dir)
+    except TrainingFailed as failure:
+        for run_dir in failure.directories:
+            # Without a single iteration there is nothing to report.
+            with contextlib.suppress(KlimbError):
+                write_report(run_dir)
         raise
     except NotSaved as error:
         directory = Path(tempfile.mkdtemp(prefix="klimb-"))
@@ -120,7 +119,7 @@ def finish(
     run_dir, policies, config, environment: of the run. episodes: of the evaluation, per seed; 0 for none.
     output: how much is printed of the evaluation; its result is printed in any case.
     """
-    console = Console()
+    console = training_console()
     try:
         result = evaluate_run(run_dir, policies, config, environment, episodes, output.view(console))
     finally:

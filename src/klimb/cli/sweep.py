@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from rich.console import Console
 from tyro.conf import UseAppendAction
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -20,15 +19,16 @@ from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
 from klimb.cli.session import Output, announce, announce_end, announce_preset, evaluate_run, reporting_failure
 from klimb.cli.train import TrainArguments, configuration, directory_name, naming, with_rule_of
+from klimb.console import print_line, training_console
 from klimb.errors import ConfigError
+from klimb.files import is_file
 from klimb.report.page import FILE_NAME, write_report
 from klimb.runs.changes import OPTIONS
 from klimb.runs.config import RunConfig, TrainOptions
-from klimb.runs.directory import RunDirectory, unused_directory
+from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.sweep_file import SWEEP, Sweep
 from klimb.training import devices
 from klimb.training.networks import load_policies
-from klimb.training.progress.choice import print_line
 from klimb.training.sweep import go_on_with_sweep, read_sweep, start_sweep
 from klimb.training.sweep_trainer import Trained
 
@@ -90,16 +90,17 @@ def sweep(arguments: SweepArguments) -> None:
     environment = announce(config, named_in, console, trust=flags.trust_environment)
     announce_preset(preset, config, console, varied=over)
     compilation_cache.enable()
-    parent = flags.run_dir or unused_directory(Path("runs"), f"sweep-{directory_name(config)}")
+    place = flags.run_dir or NewName(Path("runs"), f"sweep-{directory_name(config)}")
     parts = start_sweep(
         plan,
         environment,
-        run_dir=parent,
+        run_dir=place,
         new_view=partial(output.view, console),
         notify=partial(print_line, console),
     )
-    names = _finish_each(parts, parent, environment, output)
-    _print_end(parent, len(names))
+    trained = _finish_each(parts, environment, output)
+    assert trained, "every combination is trained, or an error is raised"
+    _print_end(trained[0].parent, len(trained))
 
 
 def resume_all(directory: Path, output: Output, *, trust: bool) -> None:
@@ -120,27 +121,28 @@ def resume_all(directory: Path, output: Output, *, trust: bool) -> None:
         notify=partial(print_line, console),
         trust=trust,
     )
-    names = _finish_each(parts, directory, environment, output)
+    trained = _finish_each(parts, environment, output)
+    names = {path.name for path in trained}
     # A sweep may have been stopped between a run's training and its report.
     for member in plan.members():
         path = directory / member.name
-        if member.name not in names and not (path / FILE_NAME).is_file():
+        if member.name not in names and not is_file(path / FILE_NAME):
             config = RunDirectory.open(path).config
             _finish(path, load_policies(path, config, environment), config, environment, output)
-    _print_end(directory, len(names))
+    _print_end(directory, len(trained))
 
 
-def _finish_each(parts: Iterator[Trained], parent: Path, environment: Any, output: Output) -> list[str]:
-    """Train one program after the other, and finish its runs: their names."""
-    names: list[str] = []
-    with reporting_failure(parent):
+def _finish_each(parts: Iterator[Trained], environment: Any, output: Output) -> list[Path]:
+    """Train one program after the other, and finish its runs: their directories."""
+    directories: list[Path] = []
+    with reporting_failure():
         for trained in parts:
             announce_end(next(iter(trained.values())), output.console())
-            for name, run in trained.items():
+            for run in trained.values():
                 assert run.directory is not None
-                names.append(name)
+                directories.append(run.directory)
                 _finish(run.directory, run.policies, run.config, environment, output)
-    return names
+    return directories
 
 
 def _finish(path: Path, policies: list[Any], config: RunConfig, environment: Any, output: Output) -> None:
@@ -149,13 +151,13 @@ def _finish(path: Path, policies: list[Any], config: RunConfig, environment: Any
     result = evaluate_run(path, policies, config, environment, config.options.eval_episodes, view)
     write_report(path)
     outcome = "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
-    print_line(Console(), f"{path.name:<24} {outcome}")
+    print_line(training_console(), f"{path.name:<24} {outcome}")
 
 
 def _print_end(directory: Path, trained: int) -> None:
     if trained == 0:
-        print_line(Console(), "finished     every run of the sweep had been trained already")
-    print_line(Console(), f"compare      klimb compare {shlex.quote(str(directory))}")
+        print_line(training_console(), "finished     every run of the sweep had been trained already")
+    print_line(training_console(), f"compare      klimb compare {shlex.quote(str(directory))}")
 
 
 def typed_value(config: RunConfig, name: str, word: str) -> Any:

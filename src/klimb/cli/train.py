@@ -18,6 +18,7 @@ from klimb.cli.flags import flags_of
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command, leading, parse, parse_known
 from klimb.cli.session import Output, announce, announce_end, announce_preset, finish, reporting_failure
+from klimb.console import print_line
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError
 from klimb.fields import build
@@ -26,9 +27,8 @@ from klimb.presets.shipped import load_preset
 from klimb.presets.shipped import preset as find_preset
 from klimb.rules import RULES, rule_class, rule_name
 from klimb.runs.config import RunConfig, TrainOptions
-from klimb.runs.directory import unused_directory
+from klimb.runs.directory import NewName
 from klimb.training import devices, driver
-from klimb.training.progress.choice import print_line
 
 T = TypeVar("T", bound="TrainArguments")
 
@@ -81,8 +81,8 @@ def train(arguments: TrainArguments) -> None:
     preset = arguments.applied
     announce_preset(preset, config, console)
     compilation_cache.enable()
-    run_dir = flags.run_dir or unused_directory(Path("runs"), directory_name(config))
-    with reporting_failure(run_dir), arguments.output.view(console) as view:
+    run_dir = flags.run_dir or NewName(Path("runs"), directory_name(config))
+    with reporting_failure(), arguments.output.view(console) as view:
         run = driver.start(
             config,
             environment,
@@ -92,7 +92,8 @@ def train(arguments: TrainArguments) -> None:
             view=view,
         )
     announce_end(run, console)
-    finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
+    assert run.directory is not None
+    finish(run.directory, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
 def directory_name(config: RunConfig) -> str:

@@ -12,6 +12,7 @@ from klimb.cli import compilation_cache
 from klimb.cli.parser import Command
 from klimb.errors import CheckFailed, ConfigError
 from klimb.tabular.mdp import TabularMDP
+from klimb.terminal import write_line
 from klimb.theory.checks import Check, check_gaussians
 from klimb.theory.checks import verify as verify_on
 
@@ -44,11 +45,11 @@ def verify(arguments: VerifyArguments) -> None:
     everything = [check for checks in results.values() for check in checks]
     failed = [check for check in everything if not check.holds]
     if flags.json:
-        print(json.dumps({"holds": not failed, "problems": {k: [*map(_plain, v)] for k, v in results.items()}}))
+        write_line(json.dumps({"holds": not failed, "problems": {k: [*map(_plain, v)] for k, v in results.items()}}))
     else:
         for name, checks in results.items():
-            print(f"{name}\n" + "\n".join(map(_line, checks)) + "\n")
-        print(f"{len(everything) - len(failed)} of {len(everything)} statements hold")
+            write_line(f"{name}\n" + "\n".join(map(_line, checks)) + "\n")
+        write_line(f"{len(everything) - len(failed)} of {len(everything)} statements hold")
     if failed:
         raise CheckFailed(f"{len(failed)} statements do not hold: {', '.join(check.name for check in failed)}")
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError, RunError, one_line
+from klimb.files import exists, is_file
 from klimb.report.data import RunData, Spec, read_run
 from klimb.report.statistics import from_few_seeds
 from klimb.report.text import setting
@@ -101,8 +102,8 @@ def read_comparison(paths: list[Path]) -> Comparison:
     if not paths:
         raise ConfigError("klimb compare takes at least one run directory, not 0: klimb compare RUN RUN")
     for path in paths:
-        if not (path / "config.toml").is_file():
-            what = "there is no such directory" if not path.exists() else "it has no config.toml"
+        if not is_file(path / "config.toml"):
+            what = "there is no such directory" if not exists(path) else "it has no config.toml"
             raise RunError(f"{one_line(path)} is not a run: {what}")
     runs = [read_run(path) for path in paths]
     without = [run.name for run in runs if not _is_evaluated(run)]

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from klimb.errors import RunError, one_line, shown
+from klimb.files import exists, read_limited
 from klimb.improve.rule import Traits, rule_title, traits_of
 from klimb.report.averages import Column
 from klimb.report.statistics import interquartile_mean
 from klimb.rules import UnknownRule
 from klimb.runs.config import RunConfig
 from klimb.runs.ending import Ending, read_ending
-from klimb.runs.files import require_regular
 from klimb.runs.metrics import METRICS, read_metrics
 from klimb.runs.provenance import Provenance, read_provenance
 from klimb.types import Metric, Status
@@ -35,6 +35,8 @@ STANDARD_ERRORS = (
 MAX_POINTS = 600
 MAX_NUMBERS = 100_000  # in all series together: keeps the page under 1 MB
 MAX_METRICS = 1000
+MAX_EVALUATION = 2**28
+"""Bytes of the largest evaluation that is read: of millions of episodes."""
 MAX_REASONS = 32
 LARGEST = float(np.finfo(np.float32).max)
 """Metrics are single precision. A larger number comes from a damaged file, and its square would overflow."""
@@ -158,7 +160,7 @@ def read_run(run_dir: Path) -> RunData:
     num_seeds = config["options"]["num_seeds"]
     names = dict.fromkeys(name for record in records for name in record if name != "status")
     _check_size(path, records, len(names), num_seeds)
-    columns = {name: _column([record.get(name) for record in records], num_seeds) for name in names}
+    columns = {one_line(name): _column([record.get(name) for record in records], num_seeds) for name in names}
     columns = {name: column for name, column in columns.items() if np.isfinite(column).any()}
     iteration = columns.pop("iteration")[:, 0].astype(np.int64)
     env_steps = columns.pop("env_steps")[:, 0]
@@ -235,11 +237,10 @@ def _check_size(path: Path, records: list[Spec], num_names: int, num_seeds: int)
 
 
 def _read_evaluation(path: Path) -> Evaluation | None:
-    if not path.exists():
+    if not exists(path):
         return None
     try:
-        require_regular(path)
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(read_limited(path, MAX_EVALUATION))
         seeds = [
             SeedReturns(
                 int(seed["seed"]),
@@ -250,7 +251,7 @@ def _read_evaluation(path: Path) -> Evaluation | None:
             for seed in tree["seeds"]
         ]
         return Evaluation(int(tree["episodes"]), bool(tree["deterministic"]), seeds) if seeds else None
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, OSError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, MemoryError, OSError) as error:
         raise RunError(
             f"{one_line(path)} is not an evaluation ({one_line(repr(error), 200)}): evaluate the run again or remove "
             "the file"
@@ -287,6 +288,7 @@ def _statuses(cells: list[Any], num_seeds: int) -> Shaped[np.ndarray, "n seeds"]
     for row, cell in enumerate(cells):
         for seed, name in enumerate((cell if isinstance(cell, list) else [cell] * num_seeds)[:num_seeds]):
             if isinstance(name, str):
+                name = one_line(name)
                 known |= {name} if len(known) < MAX_REASONS else set()
                 status[row, seed] = name if name in known else "OTHER"
     return status

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from klimb.errors import RunError, one_line
+from klimb.files import as_path, write_output, write_text
 from klimb.report.averages import bucket_mean
 from klimb.report.certificate_charts import certificate_charts
 from klimb.report.charts import (
@@ -29,7 +30,7 @@ from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_cou
 from klimb.report.provenance import provenance_html
 from klimb.report.statistics import FEW_SEEDS, from_few_seeds
 from klimb.report.text import duration, format_number, message, reason, si, with_error
-from klimb.runs.files import as_path, write_text
+from klimb.runs.own_files import require_no_file_of_a_run
 
 FILE_NAME = "report.html"
 MAX_ROWS = 200
@@ -43,13 +44,17 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     its configuration is wrong.
     """
     run_dir = as_path(run_dir)
-    output = run_dir / FILE_NAME if output is None else Path(output)
+    path = run_dir / FILE_NAME if output is None else Path(output)
     page = render(read_run(run_dir))
     try:
-        write_text(output, page)
+        if output is None:
+            write_text(path, page)
+        else:
+            require_no_file_of_a_run(path)
+            write_output(path, page.encode())
     except OSError as error:
-        raise RunError(f"cannot write {one_line(output)}: {error.strerror}") from None
-    return output
+        raise RunError(f"cannot write {one_line(path)}: {error.strerror}") from None
+    return path
 
 
 def render(run: RunData) -> str:

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from klimb.errors import one_line, shown
-from klimb.runs.files import write_atomically
+from klimb.files import open_arrays, require_regular, write_atomically
 
 CHECKSUM = "sha256"
 MAX_HEADER = 2**26
@@ -43,7 +43,7 @@ def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
     """
     arrays = {name: np.asarray(_plain(leaf), order="C") for name, leaf in _named(tree)}
     content = as_file(arrays, metadata)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, content)
 
 
 def current_name(name: str) -> str:
@@ -71,7 +71,7 @@ def load_arrays(
     expected = dict(_named(template))
     try:
         _check_size(path, sum(map(_num_bytes, expected.values())) + max_header)
-        with safe_open(path, framework="numpy") as file:
+        with open_arrays(path) as file:
             stored = {renamed(name): name for name in file.keys()}  # noqa: SIM118 (the file is no dict)
             for name in sorted(set(stored) ^ set(expected)):
                 raise ValueError(f"array {_word(name)} is {'missing' if name in expected else 'not expected'}")
@@ -79,8 +79,10 @@ def load_arrays(
                 _check(name, file.get_slice(stored[name]), leaf)
             values = {name: file.get_tensor(stored[name]) for name in expected}
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise ValueError(f"not a whole safetensors file ({one_line(error)})") from None
+    except OSError as error:
+        raise ValueError(one_line(error.strerror or error)) from None
     metadata = check_checksum(metadata, {stored[name]: x for name, x in values.items()}, required=require_checksum)
     leaves = [_restore(values[name], leaf) for name, leaf in _named(template)]
     return jax.tree.unflatten(jax.tree.structure(template), leaves), metadata
@@ -129,8 +131,7 @@ def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> 
 
 
 def _check_size(path: Path, maximum: int) -> None:
-    if not path.is_file():  # opening a named pipe would block
-        raise ValueError("it is not a file")
+    require_regular(path)
     size = path.stat().st_size
     if size > maximum:
         raise ValueError(f"it has {size} bytes, and its arrays with their header take at most {maximum}")

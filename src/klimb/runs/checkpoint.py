@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jaxtyping import PyTree
 
-from klimb.errors import RunError
+from klimb.errors import RunError, shown
+from klimb.files import exists, make_directory, remove_if_possible
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
+from klimb.types import TrainState
 
 FORMAT = "klimb-checkpoint-2"
 
@@ -38,17 +41,16 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, keep: int) -> Pa
     Checkpoints of later iterations are deleted too: they were damaged, so the run was resumed from an earlier one.
     Raises OSError when the file can't be written; the existing checkpoints are then kept.
     """
-    directory.mkdir(exist_ok=True)
+    make_directory(directory)
     # Temporary files of a process that was killed while writing.
     for temporary in directory.glob(".*.part"):
-        temporary.unlink(missing_ok=True)
+        remove_if_possible(temporary)
     path = directory / f"{checkpoint.iteration:09d}.safetensors"
     write_checkpoint(path, checkpoint)
     paths = _newest_first(directory)
     index = paths.index(path)
     for other in paths[:index] + paths[index + keep :]:
-        with contextlib.suppress(OSError):
-            other.unlink(missing_ok=True)
+        remove_if_possible(other)
     return path
 
 
@@ -90,7 +92,7 @@ def load_checkpoint(directory: Path, template: PyTree, *, otherwise: Path | None
     Raises RunError when none is usable, with what is wrong with each.
     """
     failures = []
-    for path in [*_newest_first(directory), *([otherwise] if otherwise is not None and otherwise.exists() else [])]:
+    for path in [*_newest_first(directory), *([otherwise] if otherwise is not None and exists(otherwise) else [])]:
         try:
             checkpoint = _read(path, template)
         except ValueError as error:
@@ -113,9 +115,17 @@ def _read(path: Path, template: PyTree) -> Checkpoint:
         host_states = header["environments"]
         if not isinstance(host_states, dict | None):
             raise TypeError
-        return Checkpoint(state, int(header["iteration"]), float(header["wall_time"]), host_states)
+        iteration, wall_time = int(header["iteration"]), float(header["wall_time"])
     except (KeyError, TypeError, RecursionError, OverflowError) as error:
         raise ValueError(f"its metadata can't be read ({type(error).__name__})") from None
+    # What a checksum does not say: whether a training can have written it. Seeds that have ended count no further.
+    done = int(np.max(state.iteration)) if isinstance(state, TrainState) else iteration
+    if iteration != done or iteration < 0 or not 0 <= wall_time < math.inf:
+        raise ValueError(
+            f"its metadata do not belong to its state: iteration {shown(iteration)} and {shown(wall_time)} seconds of "
+            f"training, and in the state iteration {done}"
+        )
+    return Checkpoint(state, iteration, wall_time, host_states)
 
 
 def _newest_first(directory: Path) -> list[Path]:

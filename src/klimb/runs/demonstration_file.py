@@ -9,15 +9,15 @@ from typing import Any
 
 import gymnasium.spaces
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from klimb.collect.demonstrations import Demonstrations
 from klimb.errors import DemonstrationError, MissingExtra, UnsupportedSpace, nearest, one_line, shown
 from klimb.fields import MAX_NAME
+from klimb.files import is_directory, is_file, make_directory, open_arrays, write_output
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec, actions_from_json
 from klimb.runs.arrays import as_file, check_checksum
-from klimb.runs.files import write_atomically
 
 FORMAT = "klimb-demonstrations-1"
 FILE_NAME = "demonstrations.safetensors"
@@ -38,10 +38,10 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
     arrays = {name: np.ascontiguousarray(getattr(demonstrations, name), _dtype(name, actions)) for name in COLUMNS}
     content = as_file(arrays, meta)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        make_directory(path.parent)
+        write_output(path, content)
     except OSError as error:
-        raise DemonstrationError(f"cannot write {path}: {error.strerror}") from None
+        raise DemonstrationError(f"cannot write {one_line(path)}: {error.strerror}") from None
     return path
 
 
@@ -56,8 +56,8 @@ def load_demonstrations(source: str | Path) -> Demonstrations:
         return _from_minari(str(source))
     path = Path(source)
     try:
-        path = path / FILE_NAME if path.is_dir() else path
-        fields = _read(path) if path.is_file() else None
+        path = path / FILE_NAME if is_directory(path) else path
+        fields = _read(path) if is_file(path) else None
     except OSError as error:
         raise DemonstrationError(f"{one_line(path)} can't be used: {error.strerror or one_line(error)}") from None
     except (SafetensorError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -69,7 +69,7 @@ def load_demonstrations(source: str | Path) -> Demonstrations:
 
 def _read(path: Path) -> dict[str, Any]:
     """The fields of a file's demonstrations. The header says every type and shape: no array is read before they fit."""
-    with safe_open(path, framework="numpy") as file:
+    with open_arrays(path) as file:
         meta = file.metadata() or {}
         if meta.get("format") != FORMAT:
             raise ValueError(_wrong_format(meta.get("format")))

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
-from klimb.errors import RunError, one_line
+from klimb.errors import NameTaken, RunError, one_line
+from klimb.files import (
+    UnusablePath,
+    as_path,
+    exists,
+    flush_directory,
+    is_file,
+    kind_of_link,
+    make_directory,
+    make_new_directory,
+    read_limited,
+    remove,
+    remove_if_possible,
+    write_text,
+)
 from klimb.runs import faults_log
 from klimb.runs.checkpoint import (
     Checkpoint,
@@ -24,15 +39,15 @@ from klimb.runs.checkpoint import (
 )
 from klimb.runs.config import RunConfig
 from klimb.runs.ending import ENDED, Ending, read_ending, write_ending
-from klimb.runs.files import as_path, flush_directory, write_text
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
+from klimb.runs.own_files import BEST, DEMONSTRATOR, SWEEP
 from klimb.runs.policy_file import policy_name, save_policy
 from klimb.runs.provenance import Provenance, read_provenance, write_provenance
-from klimb.runs.sweep_file import SWEEP
 from klimb.types import TrainState
 
-BEST, DEMONSTRATOR = "best", "demonstrator"
+MAX_SCORE_FILE = 2**12
+"""Bytes of a file that holds a few numbers."""
 
 logger = logging.getLogger("klimb")
 
@@ -52,7 +67,7 @@ class RunDirectory:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        place: str | Path | NewName,
         config: RunConfig,
         state: TrainState,
         policies: list[PyTree],
@@ -61,17 +76,18 @@ class RunDirectory:
     ) -> RunDirectory:
         """A new run directory with its first checkpoint, locked. It appears complete or not at all.
 
-        path: where; nothing may exist there. config: of the run. state: before the first iteration. policies: one per
+        place: where; nothing may exist there. config: of the run. state: before the first iteration. policies: one per
         seed. demonstrator: the policy that was cloned from the run's demonstrations, and its likelihoods; or None.
         provenance: what the run is trained with and on; None to leave that out.
-        Raises RunError when `path` exists (no run is ever overwritten) or can't be written.
+        Raises NameTaken when `place` exists (no run is ever overwritten), RunError when it can't be written.
         """
-        path = Path(path)
+        new_name = place if isinstance(place, NewName) else None
+        path = as_path(place) if new_name is None else new_name.unused()
         require_unused(path)
         # Renamed once it can be resumed: a process killed before that leaves no incomplete run behind.
-        directory = cls(path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"), config)
+        directory = cls(path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex[:8]}.part"), config)
         try:
-            directory.path.mkdir(parents=True)
+            make_new_directory(directory.path)
             directory.lock()
             write_text(directory.path / "config.toml", config.to_toml())
             if provenance is not None:
@@ -79,28 +95,46 @@ class RunDirectory:
             if demonstrator is not None:
                 directory._save_demonstrator(*demonstrator)
             directory.save(Checkpoint(state, 0, 0.0), policies, score=None)
-            directory.path.rename(path)
+            path = directory._take(path, new_name)
         except BaseException as error:
             directory.close()
             shutil.rmtree(directory.path, ignore_errors=True)
             if isinstance(error, OSError):
-                raise RunError(f"cannot make the run directory {path}: {error.strerror}") from None
+                raise RunError(f"cannot make the run directory {one_line(path)}: {error.strerror}") from None
             raise
         flush_directory(path.parent)
         directory.path = path
         return directory
+
+    def _take(self, path: Path, new_name: NewName | None) -> Path:
+        """Rename the directory, and give its new path.
+
+        path: the new one. new_name: of what to take the next unused name when another process has just taken `path`;
+        None to raise NameTaken.
+        """
+        while True:
+            try:
+                self.path.rename(path)
+                return path
+            except OSError:
+                if not exists(path):
+                    raise
+            if new_name is None:
+                require_unused(path)
+            else:
+                path = new_name.unused()
 
     @classmethod
     def open(cls, path: str | Path) -> RunDirectory:
         """The existing run at `path`. RunError when it is not a run directory, ConfigError for a wrong config.toml."""
         path = as_path(path)
         try:
-            exists, is_run = path.exists(), (path / "config.toml").is_file()
-        except (OSError, ValueError) as error:
-            raise RunError(f"{one_line(path)} is not a run: {one_line(error)}") from None
+            there, is_run = exists(path), is_file(path / "config.toml")
+        except UnusablePath as error:
+            raise RunError(f"{one_line(path)} is not a run: {error.strerror}") from None
         if not is_run:
-            what = "it has no config.toml" if exists else "there is no such directory"
-            if exists and (path / SWEEP).is_file():
+            what = "it has no config.toml" if there else "there is no such directory"
+            if there and is_file(path / SWEEP):
                 what = "it is a sweep; its subdirectories are runs (klimb resume, klimb.resume_sweep continue them)"
             raise RunError(f"{one_line(path)} is not a run: {what}")
         return cls(path, RunConfig.read(path / "config.toml"))
@@ -111,8 +145,12 @@ class RunDirectory:
         Raises RunError when another process holds the lock, or when a link would make klimb write somewhere else.
         """
         for name in (".lock", FILE_NAME, faults_log.FILE_NAME, "checkpoints", BEST):
-            if (self.path / name).is_symlink():
-                raise RunError(f"{self.path / name} is a link; klimb writes into the run directory alone: remove it")
+            kind = kind_of_link(self.path / name)
+            if kind is not None:
+                raise RunError(
+                    f"{one_line(self.path / name)} is a {kind}; klimb writes into the run directory alone: put a copy "
+                    "in its place"
+                )
         self._lock = RunLock(self.path)
 
     def save(self, checkpoint: Checkpoint, policies: list[PyTree], *, score: float | None) -> None:
@@ -122,14 +160,17 @@ class RunDirectory:
         checkpoint, None where unknown or where evaluations choose the best; the best-scoring one is in `best/` too.
         Raises OSError when something can't be written, and RunError when the directory has been removed.
         """
-        if not (self.path / "config.toml").exists():
+        if not exists(self.path / "config.toml"):
             raise RunError(f"the run directory {self.path} has been removed during the training")
         if self._log is not None:
             self._log.flush()
         self._save_policies(policies, self.path, checkpoint.iteration)
-        if score is not None and self.is_better(score):
-            self._write_best(checkpoint, policies, score)
         save_checkpoint(self.path / "checkpoints", checkpoint, keep=self.config.options.keep_checkpoints)
+        if score is not None and self.is_better(score):
+            try:
+                self._write_best(checkpoint, policies, score)
+            except OSError as error:
+                logger.warning("%s can't be written (%s); the training continues", self.path / BEST, error.strerror)
 
     def save_best(self, checkpoint: Checkpoint, policies: list[PyTree], *, score: float) -> None:
         """Write the records, then policies and checkpoint into `best/`. Raises OSError when that fails.
@@ -147,7 +188,7 @@ class RunDirectory:
 
     def _write_best(self, checkpoint: Checkpoint, policies: list[PyTree], score: float) -> None:
         folder = self.path / BEST
-        folder.mkdir(exist_ok=True)
+        make_directory(folder)
         self._save_policies(policies, folder, checkpoint.iteration)
         write_checkpoint(folder / "checkpoint.safetensors", checkpoint)
         content = {"iteration": checkpoint.iteration, "score": score, "by": self._chosen_by}
@@ -185,11 +226,12 @@ class RunDirectory:
         It is the highest mean return of an evaluation with `eval_every`, else the highest between two checkpoints.
         """
         try:
-            content = json.loads((self.path / BEST / "score.json").read_text(encoding="utf-8"))
+            content = json.loads(read_limited(self.path / BEST / "score.json", MAX_SCORE_FILE))
             # Runs of klimb 0.1 have no evaluations, and do not say so.
-            return float(content["score"]) if content.get("by", "training") == self._chosen_by else None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            score = float(content["score"]) if content.get("by", "training") == self._chosen_by else math.nan
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return None
+        return score if math.isfinite(score) else None
 
     def start_log(self, *, keep_until: int | None = None) -> None:
         """Open the metrics for appending. RunError when they can't be written.
@@ -227,7 +269,7 @@ class RunDirectory:
     def history(self) -> list[Record]:
         """All records so far, one per iteration."""
         path = self.path / FILE_NAME
-        return read_metrics(path) if path.is_file() else []
+        return read_metrics(path) if is_file(path) else []
 
     def write_evaluation(self, evaluation: dict[str, Any]) -> None:
         """Write `evaluation.json`, which the report reads. RunError when it can't be written.
@@ -252,7 +294,7 @@ class RunDirectory:
     def remove_ending(self) -> None:
         """The training goes on: it has not ended. RunError when the file can't be removed."""
         try:
-            (self.path / ENDED).unlink(missing_ok=True)
+            remove(self.path / ENDED)
         except OSError as error:
             raise RunError(f"cannot remove {self.path / ENDED}: {error.strerror}") from None
 
@@ -321,8 +363,8 @@ class RunDirectory:
     def demonstrator_figures(self) -> dict[str, Any]:
         """The likelihoods of the cloned demonstrator; empty where there are none to be read."""
         try:
-            return dict(json.loads((self.demonstrator / "cloning.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return dict(json.loads(read_limited(self.demonstrator / "cloning.json", MAX_SCORE_FILE)))
+        except (OSError, ValueError, TypeError, RecursionError):
             return {}
 
     def _save_demonstrator(self, policy: PyTree, figures: dict[str, Any]) -> None:
@@ -333,7 +375,7 @@ class RunDirectory:
         options = self.config.options
         # Temporary files of a process that was killed while writing.
         for temporary in folder.glob(".policy*.part"):
-            temporary.unlink(missing_ok=True)
+            remove_if_possible(temporary)
         for k, policy in enumerate(policies):
             name = policy_name(options.seed + k if options.num_seeds > 1 else None)
             save_policy(policy, folder, name=name, iteration=iteration)
@@ -344,18 +386,22 @@ def require_unused(path: Path) -> None:
 
     path: of a new run.
     """
-    if path.exists():
-        raise RunError(
-            f"{path} exists already; choose another --run-dir, or go on with it: klimb resume {shlex.quote(str(path))}"
+    if exists(path):
+        raise NameTaken(
+            f"{one_line(path)} exists already; choose another --run-dir, or go on with it: klimb resume "
+            f"{one_line(shlex.quote(str(path)))}"
         )
 
 
-def unused_directory(parent: Path, name: str) -> Path:
-    """`parent/name`, or the first of `name-2`, `name-3` … that does not exist.
+class NewName(NamedTuple):
+    """A place for a new run: in a folder, under a name, or under the first of name-2, name-3 … that is unused."""
 
-    parent: folder of the runs. name: of the run.
-    """
-    path, number = parent / name, 2
-    while path.exists():
-        path, number = parent / f"{name}-{number}", number + 1
-    return path
+    folder: Path
+    name: str
+
+    def unused(self) -> Path:
+        """The first path that does not exist now. Another process may take it at any moment."""
+        path, number = self.folder / self.name, 2
+        while exists(path):
+            path, number = self.folder / f"{self.name}-{number}", number + 1
+        return path

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from klimb.errors import RunError, one_line
 from klimb.fields import explain
-from klimb.runs.files import read_limited, write_text
+from klimb.files import exists, read_limited, write_text
 
 ENDED = "ended.json"
 MAX_FILE = 2**16
@@ -55,7 +55,7 @@ def read_ending(run_dir: Path) -> Ending | None:
     run_dir: of the run. Raises RunError when the file can't be read or holds something else.
     """
     path = run_dir / ENDED
-    if not path.exists():
+    if not exists(path):
         return None
     try:
         return TypeAdapter(Ending).validate_json(read_limited(path, MAX_FILE))

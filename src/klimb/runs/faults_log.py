@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 from pathlib import Path
 
-from klimb.errors import one_line
+from klimb.errors import one_line, printable
+from klimb.files import open_to_append
 
 FILE_NAME = "faults.log"
 MAX_BYTES = 2**22
@@ -30,6 +32,7 @@ class FaultsLog:
 
         what: happened, in one line. traceback: as text; None where there is none.
         """
+        traceback = None if traceback is None else printable(traceback)
         is_new = traceback is not None and traceback not in self._known
         if self._path is None:
             if traceback is not None and is_new:
@@ -40,9 +43,10 @@ class FaultsLog:
         rest = f"\n{traceback.rstrip()}\n" if traceback is not None and is_new else ""
         same = "; the traceback is as before" if traceback is not None and not is_new else ""
         try:
-            if self._path.exists() and self._path.stat().st_size > MAX_BYTES:
-                return
-            with self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            descriptor = open_to_append(self._path)
+            with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
+                if os.fstat(descriptor).st_size > MAX_BYTES:
+                    return
                 file.write(f"{date}  {one_line(what, 1000)}{same}{rest}\n")
         except OSError as error:
             logger.warning("%s can't be written (%s)%s", self._path, error.strerror, rest.rstrip())

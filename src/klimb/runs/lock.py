@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from klimb.errors import RunError, one_line
+from klimb.files import open_regular, open_to_append
 
 try:
     import fcntl
@@ -28,15 +29,15 @@ class RunLock:
         self._file: IO[str] | None = None
         path = directory / ".lock"
         try:
-            file = path.open("a+", encoding="utf-8")
+            file = os.fdopen(open_to_append(path), "a+", encoding="utf-8")
         except OSError as error:
-            raise RunError(f"cannot write into {directory}: {error.strerror}") from None
+            raise RunError(f"cannot write {one_line(path)}: {error.strerror}") from None
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read(200).strip() or "another process"
+            holder = one_line(file.read(200), 200).strip() or "another process"
             file.close()
             raise RunError(f"{directory} is being written by {holder}: wait for it, or stop it first") from None
         except OSError as error:
@@ -55,8 +56,8 @@ class RunLock:
         """The process that holds the lock of a run directory, in words; None where none does, or it is not known."""
         path = directory / ".lock"
         try:
-            with path.open("r", encoding="utf-8") as file:
-                name = one_line(file.read(200), 200).strip()
+            with open_regular(path) as file:
+                name = one_line(file.read(200).decode("utf-8", "replace"), 200).strip()
                 if not name or fcntl is None:  # released, or never locked
                     return None
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

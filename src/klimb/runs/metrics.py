@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from klimb.errors import one_line
-from klimb.runs.files import require_regular
+from klimb.files import TooLarge, exists, open_to_append, read_lines
 from klimb.runs.tensorboard import Board
 from klimb.types import Metric, Status
 
 Record = dict[str, Any]
 FILE_NAME = "metrics.jsonl"
+MAX_LINE = 2**26
+"""Bytes of the longest record that is read: of tens of thousands of seeds."""
 
 logger = logging.getLogger("klimb")
 
@@ -232,10 +235,11 @@ def read_metrics(path: Path) -> list[Record]:
 
 def _lines(path: Path) -> Iterator[tuple[Record | None, bool]]:
     """For every line its record, or None where it holds none, and whether the line is complete."""
-    require_regular(path)
-    with path.open("rb") as file:
-        for line in file:
+    try:
+        for line in read_lines(path, MAX_LINE):
             yield _parsed(line), line.endswith(b"\n")
+    except TooLarge:  # the rest of the file is one damaged line
+        yield None, True
 
 
 def _parsed(line: bytes) -> Record | None:
@@ -250,22 +254,16 @@ def _parsed(line: bytes) -> Record | None:
     return record
 
 
-def _drop_after(path: Path, iteration: int) -> Record | None:
-    """Truncate the file after the record of an iteration: later iterations are about to be repeated.
-
-    Gives the last record that stays.
-    """
-    require_regular(path)
+def _size_until(path: Path, iteration: int) -> tuple[int, Record | None]:
+    """The size of the file up to and including the record of an iteration, and the last record that is within it."""
     end, size, last = 0, 0, None
-    with path.open("rb") as file:
-        for line in file:
+    with contextlib.suppress(TooLarge):
+        for line in read_lines(path, MAX_LINE):
             end += len(line)
             record = _parsed(line)
             if record is not None and record["iteration"] <= iteration and line.endswith(b"\n"):
                 size, last = end, record
-    # In place, so that `tail -f` keeps working; a process killed before this leaves complete lines.
-    os.truncate(path, size)
-    return last
+    return size, last
 
 
 class MetricsLog:
@@ -278,9 +276,15 @@ class MetricsLog:
         seeds: of the run; records hold a value for each where there are several.
         """
         path = directory / FILE_NAME
-        kept = _drop_after(path, keep_until) if keep_until is not None and path.exists() else None
-        self._file = path.open("ab", buffering=0)
-        self._size = path.stat().st_size
+        resumed = keep_until is not None and exists(path)
+        self._file = os.fdopen(open_to_append(path), "ab", buffering=0)
+        kept = None
+        if resumed and keep_until is not None:
+            size, kept = _size_until(path, keep_until)
+            # Later iterations are about to be repeated. In place, so that `tail -f` keeps working; a process killed
+            # before this leaves complete lines.
+            os.ftruncate(self._file.fileno(), size)
+        self._size = os.fstat(self._file.fileno()).st_size
         self._waiting = b""
         self._board = Board(directory, seeds, resumed_after=kept if keep_until is None else kept or {})
 

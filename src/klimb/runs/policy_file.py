@@ -18,11 +18,12 @@ import jax
 from jaxtyping import PyTree
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from klimb._version import __version__
 from klimb.errors import PolicyFileError, one_line, shown
 from klimb.fields import STRICT, NonNegative, Positive, Width, explain
+from klimb.files import TooLarge, as_path, is_file, make_directory, open_arrays, read_limited, write_text
 from klimb.policies.action_spec import Exploration, GaussianStyle
 from klimb.policies.actions import actions_from_json
 from klimb.policies.encoders import FlatEncoder
@@ -32,7 +33,6 @@ from klimb.policies.observations import BoxObservations, ObservationSpec, observ
 from klimb.policies.policy import policy_of
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
-from klimb.runs.files import TooLarge, as_path, read_limited, write_text
 from klimb.runs.zoo import located
 
 Like = TypeVar("Like")
@@ -160,7 +160,7 @@ def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy", 
     name: of both files. iteration: of the training, that the policy is after; None where it is not known.
     """
     directory, policy = as_path(directory), policy_of(policy)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     if _is_described(policy):
         description = describe(policy)
     else:
@@ -193,7 +193,7 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: Any = None) 
     arrays, description = directory / f"{name}.safetensors", directory / f"{name}.json"
     try:
         for file in (arrays, description):
-            if not file.is_file():
+            if not is_file(file):
                 raise PolicyFileError(f"there is no policy file {one_line(file)}{_seeds_hint(directory)}")
         template = like if like is not None else _read_description(description).template()
         dynamic, static = eqx.partition(template, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
@@ -212,7 +212,7 @@ def policy_iteration(path: str | Path, *, seed: int | None = None) -> int | None
     """
     directory, name = _locate(Path(path), seed)
     try:
-        with safe_open(directory / f"{name}.safetensors", framework="numpy") as file:
+        with open_arrays(directory / f"{name}.safetensors") as file:
             text = (file.metadata() or {}).get("iteration", "")
     except (SafetensorError, OSError):
         return None

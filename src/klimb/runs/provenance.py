@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from klimb.errors import RunError, one_line
 from klimb.fields import explain
-from klimb.runs.files import read_limited, write_text
+from klimb.files import exists, read_limited, write_text
 
 PROVENANCE = "provenance.json"
 MAX_FILE = 2**20
@@ -101,7 +101,7 @@ def read_provenance(run_dir: Path) -> list[Provenance]:
     run_dir: of the run. Raises RunError when the file can't be read or holds something else.
     """
     path = run_dir / PROVENANCE
-    if not path.exists():
+    if not exists(path):
         return []
     try:
         return _ENTRIES.validate_json(read_limited(path, MAX_FILE))

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from klimb.errors import ConfigError, RunError, one_line, shown
+from klimb.errors import ConfigError, NameTaken, RunError, one_line, shown
 from klimb.fields import MAX_NAME
+from klimb.files import exists, is_file, make_new_directory, write_text
 from klimb.runs.changes import value_of, with_changes
 from klimb.runs.config import RunConfig
-from klimb.runs.files import write_text
+from klimb.runs.own_files import SWEEP
 from klimb.runs.toml import read_toml, toml_value
 
-SWEEP = "sweep.toml"
 MAX_COMBINATIONS = 4096
 
 
@@ -71,25 +71,26 @@ class Sweep:
         return list(members.values())
 
     def write(self, directory: Path) -> None:
-        """Make the directory of the sweep, with its description. RunError when it exists or can't be written.
+        """Make the directory of the sweep, with its description. NameTaken when it exists, RunError if it can't be.
 
         directory: to make.
         """
-        if directory.exists():
-            raise RunError(f"{directory} exists already; choose another directory for the sweep")
+        require_unused_by_sweeps(directory)
         head = [] if self.preset is None else [f"preset = {toml_value(self.preset)}"]
         lines = [f"{name} = {toml_value(list(values))}" for name, values in self.over.items()]
         try:
-            directory.mkdir(parents=True)
+            make_new_directory(directory)
             write_text(directory / SWEEP, "\n".join([*head, self.config.to_toml(), "[over]", *lines]) + "\n")
+        except FileExistsError:
+            require_unused_by_sweeps(directory)
         except OSError as error:
-            raise RunError(f"cannot write the sweep into {directory}: {error.strerror}") from None
+            raise RunError(f"cannot write the sweep into {one_line(directory)}: {error.strerror}") from None
 
     @classmethod
     def read(cls, directory: Path) -> Sweep:
         """The sweep in a directory. RunError when there is none, ConfigError when its file is damaged."""
         path = directory / SWEEP
-        if not path.is_file():
+        if not is_file(path):
             raise RunError(f"{one_line(directory)} is not a sweep: it has no {SWEEP}")
         tree = read_toml(path)
         over = tree.pop("over", None)
@@ -107,9 +108,15 @@ class Sweep:
 def is_sweep(directory: Path) -> bool:
     """Whether a directory is that of a sweep."""
     try:
-        return (directory / SWEEP).is_file()
-    except (OSError, ValueError):
+        return is_file(directory / SWEEP)
+    except RunError:
         return False
+
+
+def require_unused_by_sweeps(directory: Path) -> None:
+    """NameTaken when there is something of this name. directory: of a new sweep."""
+    if exists(directory):
+        raise NameTaken(f"{one_line(directory)} exists already; choose another directory for the sweep")
 
 
 def _in_a_name(value: Any) -> str:

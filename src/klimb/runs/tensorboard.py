@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from klimb.files import kind_of_link, make_directory, open_new
 from klimb.types import Status
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -144,10 +145,10 @@ class _EventFile:
         from tensorboardX.record_writer import masked_crc32c
 
         self._event, self._session, self._summary, self._checksum = Event, SessionLog, Summary, masked_crc32c
-        if folder.is_symlink():
+        if kind_of_link(folder) is not None:
             raise OSError(errno.ELOOP, "klimb writes into the run directory alone, and there is a link", str(folder))
-        folder.mkdir(exist_ok=True)
-        self._file = _unused(folder).open("xb", buffering=0)
+        make_directory(folder)
+        self._file = open_new(_unused(folder))
         self._write(Event(file_version="brain.Event:2", wall_time=time.time()))
 
     def add(self, numbers: Mapping[str, float], step: int) -> None:

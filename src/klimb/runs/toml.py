@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klimb.errors import ConfigError, one_line, shown
-from klimb.runs.files import TooLarge, read_limited
+from klimb.files import TooLarge, read_limited
 
 MAX_FILE = 2**20
 MAX_DOTS = 2000

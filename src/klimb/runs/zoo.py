@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from klimb.errors import RunError, nearest, shown
-from klimb.runs.files import as_path, write_text
+from klimb.files import as_path, read_limited, write_text
 
 PREFIX = "zoo:"
 ROOT = Path(__file__).parent.parent / "zoo"
 """A folder per rule, and in it a folder per environment: `config.toml`, the policy's two files and `zoo.json`."""
 FILE_NAME = "zoo.json"
+MAX_FILE = 2**16
 
 
 class ZooEntry(NamedTuple):
@@ -44,8 +45,7 @@ def zoo() -> dict[str, ZooEntry]:
     """All policies of the zoo by name, without the prefix."""
     files = sorted(ROOT.glob(f"*/*/{FILE_NAME}"))
     return {
-        file.parent.relative_to(ROOT).as_posix(): ZooEntry(**json.loads(file.read_text(encoding="utf-8")))
-        for file in files
+        file.parent.relative_to(ROOT).as_posix(): ZooEntry(**json.loads(read_limited(file, MAX_FILE))) for file in files
     }
 
 

@@ -15,14 +15,14 @@ from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
 from klimb.errors import ConfigError, PolicyFileError
+from klimb.files import as_path, is_file
 from klimb.improve.rule import Rule, is_offline, traits_of, with_values
 from klimb.rules import RULES
 from klimb.runs.changes import OPTIONS, changes_between, describe, refusal, require_changeable, with_changes
 from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
 from klimb.runs.demonstration_file import load_demonstrations
-from klimb.runs.directory import RunDirectory, require_unused
-from klimb.runs.files import as_path
+from klimb.runs.directory import NewName, RunDirectory, require_unused
 from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
 from klimb.runs.provenance import Change
 from klimb.runs.typed_options import TrainOptionsDict
@@ -108,7 +108,7 @@ def start(
     policy: PyTree | None = None,
     critic: Any = None,
     demonstrations: Demonstrations | None = None,
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | NewName | None = None,
     callbacks: Sequence[Callback] = (),
     preset: str | None = None,
     notify: Notify = logger.info,
@@ -125,7 +125,8 @@ def start(
     """
     if run_dir is not None:
         # Before anything is computed: whether there is room for the run, and whether its rule can be written.
-        require_unused(as_path(run_dir))
+        if not isinstance(run_dir, NewName):
+            require_unused(as_path(run_dir))
         config.to_toml()
     policy = policy_for(environment, config) if policy is None else policy
     found = demonstrations_for(environment, config, demonstrations)
@@ -300,7 +301,7 @@ def saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | 
     if options.policy is not None:
         return None
     first_seed = options.seed if options.num_seeds > 1 else None
-    if not (directory.path / f"{policy_name(first_seed)}.json").is_file():
+    if not is_file(directory.path / f"{policy_name(first_seed)}.json"):
         return policy_for(environment, directory.config)
     try:
         return load_policy(directory.path, seed=first_seed)

@@ -175,7 +175,13 @@ class _Training:
             records.append(writer.append(metrics, times, speed, evaluation))
             writer.save_best(self.program, self.state, evaluation, iteration=self.iteration, wall_time=self.clock.now)
         several = len(self.writers) > 1
-        self._tell(to_records(metrics, wall_time=times, steps_per_second=speed) if several else records[0])
+        try:
+            self._tell(to_records(metrics, wall_time=times, steps_per_second=speed) if several else records[0])
+        except Exception as error:
+            # Whoever is told may fail; what has been trained is not lost by that.
+            _save(self.writers, self.program, self.state, self.iteration, self.clock.now, due=False)
+            self._end([("failed", f"a callback raised {type(error).__name__}: {error}")] * len(self.writers))
+            raise
         return metrics
 
     def _iterations(self, size: CallSize, env_steps: np.ndarray) -> int:
@@ -224,7 +230,7 @@ class _Training:
         """The error of a training that can't go on. located: whether the cause says in which iteration it was."""
         self._end([("failed", cause)] * len(self.writers))
         start = "" if located else f"stopped after iteration {self.iteration}: "
-        return TrainingFailed(f"{start}{cause}{_saved(self.writers, self.sweep)}")
+        return TrainingFailed(f"{start}{cause}{_saved(self.writers, self.sweep)}", _directories(self.writers))
 
     def _end(self, reasons: list[tuple[Reason, str]]) -> None:
         for writer, (reason, message) in zip(self.writers, reasons, strict=True):

@@ -41,6 +41,7 @@ from klimb.training.copies import Copies
 from klimb.training.devices import available, cores, limited
 from klimb.training.diagnostics import Diagnostics
 from klimb.training.iteration import Iteration
+from klimb.training.jax_settings import require_trainable
 from klimb.training.length import length_of
 from klimb.training.networks import Networks
 from klimb.training.normalizers import NormalizerUpdates
@@ -74,6 +75,7 @@ class Program:
         critic: Any = None,
         demonstrator: PyTree | None = None,
     ) -> None:
+        require_trainable()
         options = config.options
         if not environment.observations.is_scaled:
             options = dataclasses.replace(options, normalize_observations=False)

@@ -18,7 +18,7 @@ from klimb.improve.rule import rule_title
 from klimb.policies.policy import Policy
 from klimb.runs.checkpoint import Checkpoint
 from klimb.runs.config import RunConfig
-from klimb.runs.directory import RunDirectory
+from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.ending import Ending
 from klimb.runs.faults_log import FaultsLog
 from klimb.runs.metrics import Record, to_records
@@ -106,7 +106,7 @@ class RunWriter:
     def create(
         cls,
         config: RunConfig,
-        run_dir: str | Path | None,
+        run_dir: str | Path | NewName | None,
         program: Program,
         state: TrainState,
         part: slice = slice(None),

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
-from klimb.errors import RunError
+from klimb.files import as_path
 from klimb.improve.rule import Rule
 from klimb.runs.changes import with_changes
 from klimb.runs.config import RunConfig
-from klimb.runs.files import as_path
-from klimb.runs.sweep_file import SWEEP, Sweep
+from klimb.runs.directory import NewName
+from klimb.runs.sweep_file import SWEEP, Sweep, require_unused_by_sweeps
 from klimb.runs.typed_options import SweepOptionsDict
 from klimb.training.driver import Notify
 from klimb.training.given import options_of, require_rule
@@ -68,7 +68,7 @@ def start_sweep(
     plan: Sweep,
     environment: Environment,
     *,
-    run_dir: str | Path | None = None,
+    run_dir: str | Path | NewName | None = None,
     callbacks: Sequence[Callback] = (),
     new_view: NewView = lambda: SILENT,
     notify: Notify = logger.info,
@@ -82,10 +82,10 @@ def start_sweep(
     members = plan.members()
     for member in members:
         member.config.check_demonstrations()
-    directory = None if run_dir is None else as_path(run_dir)
-    if directory is not None and directory.exists():
-        raise RunError(f"{directory} exists already; choose another directory for the sweep")
-    trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify)
+    place = run_dir if isinstance(run_dir, NewName | None) else as_path(run_dir)
+    if isinstance(place, Path):
+        require_unused_by_sweeps(place)
+    trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify)
     yield from trainer.start(members)
 
 

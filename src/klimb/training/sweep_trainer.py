@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from klimb.environments.registry import Environment
-from klimb.errors import RunError, TrainingFailed
+from klimb.errors import NameTaken, RunError, TrainingFailed
+from klimb.files import exists, is_file
 from klimb.improve.rule import is_offline
 from klimb.rules import rule_name
 from klimb.runs.changes import OPTIONS, value_of
 from klimb.runs.checkpoint import Checkpoint
-from klimb.runs.directory import RunDirectory
+from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.sweep_file import Member, Sweep
 from klimb.training.driver import (
     Notify,
@@ -54,14 +55,15 @@ class SweepTrainer:
         self,
         plan: Sweep,
         environment: Environment,
-        directory: Path | None,
+        place: Path | NewName | None,
         callbacks: Sequence[Callback],
         new_view: NewView,
         notify: Notify,
         trust: bool = False,
     ) -> None:
         self._trust = trust
-        self._plan, self._environment, self._directory = plan, environment, directory
+        self._plan, self._environment, self._place = plan, environment, place
+        self._directory = place if isinstance(place, Path) else None
         self._callbacks, self._new_view, self._notify = callbacks, new_view, notify
         self._shared = _numbers(plan)
         """Fields whose values can be data of one program, as far as it is known."""
@@ -76,7 +78,7 @@ class SweepTrainer:
 
     def go_on(self, members: list[Member]) -> Iterator[Trained]:
         """Train what is unfinished of combinations, some of which may not have begun."""
-        begun = [member for member in members if (self._path(member) / "config.toml").is_file()]
+        begun = [member for member in members if is_file(self._path(member) / "config.toml")]
         unfinished = [member for member in begun if not self._is_over(member)]
         names = {member.name for member in begun}
         yield from self._each(unfinished, self._go_on)
@@ -271,7 +273,14 @@ class SweepTrainer:
 
     def _make_directory(self) -> None:
         """The directory of the sweep, when its first program is known to be possible."""
-        if self._directory is not None and not self._directory.exists():
+        if isinstance(self._place, NewName):
+            while self._directory is None:
+                path = self._place.unused()
+                # Another sweep may take the name at this moment.
+                with contextlib.suppress(NameTaken):
+                    self._plan.write(path)
+                    self._directory = path
+        elif self._directory is not None and not exists(self._directory):
             self._plan.write(self._directory)
 
     def _path(self, member: Member) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 
 from klimb.errors import RunError
+from klimb.files import write_output
 from klimb.theory.figures.registry import check_suffix
 
 BLUE, ORANGE, GREEN, PINK, GOLD = "#0072b2", "#d55e00", "#008a63", "#ad4f88", "#a87c00"
@@ -148,4 +150,6 @@ def write(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         left, bottom, width, height = (round(length, 9) for length in axes.get_position(original=True).bounds)
         axes.set_position((left, bottom, width, height))
-    figure.savefig(path, dpi=200, metadata=WITHOUT_DATE.get(path.suffix, {}))
+    content, suffix = io.BytesIO(), path.suffix.lower()
+    figure.savefig(content, format=suffix.removeprefix("."), dpi=200, metadata=WITHOUT_DATE.get(suffix, {}))
+    write_output(path, content.getvalue())

@@ -6,6 +6,7 @@ import logging
 
 from rich.console import Console
 
+from klimb.console import print_line, training_console
 from klimb.training.progress.panel import NotebookPanel, TerminalPanel, notebook_display
 from klimb.training.progress.view import SILENT, Lines, View
 
@@ -18,7 +19,7 @@ def view_of(progress: bool | View) -> View:
     if isinstance(progress, View):
         return progress
     # Standard output belongs to the caller's program.
-    return view_on(Console(stderr=True)) if progress else SILENT
+    return view_on(training_console(error=True)) if progress else SILENT
 
 
 def view_on(console: Console) -> View:
@@ -52,13 +53,5 @@ def view_of_episodes() -> View:
 
     Standard output is for the result, which programs may read.
     """
-    console = Console(stderr=True)
+    console = training_console(error=True)
     return view_on(console) if draws_panels(console) else SILENT
-
-
-def print_line(console: Console, line: str) -> None:
-    """Print one line as it is, however long.
-
-    console: where to. line: of plain text.
-    """
-    console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
