@@ -58,14 +58,13 @@ def write_error(text: str, *, end: str = "\n") -> None:
         print(printable(text), end=end, file=sys.stderr, flush=True)
 
 
-class LastingStream(io.TextIOBase):
+class LastingStream:
     """A stream that never fails: a disk that is full, or a reader that is gone, ends no training.
 
     stream: where to. name: of it, for the warning.
     """
 
     def __init__(self, stream: Any, name: str) -> None:
-        super().__init__()
         self._stream, self._name, self._lost = stream, name, False
 
     def write(self, text: str) -> int:
@@ -94,7 +93,7 @@ class LastingStream(io.TextIOBase):
         return self._stream.fileno()
 
     @property
-    def encoding(self) -> str | None:  # type: ignore[override]
+    def encoding(self) -> str | None:
         """How it encodes characters; None where it takes text, as in memory."""
         return self._stream.encoding
 
