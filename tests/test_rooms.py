@@ -8,9 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
-    *("_version", "other_names", "errors", "modules", "fields", "precision", "types", "policies", "tabular"),
-    *("environments", "collect", "estimate", "improve", "guided", "rules", "theory", "runs", "training", "presets"),
-    *("report", "cli", "__main__"),
+    *("_version", "other_names", "errors", "modules", "processes", "fields", "precision", "types", "policies"),
+    *("tabular", "environments", "collect", "estimate", "improve", "guided", "rules", "theory", "runs", "training"),
+    *("presets", "report", "cli", "__main__"),
 )
 
 

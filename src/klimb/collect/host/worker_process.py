@@ -9,12 +9,12 @@ import re
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from klimb import processes
 from klimb.errors import EnvironmentFault
 
 MIN_TIMEOUT = 60.0
@@ -52,15 +52,13 @@ class WorkerProcess:
         self._received = b""
         # Orders without an answer so far. The first, implicit one is to make the environments.
         self._pending = ["make"]
-        # Same sys.path, so the worker imports the same modules.
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "klimb.collect.host.worker"],
+        self.process = processes.start(
+            processes.command("klimb.collect.host.worker", "serve"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pass_fds=inherited,
-            env=environment,
+            env={**os.environ, **ENVIRONMENT},
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
