@@ -145,3 +145,11 @@ def one_line(text: object, limit: int = 400) -> str:
     line = line if line.isprintable() else " ".join(line.split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: limit + 1])
     return line if len(line) <= limit else f"{line[:limit]}…"
+
+
+def printable(text: str) -> str:
+    """Text of several lines for a terminal: line breaks and tabs stay, everything else that is unprintable is escaped.
+
+    text: such as a traceback or the output of a process.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

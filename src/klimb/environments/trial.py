@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from klimb import processes
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.environments.host import HostVector
-from klimb.errors import EnvironmentFault
+from klimb.errors import EnvironmentFault, one_line, printable
 from klimb.policies.action_spec import ActionSpec
 
 
@@ -96,7 +96,8 @@ def digests_elsewhere(env_spec: dict[str, Any], actions: np.ndarray, seed: int, 
         if not answer_file.exists():
             lines = done.stderr.strip().splitlines() or ["it wrote nothing"]
             raise EnvironmentFault(
-                f"a worker process ends with status {done.returncode}: {lines[-1][:200]}", done.stderr
+                f"a worker process ends with status {done.returncode}: {one_line(lines[-1], 200)}",
+                printable(done.stderr),
             )
         answer = json.loads(answer_file.read_text(encoding="utf-8"))
     if "fatal" in answer:
