@@ -16,7 +16,7 @@ from typing import Any
 
 import gymnasium
 
-from klimb.environments.returns import OLD_STEP, RESET, STEP, InvalidReturn, described
+from klimb.environments.returns import OLD_STEP, RESET, STEP, InvalidObservation, InvalidReturn, described
 from klimb.errors import EnvironmentFault, KlimbError, one_line, printable
 
 _KLIMB, _GYMNASIUM = str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent)
@@ -58,6 +58,8 @@ class Trouble:
         None where there is none yet.
         """
         returned = str(error) if isinstance(error, InvalidReturn) else _returned_wrongly(error, call)
+        if isinstance(error, InvalidObservation):
+            returned = f"{call} must return {error}"
         if returned is not None:
             return cls(one_line(f"{returned}{_defined_in(env, call)}", 500), None, None)
         cause = one_line(_explained(error))
