@@ -329,10 +329,13 @@ REMARKS = [
         0.5,
         0.5,
         "dimension 0 of the actions is from 0.5 to 0.5: there is nothing to learn in it; leave it out",
-        marks=fault(
-            "a dimension of the actions has equal bounds",
-            "a line says that there is nothing to learn in it; the others are trained",
-        ),
+        marks=[
+            pytest.mark.slow,
+            fault(
+                "a dimension of the actions has equal bounds",
+                "a line says that there is nothing to learn in it; the others are trained",
+            ),
+        ],
         id="equal",
     ),
 ]
@@ -352,6 +355,7 @@ def test_action_bounds_that_are_none(low, high, said, caplog):
         assert (action[:, 0] == low).all()
 
 
+@pytest.mark.slow
 @fault(
     "the bounds of an action are closer together than float32 numbers resolve",
     "a line at the start names the dimension, the bounds and the remedy",

@@ -223,6 +223,7 @@ def test_resuming_imports_nothing_of_the_current_directory(module, tmp_path, mon
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "a training with worker processes is started in a folder that holds modules named like Python's own",
     "they are not imported, and the training goes on",

@@ -120,10 +120,13 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
     [
         pytest.param(
             "sleeps",
-            marks=fault(
-                "the process of a training is killed (SIGKILL) while an environment hangs in a worker",
-                "the worker ends within seconds",
-            ),
+            marks=[
+                pytest.mark.slow,
+                fault(
+                    "the process of a training is killed (SIGKILL) while an environment hangs in a worker",
+                    "the worker ends within seconds",
+                ),
+            ],
         ),
         pytest.param(
             "holds the interpreter",

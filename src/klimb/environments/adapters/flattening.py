@@ -17,7 +17,7 @@ def flatten_observations(env: gym.Env) -> gym.Env:
 
     Of a number that is out of range Gymnasium makes the one-hot row of another number, or raises an IndexError.
     """
-    wrapper = gym.wrappers.FlattenObservation(env)
+    wrapper: gym.wrappers.FlattenObservation = gym.wrappers.FlattenObservation(env)
     # In place of Gymnasium's function, and not a class of klimb's: checkpoints hold the names of wrappers' classes.
     wrapper.func = partial(_flatten, env.observation_space)
     return wrapper
