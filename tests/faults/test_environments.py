@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import signal
 import sys
@@ -32,6 +33,8 @@ FAULTY = '''
 import os, signal, sys, time
 import gymnasium
 import numpy as np
+
+ESCAPES = "first\\n\\tthen \\x1b]0;taken\\x07\\x1b[2J \\u202eturned\\r\\x85"
 
 class Faulty(gymnasium.Env):
     """Counts its steps; what `what` says happens in the second copy that a process makes, at step `at`, once."""
@@ -79,6 +82,11 @@ class Faulty(gymnasium.Env):
             time.sleep(3600)
         if self.what == "always exits" or self.due("exits", t):
             os._exit(3)
+        if self.due("exits after escapes", t):
+            os.write(2, ESCAPES.encode())
+            os._exit(3)
+        if self.due("raises escapes", t):
+            raise ValueError(ESCAPES)
         if self.due("crashes", t):
             os.kill(os.getpid(), signal.SIGSEGV)
         obs, reward = self.obs(), 1.0
@@ -238,6 +246,73 @@ def test_a_lost_worker_costs_its_rows_of_one_rollout(faulty, what, caplog):
         assert again.valid.all()
 
 
+def is_printable_text(text: str) -> bool:
+    return all(char.isprintable() or char in "\n\t" for char in text)
+
+
+@fault(
+    "the last words of a worker hold terminal escapes and change the direction of text",
+    "the message is one printable line; the quoted output keeps its lines, without them",
+)
+def test_last_words_are_printable(faulty, caplog):
+    with Collecting(faulty("exits after escapes"), 2) as collecting:
+        collecting.rollout()
+        said = caplog.records[0].getMessage()
+        assert "ended with status 3: " in said
+        assert r"then \x1b]0;taken\x07\x1b[2J \u202eturned" in said
+        assert said.isprintable()
+        (quoted,) = {kept.traceback for kept in collecting.collector.take_faults()}
+        assert "first\n\tthen \\x1b]0;taken" in quoted
+        assert is_printable_text(quoted)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@fault(
+    "the text of an environment's exception holds terminal escapes and changes the direction of text",
+    "its traceback keeps its lines, and everything unprintable in it is written as an escape",
+)
+def test_tracebacks_are_printable(faulty, workers):
+    with Collecting(faulty("raises escapes"), workers) as collecting:
+        collecting.rollout()
+        (kept,) = collecting.collector.take_faults()
+        assert "ValueError: first\n\tthen \\x1b]0;taken\\x07\\x1b[2J \\u202eturned\\r\\x85\n" in kept.traceback
+        assert is_printable_text(kept.traceback)
+        assert kept.cause.isprintable()
+
+
+CRYING = """
+import os
+import gymnasium
+class Crying(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        if os.getpid() != int(os.environ["NOT_HERE"]):
+            os.write(2, b"one\\ntwo \\x1b[2J\\x1b]0;taken\\x07")
+            os._exit(7)
+        return self.observation_space.low, {}
+    def step(self, action):
+        return self.observation_space.low, 0.5, False, False, {}
+gymnasium.register("Crying-v0", "crying_environment:Crying")
+"""
+
+
+@fault("a process of check-env ends, and its last words hold terminal escapes", "the finding is one printable line")
+def test_last_words_of_a_check_are_printable(tmp_path, monkeypatch):
+    (tmp_path / "crying_environment.py").write_text(CRYING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("NOT_HERE", str(os.getpid()))
+    try:
+        check = klimb.check_env("crying_environment:Crying-v0", steps=5)
+        (workers,) = (finding for finding in check.findings if finding.name == "worker processes")
+        assert workers.text.endswith(r"ends with status 7: two \x1b[2J\x1b]0;taken\x07")
+        assert "one\ntwo \\x1b[2J" in workers.traceback
+        assert is_printable_text(workers.traceback)
+    finally:
+        sys.modules.pop("crying_environment", None)
+        gymnasium.registry.pop("Crying-v0", None)
+
+
 @fault("an environment fails at every step", "it is restarted once; then the run stops with the cause")
 def test_an_environment_that_always_fails_is_given_up(faulty):
     with (
@@ -267,8 +342,6 @@ def test_what_environments_print_does_no_harm(faulty, monkeypatch):
         for number in range(3):
             rollout, _ = collecting.rollout(number)
             assert rollout.valid.all()
-        import os
-
         for worker in collecting.collector._stepping._workers:
             assert os.fstat(worker._errors.fileno()).st_size < 10_000
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import jax
 import pytest
 
@@ -174,3 +175,136 @@ def test_directories_of_runs_stay_where_they_belong(name, mark):
     make_run(Path("run"), name)
     assert main(["train", "--config", "run/config.toml"]) == 2
     assert {found.name for found in Path().iterdir()} == {"run", "site"}
+
+
+STRANGE = """
+import pathlib
+pathlib.Path({mark!r}).write_text("imported")
+"""
+WITH_WORKERS = {"num_envs": 2, "num_steps": 16, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}
+FLAGS = "--num-envs 2 --num-steps 16 --hidden 4 --critic-epochs 1 --critic-num-minibatches 1 --eval-episodes 0"
+
+
+def strange_folder(folder: Path, module: str) -> Path:
+    """A folder with a module of the name of one that worker processes import; the file that its code writes."""
+    mark = folder.parent / f"imported-{folder.name}"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{module}.py").write_text(STRANGE.format(mark=str(mark)))
+    return mark
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(
+            "gymnasium",
+            marks=pytest.mark.fault(
+                "a run with worker processes is resumed in a folder that holds a gymnasium.py", "its code is not run"
+            ),
+        ),
+        pytest.param(
+            "random",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.fault(
+                    "a run with worker processes is resumed in a folder that holds a random.py",
+                    "its code is not run, and the training goes on",
+                ),
+            ],
+        ),
+    ],
+)
+def test_resuming_imports_nothing_of_the_current_directory(module, tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    mark = strange_folder(folder, module)
+    klimb.train("gymnasium:CartPole-v1", TRPO(), env_steps=32, run_dir=folder / "run", workers=1, **WITH_WORKERS)
+    monkeypatch.chdir(folder)
+    assert main(["resume", "run", "--env-steps", "64", "--eval-episodes", "0"]) == 0
+    assert not mark.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "a training with worker processes is started in a folder that holds modules named like Python's own",
+    "they are not imported, and the training goes on",
+)
+def test_training_imports_nothing_of_the_current_directory(tmp_path, monkeypatch):
+    marks = [strange_folder(tmp_path / "folder", module) for module in ("random", "types", "numpy", "klimb", "json")]
+    monkeypatch.chdir(tmp_path / "folder")
+    assert main(f"train trpo gymnasium:CartPole-v1 --workers 2 --env-steps 32 {FLAGS}".split()) == 0
+    assert not any(mark.exists() for mark in marks)
+
+
+@pytest.mark.fault(
+    "an environment is checked in a folder that holds a gymnasium.py", "its code is not run in the worker process"
+)
+def test_checking_imports_nothing_of_the_current_directory(tmp_path, monkeypatch):
+    mark = strange_folder(tmp_path / "folder", "gymnasium")
+    monkeypatch.chdir(tmp_path / "folder")
+    check = klimb.check_env("gymnasium:CartPole-v1", steps=5)
+    (workers,) = (finding for finding in check.findings if finding.name == "worker processes")
+    assert workers.status == "ok", workers
+    assert not mark.exists()
+
+
+OWN = """
+import gymnasium as gym
+class Still(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.low, {}
+    def step(self, action):
+        return self.observation_space.low, 0.5, False, False, {}
+gym.register("Own-v0", "own_environment_of_mine:Still", max_episode_steps=5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "entry"),
+    [
+        pytest.param("plain", "{absolute}", id="absolute"),
+        pytest.param("plain", "plain", id="relative"),
+        pytest.param(".", "", id="the-current-directory"),
+        pytest.param(
+            "a:b",
+            "{absolute}",
+            marks=pytest.mark.fault(
+                "a module is in a directory whose name holds a colon",
+                "worker processes find it, and import nothing from the parts of the name",
+            ),
+            id="colon",
+        ),
+        pytest.param("ä\udcff", "{absolute}", id="no-text"),
+    ],
+)
+def test_workers_find_what_this_process_finds(folder, entry, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(exist_ok=True)
+    (Path(folder) / "own_environment_of_mine.py").write_text(OWN)
+    # What is left of and right of the colon, as relative paths.
+    Path("b").mkdir()
+    (Path("b") / "random.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(entry.format(absolute=Path(folder).absolute()))
+    try:
+        environment = klimb.make("own_environment_of_mine:Own-v0")
+        check = klimb.check_env(environment, steps=5)
+        (workers,) = (finding for finding in check.findings if finding.name == "worker processes")
+        assert workers.status == "ok", workers
+    finally:
+        sys.modules.pop("own_environment_of_mine", None)
+        gymnasium.registry.pop("Own-v0", None)
+
+
+@pytest.mark.slow
+def test_a_module_that_is_typed_is_found_by_the_workers(tmp_path, monkeypatch):
+    (tmp_path / "own_environment_of_mine.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        words = f"train trpo own_environment_of_mine:Own-v0 --workers 1 --env-steps 32 {FLAGS}"
+        assert main(words.split()) == 0
+    finally:
+        sys.modules.pop("own_environment_of_mine", None)
+        gymnasium.registry.pop("Own-v0", None)

@@ -71,7 +71,7 @@ class Demonstrations:
                 f"{self.source} was recorded on {self.environment} and has observations of shape "
                 f"{self.obs.shape[1:]}; {environment.id} gives {shape}"
             )
-        if self.actions != environment.actions:
+        if not self.actions.fits(environment.actions):
             raise DemonstrationError(
                 f"{self.source} was recorded on {self.environment} and has the actions {self.actions}; "
                 f"{environment.id} takes {environment.actions}"

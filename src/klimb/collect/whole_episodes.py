@@ -194,7 +194,7 @@ def require_fit(policy: PyTree, environment: Environment) -> None:
             f"the policy reads observations of shape {expected}, {environment.id} gives {shape}: "
             "it was trained on another environment"
         )
-    if policy.actions != environment.actions:
+    if not policy.actions.fits(environment.actions):
         raise PolicyFileError(
             f"the policy has the actions {policy.actions}, {environment.id} takes {environment.actions}: "
             "it was trained on another environment"

@@ -11,6 +11,7 @@ from klimb.environments.check_host import host_findings
 from klimb.environments.findings import EnvironmentCheck, Finding
 from klimb.environments.registry import Environment, make
 from klimb.errors import EnvironmentFault, UnsupportedSpace, one_line
+from klimb.policies.actions import remarks
 
 STEPS = 1000
 
@@ -44,6 +45,8 @@ def check_env(env: str | Any, *, steps: int = STEPS, seed: int = 0, in_worker: b
 def _findings(environment: Environment, steps: int, seed: int, in_worker: bool) -> Iterator[Finding]:
     spaces = _spaces(environment)
     yield spaces
+    for remark in remarks(environment.action_space):
+        yield Finding("actions", "note", remark)
     if isinstance(environment, CompiledEnvironment):
         if spaces.status == "ok":
             yield from compiled_findings(environment, steps, seed)

@@ -16,8 +16,8 @@ from typing import Any
 
 import gymnasium
 
-from klimb.environments.returns import OLD_STEP, RESET, STEP, InvalidReturn, described
-from klimb.errors import EnvironmentFault, KlimbError, one_line
+from klimb.environments.returns import OLD_STEP, RESET, STEP, InvalidObservation, InvalidReturn, described
+from klimb.errors import EnvironmentFault, KlimbError, one_line, printable
 
 _KLIMB, _GYMNASIUM = str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent)
 _JAX = tuple(str(Path(spec.origin).parent) for name in ("jax", "equinox") if (spec := find_spec(name)) and spec.origin)
@@ -58,6 +58,8 @@ class Trouble:
         None where there is none yet.
         """
         returned = str(error) if isinstance(error, InvalidReturn) else _returned_wrongly(error, call)
+        if isinstance(error, InvalidObservation):
+            returned = f"{call} must return {error}"
         if returned is not None:
             return cls(one_line(f"{returned}{_defined_in(env, call)}", 500), None, None)
         cause = one_line(_explained(error))
@@ -86,11 +88,13 @@ def traced(name: str) -> Iterator[None]:
 def traceback_text(error: BaseException) -> str:
     """The traceback of an exception and of those that led to it, without klimb's and Gymnasium's frames before theirs.
 
+    It is printable: the text of an exception may hold anything.
+
     error: that was caught.
     """
     summary = traceback.TracebackException.from_exception(error)
     _cut(summary)
-    text = "".join(summary.format())
+    text = printable("".join(summary.format()))
     if len(text) > MAX_TEXT:
         text = f"{text[: MAX_TEXT // 2]}\n  […]\n{text[-MAX_TEXT // 2 :]}"
     return text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from klimb.errors import one_line, shown
 
 STEP = "step must return five values (observation, reward, terminated, truncated, info)"
 OLD_STEP = "; old Gym's done is split into terminated (the task has ended) and truncated (the time is over)"
-_BOOLS, _NUMBERS = (bool, np.bool_), (float, np.float64, np.float32, int)
+_BOOLS, _NUMBERS = (bool, np.bool_), (float, np.float64, np.float32)
 RESET = "reset must return two values (observation, info)"
 
 
@@ -19,10 +19,14 @@ class InvalidReturn(Exception):
     """A return value that is none, in one line that says what it must be and what it was."""
 
 
+class InvalidObservation(InvalidReturn):
+    """An observation that is none, found where it is not known what returned it: continues "step must return"."""
+
+
 def step_of(result: Any) -> tuple[Any, Any, bool, bool]:
     """(observation, reward, terminated, truncated) of what `step` returned; InvalidReturn where it can't be a step.
 
-    The observation, and whether the reward is a number, are left to `numbers_of`, which takes those of many copies.
+    The observation is left to `numbers_of`. A reward of a common type is returned as it is, any other one by it.
 
     result: that was returned.
     """
@@ -44,7 +48,8 @@ def _examined(result: Any) -> tuple[Any, Any, bool, bool]:
         raise InvalidReturn(f"step must return a reward that is one number; it returned {described(reward)}")
     if not isinstance(info, dict | Mapping):
         raise InvalidReturn(f"{STEP}, info as a dict; it returned {described(info)} as info")
-    return obs, reward, _flag(terminated, "terminated"), _flag(truncated, "truncated")
+    flags = _flag(terminated, "terminated"), _flag(truncated, "truncated")
+    return obs, numbers_of(reward, (), "step", "reward")[()], *flags
 
 
 def reset_of(result: Any) -> Any:
@@ -60,21 +65,35 @@ def reset_of(result: Any) -> Any:
     return obs
 
 
-def numbers_of(values: Sequence[Any], shape: tuple[int, ...], call: str, what: str) -> np.ndarray:
-    """A float32 array `[len(values), *shape]`; InvalidReturn, which describes the first value, where it can't be one.
+def numbers_of(value: Any, shape: tuple[int, ...], call: str, what: str) -> np.ndarray:
+    """A float32 array of a shape, a copy of the value; InvalidReturn, which describes the value, where it can't be one.
 
-    values: of several copies. shape: of each of them. call: that returned them, `step` or `reset`. what: they are,
+    value: as it was returned. shape: that it has to have. call: that returned it, `step` or `reset`. what: it is,
     `observation` or `reward`.
     """
+    is_complex = False
     try:
-        array = np.array(values, np.float32)
+        is_complex = np.iscomplexobj(np.asarray(value))
+        # NumPy would drop the imaginary part.
+        array = None if is_complex else np.array(value, np.float32)
     except (ValueError, TypeError, OverflowError):
         array = None
-    if array is not None and array.shape == (len(values), *shape):
+    if array is not None and array.shape == shape:
         return array
-    wanted = "that is one number" if what == "reward" else f"of shape {shape}, as its space says"
+    if is_complex:
+        wanted = "of real numbers"
+    else:
+        wanted = "that is one number" if what == "reward" else f"of shape {shape}, as its space says"
     article = "an" if what == "observation" else "a"
-    raise InvalidReturn(f"{call} must return {article} {what} {wanted}; it returned {described(values[0])}")
+    raise InvalidReturn(f"{call} must return {article} {what} {wanted}; it returned {described(value)}")
+
+
+def real_dtype(value: Any) -> np.dtype | None:
+    """The dtype of an array, where all of its kind are real numbers; None for everything else.
+
+    value: anything.
+    """
+    return value.dtype if type(value) is np.ndarray and value.dtype.kind in "fiub" else None
 
 
 def described(value: Any) -> str:
@@ -94,7 +113,7 @@ def described(value: Any) -> str:
             return f"a {type(value).__name__} with the keys {keys}" if value else f"an empty {type(value).__name__}"
         case None:
             return "None"
-        case bool() | int() | float() | str() | bytes() | np.generic():
+        case bool() | int() | float() | complex() | str() | bytes() | np.generic():
             return f"{shown(value, 40)} ({type(value).__name__})"
     return one_line(f"an object of type {type(value).__name__}", 80)
 

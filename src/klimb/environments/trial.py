@@ -1,14 +1,13 @@
 """Some steps of a host environment with given actions, recorded; here, or in a process of its own.
 
-`python -m klimb.environments.trial` reads a task in JSON from its standard input, steps the Gymnasium environment that
-it names, and writes the digests of its steps, or what went wrong, into the file that it names. It imports no JAX.
+`serve` reads a task in JSON from its standard input, steps the Gymnasium environment that it names, and writes the
+digests of its steps, or what went wrong, into the file that it names. It imports no JAX.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,9 +18,10 @@ import gymnasium.spaces
 import numpy as np
 from jaxtyping import Bool, Float
 
+from klimb import processes
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.environments.host import HostVector
-from klimb.errors import EnvironmentFault
+from klimb.errors import EnvironmentFault, one_line, printable
 from klimb.policies.action_spec import ActionSpec
 
 
@@ -79,17 +79,14 @@ def digests_elsewhere(env_spec: dict[str, Any], actions: np.ndarray, seed: int, 
     with tempfile.TemporaryDirectory(prefix="klimb-") as folder:
         answer_file = Path(folder) / "answer.json"
         task = {"env_spec": env_spec, "actions": actions.tolist(), "dtype": str(actions.dtype), "seed": seed}
-        # The same search path, so that it imports the same modules.
-        search = os.pathsep.join(path or "." for path in sys.path)
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "klimb.environments.trial"],
+                processes.command("klimb.environments.trial", "serve"),
                 input=json.dumps({**task, "answer": str(answer_file)}),
                 capture_output=True,
                 text=True,
                 errors="replace",
                 timeout=timeout,
-                env={**os.environ, "PYTHONPATH": search},
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -99,7 +96,8 @@ def digests_elsewhere(env_spec: dict[str, Any], actions: np.ndarray, seed: int, 
         if not answer_file.exists():
             lines = done.stderr.strip().splitlines() or ["it wrote nothing"]
             raise EnvironmentFault(
-                f"a worker process ends with status {done.returncode}: {lines[-1][:200]}", done.stderr
+                f"a worker process ends with status {done.returncode}: {one_line(lines[-1], 200)}",
+                printable(done.stderr),
             )
         answer = json.loads(answer_file.read_text(encoding="utf-8"))
     if "fatal" in answer:
@@ -107,7 +105,9 @@ def digests_elsewhere(env_spec: dict[str, Any], actions: np.ndarray, seed: int, 
     return answer["digests"]
 
 
-def _serve() -> None:
+def serve(parent: int) -> None:
+    """Carry out the task. parent: the number of the process that started this one."""
+    processes.end_with(parent)
     task = json.loads(sys.stdin.read())
     try:
         vector = GymnasiumVector(lambda: make_from_spec(task["env_spec"]), 1)
@@ -118,7 +118,3 @@ def _serve() -> None:
     except EnvironmentFault as fault:
         answer = {"fatal": str(fault), "traceback": fault.environment_traceback}
     Path(task["answer"]).write_text(json.dumps(answer), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    _serve()

@@ -111,6 +111,18 @@ class ActionSpec(abc.ABC):
         """
 
     @classmethod
+    def remarks(cls, space: gymnasium.spaces.Space) -> list[str]:
+        """What about a space of this kind can't be learned, or is taken otherwise than it says: one line each.
+
+        space: for which `from_space` returns a spec.
+        """
+        return []
+
+    def fits(self, other: ActionSpec) -> bool:
+        """Whether a policy for these actions can act in an environment with others. other: of the environment."""
+        return self == other
+
+    @classmethod
     @abc.abstractmethod
     def from_json(cls, fields: dict[str, Any]) -> ActionSpec:
         """The inverse of `to_json`.

@@ -30,6 +30,20 @@ def action_spec(space: gymnasium.spaces.Space) -> ActionSpec:
     )
 
 
+def remarks(space: gymnasium.spaces.Space) -> list[str]:
+    """What about the actions of an environment can't be learned, or is taken otherwise than it says: one line each.
+
+    space: of the environment's actions. None of them for a space that klimb does not support.
+    """
+    for kind in KINDS:
+        try:
+            if kind.from_space(space) is not None:
+                return kind.remarks(space)
+        except UnsupportedSpace:
+            return []
+    return []
+
+
 def actions_from_json(fields: Any) -> ActionSpec:
     """The inverse of `ActionSpec.to_json`.
 

@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from klimb.policies.distributions import DiagGaussian, TanhGaussian
 
 MAX_DIMENSIONS = 2**16
+WIDEST = float(np.float32(1e18))
+"""A bound of this size or above it, such as the largest float32 number, is none: the Fisher matrix holds the inverse
+square of half-widths, and float32 ends at 1e38. Measured, TRPO trains in a box of ±5e18 and takes no step in ±1e19."""
+NARROWEST = 1e-18
+"""The half-width below which the inverse square overflows. Measured, TRPO trains in ±2e-19, and fails in ±1e-19."""
+RESOLUTION = 1e-6
+"""Half-width relative to the middle, below which float32 has too few numbers in the interval: about 16. Measured, TRPO
+trains in 1 ± 2e-6, and takes no step in 1 ± 5e-7."""
+NO_BOUNDS = tuple(float(np.finfo(dtype).max) for dtype in (np.float32, np.float64))
+"""What authors of environments give as a bound that is none, apart from infinity."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,23 @@ class Box(ActionSpec):
             return None
         assert isinstance(space, gymnasium.spaces.Box)
         low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
-        return cls(low, high)
+        return cls(low, high)._without_wide_bounds()
+
+    @classmethod
+    def remarks(cls, space: gymnasium.spaces.Space) -> list[str]:
+        assert isinstance(space, gymnasium.spaces.Box)
+        found: dict[str, list[str]] = {}
+        for i, (low, high) in enumerate(zip(space.low, space.high, strict=True)):
+            remark = _remark(float(low), float(high))
+            if remark is not None:
+                # NumPy's numbers, which are written as short as their dtype allows.
+                found.setdefault(remark, []).append(f"dimension {i} of the actions is from {low!s} to {high!s}")
+        more = {remark: f" (and {len(all_) - 1} more)" if len(all_) > 1 else "" for remark, all_ in found.items()}
+        return [f"{dimensions[0]}{more[remark]}{remark}" for remark, dimensions in found.items()]
+
+    def fits(self, other: ActionSpec) -> bool:
+        """Whether both are the same box; files of klimb 0.1.0 hold wide bounds as numbers."""
+        return isinstance(other, Box) and self._without_wide_bounds() == other._without_wide_bounds()
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Box:
@@ -72,19 +98,24 @@ class Box(ActionSpec):
 
     @property
     def center(self) -> np.ndarray:
-        """Middle of each bounded dimension, 0 where unbounded."""
-        low, high = (np.where(self.bounded, bound, 0.0) for bound in (self.low, self.high))
+        """Middle of each bounded dimension, 0 where unbounded or where there is one action only."""
+        low, high = (np.where(self._is_scaled, bound, 0.0) for bound in (self.low, self.high))
         return (low + high) / 2
 
     @property
     def half_width(self) -> np.ndarray:
-        """Half the range of each bounded dimension, 1 where unbounded."""
-        return np.where(self.bounded, (np.array(self.high) - np.array(self.low)) / 2, 1.0)
+        """Half the range of each bounded dimension, 1 where unbounded or where there is one action only."""
+        return np.where(self._is_scaled, (np.array(self.high) - np.array(self.low)) / 2, 1.0)
 
     @property
     def bounded(self) -> np.ndarray:
         """Whether a dimension has both bounds, per dimension."""
         return np.isfinite(self.low) & np.isfinite(self.high)
+
+    @property
+    def _is_scaled(self) -> np.ndarray:
+        """Whether the network's output is in half-widths, per dimension."""
+        return self.bounded & (np.array(self.low) < np.array(self.high))
 
     def num_outputs(self, style: GaussianStyle) -> int:
         if style.tanh_squash:
@@ -163,13 +194,40 @@ class Box(ActionSpec):
             np.where(high > np.array(self.high), np.nextafter(high, low), high),
         )
 
+    def _without_wide_bounds(self) -> Box:
+        """With no bound in place of those that are too far away to be one."""
+        return Box(
+            tuple(-np.inf if x <= -WIDEST else x for x in self.low),
+            tuple(np.inf if x >= WIDEST else x for x in self.high),
+        )
+
     def _require_bounds(self) -> None:
         for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 raise UnsupportedSpace(
                     f"tanh_squash needs a bounded interval in every dimension of the actions, and dimension {i} is "
-                    f"from {low} to {high}: leave it off, or bound the actions with a Gymnasium wrapper"
+                    f"from {low} to {high}: leave it off, or bound the actions with a Gymnasium wrapper (bounds from "
+                    f"{WIDEST:g} on are none)"
                 )
+
+
+def _remark(low: float, high: float) -> str | None:
+    """What to know of actions between these bounds, and what to do about it; None where there is nothing to say."""
+    if low == high:
+        return ": there is nothing to learn in it; leave it out of the space, and add it in a gymnasium.ActionWrapper"
+    wide = [x for x in (low, high) if WIDEST <= abs(x) < np.inf and abs(x) not in NO_BOUNDS]
+    if wide:
+        return (
+            f": bounds from {WIDEST:g} on are treated as none, and actions begin with a standard deviation of 1; give "
+            "the bounds of useful actions, or -inf and inf"
+        )
+    half_width, center = (high - low) / 2, (low + high) / 2
+    if half_width < max(NARROWEST, RESOLUTION * abs(center)):
+        return (
+            ": that is too narrow for steps in float32 numbers, so that a rule may take none; rescale the actions with "
+            "gymnasium.wrappers.RescaleAction"
+        )
+    return None
 
 
 def _is_bound(values: Any) -> bool:

@@ -18,6 +18,7 @@ from klimb.files import is_directory, is_file, make_directory, open_arrays, writ
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec, actions_from_json
 from klimb.runs.arrays import as_file, check_checksum
+from klimb.runs.minari_file import episodes, require_limited, require_number_of_episodes
 
 FORMAT = "klimb-demonstrations-1"
 FILE_NAME = "demonstrations.safetensors"
@@ -133,10 +134,12 @@ def _from_minari(source: str) -> Demonstrations:
     name = source.removeprefix("minari:")
     try:
         import minari
+        from minari.storage.datasets_root_dir import get_dataset_path
     except ImportError:
         raise MissingExtra(f"{source} needs Minari: pip install 'klimb[offline]'") from None
     # Damaged files are read by other people's code: whatever it raises, the dataset can't be used.
     try:
+        require_limited(get_dataset_path(name) / "data" / "metadata.json")
         _require_local(minari, name)
         dataset = minari.load_dataset(name)
         return Demonstrations(**_minari_fields(dataset), source=source)
@@ -173,6 +176,11 @@ def _require_local(minari: Any, name: str) -> None:
             raise DemonstrationError(
                 f"minari:{name} has no {space} in its metadata, and klimb runs no code to find it out"
             )
+    if local[name].get("data_format") != "hdf5":
+        raise DemonstrationError(
+            f"minari:{name} is stored as {shown(local[name].get('data_format'), 40)}; klimb reads datasets in HDF5"
+        )
+    require_number_of_episodes(local[name].get("total_episodes"))
 
 
 def _minari_fields(dataset: Any) -> dict[str, Any]:
@@ -182,7 +190,8 @@ def _minari_fields(dataset: Any) -> dict[str, Any]:
         raise UnsupportedSpace(f"its observations are in {space}; klimb supports one-dimensional boxes")
     actions = action_spec(dataset.action_space)
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
-    for episode in dataset.iterate_episodes():
+    folder, count = Path(dataset.storage.data_path), require_number_of_episodes(dataset.total_episodes)
+    for episode in episodes(folder, count, space.shape, actions.shape):
         steps = len(episode.rewards)
         if steps == 0:
             continue

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, overload
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -186,8 +187,8 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: Any = None) 
     seed: chooses among the policies of a run of several seeds.
     like: a policy of the same structure, for a class that is not klimb's own.
 
-    Raises PolicyFileError, naming the file and what is wrong with it, when it is
-    missing, damaged or of another format.
+    Raises PolicyFileError, naming the file and what is wrong with it, when it is missing, damaged or of another format,
+    and when the numbers of klimb's own network are not finite. The arrays of other classes may hold anything.
     """
     directory, name = _locate(located(path), seed)
     arrays, description = directory / f"{name}.safetensors", directory / f"{name}.json"
@@ -198,11 +199,14 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: Any = None) 
         template = like if like is not None else _read_description(description).template()
         dynamic, static = eqx.partition(template, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
         loaded, _ = load_arrays(arrays, dynamic, max_header=MAX_HEADER, renamed=current_name)
+        policy = eqx.combine(loaded, static)
+        if _is_described(policy):
+            _require_numbers(policy)
     except OSError as error:
         raise PolicyFileError(f"cannot read {one_line(arrays)}: {error.strerror}") from None
     except ValueError as error:
         raise PolicyFileError(f"{one_line(arrays)} can't be used: {one_line(error)}") from None
-    return eqx.combine(loaded, static)
+    return policy
 
 
 def policy_iteration(path: str | Path, *, seed: int | None = None) -> int | None:
@@ -222,6 +226,26 @@ def policy_iteration(path: str | Path, *, seed: int | None = None) -> int | None
 def _is_described(policy: PyTree) -> bool:
     """Whether `policy.json` says all that has to be known: klimb's own network with klimb's own encoder."""
     return type(policy) is NetworkPolicy and type(policy.encoder) is FlatEncoder
+
+
+def _require_numbers(policy: NetworkPolicy) -> None:
+    """ValueError for numbers that no training of klimb's leaves in its own network: it would act all the same."""
+    arrays = eqx.filter(policy, eqx.is_array)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        numbers, name = np.atleast_1d(leaf), jax.tree_util.keystr(path).lstrip(".")
+        _require_none(name, ~np.isfinite(numbers), "not finite")
+        if name in ("encoder.normalizer.variance", "encoder.normalizer.count"):
+            _require_none(name, numbers < 0, "negative")
+
+
+def _require_none(name: str, wrong: np.ndarray, what: str) -> None:
+    """ValueError where numbers are wrong. name: of their array. wrong: which are. what: they are then."""
+    count = int(wrong.sum())
+    if count:
+        numbers = "number" if count == 1 else "numbers"
+        raise ValueError(
+            f"array {name} holds {count} {numbers} of {wrong.size} that {'is' if count == 1 else 'are'} {what}"
+        )
 
 
 def _seeds_hint(directory: Path) -> str:

@@ -15,6 +15,7 @@ from klimb import modules
 from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
+from klimb.policies.actions import remarks
 from klimb.policies.distributions import Distribution
 from klimb.policies.networks import Critic, NetworkOptions, NetworkPolicy, as_critic
 from klimb.runs.config import RunConfig
@@ -92,6 +93,12 @@ class Networks:
             inputs,
             weights,
         )
+
+    def warn_of_actions(self) -> None:
+        """A warning for each thing about the actions that klimb's own network can't learn, or takes otherwise."""
+        if isinstance(self.template, NetworkPolicy):
+            for remark in remarks(self._environment.action_space):
+                logger.warning("%s: %s", self._environment.id, remark)
 
     def _require_policy(self) -> None:
         """ConfigError unless the policy answers an observation with a distribution."""

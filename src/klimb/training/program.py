@@ -92,6 +92,7 @@ class Program:
         self._require_exploration()
         self._warn_of_short_episodes()
         self._networks.warn_of_images()
+        self._networks.warn_of_actions()
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._copies = Copies(
             options.seed, options.num_seeds, variations, devices[:1] if is_offline(config.rule) else devices

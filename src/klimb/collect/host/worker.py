@@ -1,9 +1,10 @@
-"""A worker process, which steps environments and decides for them: `python -m klimb.collect.host.worker`.
+"""A worker process, which steps environments and decides for them.
 
 The first line of its standard input is a task in JSON: what to make, and the block of memory that it shares with the
 process that started it. Every further line is an order, and is answered by a line: `reset` with a seed per copy, `roll`
 for a whole rollout with the policy and the noise that are in the memory, `capture` and `restore` for the states of its
-environments. It ends when its input ends. It imports JAX only for a policy in a user's own class.
+environments. It ends when its input ends, or with the process that started it. It imports JAX only for a policy in a
+user's own class.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from klimb import processes
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
 from klimb.collect.host.stepping import Columns, ColumnsLayout, NoiseLayout, Stepper, bytes_of
@@ -54,8 +56,9 @@ class SharedRollout:
         return bytes_of(layout) + 4 * (noise.rows * seeds * copies * math.prod(noise.shape) + seeds * spec.size)
 
 
-def serve() -> None:
-    """Answer until the input ends."""
+def serve(parent: int) -> None:
+    """Answer until the input ends. parent: the number of the process that started this one."""
+    processes.end_with(parent)
     # Both signals reach the whole process group; when to stop is the starting process's decision.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -125,7 +128,3 @@ def _obey(
         case "restore":
             stepper.restore(order["captured"])
     return {}
-
-
-if __name__ == "__main__":
-    serve()

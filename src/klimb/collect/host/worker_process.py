@@ -9,13 +9,13 @@ import re
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from klimb.errors import EnvironmentFault
+from klimb import processes
+from klimb.errors import EnvironmentFault, one_line, printable
 
 MIN_TIMEOUT = 60.0
 """Seconds within which a worker has to read an order, and the shortest time it gets to make its environments."""
@@ -52,15 +52,13 @@ class WorkerProcess:
         self._received = b""
         # Orders without an answer so far. The first, implicit one is to make the environments.
         self._pending = ["make"]
-        # Same sys.path, so the worker imports the same modules.
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "klimb.collect.host.worker"],
+        self.process = processes.start(
+            processes.command("klimb.collect.host.worker", "serve"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             pass_fds=inherited,
-            env=environment,
+            env={**os.environ, **ENVIRONMENT},
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -127,12 +125,12 @@ class WorkerProcess:
     def lost(self, what: str) -> WorkerLost:
         """The exception for `what` happened, with the line of the worker's error output that says most."""
         self._errors.seek(0)
-        text = self._errors.read().decode(errors="replace").strip()
+        text = printable(self._errors.read().decode(errors="replace").strip())
         lines = text.splitlines()
         # Of a crash faulthandler writes the reason first, and then where it was.
         fatal = [line for line in lines if line.startswith("Fatal Python error")]
         last = (fatal or lines or ["it wrote nothing"])[-1]
-        return WorkerLost(f"{what}: {last[:200]}", f"{text[-MAX_QUOTED:]}\n" if len(lines) > 1 else None)
+        return WorkerLost(f"{what}: {one_line(last, 200)}", f"{text[-MAX_QUOTED:]}\n" if len(lines) > 1 else None)
 
     def _hangs(self) -> WorkerLost:
         """The exception for an answer that does not come, with the place where the worker hangs."""
@@ -145,13 +143,13 @@ class WorkerProcess:
                 time.sleep(0.01)
             time.sleep(0.05)  # until it has written all of it
         self._errors.seek(before)
-        stack = self._errors.read().decode(errors="replace")
+        stack = printable(self._errors.read().decode(errors="replace"))
         # `Stack (most recent call first):` and lines `  File "…", line N in NAME`.
         place = re.search(r'^  File "(.*)", line (\d+) in (.*)$', stack, flags=re.MULTILINE)
         if place is None:
             return self.lost("has not answered in time")
         where = f"{place[3]} ({Path(place[1]).name}, line {place[2]})"
-        return WorkerLost(f"has not answered in time: it hangs in {where}", stack)
+        return WorkerLost(f"has not answered in time: it hangs in {one_line(where)}", stack)
 
     def _write(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, Integer
 
 from klimb.environments import returns, simulator_state
+from klimb.environments.adapters.flattening import flatten_observations
 from klimb.environments.faults import Trouble
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment, HostStep, HostVector
 from klimb.environments.seeds import restart_seed
@@ -128,7 +129,7 @@ def flattened(env: gym.Env) -> gym.Env:
             "size: klimb reads Box, Discrete, MultiDiscrete, MultiBinary and Text, and Dict and Tuple of these; return "
             "a Box from a gymnasium.ObservationWrapper, a Graph or Sequence padded to its maximum size"
         )
-    return gym.wrappers.FlattenObservation(env)
+    return flatten_observations(env)
 
 
 def image_shape(space: gym.Space) -> tuple[int, ...] | None:
@@ -194,6 +195,7 @@ class GymnasiumVector(HostVector):
             self._envs.append(self._made(copy))
         self._all_valid = np.ones(copies, bool)
         self._shape = self._envs[0].observation_space.shape or ()
+        self._dtype: np.dtype = np.dtype(self._envs[0].observation_space.dtype)
         self._failed_last = np.zeros(copies, bool)
         self._seeds: list[int] = []
         self._faults: list[Fault] = []
@@ -210,32 +212,41 @@ class GymnasiumVector(HostVector):
     def step(self, action: np.ndarray) -> HostStep:
         """Step every copy with its row of `action`. Raises EnvironmentFault as the class says."""
         faults: dict[int, Trouble] = {}
-        steps = []
+        count, shape, dtype, ndarray = len(self._envs), self._shape, self._dtype, np.ndarray
+        rows, blank = [], bytes(dtype.itemsize * math.prod(shape))
+        others: dict[int, np.ndarray] = {}
+        rewards: list[float] = []
+        terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for copy, (env, own_action) in enumerate(zip(self._envs, action, strict=True)):
             try:
-                steps.append(returns.step_of(env.step(own_action)))
+                obs, reward, ends, is_cut = returns.step_of(env.step(own_action))
+                # Copied at once, because the next copy may write its observation into the same memory. Nothing that
+                # copies as little is quicker.
+                if type(obs) is ndarray and obs.dtype is dtype and obs.shape == shape:
+                    row = obs.tobytes()
+                else:
+                    row, others[copy] = blank, returns.numbers_of(obs, shape, "step", "observation")
+                    self._dtype = returns.real_dtype(obs) or dtype
             # SystemExit: an environment that calls sys.exit() must not end the training.
             except (Exception, SystemExit) as error:
-                steps.append(self._blank_step())
+                row, reward, ends, is_cut = blank, 0.0, False, False
                 faults[copy] = Trouble.of(error, "step", env)
-        next_obs, reward, terminations, truncations = zip(*steps, strict=True)
-        successor: np.ndarray
-        try:
-            successor = returns.numbers_of(next_obs, self._shape, "step", "observation")
-            rewards = returns.numbers_of(reward, (), "step", "reward")
-        except returns.InvalidReturn:
-            successor, rewards = self._convert_each(next_obs, reward, faults)
-        terminated, truncated = np.array(terminations, bool), np.array(truncations, bool)
-        obs, ended = successor, np.flatnonzero(terminated | truncated)
+            rows.append(row)
+            rewards.append(reward)
+            if ends or is_cut:
+                terminated[copy], truncated[copy] = ends, is_cut
+        successor = np.frombuffer(b"".join(rows), dtype).reshape(count, *shape).astype(np.float32)
+        for copy, other in others.items():
+            successor[copy] = other
+        current, ended = successor, np.flatnonzero(terminated | truncated)
         if len(ended) or faults:
-            obs = successor.copy()
+            current = successor.copy()
             for copy in map(int, ended):
-                if copy not in faults:
-                    obs[copy] = self._next_episode(copy)
+                current[copy] = self._next_episode(copy)
         valid = self._all_valid
         if faults or self._failed_last.any():
-            terminated, truncated, valid = self._replace_faulty(faults, obs, terminated, truncated)
-        return HostStep(successor, obs, rewards, terminated, truncated & ~terminated, valid)
+            valid = self._replace_faulty(faults, current)
+        return HostStep(successor, current, np.array(rewards, np.float32), terminated, truncated & ~terminated, valid)
 
     def close(self) -> None:
         """Close every copy. One that can't be closed is logged."""
@@ -300,7 +311,7 @@ class GymnasiumVector(HostVector):
     def _first(self, copy: int, seed: int | None) -> np.ndarray:
         """The first observation of a new episode of a copy."""
         observation = returns.reset_of(self._envs[copy].reset(seed=seed))
-        return returns.numbers_of([observation], self._shape, "reset", "observation")[0]
+        return returns.numbers_of(observation, self._shape, "reset", "observation")
 
     def _made(self, copy: int) -> gym.Env:
         """A new environment for a copy."""
@@ -310,37 +321,18 @@ class GymnasiumVector(HostVector):
             trouble = Trouble.of(error, "make")
             raise trouble.fault(f"copy {copy} of the environment can't be made") from trouble.error
 
-    def _blank_step(self) -> tuple[np.ndarray, float, bool, bool]:
-        return np.zeros(self._shape, np.float32), 0.0, False, False
-
-    def _convert_each(
-        self, next_obs: Sequence[Any], reward: Sequence[Any], faults: dict[int, Trouble]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Observations and rewards, with zeros for copies whose output is invalid; these are added to `faults`."""
-        successor, rewards = np.zeros((len(reward), *self._shape), np.float32), np.zeros(len(reward), np.float32)
-        for copy, pair in enumerate(zip(next_obs, reward, strict=True)):
-            try:
-                successor[copy] = returns.numbers_of(pair[:1], self._shape, "step", "observation")[0]
-                rewards[copy] = returns.numbers_of(pair[1:], (), "step", "reward")[0]
-            except returns.InvalidReturn as error:
-                faults.setdefault(copy, Trouble.of(error, "step", self._envs[copy]))
-        return successor, rewards
-
-    def _replace_faulty(
-        self, faults: dict[int, Trouble], obs: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Replace the copies with a fault. Returns (terminated, truncated, valid), and sets their rows of `obs`."""
+    def _replace_faulty(self, faults: dict[int, Trouble], obs: np.ndarray) -> np.ndarray:
+        """Replace the copies with a fault, and set their rows of `obs`. Returns which rows are valid."""
         valid = self._all_valid.copy()
-        terminated, truncated = terminated.copy(), truncated.copy()
         for copy, trouble in faults.items():
             if not self._restart or self._failed_last[copy]:
                 again = " right after it was restarted" if self._restart else ""
                 raise trouble.fault(f"copy {copy} of the environment fails{again}") from trouble.error
             self._faults.append(Fault(copy, trouble.cause, trouble.traceback))
-            terminated[copy] = truncated[copy] = valid[copy] = False
+            valid[copy] = False
             obs[copy] = self._replace(copy)
         self._failed_last = ~valid
-        return terminated, truncated, valid
+        return valid
 
     def _replace(self, copy: int) -> np.ndarray:
         """Put a new environment in the place of a copy, with its next seed. Returns its first observation."""
