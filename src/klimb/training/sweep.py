@@ -36,6 +36,7 @@ def sweep(
     run_dir: str | Path | None = None,
     callback: Callback | None = None,
     progress: bool | View = False,
+    ray: str | None = None,
     **options: Unpack[SweepOptionsDict],
 ) -> list[Run]:
     """Train with every combination of some values of training options and of the rule's fields.
@@ -45,8 +46,8 @@ def sweep(
         only calculates with share one program, with all seeds of all of them; everything else (training options,
         counts, switches, choices) is trained one value after the other.
     run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
-    options, callback, progress: as for `train`; records and policies of a `klimb.OngoingRun` are those of every seed of
-        every combination of one program, in order, and its directory is that of the sweep. `stop` ends the sweep.
+    options, callback, progress, ray: as for `train`; records and policies of a `klimb.OngoingRun` are those of every
+        seed of every combination of one program, in order, and its directory is the sweep's. `stop` ends the sweep.
 
     Gives one `Run` per combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
     reported and compared by itself; its numbers are those of that run trained alone, up to rounding. After Ctrl-C
@@ -61,7 +62,9 @@ def sweep(
     plan = Sweep(RunConfig(recorded_name(env), rule, options_of(rule, {**options}, "klimb.sweep")), over)
     callbacks = () if callback is None else (callback,)
     new_view = partial(view_of, progress)
-    return _in_order(plan, start_sweep(plan, environment, run_dir=run_dir, callbacks=callbacks, new_view=new_view))
+    return _in_order(
+        plan, start_sweep(plan, environment, run_dir=run_dir, callbacks=callbacks, new_view=new_view, ray=ray)
+    )
 
 
 def start_sweep(
@@ -72,6 +75,7 @@ def start_sweep(
     callbacks: Sequence[Callback] = (),
     new_view: NewView = lambda: SILENT,
     notify: Notify = logger.info,
+    ray: str | None = None,
 ) -> Iterator[Trained]:
     """A sweep from its start, one program after the other: the runs of each when they are trained.
 
@@ -85,7 +89,7 @@ def start_sweep(
     place = run_dir if isinstance(run_dir, NewName | None) else as_path(run_dir)
     if isinstance(place, Path):
         require_unused_by_sweeps(place)
-    trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify)
+    trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify, ray=ray)
     yield from trainer.start(members)
 
 
@@ -98,12 +102,13 @@ def resume_sweep(
     progress: bool | View = False,
     trust_environment: bool = False,
     notify: Notify = logger.info,
+    ray: str | None = None,
 ) -> list[Run]:
     """Continue everything in a sweep that is unfinished.
 
     run_dir: the directory of the sweep. env, rule: needed only for a sweep that was started from Python with objects
         that a file can't name; the rule with the values of what is not varied.
-    callback, progress: as for `sweep`. trust_environment, notify: as for `resume`.
+    callback, progress, ray: as for `sweep`. trust_environment, notify: as for `resume`.
 
     Gives the runs that were unfinished, in the order of the sweep. Combinations that shared a program go on in one;
     the result is then the same, byte for byte, as that of a sweep never interrupted, as far as `resume` says so.
@@ -120,6 +125,7 @@ def resume_sweep(
         callbacks=() if callback is None else (callback,),
         new_view=partial(view_of, progress),
         notify=notify,
+        ray=ray,
         trust=trust_environment,
     )
     return _in_order(plan, going_on)
@@ -145,14 +151,15 @@ def go_on_with_sweep(
     callbacks: Sequence[Callback] = (),
     new_view: NewView = lambda: SILENT,
     notify: Notify = logger.info,
+    ray: str | None = None,
     trust: bool = False,
 ) -> Iterator[Trained]:
     """What is unfinished of a sweep, one program after the other: the runs of each when they are trained.
 
-    plan, directory: of the sweep. environment: the one that it names. callbacks, new_view, notify: as for
+    plan, directory: of the sweep. environment: the one that it names. callbacks, new_view, notify, ray: as for
     `start_sweep`. trust: whether modules that the runs' files name may be imported.
     """
-    trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify, trust)
+    trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify, trust, ray)
     yield from trainer.go_on(plan.members())
 
 

@@ -48,7 +48,8 @@ class SweepTrainer:
     """Trains the combinations of a sweep, as many of them in one program as can share it.
 
     plan, environment, directory: of the sweep; no directory keeps the runs in memory. callbacks, new_view, notify: as
-    for `start_sweep`. trust: whether modules that the runs' files name may be imported.
+    for `start_sweep`. trust: whether modules that the runs' files name may be imported. ray: as for
+    `train`.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class SweepTrainer:
         new_view: NewView,
         notify: Notify,
         trust: bool = False,
+        ray: str | None = None,
     ) -> None:
-        self._trust = trust
+        self._trust, self._ray = trust, ray
         self._plan, self._environment, self._place = plan, environment, place
         self._directory = place if isinstance(place, Path) else None
         self._callbacks, self._new_view, self._notify = callbacks, new_view, notify
@@ -239,7 +241,15 @@ class SweepTrainer:
         names = self._varied(group)
         variations = {name: [value_of(member.config, name) for member in group] for name in names}
         config = group[0].config
-        return Program(config, self._environment, policy, demonstrations, variations or None, demonstrator=cloned)
+        return Program(
+            config,
+            self._environment,
+            policy,
+            demonstrations,
+            variations or None,
+            demonstrator=cloned,
+            cluster=self._ray,
+        )
 
     def _varied(self, group: list[Member]) -> list[str]:
         """The fields whose values are data of the group's program; none where it has a single combination."""
