@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,84 +20,10 @@ from klimb import PPO, ConfigError, EnvironmentFault, MissingExtra
 from klimb.collect.host import ray_cluster, ray_workers
 from klimb.collect.host.ray_cluster import RayCluster, is_here, require_token
 from klimb.collect.host.ray_workers import RayWorkers
+from two_nodes import two_nodes  # noqa: F401 (the fixture `cluster`)
 
-# Ray reads both when it is imported: without, it would write a token into the home directory.
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
-pytest.importorskip("ray", reason="an extra of klimb")
 RULE = PPO(epochs=1, num_minibatches=2)
 SMALL = {"num_envs": 4, "num_steps": 64, "hidden": (8,), "critic_epochs": 1, "critic_num_minibatches": 1, "workers": 2}
-OWN_ENVIRONMENTS = '''
-import os
-import pathlib
-import gymnasium as gym
-import numpy as np
-
-
-class Counting(gym.Env):
-    """Its state can't be captured: it is no environment of Gymnasium's own."""
-    observation_space = gym.spaces.Box(-1, 1, (3,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.observation_space.low, {}
-
-    def step(self, action):
-        return self.np_random.uniform(-1, 1, 3).astype(np.float32), 1.0, False, False, {}
-
-
-class Ending(Counting):
-    """Ends its process, once for every file that says so."""
-    def step(self, action):
-        for file in pathlib.Path(os.environ["ENDINGS"]).glob("*"):
-            file.unlink(missing_ok=True)
-            os._exit(3)
-        return super().step(action)
-
-
-for cls in (Counting, Ending):
-    gym.register(f"{cls.__name__}-v0", f"own_for_ray:{cls.__name__}", max_episode_steps=20)
-'''
-
-
-class TwoNodes:
-    """A cluster of a head without CPUs, and nodes of one CPU each."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": 0, "object_store_memory": 10**8, "include_dashboard": False}
-        with ray_cluster.quiet():
-            self._cluster = Cluster(initialize_head=True, head_node_args=head)
-            self.nodes = [self.add(), self.add()]
-        self.address = self._cluster.address
-
-    def add(self, num_cpus: int = 1) -> Any:
-        return self._cluster.add_node(num_cpus=num_cpus, object_store_memory=10**8)
-
-    def kill(self, number: int) -> None:
-        """A node dies, and another takes its place."""
-        with ray_cluster.quiet():
-            self._cluster.remove_node(self.nodes[number], allow_graceful=False)
-            self.nodes[number] = self.add()
-
-    def shutdown(self) -> None:
-        self._cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[TwoNodes]:
-    folder = tmp_path_factory.mktemp("ray")
-    (folder / "own_for_ray.py").write_text(OWN_ENVIRONMENTS)
-    (folder / "endings").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ENDINGS", str(folder / "endings"))
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
-        patch.syspath_prepend(folder)
-        two = TwoNodes()
-        yield two
-        with ray_cluster.quiet():
-            two.shutdown()
 
 
 def plain(run: klimb.Run) -> list[dict]:

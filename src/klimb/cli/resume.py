@@ -35,7 +35,7 @@ class ResumeArguments:
     trust_environment: bool = False
     """Allow the run's config.toml to name a rule, an environment or a network to import: this runs its code."""
     ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
-    """A Ray cluster whose actors are the --workers: auto, local or HOST:PORT. It changes no result."""
+    """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
     output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
     """Settings to change; those that are not given stay as they are in the run."""

@@ -26,10 +26,10 @@ from klimb.report.page import FILE_NAME, write_report
 from klimb.runs.changes import OPTIONS
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import NewName, RunDirectory
-from klimb.runs.sweep_file import SWEEP, Sweep
+from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep
 from klimb.training import devices
 from klimb.training.networks import load_policies
-from klimb.training.sweep import go_on_with_sweep, read_sweep, start_sweep
+from klimb.training.sweep import go_on_with_sweep, start_sweep
 from klimb.training.sweep_trainer import Trained
 
 

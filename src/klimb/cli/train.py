@@ -47,7 +47,7 @@ class RunFlags:
     preset: Annotated[str, arg(metavar="NAME")] = AUTO
     """Settings that suit a task (`klimb list presets`). auto: by rule and environment; none; a name; or FILE.toml."""
     ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
-    """A Ray cluster whose actors are the --workers: auto, local or HOST:PORT. It changes no result."""
+    """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
     trust_environment: bool = False
     """Allow the --config file to name a rule, an environment or a network to import: this runs its code."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
+from klimb.errors import ConfigError
 from klimb.files import as_path
 from klimb.improve.rule import Rule
-from klimb.runs.changes import with_changes
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import NewName
-from klimb.runs.sweep_file import SWEEP, Sweep, require_unused_by_sweeps
+from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep, require_unused_by_sweeps
 from klimb.runs.typed_options import SweepOptionsDict
 from klimb.training.driver import Notify
 from klimb.training.given import options_of, require_rule
@@ -23,6 +22,7 @@ from klimb.training.ongoing_run import Callback
 from klimb.training.progress.choice import view_of
 from klimb.training.progress.view import SILENT, View
 from klimb.training.run_writer import Run
+from klimb.training.sweep_on_ray import RaySweep, require_possible
 from klimb.training.sweep_trainer import NewView, SweepTrainer, Trained
 
 logger = logging.getLogger("klimb")
@@ -46,8 +46,11 @@ def sweep(
         only calculates with share one program, with all seeds of all of them; everything else (training options,
         counts, switches, choices) is trained one value after the other.
     run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
-    options, callback, progress, ray: as for `train`; records and policies of a `klimb.OngoingRun` are those of every
+    options, callback, progress: as for `train`; records and policies of a `klimb.OngoingRun` are those of every
         seed of every combination of one program, in order, and its directory is the sweep's. `stop` ends the sweep.
+
+    ray: a Ray cluster, whose tasks each train the combinations that can share a program. It needs `run_dir`, on a file
+        system that all machines share.
 
     Gives one `Run` per combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
     reported and compared by itself; its numbers are those of that run trained alone, up to rounding. After Ctrl-C
@@ -89,8 +92,16 @@ def start_sweep(
     place = run_dir if isinstance(run_dir, NewName | None) else as_path(run_dir)
     if isinstance(place, Path):
         require_unused_by_sweeps(place)
-    trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify, ray=ray)
-    yield from trainer.start(members)
+    trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify)
+    if ray is None:
+        yield from trainer.start(members)
+        return
+    require_possible(plan, environment, callbacks)
+    directory = trainer.make_directory()
+    if directory is None:
+        raise ConfigError("a sweep on Ray is written into files: give it a run_dir")
+    # The modules that the sweep's own file names are those that the caller has named.
+    yield from RaySweep(plan, environment, directory, notify, True, ray).go_on(members)
 
 
 def resume_sweep(
@@ -131,18 +142,6 @@ def resume_sweep(
     return _in_order(plan, going_on)
 
 
-def read_sweep(directory: str | Path, *, rule: Rule | None = None, trust: bool) -> Sweep:
-    """The plan of a sweep, ready to be trained with.
-
-    directory: of the sweep. rule: the sweep's, where the file can't name it. trust: whether modules that the file
-    names may be imported. Raises RunError and ConfigError when it can't be read, UntrustedEnvironment when a module
-    may not be imported.
-    """
-    plan = Sweep.read(Path(directory))
-    config = plan.config if rule is None else with_changes(plan.config, {}, rule)
-    return dataclasses.replace(plan, config=config.require_modules(Path(directory) / SWEEP, trust=trust))
-
-
 def go_on_with_sweep(
     plan: Sweep,
     environment: Environment,
@@ -159,7 +158,11 @@ def go_on_with_sweep(
     plan, directory: of the sweep. environment: the one that it names. callbacks, new_view, notify, ray: as for
     `start_sweep`. trust: whether modules that the runs' files name may be imported.
     """
-    trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify, trust, ray)
+    if ray is not None:
+        require_possible(plan, environment, callbacks)
+        yield from RaySweep(plan, environment, directory, notify, trust, ray).go_on(plan.members())
+        return
+    trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify, trust)
     yield from trainer.go_on(plan.members())
 
 

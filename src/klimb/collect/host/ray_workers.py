@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from klimb.policies.action_spec import ActionSpec
 from klimb.policies.observations import ObservationSpec
 
 MAX_REPEATS = 2
-"""How often a rollout is repeated after its actor was lost, before its environments count as the cause."""
+"""How often an actor is replaced in a rollout, or when it is made, before its environments count as the cause."""
 SECONDS_UNTIL_TOLD = 10.0
 """After which it is said that actors wait for a place in the cluster."""
 
@@ -167,10 +167,11 @@ class RayWorkers:
             actor = self._ray.remote(**options)(EnvironmentActor)
             return actor.remote({**self._task, "shape": (steps, seeds, part.stop - part.start)})
 
-    def _make(self, numbers: Any) -> None:
+    def _make(self, numbers: Iterable[int]) -> None:
         """Have new actors make their environments, when they have a place and the same versions as this process."""
+        numbers = list(numbers)
         places = {self._actors[number].place.remote(): number for number in numbers}
-        end, told = time.monotonic() + self._timeout, False
+        end, told, attempts = time.monotonic() + self._timeout, False, dict.fromkeys(numbers, 0)
         while places:
             done, _ = self._ray.wait(list(places), num_returns=1, timeout=SECONDS_UNTIL_TOLD)
             if not done and not told:
@@ -191,8 +192,14 @@ class RayWorkers:
                     self._require_equal(self._ray.get(reference))
                     answer: Answer = self._ray.get(self._actors[number].make.remote(), timeout=self._timeout)
                 except self._losses_of_ray as error:
-                    raise EnvironmentFault(f"{self._shares.name(number)} is lost: {_reason(error)}") from None
-                self._require_no_fault(number, answer)
+                    # Its node may be dying too; an environment that ends its process when it is made always does.
+                    attempts[number] += 1
+                    if attempts[number] > MAX_REPEATS:
+                        raise EnvironmentFault(f"{self._shares.name(number)} is lost: {_reason(error)}") from None
+                    self._actors[number] = self._start(number)
+                    places[self._actors[number].place.remote()] = number
+                else:
+                    self._require_no_fault(number, answer)
 
     def _require_equal(self, place: Place) -> None:
         """EnvironmentFault when an actor would compute with other versions; a line for another kind of processor."""
