@@ -144,7 +144,8 @@ def test_environments_that_end_their_process(cluster, caplog):
 
 
 @pytest.mark.slow
-def test_no_place(cluster, caplog):
+def test_no_place(cluster, monkeypatch, caplog):
+    monkeypatch.setattr(ray_workers, "SECONDS_UNTIL_TOLD", 0.5)
     caplog.set_level(logging.WARNING)
     with pytest.raises(EnvironmentFault, match=r"has had no place for .* of 4 workers .* add nodes, or use fewer"):
         train("gymnasium:CartPole-v1", ray=cluster.address, workers=4, env_timeout=3.0)
