@@ -121,7 +121,11 @@ def open_arrays(path: Path) -> Iterator[Any]:
     path: the file. Raises SafetensorError when it is damaged.
     """
     require_regular(path)
-    with safe_open(path, framework="numpy") as file:
+    try:
+        opened = safe_open(path, framework="numpy")
+    except MemoryError:  # it is mapped whole
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from None
+    with opened as file:
         yield file
 
 

@@ -26,6 +26,8 @@ from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.metrics import MetricsLog, read_metrics
 from klimb.runs.policy_file import policy_iteration
 from klimb.runs.sweep_file import Sweep
+from klimb.training.recent_score import RecentScore
+from klimb.training.stopping import Stopping
 from klimb.types import TrainState
 
 fault = pytest.mark.fault
@@ -128,6 +130,33 @@ def test_metrics_that_end_without_an_end(run, caplog):
     assert "1 damaged lines are skipped" in caplog.text
     MetricsLog(run, keep_until=4).close()
     assert (run / "metrics.jsonl").stat().st_size == before
+
+
+ODD = {"a text": "x", "nested": [[1]], "an object": {}, "a number of 400 digits": 10**400, "three numbers": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("name", ["episodes", "episode_return", "eval_return", "status", "env_steps"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(value, marks=fault(f"metrics of a resumed run are {what}", "they count as missing"))
+        for what, value in ODD.items()
+    ],
+    ids=list(ODD),
+)
+def test_metrics_that_are_no_numbers(name, value, run, capsys):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines[-1][name] = lines[-2][name] = value
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace('until_return = "none"', "until_return = 1e6"))
+    directory = RunDirectory.open(run)
+    assert directory.env_steps_at(4) in (640, None)
+    score, stopping = RecentScore(), Stopping(directory.config.options)
+    score.restore(directory.history(), 1)
+    stopping.restore(directory.history())
+    assert stopping.reason is None
+    score.draw()
 
 
 def test_lines_have_a_limit(tmp_path):

@@ -20,7 +20,7 @@ from klimb.report.statistics import interquartile_mean
 from klimb.rules import UnknownRule
 from klimb.runs.config import RunConfig
 from klimb.runs.ending import Ending, read_ending
-from klimb.runs.metrics import METRICS, read_metrics
+from klimb.runs.metrics import LARGEST, METRICS, read_metrics
 from klimb.runs.provenance import Provenance, read_provenance
 from klimb.types import Metric, Status
 
@@ -38,7 +38,6 @@ MAX_METRICS = 1000
 MAX_EVALUATION = 2**28
 """Bytes of the largest evaluation that is read: of millions of episodes."""
 MAX_REASONS = 32
-LARGEST = float(np.finfo(np.float32).max)
 """Metrics are single precision. A larger number comes from a damaged file, and its square would overflow."""
 
 

@@ -329,9 +329,11 @@ class RunDirectory:
     def env_steps_at(self, iteration: int) -> int | None:
         """Environment steps, per seed, until an iteration; None where the metrics do not say."""
         try:
-            return next(record["env_steps"] for record in self.history() if record["iteration"] == iteration)
-        except (OSError, StopIteration, KeyError):
+            records = self.history()
+        except OSError:
             return None
+        steps = next((record.get("env_steps") for record in records if record["iteration"] == iteration), None)
+        return steps if type(steps) is int and 0 <= steps < 2**53 else None
 
     def change(self, config: RunConfig, entry: Provenance) -> None:
         """Record that the run is resumed with other settings, and make them those of the run.

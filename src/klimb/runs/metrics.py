@@ -19,6 +19,8 @@ from klimb.files import TooLarge, exists, open_to_append, read_lines
 from klimb.runs.tensorboard import Board
 from klimb.types import Metric, Status
 
+LARGEST = float(np.finfo(np.float32).max)
+"""No metric is larger: it is computed in float32."""
 Record = dict[str, Any]
 FILE_NAME = "metrics.jsonl"
 MAX_LINE = 2**26
@@ -214,6 +216,19 @@ def _plain(name: str, value: Any) -> Any:
         return int(value)
     number = float(value)
     return number if math.isfinite(number) else None
+
+
+def per_seed_of(record: Record, name: str, num_seeds: int) -> list[float | None]:
+    """The values of a metric in a record that was read, one per seed. None for what is missing or no finite number.
+
+    record: which may be a stranger's. name: of the metric. num_seeds: of the run.
+    """
+    cell = record.get(name)
+    cells = cell if isinstance(cell, list) else [cell]
+    if len(cells) != num_seeds:
+        return [None] * num_seeds
+    # Compared before the conversion: Python compares integers of any size, float() overflows.
+    return [float(x) if isinstance(x, int | float) and -LARGEST <= x <= LARGEST else None for x in cells]
 
 
 def read_metrics(path: Path) -> list[Record]:

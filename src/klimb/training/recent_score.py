@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from klimb.runs.metrics import Record
+from klimb.runs.metrics import Record, per_seed_of
 
 
 class RecentScore:
@@ -23,11 +23,11 @@ class RecentScore:
             self._counts.extend(counts)
             self._sums.extend(np.where(counts > 0, metrics["episode_return"] * counts, 0))
 
-    def restore(self, records: list[Record]) -> None:
-        """Add the records of some iterations, when a run is resumed."""
+    def restore(self, records: list[Record], num_seeds: int) -> None:
+        """Add the records of some iterations, when a run is resumed. num_seeds: of the run."""
         for record in records:
             counts, returns = (
-                np.atleast_1d(np.array(record.get(name), float)) for name in ("episodes", "episode_return")
+                np.array(per_seed_of(record, name, num_seeds), float) for name in ("episodes", "episode_return")
             )
             if np.isfinite(counts).all():
                 self.take_in({"episodes": counts[None], "episode_return": returns[None]})

@@ -187,7 +187,7 @@ class RunWriter:
             logger.warning("%s: the metrics do not reach up to iteration %d", self.directory.path, iteration)
         # The score counts from the last regular checkpoint; the one resumed from may have been saved by a stop signal.
         due = iteration - iteration % self.config.options.checkpoint_every
-        self._score.restore([record for record in records if record["iteration"] > due])
+        self._score.restore([record for record in records if record["iteration"] > due], self.config.options.num_seeds)
         return records
 
     def save(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from klimb.runs.config import TrainOptions
-from klimb.runs.metrics import Record
+from klimb.runs.metrics import Record, per_seed_of
 
 WINDOW = 100
 """Training episodes that a mean return is taken over."""
@@ -68,8 +68,9 @@ class Stopping:
 
     def restore(self, records: list[Record]) -> None:
         """Go on from the records of a run that is resumed."""
+        seeds = len(self._best)
         for record in records:
-            self.add(*(_listed(record.get(name)) for name in ("episodes", "episode_return", "eval_return")))
+            self.add(*(per_seed_of(record, name, seeds) for name in ("episodes", "episode_return", "eval_return")))
 
     def add(self, episodes: Sequence[Any], returns: Sequence[Any], evaluated: Sequence[Any] = ()) -> None:
         """Add an iteration, each column with one value per seed; empty columns, and None, for what does not exist.
@@ -104,9 +105,3 @@ class Stopping:
             return f"{what} reached until_return = {self._until:g}{every}"
         what = f"{'evaluation' if self._evaluates else 'iteration'}{'' if self._patience == 1 else 's in a row'}"
         return f"{self._patience} {what} brought no higher return{every} (patience)"
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
