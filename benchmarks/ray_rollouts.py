@@ -126,6 +126,32 @@ def throughput() -> dict[str, Any]:
     return result
 
 
+class Echo:
+    """Answers with as many bytes as it is asked for."""
+
+    def say(self, count: int) -> np.ndarray:
+        return np.zeros(count, np.uint8)
+
+
+def messages() -> dict[str, float]:
+    """Seconds of a call with its answer, and of a byte of a large answer."""
+    echo = ray.remote(num_cpus=0)(Echo).remote()
+
+    def seconds(size: int, count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            ray.get(echo.say.remote(size))
+        return (time.perf_counter() - start) / count
+
+    seconds(8, 10)
+    call = statistics.median(seconds(8, 50) for _ in range(5))
+    large = 8 * 2**20
+    return {
+        "call_seconds": call,
+        "byte_seconds": (statistics.median(seconds(large, 5) for _ in range(5)) - call) / large,
+    }
+
+
 def slow_simulator() -> list[dict[str, Any]]:
     """Steps per second of a simulator of 5 ms per step, beside what its waiting allows."""
     rows = []
@@ -137,7 +163,7 @@ def slow_simulator() -> list[dict[str, Any]]:
     return rows
 
 
-def page(fast: dict[str, Any], slow: list[dict[str, Any]]) -> str:
+def page(fast: dict[str, Any], slow: list[dict[str, Any]], message: dict[str, float]) -> str:
     """The tables."""
     sent = fast["bytes"]
     lines = [
@@ -150,6 +176,8 @@ def page(fast: dict[str, Any], slow: list[dict[str, Any]]) -> str:
         f"| the same, one of the two actors killed under way | {fast['rollout_seconds_actor_killed']:.2f} s |",
         f"| sent to the actors per rollout: parameters, noise | {_kib(sent['parameters'])}, {_kib(sent['noise'])} |",
         f"| sent back per rollout: rows, states of the simulators | {_kib(sent['rollout'])}, {_kib(sent['states'])} |",
+        f"| a message to an actor and its answer | {1000 * message['call_seconds']:.2f} ms |",
+        f"| transport of large answers | {1 / message['byte_seconds'] / 1e6:,.0f} MB/s |",
         "",
         "| actors, simulator of 5 ms per step | steps per second | efficiency |",
         "|---|---|---|",
@@ -167,12 +195,12 @@ def main() -> None:
     logging.getLogger("klimb").setLevel(logging.ERROR)
     with quiet():
         ray.init(address="local", num_cpus=max(ACTORS), include_dashboard=False, log_to_driver=False)
-        fast, slow = throughput(), slow_simulator()
+        fast, slow, message = throughput(), slow_simulator(), messages()
         ray.shutdown()
-    write_results("ray_rollouts", fast=fast, slow=slow)
+    write_results("ray_rollouts", environments=NUM_ENVS, fast=fast, slow=slow, message=message)
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(before + BEGIN + "\n" + page(fast, slow) + END + rest.split(END)[1], encoding="utf-8")
-    print(page(fast, slow))
+    PAGE.write_text(before + BEGIN + "\n" + page(fast, slow, message) + END + rest.split(END)[1], encoding="utf-8")
+    print(page(fast, slow, message))
 
 
 if __name__ == "__main__":
