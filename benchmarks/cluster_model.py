@@ -56,7 +56,7 @@ def on_paper(actors: int, cost: Costs) -> float:
     slowest = count * cost.step + cost.deviation * math.sqrt(count) * math.sqrt(2 * math.log(actors))
     send = actors * (cost.call / 2 + cost.sent * cost.byte)
     fetch = actors * (cost.call / 2 + cost.received * cost.byte)
-    # The slowest is anywhere among those that are sent to; results are fetched as they come, after all have been sent to.
+    # The slowest is anywhere among those that are sent to. Results are fetched as they come, after all are sent to.
     return max(send / 2 + slowest + fetch / actors, send + fetch) + cost.learn
 
 
@@ -107,7 +107,8 @@ def page(rows: list[dict]) -> str:
         "|---|---|---|---|---|---|",
         *(
             f"| {1000 * row['step']:g} ± {1000 * row['deviation']:g} ms | {row['actors']:,} | "
-            f"{row['simulated']:.2f} s | {row['on_paper']:.2f} s | {row['steps_per_second']:,.0f} | {row['efficiency']:.2f} |"
+            f"{row['simulated']:.2f} s | {row['on_paper']:.2f} s | {row['steps_per_second']:,.0f} | "
+            f"{row['efficiency']:.2f} |"
             for row in rows
         ),
     ]

@@ -135,7 +135,7 @@ class Echo:
 
 def messages() -> dict[str, float]:
     """Seconds of a call with its answer, and of a byte of a large answer."""
-    echo = ray.remote(num_cpus=0)(Echo).remote()
+    echo: Any = ray.remote(num_cpus=0)(Echo).remote()
 
     def seconds(size: int, count: int) -> float:
         start = time.perf_counter()
