@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations clean
+.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -59,6 +59,12 @@ bench-own-policy: $(DEV)  ## cost of a policy of the user's own class on Gymnasi
 bench-acting: $(DEV)  ## KL between the policies of consecutive rollouts; writes docs/theory/certificate.md
 	$(BIN)/python benchmarks/acting_policy.py
 
+bench-ray: $(DEV)  ## what a Ray cluster costs; writes docs/scaling.md
+	$(BIN)/python benchmarks/ray_rollouts.py
+
+bench-cluster-model: $(DEV)  ## how far a cluster scales, on paper and simulated; writes docs/scaling.md
+	$(BIN)/python benchmarks/cluster_model.py
+
 bench-fisher: $(DEV)  ## cost of a Fisher-vector product, as ratios
 	$(BIN)/python benchmarks/fisher.py
 
@@ -100,7 +106,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(CORE)
-	$(INSTALL) '.[dev,gymnax,mujoco,offline]'
+	$(INSTALL) '.[dev,gymnax,mujoco,offline,ray]'
 	touch $@
 
 # EnvPool's assets are 750 MB, so it is installed only for the benchmarks that need it.

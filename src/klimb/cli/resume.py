@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import OmitArgPrefixes, Suppress
+from tyro.conf import OmitArgPrefixes, Suppress, arg
 
 from klimb.cli import compilation_cache
 from klimb.cli.flags import flags_of
@@ -34,6 +34,8 @@ class ResumeArguments:
     """Run directory, or the directory of a sweep, all of whose unfinished runs are continued."""
     trust_environment: bool = False
     """Allow the run's config.toml to name a rule, an environment or a network to import: this runs its code."""
+    ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
+    """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
     output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
     """Settings to change; those that are not given stay as they are in the run."""
@@ -47,7 +49,7 @@ def resume(arguments: ResumeArguments) -> None:
     """
     run_dir, trust = arguments.run, arguments.trust_environment
     if is_sweep(run_dir):
-        resume_all(run_dir, arguments.output, trust=trust)
+        resume_all(run_dir, arguments.output, trust=trust, ray=arguments.ray)
         return
     config_file = run_dir / "config.toml"
     recorded = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
@@ -65,6 +67,7 @@ def resume(arguments: ResumeArguments) -> None:
             progress=arguments.output.view(console),
             trust_environment=trust,
             notify=partial(print_line, console),
+            ray=arguments.ray,
             **{name: getattr(config.options, name) for name in names},
         )
     announce_end(run, console)

@@ -26,10 +26,10 @@ from klimb.report.page import FILE_NAME, write_report
 from klimb.runs.changes import OPTIONS
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import NewName, RunDirectory
-from klimb.runs.sweep_file import SWEEP, Sweep
+from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep
 from klimb.training import devices
 from klimb.training.networks import load_policies
-from klimb.training.sweep import go_on_with_sweep, read_sweep, start_sweep
+from klimb.training.sweep import go_on_with_sweep, start_sweep
 from klimb.training.sweep_trainer import Trained
 
 
@@ -97,16 +97,18 @@ def sweep(arguments: SweepArguments) -> None:
         run_dir=place,
         new_view=partial(output.view, console),
         notify=partial(print_line, console),
+        ray=flags.ray,
     )
     trained = _finish_each(parts, environment, output)
     assert trained, "every combination is trained, or an error is raised"
     _print_end(trained[0].parent, len(trained))
 
 
-def resume_all(directory: Path, output: Output, *, trust: bool) -> None:
+def resume_all(directory: Path, output: Output, *, trust: bool, ray: str | None = None) -> None:
     """Go on with everything that is unfinished in a sweep, evaluate it, and write its reports.
 
     directory: of the sweep. output: how much is printed. trust: whether modules that its files name may be imported.
+    ray: a cluster, or None.
     """
     plan = read_sweep(directory, trust=trust)
     devices.use_all_cores()
@@ -120,6 +122,7 @@ def resume_all(directory: Path, output: Output, *, trust: bool) -> None:
         new_view=partial(output.view, console),
         notify=partial(print_line, console),
         trust=trust,
+        ray=ray,
     )
     trained = _finish_each(parts, environment, output)
     names = {path.name for path in trained}

@@ -46,6 +46,8 @@ class RunFlags:
     """A config.toml to start from; arguments and options on the command line override it."""
     preset: Annotated[str, arg(metavar="NAME")] = AUTO
     """Settings that suit a task (`klimb list presets`). auto: by rule and environment; none; a name; or FILE.toml."""
+    ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
+    """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
     trust_environment: bool = False
     """Allow the --config file to name a rule, an environment or a network to import: this runs its code."""
 
@@ -90,6 +92,7 @@ def train(arguments: TrainArguments) -> None:
             preset=None if preset is None else preset.title,
             notify=partial(print_line, console),
             view=view,
+            ray=flags.ray,
         )
     announce_end(run, console)
     assert run.directory is not None

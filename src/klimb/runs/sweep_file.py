@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from klimb.errors import ConfigError, NameTaken, RunError, one_line, shown
 from klimb.fields import MAX_NAME
 from klimb.files import exists, is_file, make_new_directory, write_text
+from klimb.improve.rule import Rule
 from klimb.runs.changes import value_of, with_changes
 from klimb.runs.config import RunConfig
 from klimb.runs.own_files import SWEEP
@@ -103,6 +104,18 @@ class Sweep:
             return cls(RunConfig.from_dict(tree), over, preset)
         except ConfigError as error:
             raise ConfigError(f"{one_line(path)}: {error}") from None
+
+
+def read_sweep(directory: str | Path, *, rule: Rule | None = None, trust: bool) -> Sweep:
+    """The plan of a sweep, ready to be trained with.
+
+    directory: of the sweep. rule: the sweep's, where the file can't name it. trust: whether modules that the file
+    names may be imported. Raises RunError and ConfigError when it can't be read, UntrustedEnvironment when a module
+    may not be imported.
+    """
+    plan = Sweep.read(Path(directory))
+    config = plan.config if rule is None else with_changes(plan.config, {}, rule)
+    return dataclasses.replace(plan, config=config.require_modules(Path(directory) / SWEEP, trust=trust))
 
 
 def is_sweep(directory: Path) -> bool:

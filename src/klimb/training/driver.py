@@ -54,6 +54,7 @@ def train(
     run_dir: str | Path | None = None,
     callback: Callback | None = None,
     progress: bool | View = False,
+    ray: str | None = None,
     **options: Unpack[TrainOptionsDict],
 ) -> Run:
     """Train a policy in an environment with an update rule.
@@ -70,6 +71,8 @@ def train(
         has the new records and the policy, and can stop the training.
     progress: whether to show the training: as a panel in a terminal or a notebook, elsewhere as lines on standard
         error. In any case the logger "klimb" gets them, at the level INFO.
+    ray: a Ray cluster whose actors step the environment instead of processes here: `auto` for one that Ray knows of on
+        this machine, or a new one; `local` for a new one; or HOST:PORT. It changes no result, and is not recorded.
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
         gamma, gae_lambda, advantage, …
 
@@ -98,6 +101,7 @@ def train(
             run_dir=run_dir,
             callbacks=() if callback is None else (callback,),
             view=view,
+            ray=ray,
         )
 
 
@@ -113,6 +117,7 @@ def start(
     preset: str | None = None,
     notify: Notify = logger.info,
     view: View = SILENT,
+    ray: str | None = None,
 ) -> Run:
     """A training from its first iteration to its last, by a configuration and the environment that it names.
 
@@ -121,7 +126,7 @@ def start(
     run_dir, errors: as for `train`. callbacks: each called as the `callback` of `train`, in order.
     preset: that the configuration was made with, for the provenance.
     notify: called with lines about the start, for people. view: that shows the training; the caller enters and leaves
-    it.
+    it. ray: as for `train`.
     """
     if run_dir is not None:
         # Before anything is computed: whether there is room for the run, and whether its rule can be written.
@@ -132,7 +137,7 @@ def start(
     found = demonstrations_for(environment, config, demonstrations)
     demonstrator = demonstrator_for(environment, config, policy, found, notify)
     cloned = None if demonstrator is None else demonstrator.policy
-    program = Program(config, environment, policy, found, critic=critic, demonstrator=cloned)
+    program = Program(config, environment, policy, found, critic=critic, demonstrator=cloned, cluster=ray)
     if type(config.rule) not in RULES.values():
         # What a step of the user's own returns is checked before anything is compiled or written.
         program.source.trace(program.state_template())
@@ -155,6 +160,7 @@ def resume(
     progress: bool | View = False,
     trust_environment: bool = False,
     notify: Notify = logger.info,
+    ray: str | None = None,
     **changes: Any,
 ) -> Run:
     """Continue a run from its newest checkpoint, to the `env_steps` of its configuration.
@@ -169,6 +175,7 @@ def resume(
     progress: whether to show the training, as for `train`.
     trust_environment: import the modules that the configuration names for its environment, rule, policy or critic.
     notify: called with lines about what changes, for people.
+    ray: as for `train`; a run may be resumed with another cluster, or without one.
     changes: new values of training options (`env_steps`, `gamma`, …) or of fields of the rule, by name; the run's
         configuration has them from then on. `env_steps` may be more or less than before, but more than have been made.
         What would change the shape or the meaning of the saved state is refused. A `rule` with other values changes the
@@ -195,7 +202,7 @@ def resume(
         policy = saved_policy(directory, environment) if policy is None else policy
         found = demonstrations_for(environment, config, demonstrations)
         demonstrator = saved_demonstrator(directory, environment, config, policy, found)
-        program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator)
+        program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator, cluster=ray)
         try:
             checkpoint = _checkpoint_to_go_on_from(program, directory, config, notify)
             directory.start_log(keep_until=checkpoint.iteration)

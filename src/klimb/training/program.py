@@ -61,6 +61,8 @@ class Program:
     variations: values of some of the rule's fields, `[V]` each: every seed is trained once with each of them, all in
     one program. Copy v·S + s is seed s under the v-th values.
 
+    cluster: of Ray, whose actors step a host environment: `auto`, `local` or HOST:PORT; None for processes here.
+
     States and metrics have a leading axis of K seeds (V·S with variations). On a compiled environment a call runs
     many iterations without coming back to the host; on a host environment, and on demonstrations alone, it runs one.
     """
@@ -74,12 +76,16 @@ class Program:
         variations: Mapping[str, Sequence[float]] | None = None,
         critic: Any = None,
         demonstrator: PyTree | None = None,
+        cluster: str | None = None,
     ) -> None:
         require_trainable()
         options = config.options
         if not environment.observations.is_scaled:
             options = dataclasses.replace(options, normalize_observations=False)
         self.config, self._options, self._environment = config, options, environment
+        self._cluster = cluster
+        if cluster is not None and not isinstance(environment, HostEnvironment):
+            raise ConfigError(f"{environment.id} is compiled: nothing of it runs in a Ray cluster; leave --ray off")
         self._networks = Networks(environment, options, policy, critic)
         self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, _is_array)
         self._demonstrator_static = eqx.partition(demonstrator, eqx.is_array)[1]
@@ -293,9 +299,8 @@ class Program:
         if self.iteration.collector is not None:
             return CompiledSource(learner, self.iteration.collector, rows)
         assert isinstance(self._environment, HostEnvironment)
-        return HostSource(
-            learner, self._environment, options, cores(), rows, traits_of(self._bound).records_derivatives
-        )
+        derivatives = traits_of(self._bound).records_derivatives
+        return HostSource(learner, self._environment, options, cores(), rows, derivatives, self._cluster)
 
     def _compiled_collector(self) -> CompiledCollector | None:
         """What collects inside the program; None where experience comes from outside."""

@@ -183,8 +183,10 @@ class HostSource(Source):
         cores: int,
         rows_per_iteration: int,
         derivatives: bool,
+        cluster: str | None = None,
     ) -> None:
-        """cores: worker processes where the options leave their number open. derivatives: whether to record them."""
+        """cores: worker processes where the options leave their number open. derivatives: whether to record them.
+        cluster: of Ray, whose actors are the workers; None for processes here."""
         self._learner = learner
         self.rows_per_iteration = rows_per_iteration
         self._num_envs = options.num_envs
@@ -199,7 +201,8 @@ class HostSource(Source):
             whole_episodes=options.batch == "episodes",
             exploration_steps=options.exploration_steps,
             derivatives=derivatives,
-            workers=cores if options.workers is None else options.workers,
+            workers=cores if options.workers is None and cluster is None else options.workers,
+            cluster=cluster,
             restart=options.env_fault == "restart",
             timeout=options.env_timeout,
         )

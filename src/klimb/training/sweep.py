@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
+from klimb.errors import ConfigError
 from klimb.files import as_path
 from klimb.improve.rule import Rule
-from klimb.runs.changes import with_changes
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import NewName
-from klimb.runs.sweep_file import SWEEP, Sweep, require_unused_by_sweeps
+from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep, require_unused_by_sweeps
 from klimb.runs.typed_options import SweepOptionsDict
 from klimb.training.driver import Notify
 from klimb.training.given import options_of, require_rule
@@ -23,6 +22,7 @@ from klimb.training.ongoing_run import Callback
 from klimb.training.progress.choice import view_of
 from klimb.training.progress.view import SILENT, View
 from klimb.training.run_writer import Run
+from klimb.training.sweep_on_ray import RaySweep, require_possible
 from klimb.training.sweep_trainer import NewView, SweepTrainer, Trained
 
 logger = logging.getLogger("klimb")
@@ -36,6 +36,7 @@ def sweep(
     run_dir: str | Path | None = None,
     callback: Callback | None = None,
     progress: bool | View = False,
+    ray: str | None = None,
     **options: Unpack[SweepOptionsDict],
 ) -> list[Run]:
     """Train with every combination of some values of training options and of the rule's fields.
@@ -45,8 +46,11 @@ def sweep(
         only calculates with share one program, with all seeds of all of them; everything else (training options,
         counts, switches, choices) is trained one value after the other.
     run_dir: a directory to make, with a run directory for each combination in it; None keeps the runs in memory.
-    options, callback, progress: as for `train`; records and policies of a `klimb.OngoingRun` are those of every seed of
-        every combination of one program, in order, and its directory is that of the sweep. `stop` ends the sweep.
+    options, callback, progress: as for `train`; records and policies of a `klimb.OngoingRun` are those of every
+        seed of every combination of one program, in order, and its directory is the sweep's. `stop` ends the sweep.
+
+    ray: a Ray cluster, whose tasks each train the combinations that can share a program. It needs `run_dir`, on a file
+        system that all machines share.
 
     Gives one `Run` per combination, in the order of `itertools.product`. Each is an ordinary run, which can be resumed,
     reported and compared by itself; its numbers are those of that run trained alone, up to rounding. After Ctrl-C
@@ -61,7 +65,9 @@ def sweep(
     plan = Sweep(RunConfig(recorded_name(env), rule, options_of(rule, {**options}, "klimb.sweep")), over)
     callbacks = () if callback is None else (callback,)
     new_view = partial(view_of, progress)
-    return _in_order(plan, start_sweep(plan, environment, run_dir=run_dir, callbacks=callbacks, new_view=new_view))
+    return _in_order(
+        plan, start_sweep(plan, environment, run_dir=run_dir, callbacks=callbacks, new_view=new_view, ray=ray)
+    )
 
 
 def start_sweep(
@@ -72,6 +78,7 @@ def start_sweep(
     callbacks: Sequence[Callback] = (),
     new_view: NewView = lambda: SILENT,
     notify: Notify = logger.info,
+    ray: str | None = None,
 ) -> Iterator[Trained]:
     """A sweep from its start, one program after the other: the runs of each when they are trained.
 
@@ -86,7 +93,15 @@ def start_sweep(
     if isinstance(place, Path):
         require_unused_by_sweeps(place)
     trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify)
-    yield from trainer.start(members)
+    if ray is None:
+        yield from trainer.start(members)
+        return
+    require_possible(plan, environment, callbacks)
+    directory = trainer.make_directory()
+    if directory is None:
+        raise ConfigError("a sweep on Ray is written into files: give it a run_dir")
+    # The modules that the sweep's own file names are those that the caller has named.
+    yield from RaySweep(plan, environment, directory, notify, True, ray).go_on(members)
 
 
 def resume_sweep(
@@ -98,12 +113,13 @@ def resume_sweep(
     progress: bool | View = False,
     trust_environment: bool = False,
     notify: Notify = logger.info,
+    ray: str | None = None,
 ) -> list[Run]:
     """Continue everything in a sweep that is unfinished.
 
     run_dir: the directory of the sweep. env, rule: needed only for a sweep that was started from Python with objects
         that a file can't name; the rule with the values of what is not varied.
-    callback, progress: as for `sweep`. trust_environment, notify: as for `resume`.
+    callback, progress, ray: as for `sweep`. trust_environment, notify: as for `resume`.
 
     Gives the runs that were unfinished, in the order of the sweep. Combinations that shared a program go on in one;
     the result is then the same, byte for byte, as that of a sweep never interrupted, as far as `resume` says so.
@@ -120,21 +136,10 @@ def resume_sweep(
         callbacks=() if callback is None else (callback,),
         new_view=partial(view_of, progress),
         notify=notify,
+        ray=ray,
         trust=trust_environment,
     )
     return _in_order(plan, going_on)
-
-
-def read_sweep(directory: str | Path, *, rule: Rule | None = None, trust: bool) -> Sweep:
-    """The plan of a sweep, ready to be trained with.
-
-    directory: of the sweep. rule: the sweep's, where the file can't name it. trust: whether modules that the file
-    names may be imported. Raises RunError and ConfigError when it can't be read, UntrustedEnvironment when a module
-    may not be imported.
-    """
-    plan = Sweep.read(Path(directory))
-    config = plan.config if rule is None else with_changes(plan.config, {}, rule)
-    return dataclasses.replace(plan, config=config.require_modules(Path(directory) / SWEEP, trust=trust))
 
 
 def go_on_with_sweep(
@@ -145,13 +150,18 @@ def go_on_with_sweep(
     callbacks: Sequence[Callback] = (),
     new_view: NewView = lambda: SILENT,
     notify: Notify = logger.info,
+    ray: str | None = None,
     trust: bool = False,
 ) -> Iterator[Trained]:
     """What is unfinished of a sweep, one program after the other: the runs of each when they are trained.
 
-    plan, directory: of the sweep. environment: the one that it names. callbacks, new_view, notify: as for
+    plan, directory: of the sweep. environment: the one that it names. callbacks, new_view, notify, ray: as for
     `start_sweep`. trust: whether modules that the runs' files name may be imported.
     """
+    if ray is not None:
+        require_possible(plan, environment, callbacks)
+        yield from RaySweep(plan, environment, directory, notify, trust, ray).go_on(plan.members())
+        return
     trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify, trust)
     yield from trainer.go_on(plan.members())
 

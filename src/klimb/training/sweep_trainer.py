@@ -78,12 +78,20 @@ class SweepTrainer:
 
     def go_on(self, members: list[Member]) -> Iterator[Trained]:
         """Train what is unfinished of combinations, some of which may not have begun."""
-        begun = [member for member in members if is_file(self._path(member) / "config.toml")]
+        begun = [member for member in members if self._is_begun(member)]
         unfinished = [member for member in begun if not self._is_over(member)]
         names = {member.name for member in begun}
         yield from self._each(unfinished, self._go_on)
         yield from self._each([member for member in members if member.name not in names], self._start)
         self._raise_failures()
+
+    def unfinished(self, members: list[Member]) -> list[Member]:
+        """Those that have not been trained to their end. members: some of the sweep."""
+        return [member for member in members if not (self._is_begun(member) and self._is_over(member))]
+
+    def groups(self, members: list[Member]) -> list[list[Member]]:
+        """The combinations by what can share a program, as far as it is known. members: some of the sweep."""
+        return self._grouped(members)
 
     def _each(self, members: list[Member], train: Callable[[list[Member]], Iterator[Trained]]) -> Iterator[Trained]:
         """The combinations in groups that can share a program, each trained by `train`."""
@@ -122,7 +130,7 @@ class SweepTrainer:
         try:
             state = program.initial_state()
             self._require_shared(program, state, group)
-            self._make_directory()
+            self.make_directory()
             entry = None if self._directory is None else observe("start", self._environment, preset=self._plan.preset)
             for member, part in zip(group, _parts(group), strict=True):
                 path = None if self._directory is None else self._path(member)
@@ -271,8 +279,8 @@ class SweepTrainer:
         finally:
             program.close()
 
-    def _make_directory(self) -> None:
-        """The directory of the sweep, when its first program is known to be possible."""
+    def make_directory(self) -> Path | None:
+        """The directory of the sweep, when its first program is known to be possible; None of one in memory."""
         if isinstance(self._place, NewName):
             while self._directory is None:
                 path = self._place.unused()
@@ -282,10 +290,14 @@ class SweepTrainer:
                     self._directory = path
         elif self._directory is not None and not exists(self._directory):
             self._plan.write(self._directory)
+        return self._directory
 
     def _path(self, member: Member) -> Path:
         assert self._directory is not None
         return self._directory / member.name
+
+    def _is_begun(self, member: Member) -> bool:
+        return is_file(self._path(member) / "config.toml")
 
     def _is_over(self, member: Member) -> bool:
         """Whether a run has been trained to its end, as far as that is known before its checkpoint is read."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -27,7 +27,7 @@ from klimb.collect.host.numpy_policy import NumpyPolicySpec
 from klimb.collect.host.stepping import Columns, NoiseLayout, parts
 from klimb.collect.host.workers import Workers
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment
-from klimb.errors import RunError
+from klimb.errors import ConfigError, RunError
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
@@ -45,6 +45,7 @@ class HostRollout(NamedTuple):
     time: np.ndarray
 
 
+@runtime_checkable
 class Stepping(Protocol):
     """Who steps the environments: this process (`InProcess`), or worker processes (`Workers`)."""
 
@@ -69,6 +70,8 @@ class VectorCollector:
     workers: processes to step the copies in, where the environment can be made in another process (a registered
     Gymnasium environment); 0 for this process. Workers decide in NumPy for a `NetworkPolicy` on flat observations, and
     by a compiled program for any other policy.
+    cluster: the Ray cluster whose actors are the workers, `auto`, `local` or HOST:PORT; None for processes here. There
+    `workers` may be None: one for each of its CPUs.
     restart: make an environment that fails again, its rows not valid; else that is an EnvironmentFault.
     timeout: seconds that a worker process may take for a rollout.
     """
@@ -85,9 +88,10 @@ class VectorCollector:
         whole_episodes: bool = False,
         exploration_steps: int | None = None,
         derivatives: bool = False,
-        workers: int = 0,
+        workers: int | None = 0,
         restart: bool = False,
         timeout: float = 300.0,
+        cluster: str | None = None,
     ) -> None:
         self.shape, self.whole_episodes = (num_steps, num_seeds, num_envs), whole_episodes
         self._actions, self._observations = environment.actions, environment.observations
@@ -106,23 +110,30 @@ class VectorCollector:
         self._stepping: Stepping | None = None
         self._open: Callable[[], Stepping]
         env_spec = environment.env_spec
-        if workers > 0 and env_spec is not None:
+        options: dict[str, Any] = {
+            "whole_episodes": whole_episodes,
+            "noise": self._noise,
+            "derivatives": self._layout.derivatives.shape[-1],
+            "restart": restart,
+            "timeout": timeout,
+        }
+
+        def worked(workers: int, make: Callable[..., Stepping], **more: Any) -> Stepping:
+            """Workers of some kind. make: from the arguments of `Workers`."""
             spec: PolicySpec = self._numpy_spec or self._export(policy_shapes, workers)
             pack = self._parameters if isinstance(spec, NumpyPolicySpec) else partial(_pack, spec)
-            self._open = lambda: Workers(
-                env_spec,
-                spec,
-                self.shape,
-                self._observations,
-                self._actions,
-                workers,
-                pack,
-                whole_episodes=whole_episodes,
-                noise=self._noise,
-                derivatives=self._layout.derivatives.shape[-1],
-                restart=restart,
-                timeout=timeout,
-            )
+            return make(env_spec, spec, self.shape, self._observations, self._actions, workers, pack, **options, **more)
+
+        if cluster is not None and workers != 0:
+            if env_spec is None:
+                raise ConfigError(
+                    f"{environment.id} can't be made in another process, and so not in a Ray cluster: --ray is for "
+                    "environments of Gymnasium's registry"
+                )
+            self._open = lambda: self._in_cluster(cluster, workers, worked, environment.packages)
+        elif workers != 0 and env_spec is not None:
+            assert workers is not None, "the number of processes here is known"
+            self._open = lambda: worked(workers, Workers)
         else:
             self._open = lambda: InProcess(
                 environment.vector(num_seeds * num_envs, restart=restart),
@@ -235,6 +246,22 @@ class VectorCollector:
         """Release the environments."""
         if self._stepping is not None:
             self._stepping.close()
+
+    def _in_cluster(
+        self, address: str, workers: int | None, worked: Callable[..., Stepping], packages: Sequence[str]
+    ) -> Stepping:
+        """Actors of a Ray cluster. workers: their number; None for one for each of its CPUs."""
+        # Imported here because it needs an extra package.
+        from klimb.collect.host.ray_cluster import RayCluster
+        from klimb.collect.host.ray_workers import RayWorkers
+
+        cluster = RayCluster(address)
+        try:
+            count = max(1, cluster.cpus) if workers is None else workers
+            return worked(count, RayWorkers, cluster=cluster, packages=tuple(packages))
+        except BaseException:
+            cluster.close()
+            raise
 
     def _count(self, faults: list[Fault]) -> np.ndarray:
         """Faults of each seed's copies, `[K]`; the first of them is logged."""

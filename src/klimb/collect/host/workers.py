@@ -14,19 +14,15 @@ from jaxtyping import Integer, PyTree
 
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
-from klimb.collect.host.stepping import Columns, NoiseLayout, parts
+from klimb.collect.host.shares import MAX_LOSSES, REMEDY, Shares
+from klimb.collect.host.stepping import Columns, NoiseLayout
 from klimb.collect.host.worker import SharedRollout
 from klimb.collect.host.worker_process import WorkerLost, WorkerProcess
 from klimb.environments.faults import RemoteTraceback
 from klimb.environments.host import Fault
-from klimb.environments.seeds import restart_seed
 from klimb.errors import EnvironmentFault
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.observations import ObservationSpec
-
-MAX_LOSSES = 3
-"""The number of consecutive rollouts in which the same worker is lost that stops the training."""
-REMEDY = "--workers 0 steps them in this process, where a debugger can follow them"
 
 
 class Workers:
@@ -59,7 +55,7 @@ class Workers:
         restart: bool = False,
         timeout: float = 300.0,
     ) -> None:
-        self._parts = parts(shape[2], count)
+        self._shares = Shares(shape[1], shape[2], count)
         self._restart, self._timeout, self._pack = restart, timeout, pack
         layout = Columns.layout(shape, observations, actions, derivatives)
         noise = NoiseLayout.of(shape[0], 1, actions.shape) if noise is None else noise
@@ -78,13 +74,10 @@ class Workers:
             "derivatives": derivatives,
             "restart": restart,
         }
-        self._num_seeds, self._copies = shape[1:]
-        # What every environment was started with last, here or in its worker.
-        self._seeds = np.zeros(shape[1:], np.uint32)
-        self._losses = [0] * len(self._parts)
+        self._losses = [0] * len(self._shares)
         self._workers: list[WorkerProcess] = []
         try:
-            for part in self._parts:
+            for part in self._shares.parts:
                 self._workers.append(self._start(part))
         except OSError as error:
             self.close()
@@ -94,8 +87,8 @@ class Workers:
 
     def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None:
         """Begin new episodes in all environments, without waiting for it. seeds: one per environment."""
-        self._seeds = seeds.astype(np.uint32)
-        for number in range(len(self._parts)):
+        self._shares.reset(seeds)
+        for number in range(len(self._shares)):
             self._reset(number)
 
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool = False) -> None:
@@ -117,7 +110,7 @@ class Workers:
         """
         faults: list[Fault] = []
         deadline = time.monotonic() + self._timeout
-        for number, part in enumerate(self._parts):
+        for number in range(len(self._shares)):
             try:
                 answer = self._workers[number].receive(deadline, self._timeout)
             except WorkerLost as lost:
@@ -125,32 +118,24 @@ class Workers:
                 continue
             except EnvironmentFault as fault:
                 trace = fault.environment_traceback
-                message = f"{self._name(number)}: {fault}; {REMEDY}"
+                message = f"{self._shares.name(number)}: {fault}; {REMEDY}"
                 raise EnvironmentFault(message, trace) from (None if trace is None else RemoteTraceback(trace))
             self._losses[number] = 0
-            width = part.stop - part.start
-            for copy, cause, trace in answer["faults"]:  # counted in the worker's part
-                faults.append(self._restarted(copy // width, part.start + copy % width, cause, trace))
+            faults += self._shares.survived(number, answer["faults"])
         return Columns(*(column.copy() for column in self.shared.columns)), faults
 
     def capture(self) -> dict[str, list] | None:
         """The states of all environments, by seed and environment; None where they can't be saved."""
         try:
-            captured = [answer["captured"] for answer in self._all("capture", [{}] * len(self._parts))]
+            answers = self._all("capture", [{}] * len(self._shares))
         except (WorkerLost, EnvironmentFault):
             return None
-        if any(part is None for part in captured):
-            return None
-        return {
-            name: [[copy for part in captured for copy in part[name][k]] for k in range(self._num_seeds)]
-            for name in captured[0]
-        }
+        return self._shares.joined([answer["captured"] for answer in answers])
 
     def restore(self, captured: dict[str, list]) -> None:
         """Restore what `capture` returned. EnvironmentFault when a worker can't."""
-        shares = [{name: [seed[part] for seed in rows] for name, rows in captured.items()} for part in self._parts]
         try:
-            self._all("restore", [{"captured": share} for share in shares])
+            self._all("restore", [{"captured": share} for share in self._shares.split(captured)])
         except (WorkerLost, EnvironmentFault) as error:
             raise EnvironmentFault(f"the environments can't be restored from the checkpoint: {error}") from None
 
@@ -168,22 +153,18 @@ class Workers:
         deadline = time.monotonic() + self._timeout
         return [worker.receive(deadline, self._timeout) for worker in self._workers]
 
-    def _name(self, number: int) -> str:
-        part = self._parts[number]
-        return f"the process that steps the environments {part.start} to {part.stop - 1} of every seed"
-
     def _reset(self, number: int) -> None:
         """Have a worker begin new episodes, without waiting for it."""
-        self._workers[number].send("reset", seeds=self._seeds[:, self._parts[number]].reshape(-1).tolist())
+        self._workers[number].send("reset", seeds=self._shares.seeds(number))
 
     def _start(self, part: slice) -> WorkerProcess:
         return WorkerProcess({**self._task, "part": (part.start, part.stop)}, (self._file.fileno(),))
 
     def _replace(self, number: int, lost: WorkerLost) -> list[Fault]:
         """Replace a lost worker, and blank its rows of this rollout. Returns a fault for each of its environments."""
-        part = self._parts[number]
+        part = self._shares.parts[number]
         self._losses[number] += 1
-        cause = f"{self._name(number)} {lost}"
+        cause = f"{self._shares.name(number)} {lost}"
         # A worker that could not make its environments would be lost again.
         if not (self._restart and self._workers[number].started) or self._losses[number] >= MAX_LOSSES:
             times = f" ({self._losses[number]} rollouts in a row)" if self._losses[number] > 1 else ""
@@ -193,18 +174,9 @@ class Workers:
         for column in self.shared.columns:
             column[:, :, part] = 0
         self._workers[number] = self._start(part)
-        faults = [
-            self._restarted(k, environment, cause, lost.error_output)
-            for k in range(self._num_seeds)
-            for environment in range(part.start, part.stop)
-        ]
+        faults = self._shares.lost(number, cause, lost.error_output)
         self._reset(number)
         return faults
-
-    def _restarted(self, k: int, environment: int, cause: str, trace: str | None) -> Fault:
-        """Note the new seed of an environment of seed k that is restarted. Returns its fault."""
-        self._seeds[k, environment] = restart_seed(int(self._seeds[k, environment]))
-        return Fault(k * self._copies + environment, cause, trace)
 
 
 def _memory_file(size: int) -> IO[bytes]:

@@ -1,0 +1,154 @@
+"""What runs in an actor of Ray: it steps environments and decides for them, as `worker.py` does in a process here.
+
+It imports JAX only for a policy in a user's own class.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from klimb._version import __version__
+from klimb.collect.host import decisions
+from klimb.collect.host.stepping import Columns, NoiseLayout, Stepper
+from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
+from klimb.environments.host import Fault
+from klimb.errors import EnvironmentFault, KlimbError, one_line
+from klimb.files import TooLarge, read_limited
+from klimb.policies.actions import actions_from_json
+from klimb.policies.observations import observations_from_json
+
+MAX_CPUINFO = 2**22
+
+
+class Answer(NamedTuple):
+    """What an actor answers. fatal: the fault that ends the training, and its traceback; None where there is none."""
+
+    value: Any = None
+    fatal: tuple[str, str | None] | None = None
+
+
+class Rolled(NamedTuple):
+    """A rollout of an actor. columns: `[T, K, n, …]`. faults: that it survived. captured: where it stands after it."""
+
+    columns: Columns
+    faults: list[Fault]
+    captured: dict[str, list] | None
+
+
+class Place(NamedTuple):
+    """Where an actor runs.
+
+    versions: of what decides about its numbers, by package. cpu: model of the processor. node: its number in the
+    cluster. process: its number there.
+    """
+
+    versions: dict[str, str]
+    cpu: str
+    node: str
+    process: int
+
+
+class EnvironmentActor:
+    """Environments of every seed, and what decides for them.
+
+    task: what to make, as plain data.
+    """
+
+    def __init__(self, task: dict[str, Any]) -> None:
+        self._task = task
+        self._spec = decisions.from_dict(task["policy"])
+        steps, seeds, width = task["shape"]
+        observations, actions = observations_from_json(task["observations"]), actions_from_json(task["actions"])
+        self._layout = Columns.layout((steps, seeds, width), observations, actions, task["derivatives"])
+        self._noise_steps = NoiseLayout(*task["noise"]).steps
+        self._stepper: Stepper | None = None
+
+    def place(self) -> Place:
+        """Where it runs."""
+        import ray  # which is there, in an actor; this file can be imported without
+
+        node = ray.get_runtime_context().get_node_id()
+        return Place(versions(self._task["packages"]), cpu_model(), node, os.getpid())
+
+    def make(self) -> Answer:
+        """Make the environments."""
+        _, seeds, width = self._task["shape"]
+
+        def environment() -> gymnasium.Env:
+            return make_from_spec(self._task["env_spec"])
+
+        try:
+            vector = GymnasiumVector(environment, seeds * width, restart=self._task["restart"])
+        except EnvironmentFault as fault:
+            return Answer(fatal=(str(fault), fault.environment_traceback))
+        self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=self._task["whole_episodes"])
+        return Answer()
+
+    def restore(self, seeds: list[int], captured: dict[str, list]) -> Answer:
+        """Put the environments where they were captured; fatal when that is impossible.
+
+        seeds: that they were started with. captured: by seed and environment.
+        """
+        assert self._stepper is not None, "make comes before restore"
+        try:
+            self._stand(seeds, captured)
+        except (KlimbError, ValueError, LookupError, TypeError, OverflowError) as error:
+            return Answer(fatal=(one_line(error) or type(error).__name__, None))
+        return Answer()
+
+    def roll(
+        self, start: list[int] | dict[str, list] | None, seeds: list[int], parameters: np.ndarray, noise: np.ndarray
+    ) -> Answer:
+        """One rollout: a `Rolled`.
+
+        start: where it begins: seeds of new episodes, states that were captured, or None to go on. seeds: that the
+        environments were started with. parameters: of the policies, `[K, size]`. noise: `[rows, K, n, …]`.
+        """
+        stepper = self._stepper
+        assert stepper is not None, "make comes before roll"
+        try:
+            if start is not None:
+                self._stand(seeds, start if isinstance(start, dict) else None)
+            # Ray's arrays are read-only, which a policy need not be ready for.
+            policy, columns = self._spec.decider(np.array(parameters)), Columns.empty(self._layout)
+            stepper.roll(lambda t, obs: policy(obs, noise[t // self._noise_steps]), columns)
+            return Answer(Rolled(columns, stepper.vector.take_faults(), stepper.capture()))
+        except EnvironmentFault as fault:
+            return Answer(fatal=(str(fault), fault.environment_traceback))
+
+    def _stand(self, seeds: list[int], captured: dict[str, list] | None) -> None:
+        """New episodes from seeds; then the environments are put where they were captured."""
+        assert self._stepper is not None
+        self._stepper.start_from(self._stepper.vector.reset(np.array(seeds)))
+        if captured is not None:
+            self._stepper.restore(captured)
+
+
+def versions(packages: list[str]) -> dict[str, str]:
+    """The versions of what decides about the numbers of a rollout, by package, without those that are not installed.
+
+    packages: of the environment.
+    """
+    found = {"klimb": __version__, "python": platform.python_version()}
+    for package in ("numpy", "gymnasium", *packages):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: an empty name
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """The model of this machine's processor, as the system calls it: other models sum in another order."""
+    try:
+        lines = read_limited(Path("/proc/cpuinfo"), MAX_CPUINFO).decode("utf-8", "replace").splitlines()
+    except (OSError, TooLarge):
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
