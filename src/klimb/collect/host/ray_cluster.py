@@ -67,9 +67,17 @@ class RayCluster:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     def _connect(self, address: str) -> None:
-        # The worker processes import the same modules. On other machines they have to be installed.
+        # Processes of the cluster on this machine import what this one can. On others it has to be installed.
         search = {"env_vars": {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}}
-        options = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        # Ray would have them import from the current directory before everything else, which may be a stranger's. It
+        # does not for the jobs of its own client.
+        job = self.ray.job_config.JobConfig(_client_job=True)
+        options = {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "configure_logging": False,
+            "job_config": job,
+        }
         with quiet():
             try:
                 if address == AUTO:
