@@ -124,6 +124,19 @@ def test_the_driver_is_killed_and_resumed_elsewhere(cluster, undisturbed, tmp_pa
 
 
 @pytest.mark.slow
+def test_the_current_directory_is_not_imported(cluster, tmp_path):
+    """Ray would put it before everything else; a stranger's may hold a `gymnasium.py`."""
+    train("gymnasium:CartPole-v1", run_dir=tmp_path / "run", env_steps=256)
+    for name in ("gymnasium", "random"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    words = ["resume", "run", "--env-steps", "768", "--eval-episodes", "0", "--quiet", "--ray", cluster.address]
+    command = [sys.executable, "-P", "-m", "klimb", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.slow
 def test_states_that_can_not_be_captured(cluster, monkeypatch, caplog):
     """The rows of the lost actor are left out, as with processes here, and its environments start anew."""
     at_rollout(monkeypatch, 2, lambda workers: os.kill(workers.places()[0].process, signal.SIGKILL))
