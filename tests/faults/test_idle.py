@@ -159,7 +159,7 @@ def test_damaged_statuses(damaged, caplog):
 
 @dataclass(frozen=True)
 class Idle:
-    """Its policy stays as it is. A step is accepted if `accepts` and the policy's first parameter have the same sign."""
+    """Its policy stays as it is. Steps are accepted if `accepts` and the first parameter have the same sign."""
 
     status: int = NOTHING
     accepts: float = 0.0
