@@ -104,24 +104,52 @@ FILES = {
 """Files that are hostile to every loader."""
 
 
-def corpus(kind: str, whole: bytes) -> Iterator[tuple[str, bytes]]:
-    """(what it is, content) of the hostile files for a loader.
+Files = Iterator[tuple[str, bytes]]
 
-    kind: what its file holds, as in `fuzz_loaders.Loader`. whole: its file, as it should be.
+OTHERS = "files of another kind"
+VALUES = "a value"
+KEYS = "keys"
+STRUCTURE = "the structure"
+RECORDS = "records of another run"
+HEADERS = "headers of arrays"
+NUMBERS = "numbers in arrays"
+METADATA = "metadata of arrays"
+TOPICS = {
+    "json": (OTHERS, VALUES, KEYS),
+    "lines": (OTHERS, VALUES, KEYS, STRUCTURE, RECORDS),
+    "toml": (OTHERS, VALUES, KEYS),
+    "arrays": (OTHERS, HEADERS, NUMBERS, METADATA),
+}
+"""What is hostile in a file, by what it holds."""
+
+
+def topics(kind: str) -> tuple[str, ...]:
+    """What can be hostile in a file. kind: what it holds, as in `fuzz_loaders.Loader`."""
+    return TOPICS.get(kind, (OTHERS,))
+
+
+def corpus(kind: str, whole: bytes) -> dict[str, list[tuple[str, bytes]]]:
+    """(what it is, content) of the hostile files for a loader, by topic.
+
+    kind: what its file holds. whole: its file, as it should be.
     """
+    found: dict[str, list[tuple[str, bytes]]] = {topic: [] for topic in topics(kind)}
+    found[OTHERS] += _others(whole)
+    makers = {"json": _json, "lines": _lines, "toml": _toml, "arrays": _arrays}
+    for topic, what, content in makers[kind](whole) if kind in makers else ():
+        found[topic].append((what, content))
+    return found
+
+
+def _others(whole: bytes) -> Files:
     yield from FILES.items()
     yield "twice", whole + whole
     yield "half", whole[: len(whole) // 2]
     yield "without its last byte", whole[:-1]
     yield "Windows' line ends", whole.replace(b"\n", b"\r\n")
-    yield from {"json": _json, "lines": _lines, "toml": _toml, "arrays": _arrays}.get(kind, _nothing)(whole)
 
 
-def _nothing(whole: bytes) -> Iterator[tuple[str, bytes]]:
-    yield from ()
-
-
-def _json(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def _json(whole: bytes) -> Iterator[tuple[str, str, bytes]]:
     """One value after the other replaced, and all at once, keys added, left out and given twice."""
     text = whole.decode()
     # Each number, text and constant that is no key.
@@ -130,15 +158,15 @@ def _json(whole: bytes) -> Iterator[tuple[str, bytes]]:
     for k, (what, value) in enumerate(JSON_VALUES.items()):
         for at in sorted({k % len(places), (7 * k + 3) % len(places)}):
             start, end = places[at]
-            yield f"value {at} is {what}", (text[:start] + value + text[end:]).encode()
+            yield VALUES, f"value {at} is {what}", (text[:start] + value + text[end:]).encode()
         everywhere = text
         for start, end in reversed(places):
             everywhere = everywhere[:start] + value + everywhere[end:]
-        yield f"every value is {what}", everywhere.encode()
+        yield VALUES, f"every value is {what}", everywhere.encode()
     tree = json.loads(text)
     for what, other in _other_trees(tree):
-        yield what, json.dumps(other).encode()
-    yield "its keys are there twice", (text.rstrip()[:-1] + "," + text.lstrip()[1:]).encode()
+        yield KEYS, what, json.dumps(other).encode()
+    yield KEYS, "its keys are there twice", (text.rstrip()[:-1] + "," + text.lstrip()[1:]).encode()
 
 
 def _other_trees(tree: Any) -> Iterator[tuple[str, Any]]:
@@ -155,44 +183,42 @@ def _other_trees(tree: Any) -> Iterator[tuple[str, Any]]:
         yield "2³⁰ of all", {key: 2**30 if type(value) is int else value for key, value in tree.items()}
 
 
-def _lines(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def _lines(whole: bytes) -> Iterator[tuple[str, str, bytes]]:
     """The hostile variants of one line, among the others."""
     first, second, *rest = whole.splitlines(keepends=True)
-    for what, line in _json(second):
-        yield what, first + line + b"\n" + b"".join(rest)
-    yield "lines in another order", b"".join([*rest, second, first])
-    yield "a line 1,000 times", first + second * 1000
-    yield (
-        "1,000 metrics",
-        b"".join(json.dumps({"iteration": i, "env_steps": i, f"m{i}": 1}).encode() + b"\n" for i in range(1100)),
-    )
+    for topic, what, line in _json(second):
+        yield topic, what, first + line + b"\n" + b"".join(rest)
+    yield STRUCTURE, "lines in another order", b"".join([*rest, second, first])
+    yield STRUCTURE, "a line 1,000 times", first + second * 1000
+    many = ({"iteration": i, "env_steps": i, f"m{i}": 1} for i in range(1100))
+    yield STRUCTURE, "1,100 metrics", b"".join(json.dumps(record).encode() + b"\n" for record in many)
     statuses = [["ACCEPTED"] * 3, "x", ["x", 1], [], [[]], {}, 3, None, "NONFINITE", ["NONFINITE", "NONFINITE"]]
     records = [{**json.loads(second), "iteration": i, "status": status} for i, status in enumerate(statuses)]
-    yield "other statuses", b"".join(json.dumps(record).encode() + b"\n" for record in records)
+    yield RECORDS, "other statuses", b"".join(json.dumps(record).encode() + b"\n" for record in records)
     for name in ("episodes", "episode_return", "eval_return"):
         for what, value in (("text", "x"), ("ragged", [1, [2]]), ("of 3 seeds", [1, 2, 3]), ("huge", 10**400)):
             record = {**json.loads(second), "episodes": 2, "episode_return": 1.5, name: value}
-            yield f"{name} is {what}", first + json.dumps(record).encode() + b"\n" + b"".join(rest)
+            yield RECORDS, f"{name} is {what}", first + json.dumps(record).encode() + b"\n" + b"".join(rest)
 
 
-def _toml(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def _toml(whole: bytes) -> Iterator[tuple[str, str, bytes]]:
     """One value after the other replaced, keys and sections added and given twice."""
     text = whole.decode()
     places = [match.span(1) for match in re.finditer(r"^[\w-]+ = (.*)$", text, flags=re.MULTILINE)]
     for k, (what, value) in enumerate(TOML_VALUES.items()):
         for at in sorted({0, (3 * k + 1) % len(places), (11 * k + 5) % len(places)}):
             start, end = places[at]
-            yield f"value {at} is {what}", (text[:start] + value + text[end:]).encode()
+            yield VALUES, f"value {at} is {what}", (text[:start] + value + text[end:]).encode()
     for start, end in places:
-        yield f"without {text[start:end][:30]}", (text[:start].rpartition("\n")[0] + text[end:]).encode()
-    yield "a key is hostile", f"{json.dumps(ESCAPES)} = 1\n{text}".encode()
-    yield "a key is there twice", (text + "\n" + text[slice(*places[-1])]).encode()
-    yield "a section is there twice", (text + "\n[options]\n[options]\n").encode()
-    yield "5,000 dots", ("a." * 5000 + "a = 1\n" + text).encode()
-    yield "1,000 keys more", (text + "\n" + "\n".join(f"key{i} = 1" for i in range(1000))).encode()
+        yield KEYS, f"without {text[start:end][:30]}", (text[:start].rpartition("\n")[0] + text[end:]).encode()
+    yield KEYS, "a key is hostile", f"{json.dumps(ESCAPES)} = 1\n{text}".encode()
+    yield KEYS, "a key is there twice", (text + "\n" + text[slice(*places[-1])]).encode()
+    yield KEYS, "a section is there twice", (text + "\n[options]\n[options]\n").encode()
+    yield KEYS, "5,000 dots", ("a." * 5000 + "a = 1\n" + text).encode()
+    yield KEYS, "1,000 keys more", (text + "\n" + "\n".join(f"key{i} = 1" for i in range(1000))).encode()
 
 
-def _arrays(whole: bytes) -> Iterator[tuple[str, bytes]]:
+def _arrays(whole: bytes) -> Iterator[tuple[str, str, bytes]]:
     """Headers that claim what is not so, and arrays and metadata that are not what they should be, with a checksum."""
     (length,) = struct.unpack("<Q", whole[:8])
     header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
@@ -200,31 +226,28 @@ def _arrays(whole: bytes) -> Iterator[tuple[str, bytes]]:
     for what, change in _headers(names).items():
         changed = json.loads(json.dumps(header))
         change(changed)
-        yield what, _with_header(json.dumps(changed).encode(), data)
-    yield "bytes after the arrays", whole + b"\0" * 64
-    yield "a bit is flipped", whole[:-1] + bytes([whole[-1] ^ 1])
+        yield HEADERS, what, _with_header(json.dumps(changed).encode(), data)
+    yield HEADERS, "bytes after the arrays", whole + b"\0" * 64
+    yield HEADERS, "a bit is flipped", whole[:-1] + bytes([whole[-1] ^ 1])
     text = json.dumps(header)
-    yield "a name is there twice", _with_header((text[:-1] + ", " + text[1:]).encode(), data)
+    yield HEADERS, "a name is there twice", _with_header((text[:-1] + ", " + text[1:]).encode(), data)
     for what, value in JSON_VALUES.items():
-        yield f"the checksum is {what}", _with_header(_replaced(text, header["__metadata__"][CHECKSUM], value), data)
+        changed = text.replace(json.dumps(header["__metadata__"][CHECKSUM]), value)
+        yield METADATA, f"the checksum is {what}", _with_header(changed.encode(), data)
     arrays, metadata = load(whole), {k: v for k, v in header["__metadata__"].items() if k != CHECKSUM}
     for what, others in _values(arrays).items():
-        yield what, as_file(others, metadata)
+        yield NUMBERS, what, as_file(others, metadata)
     for key in metadata:
-        yield f"metadata {key} is missing", as_file(arrays, {k: v for k, v in metadata.items() if k != key})
+        yield METADATA, f"metadata {key} is missing", as_file(arrays, {k: v for k, v in metadata.items() if k != key})
         for what, value in (("escapes", ESCAPES), ("deep", "[" * 100_000), ("long", "x" * 100_000), ("none", "")):
-            yield f"metadata {key} is {what}", as_file(arrays, {**metadata, key: value})
+            yield METADATA, f"metadata {key} is {what}", as_file(arrays, {**metadata, key: value})
     if metadata.get("klimb", "").startswith("{"):
-        for what, content in _json(metadata["klimb"].encode()):
-            yield f"metadata: {what}", as_file(arrays, {**metadata, "klimb": content.decode()})
+        for _, what, content in _json(metadata["klimb"].encode()):
+            yield METADATA, f"metadata: {what}", as_file(arrays, {**metadata, "klimb": content.decode()})
 
 
 def _with_header(header: bytes, data: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + data
-
-
-def _replaced(text: str, before: str, value: str) -> bytes:
-    return text.replace(json.dumps(before), value).encode()
 
 
 def _headers(names: list[str]) -> dict[str, Callable[[dict], object]]:
@@ -316,13 +339,13 @@ def mutated(content: bytes, rng: random.Random, others: list[bytes]) -> bytes:
                 numbers = list(re.finditer(rb"-?\d[\d.eE+-]*", content))
                 if numbers:
                     start, end = rng.choice(numbers).span()
-                    content = content[:start] + rng.choice(NUMBERS) + content[end:]
+                    content = content[:start] + rng.choice(OTHER_NUMBERS) + content[end:]
             case 7:
                 content = content[:at] + rng.randbytes(length) + content[at + length :]
     return content[:400_000]
 
 
-NUMBERS = [
+OTHER_NUMBERS = [
     b"-1",
     b"0",
     b"1e999",
@@ -336,7 +359,8 @@ NUMBERS = [
     b"[]",
 ]
 PIECES = [
-    *NUMBERS, *(b"[", b"]", b"{", b"}", b'"', b"'", b",", b":", b"=", b".", b"\n", b"\0", b"\\", b"\\u0000", b"\xff"),
-    *(b"null", b"true", b"inf", b"[[", b"]]", b"[options]\n", b'{"a":', b"[" * 2000, b"\x1b[2J", "\u202e".encode()),
-    *(b"__metadata__", b"data_offsets", b"iteration", b"status", struct.pack("<Q", 2**62), struct.pack("<Q", 3)),
+    *OTHER_NUMBERS, *(b"[", b"]", b"{", b"}", b'"', b"'", b",", b":", b"=", b".", b"\n", b"\0", b"\\", b"\\u0000"),
+    *(b"\xff", b"null", b"true", b"inf", b"[[", b"]]", b"[options]\n", b'{"a":', b"[" * 2000),
+    *("\u202e".encode(), b"\x1b[2J", b"__metadata__", b"data_offsets", b"iteration", b"status"),
+    struct.pack("<Q", 2**62),
 ]  # fmt: skip
