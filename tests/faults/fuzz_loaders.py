@@ -34,7 +34,6 @@ except ImportError:
 
 import jax
 import numpy as np
-from fuzz_corpus import corpus as hostile
 
 MAX_LENGTH = 20_000
 """Bytes of the files that atheris makes."""
@@ -42,6 +41,8 @@ MAX_LENGTH = 20_000
 # The fuzzer follows which lines are reached in what is imported here; tests import this file without it.
 follow = atheris is not None and __name__ == "__main__"
 with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow else contextlib.nullcontext():
+    from fuzz_corpus import corpus as hostile
+
     from klimb import (
         TRPO,
         KlimbError,
