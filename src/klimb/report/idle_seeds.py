@@ -40,6 +40,7 @@ def _sentences(
     reasons = " and ".join(f"{counts[i]:,} as {reason(str(names[i]))}" for i in order)
     told = message(str(names[order[0]]))
     remedy = f" {told[:1].upper()}{told[1:]}." if told else ""
+    remedy += "" if run.offline else " Rewards or action bounds of an extreme size are a cause too."
     return f"{beginning.format(_of(run, which))} Rejected: {reasons}.{remedy}"
 
 

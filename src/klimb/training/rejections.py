@@ -117,7 +117,7 @@ class BeforeFirst:
         idle: the copies. names: of all copies; none where they are not known.
         """
         counts = self._rejected[:, idle].sum(1)
-        order = sorted(np.flatnonzero(counts), key=lambda status: -counts[status])
+        order = sorted(np.flatnonzero(counts).tolist(), key=lambda status: -counts[status])
         statuses = " and ".join(f"{counts[status]} as {Status(status).name}" for status in order)
         tried = int(self._rejected[:, idle].sum(0).max())
         return (
