@@ -74,25 +74,20 @@ class Child:
 
 @contextlib.contextmanager
 def running(words: list[str], **options: object) -> Iterator[Child]:
-    # In the background of a script Ctrl-C is ignored; here it is not.
-    def reset() -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     environment = {
         **os.environ,
         "KLIMB_COMPILATION_CACHE": "off",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        preexec_fn=reset,
-        **options,
-    )
+    # Where the tests run in the background of a script Ctrl-C is ignored, and new processes would ignore it too.
+    before = signal.signal(INT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **options
+        )
+    finally:
+        signal.signal(INT, before)
     try:
         yield Child(process)
     finally:
