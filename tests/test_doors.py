@@ -24,6 +24,7 @@ FUNCTIONS_OF_FILES = {"write_text", "exists", "is_file"}
 
 DOORS = {"files.py": FILES, "terminal.py": LINES | {"open"}, "console.py": LINES}
 ELSEWHERE = {
+    ("cli/compilation_cache.py", "mkdir"): "a directory with access for the user alone",
     ("collect/host/worker.py", "print"): "answers to the process that started it, through a pipe of their own",
     ("collect/host/worker.py", "fdopen"): "the same pipe",
     ("collect/host/worker_process.py", "os.write"): "orders to a process that it has started",

@@ -31,6 +31,7 @@ OUTCOMES = [
     (TrainingFailed("the policy is gone"), 1, "klimb: the policy is gone\n"),
     (CheckFailed("1 statement does not hold"), 1, "klimb: 1 statement does not hold\n"),
     (ConfigError("no such flag"), 2, "klimb: no such flag\n"),
+    (Interrupted("stopped; go on", 1, []), 129, "\nklimb: stopped; go on\n"),  # SIGHUP, which Windows does not have
     (KeyboardInterrupt(), 130, "\nklimb: stopped\n"),
     (Interrupted("stopped; go on", signal.SIGINT, []), 130, "\nklimb: stopped; go on\n"),
     (Interrupted("stopped; go on", signal.SIGTERM, []), 143, "\nklimb: stopped; go on\n"),

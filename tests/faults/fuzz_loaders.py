@@ -1,7 +1,8 @@
 """Bytes of strangers, fed to everything that reads a file: python tests/faults/fuzz_loaders.py --seconds 60
 
 Each loader either takes them or raises a KlimbError of one line. Needs atheris (`pip install atheris`); ends with 1
-when a loader does anything else, and with 2 without atheris.
+when a loader does anything else, and with 2 without atheris. Without it, tests/faults/test_fuzzing.py feeds the same
+loaders with the files of fuzz_corpus.py, and with mutations of them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import argparse
 import contextlib
 import json
 import logging
+import os
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +26,23 @@ try:
     import atheris
 except ImportError:
     atheris = None
+try:
+    import h5py
+    import minari
+except ImportError:
+    h5py = minari = None
 
 import jax
 import numpy as np
 
+MAX_LENGTH = 20_000
+"""Bytes of the files that atheris makes."""
+
 # The fuzzer follows which lines are reached in what is imported here; tests import this file without it.
 follow = atheris is not None and __name__ == "__main__"
 with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow else contextlib.nullcontext():
+    from fuzz_corpus import corpus as hostile
+
     from klimb import (
         TRPO,
         KlimbError,
@@ -43,12 +57,22 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow e
     from klimb.cli.compare import summary
     from klimb.collect.demonstrations import Demonstrations
     from klimb.policies.actions import Discrete
+    from klimb.presets.preset import read_preset
     from klimb.report.comparison import read_comparison
     from klimb.report.page import write_report
     from klimb.report.statistics import Resampling
-    from klimb.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+    from klimb.runs import zoo
+    from klimb.runs.checkpoint import Checkpoint, load_checkpoint, load_checkpoint_of, save_checkpoint
     from klimb.runs.demonstration_file import save_demonstrations
-    from klimb.runs.provenance import write_provenance
+    from klimb.runs.directory import RunDirectory
+    from klimb.runs.ending import Ending, read_ending, write_ending
+    from klimb.runs.lock import RunLock
+    from klimb.runs.policy_file import policy_iteration
+    from klimb.runs.provenance import read_provenance, write_provenance
+    from klimb.runs.sweep_file import SWEEP, Sweep
+    from klimb.training.recent_score import RecentScore
+    from klimb.training.rejections import Rejections
+    from klimb.training.stopping import Stopping
     from klimb.training.surroundings import observe
 
 
@@ -61,14 +85,18 @@ TEMPLATE = jax.eval_shape(make_state)
 
 @dataclass(frozen=True)
 class Loader:
-    """What reads `file` of a run that is whole but for it."""
+    """What reads `file` of a run that is whole but for it. lenient: what can't be read is left out, without a word."""
 
     file: str
     load: Callable[[Path], object]
+    lenient: bool = False
 
-
-def resumed(run: Path) -> object:
-    return load_checkpoint(run / "checkpoints", TEMPLATE)
+    @property
+    def kind(self) -> str:
+        """What the file holds."""
+        return {".toml": "toml", ".jsonl": "lines", ".json": "json", ".safetensors": "arrays", ".hdf5": "hdf5"}.get(
+            Path(self.file).suffix, "text"
+        )
 
 
 def trainable(run: Path) -> object:
@@ -80,21 +108,86 @@ def compare(run: Path) -> object:
     return summary(read_comparison([run, run.parent / "other"]), None, Resampling(10, 0, 0.9))
 
 
+def locked(run: Path) -> object:
+    with contextlib.closing(RunDirectory.open(run)) as directory:
+        return directory.lock()
+
+
+def resumed_metrics(run: Path) -> object:
+    """What `klimb resume` reads of the metrics: where they are cut off, and what goes on from their records."""
+    directory = RunDirectory.open(run)
+    try:
+        directory.start_log(keep_until=3)
+        records, options = directory.history(), TrainOptions(eval_every=64, until_return=1e9, patience=99)
+        Rejections(5, ["seed 0"]).restore(records)
+        for option in (options, TrainOptions(until_return=1e9)):
+            Stopping(option).restore(records)
+        score = RecentScore()
+        score.restore(records, 1)
+        return score.draw(), directory.env_steps_at(2)
+    finally:
+        directory.close()
+        for file in run.glob("events.*"):
+            file.unlink()
+        shutil.rmtree(run / "seed_0", ignore_errors=True)
+
+
+def entries_of_the_zoo(run: Path) -> object:
+    before, zoo.ROOT = zoo.ROOT, run / "zoo"
+    try:
+        return zoo.zoo(), zoo.located("zoo:trpo/CartPole-v1")
+    finally:
+        zoo.ROOT = before
+
+
+def minari_dataset(run: Path) -> object:
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(run / "minari")
+    try:
+        return load_demonstrations("minari:klimb/fuzzed-v0")
+    finally:
+        os.environ.pop("MINARI_DATASETS_PATH")
+        if before is not None:
+            os.environ["MINARI_DATASETS_PATH"] = before
+
+
 LOADERS = {
     "config": Loader("config.toml", trainable),
+    "sweep": Loader(SWEEP, lambda run: Sweep.read(run).members()),
+    "preset": Loader("preset.toml", lambda run: read_preset(run / "preset.toml", "trpo").settings()),
     "policy description": Loader("policy.json", load_policy),
     "policy arrays": Loader("policy.safetensors", load_policy),
+    "iteration of a policy": Loader("policy.safetensors", policy_iteration, lenient=True),
     "demonstrations": Loader("demonstrations.safetensors", load_demonstrations),
     "checkpoint": Loader(
         "checkpoints/000000001.safetensors", lambda run: load_checkpoint(run / "checkpoints", TEMPLATE)
     ),
+    "checkpoint by number": Loader(
+        "checkpoints/000000001.safetensors", lambda run: load_checkpoint_of(run / "checkpoints", TEMPLATE, 1)
+    ),
+    "best score": Loader("best/score.json", lambda run: RunDirectory.open(run).best_score(), lenient=True),
+    "cloned demonstrator": Loader(
+        "demonstrator/cloning.json", lambda run: RunDirectory.open(run).demonstrator_figures(), lenient=True
+    ),
+    "ending": Loader("ended.json", read_ending),
+    "provenance": Loader("provenance.json", read_provenance),
+    "holder of the lock": Loader(".lock", RunLock.holder, lenient=True),
+    "lock": Loader(".lock", locked, lenient=True),
+    "resumed metrics": Loader("metrics.jsonl", resumed_metrics, lenient=True),
+    "zoo": Loader("zoo/trpo/CartPole-v1/zoo.json", entries_of_the_zoo),
     "report of metrics": Loader("metrics.jsonl", write_report),
     "report of an evaluation": Loader("evaluation.json", write_report),
     "report of a provenance": Loader("provenance.json", write_report),
+    "report of an ending": Loader("ended.json", write_report),
     "report of a configuration": Loader("config.toml", write_report),
     "comparison of metrics": Loader("metrics.jsonl", compare),
     "comparison of a configuration": Loader("config.toml", compare),
 }
+if minari is not None:
+    LOADERS |= {
+        "metadata of a Minari dataset": Loader("minari/klimb/fuzzed-v0/data/metadata.json", minari_dataset),
+        "arrays of a Minari dataset": Loader("minari/klimb/fuzzed-v0/data/main_data.hdf5", minari_dataset),
+    }
 
 
 def make_runs(folder: Path) -> Path:
@@ -117,11 +210,64 @@ def make_runs(folder: Path) -> Path:
         evaluation = {"episodes": 2, "deterministic": True, "mean": 20.5, "seeds": [one]}
         (run / "evaluation.json").write_text(json.dumps(evaluation))
         write_provenance(run, [observe("start", make("CartPole-v1"))])
+        write_ending(run, Ending("patience", 4, 256, "3 evaluations in a row brought no higher return (patience)"))
     run = folder / "run"
     (run / "checkpoints").mkdir()
     save_checkpoint(run / "checkpoints", Checkpoint(make_state(), 1, 0.5), keep=1)
     save_demonstrations(make_demonstrations(), run / "demonstrations.safetensors")
+    for part in ("best", "demonstrator", "zoo/trpo/CartPole-v1"):
+        (run / part).mkdir(parents=True)
+    (run / "best" / "score.json").write_text('{"iteration": 4, "score": 20.5, "by": "training"}\n')
+    (run / "demonstrator" / "cloning.json").write_text('{"log_likelihood": -0.5, "held_out_log_likelihood": -0.6}\n')
+    (run / ".lock").write_text("process 123 on somewhere")
+    entry = zoo.ZooEntry(
+        "trpo", "CartPole-v1", 1, 20.5, 0.5, 100, [20.5, 19.0], 256, "klimb train trpo CartPole-v1", "0.2.0", "0" * 40
+    )
+    entry.write(run / "zoo" / "trpo" / "CartPole-v1")
+    (run / "preset.toml").write_text(PRESET)
+    text = (run / "config.toml").read_text()
+    (run / SWEEP).write_text(f'preset = "trpo/mujoco"\n{text}\n[over]\nmax_kl = [0.003, 0.01]\nhidden = [[], [8]]\n')
+    if "arrays of a Minari dataset" in LOADERS:
+        make_minari(run / "minari")
     return run
+
+
+PRESET = """\
+environments = ["gymnasium:Swimmer-v5", "jax:CartPole-v1"]
+[rule]
+max_kl = 0.02
+[options]
+gamma = 0.9999
+hidden = [64, 64]
+[evidence]
+command = "klimb train trpo gymnasium:Swimmer-v5"
+seeds = [0, 1]
+mean_return = 340.5
+commit = "0123abcd"
+date = 2026-11-20
+"""
+
+
+def make_minari(folder: Path) -> None:
+    """A dataset of two episodes, as Minari itself writes it, but for what it does not need."""
+    data = folder / "klimb" / "fuzzed-v0" / "data"
+    data.mkdir(parents=True)
+    space = {"type": "Box", "dtype": "float32", "shape": [3], "low": [-1.0] * 3, "high": [1.0] * 3}
+    metadata = {
+        "dataset_id": "klimb/fuzzed-v0", "data_format": "hdf5", "minari_version": minari.__version__,
+        "total_episodes": 2, "total_steps": 8, "observation_space": json.dumps(space), "dataset_size": 0.1,
+        "action_space": json.dumps({"type": "Discrete", "dtype": "int64", "n": 2, "start": 0}),
+    }  # fmt: skip
+    (data / "metadata.json").write_text(json.dumps(metadata))
+    with h5py.File(data / "main_data.hdf5", "w") as file:
+        for k in range(2):
+            episode = file.create_group(f"episode_{k}")
+            episode.attrs.update(id=k, total_steps=4)
+            episode["observations"] = np.zeros((5, 3), np.float32)
+            episode["actions"] = np.zeros(4, np.int64)
+            episode["rewards"] = np.ones(4)
+            episode["terminations"] = np.arange(4) == 3
+            episode["truncations"] = np.zeros(4, bool)
 
 
 def make_demonstrations() -> Demonstrations:
@@ -155,6 +301,18 @@ def attempt(loader: Loader, run: Path, content: bytes) -> str | None:
     return said
 
 
+@contextlib.contextmanager
+def little_memory(megabytes: int = 256) -> Iterator[None]:
+    """No more memory than this on top of what the process has: what wants more fails."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + megabytes * 2**20, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def fuzz(seconds: int) -> None:
     """Until the time is up or a loader does what it must not, a warning included; ends the process."""
     warnings.simplefilter("error")
@@ -164,13 +322,17 @@ def fuzz(seconds: int) -> None:
         corpus.mkdir()
         loaders = list(LOADERS.values())
         for number, loader in enumerate(loaders):
-            (corpus / str(number)).write_bytes(bytes([number]) + (run / loader.file).read_bytes())
+            whole = (run / loader.file).read_bytes()
+            files = [whole, *(content for files in hostile(loader.kind, whole).values() for _, content in files)]
+            for k, content in enumerate(files):
+                if len(content) < MAX_LENGTH:
+                    (corpus / f"{number}-{k}").write_bytes(bytes([number]) + content)
 
         def one_input(data: bytes) -> None:
             if data:
                 attempt(loaders[data[0] % len(loaders)], run, data[1:])
 
-        options = [f"-max_total_time={seconds}", "-max_len=20000", "-timeout=30", "-rss_limit_mb=8192"]
+        options = [f"-max_total_time={seconds}", f"-max_len={MAX_LENGTH}", "-timeout=30", "-rss_limit_mb=8192"]
         atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={tempfile.gettempdir()}/", str(corpus)], one_input)
         atheris.Fuzz()
 

@@ -456,12 +456,30 @@ def test_environments_that_cannot_be_closed(caplog):
 
 
 @pytest.mark.slow
-@fault("SIGTERM reaches the workers too, as systemd and SLURM send it", "they finish the rollout; no row is lost")
-def test_workers_outlive_sigterm(faulty):
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(
+            signal.SIGTERM,
+            marks=fault(
+                "SIGTERM reaches the workers too, as systemd and SLURM send it",
+                "they finish the rollout; no row is lost",
+            ),
+        ),
+        pytest.param(
+            signal.SIGHUP,
+            marks=fault(
+                "SIGHUP reaches the workers too, as a closed terminal sends it",
+                "they finish the rollout; no row is lost",
+            ),
+        ),
+    ],
+)
+def test_workers_outlive_signals(faulty, number):
     with Collecting(faulty("nothing"), 2) as collecting:
         collecting.rollout()
         for worker in collecting.collector._stepping._workers:
-            worker.process.send_signal(signal.SIGTERM)
+            worker.process.send_signal(number)
         rollout, episodes = collecting.rollout(1)
         assert rollout.valid.all()
         assert not np.asarray(episodes.faults).any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from klimb.cli.main import main
 from klimb.environments.registry import require_trust
 from klimb.errors import UntrustedEnvironment
 from klimb.policies.actions import Discrete
+from klimb.training.surroundings import git_commit
 
 OPTIONS = TrainOptions(env_steps=32, num_envs=2, num_steps=16, hidden=(4,), critic_num_minibatches=1)
 MODULE = """
@@ -308,3 +311,83 @@ def test_a_module_that_is_typed_is_found_by_the_workers(tmp_path, monkeypatch):
     finally:
         sys.modules.pop("own_environment_of_mine", None)
         gymnasium.registry.pop("Own-v0", None)
+
+
+def git(*words: str) -> None:
+    identity = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *identity, *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """A repository with a file that looks changed, as one that was unpacked does; the program that it wants to run."""
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    # As on a machine without a configuration of the user.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
+    git("init", "--quiet")
+    Path("tracked").write_text("text\n")
+    git("add", "tracked")
+    git("commit", "--quiet", "-m", "first")
+    Path("tracked").write_text("text\n")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\n")
+    program.chmod(0o755)
+    return program
+
+
+def name_a_filter(program: Path) -> None:
+    git("config", "filter.x.clean", str(program))
+    Path(".git/info").mkdir(exist_ok=True)
+    Path(".git/info/attributes").write_text("* filter=x\n")
+
+
+def name_a_filter_elsewhere(program: Path) -> None:
+    Path(".git/more").write_text(f'[filter "x"]\n\tprocess = {program}\n\tclean = {program}\n')
+    git("config", "include.path", "more")
+    Path(".gitattributes").write_text("tracked filter=x\n")
+
+
+def name_a_watcher(program: Path) -> None:
+    git("config", "core.fsmonitor", str(program))
+
+
+def name_a_transport(program: Path) -> None:
+    """The tree of HEAD is missing, and would be fetched."""
+    git("config", "core.repositoryFormatVersion", "1")
+    git("config", "extensions.partialClone", "origin")
+    git("config", "remote.origin.url", "ssh://example.invalid/x")
+    git("config", "remote.origin.promisor", "true")
+    git("config", "core.sshCommand", str(program))
+    tree = subprocess.run(
+        ["git", "rev-parse", "HEAD^{tree}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    (Path(".git/objects") / tree[:2] / tree[2:]).unlink()
+
+
+@pytest.mark.fault(
+    "the current directory is a stranger's git repository, whose configuration names programs",
+    "none is run when a training records the commit",
+)
+@pytest.mark.parametrize("change", [name_a_filter, name_a_filter_elsewhere, name_a_watcher, name_a_transport])
+def test_the_programs_of_a_repository_are_not_run(repository, change):
+    change(repository)
+    ran = repository.with_name("ran")
+    ran.unlink(missing_ok=True)
+    commit = git_commit()
+    assert commit is not None
+    assert not ran.exists()
+    # What git alone does there.
+    subprocess.run(["git", "status"], stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    assert ran.exists()
+
+
+def test_changes_are_seen_where_the_repository_names_nothing(repository):
+    assert git_commit().uncommitted is False
+    Path("tracked").write_text("other\n")
+    assert git_commit().uncommitted is True
+    name_a_filter(repository)
+    assert git_commit().uncommitted is None

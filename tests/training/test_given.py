@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from klimb.improve.warm_up import take_step
 from klimb.policies.policy import policy_of
 from klimb.runs.typed_options import SweepOptionsDict, TrainOptionsDict
 from klimb.training.given import given_policy, options_of, require_rule
+from klimb.training.stop_signals import APART
 from problems import assert_same_bits, batch_on_table, make_mdp, make_table
 
 SMALL = {"num_envs": 2, "num_steps": 8, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}
@@ -220,11 +222,12 @@ class WithFunction(Own):
 
 
 class TwoInterrupts:
-    """Ctrl-C twice, once an iteration is recorded: the second does not wait for the end of the call."""
+    """Ctrl-C twice, a second apart, once an iteration is recorded: the second does not wait for the end of the call."""
 
     def __call__(self, run: klimb.OngoingRun) -> None:
         if run.iteration >= 2:
             signal.raise_signal(signal.SIGINT)
+            time.sleep(APART)
             signal.raise_signal(signal.SIGINT)
 
 

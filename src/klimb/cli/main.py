@@ -16,6 +16,7 @@ EXIT_STATUS = {
     DONE: "done",
     FAILED: "failed: a training that can't continue, a false statement of the theory, or a result that is lost",
     MISTAKE: "a mistake on the command line or in a file; one line on standard error names it",
+    STOPPED + 1: "stopped because the terminal was closed (SIGHUP); a training saves a checkpoint first",
     STOPPED + signal.SIGINT: "stopped by Ctrl-C (SIGINT); a training saves a checkpoint first",
     STOPPED + signal.SIGTERM: "stopped by SIGTERM; a training saves a checkpoint first",
 }

@@ -27,6 +27,7 @@ from klimb.report.charts import (
 )
 from klimb.report.configuration import configuration_html
 from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
+from klimb.report.idle_seeds import idle_seeds
 from klimb.report.provenance import provenance_html
 from klimb.report.statistics import FEW_SEEDS, from_few_seeds
 from klimb.report.text import duration, format_number, message, reason, si, with_error
@@ -109,7 +110,7 @@ def _sections(run: RunData) -> list[Spec]:
     return [
         {
             "title": "Learning",
-            "lead": f"{_how_ended(run)} {_how_averaged(run)}",
+            "lead": f"{idle_seeds(run)} {_how_ended(run)} {_how_averaged(run)}",
             "charts": [
                 likelihood_chart(run) if run.offline else return_chart(run),
                 *evaluation_curve(run),

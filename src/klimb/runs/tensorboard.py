@@ -100,7 +100,9 @@ class Board:
 
 def _step(record: Mapping[str, Any]) -> int:
     """Where a record stands on the axis: at its environment steps, or, where none are made, its iteration; {} at 0."""
-    return int(record.get("env_steps") or record.get("iteration", 0))
+    steps = record.get("env_steps") or record.get("iteration", 0)
+    # A record that is read back may hold anything.
+    return steps if type(steps) is int and 0 <= steps < 2**53 else 0
 
 
 Numbers = list[float | None]

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from klimb.errors import RunError, nearest, shown
+from pydantic import TypeAdapter, ValidationError
+
+from klimb.errors import RunError, nearest, one_line, shown
+from klimb.fields import explain
 from klimb.files import as_path, read_limited, write_text
 
 PREFIX = "zoo:"
@@ -42,11 +45,18 @@ class ZooEntry(NamedTuple):
 
 
 def zoo() -> dict[str, ZooEntry]:
-    """All policies of the zoo by name, without the prefix."""
-    files = sorted(ROOT.glob(f"*/*/{FILE_NAME}"))
-    return {
-        file.parent.relative_to(ROOT).as_posix(): ZooEntry(**json.loads(read_limited(file, MAX_FILE))) for file in files
-    }
+    """All policies of the zoo by name, without the prefix. RunError when a file of it is damaged."""
+    return {file.parent.relative_to(ROOT).as_posix(): _read(file) for file in sorted(ROOT.glob(f"*/*/{FILE_NAME}"))}
+
+
+def _read(file: Path) -> ZooEntry:
+    try:
+        return TypeAdapter(ZooEntry).validate_json(read_limited(file, MAX_FILE))
+    except ValidationError as error:
+        reason = explain(error)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise RunError(f"{one_line(file)} is no entry of the zoo ({one_line(reason, 200)}): install klimb again")
 
 
 def is_zoo(given: Any) -> bool:

@@ -79,8 +79,8 @@ def train(
     Raises ConfigError for an option that is unknown or out of range; WrongObject for an argument of another type, such
     as a rule's class or name instead of a rule; EnvironmentNotFound or UnsupportedSpace for an environment that klimb
     can't train in; PolicyFileError for an `init_from`, and DemonstrationError for demonstrations, that can't be used or
-    are from another environment; RunError when `run_dir` exists. Ctrl-C and
-    SIGTERM save a checkpoint (when there is a run directory) and raise `Interrupted`, which has the policy.
+    are from another environment; RunError when `run_dir` exists. Ctrl-C, SIGTERM and SIGHUP
+    save a checkpoint (when there is a run directory) and raise `Interrupted`, which has the policy.
     """
     require_rule(rule, env)
     named: dict[str, Any] = {**options}

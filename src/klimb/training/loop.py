@@ -24,7 +24,7 @@ from klimb.training.pace import CallSize, Clock
 from klimb.training.program import Program
 from klimb.training.progress.figures import Part
 from klimb.training.progress.view import SILENT, View, Views, log_lines
-from klimb.training.rejections import Rejections
+from klimb.training.rejections import Rejections, copy_names
 from klimb.training.run_writer import Run, RunWriter
 from klimb.training.stop_signals import StopSignals
 from klimb.training.supervision import Supervision
@@ -77,7 +77,8 @@ def drive(
     a stop, if the runs are part of one. names: of the combinations of a sweep, one for each writer. Returns a result
     for each writer; NotSaved, TrainingFailed and Interrupted as `train` raises them.
     """
-    clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections)
+    copies = copy_names([writer.config for writer in writers], names)
+    clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections, copies)
     supervision = Supervision(program, [(writer.config, writer.part) for writer in writers])
     view, finished = Views(log_lines(logger), view), False
     try:

@@ -27,6 +27,15 @@ PACKAGES = ("jax", "jaxlib", "numpy", "equinox", "optax")
 GIT_TIMEOUT = 2.0
 """Seconds that git may take for each of two questions; on a slow file system the answer is not waited for."""
 
+GIT_ENVIRONMENT = {
+    # It neither asks for anything nor locks the index, which would stop a `git commit` at the same time.
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+    # What a partial clone lacks is not fetched, with programs that the repository's configuration names.
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "none",
+}
+
 
 def observe(
     event: Literal["start", "resume"],
@@ -111,13 +120,25 @@ def _system() -> str:
 
 
 def git_commit() -> Commit | None:
-    """The commit that is checked out in the current directory; None where there is none, or no git. Never raises."""
+    """The commit that is checked out in the current directory; None where there is none, or no git. Never raises.
+
+    The repository may be a stranger's: no program that its configuration names is run.
+    """
     commit = _git("rev-parse", "--verify", "HEAD")
     if commit is None or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
         return None
-    # Untracked files do not count: runs/ is often one.
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    if _names_filters():
+        return Commit(commit, None)
+    # Untracked files do not count: runs/ is often one. A submodule has a configuration of its own.
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     return Commit(commit, None if changes is None else changes != "")
+
+
+def _names_filters() -> bool:
+    """Whether the repository itself, and not the user, names filters: git runs them to see what has changed."""
+    names = _git("config", "--list", "--name-only", "--show-scope", "--includes")
+    own = r"(local|worktree)\s+filter\."
+    return names is None or any(re.match(own, line) for line in names.splitlines())
 
 
 def _git(*words: str) -> str | None:
@@ -133,8 +154,7 @@ def _git(*words: str) -> str | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=GIT_TIMEOUT,
-            # It neither asks for anything nor locks the index, which would stop a `git commit` at the same time.
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"},
+            env={**os.environ, **GIT_ENVIRONMENT},
         )
     except (OSError, subprocess.SubprocessError):
         return None

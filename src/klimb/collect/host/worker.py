@@ -59,9 +59,10 @@ class SharedRollout:
 def serve(parent: int) -> None:
     """Answer until the input ends. parent: the number of the process that started this one."""
     processes.end_with(parent)
-    # Both signals reach the whole process group; when to stop is the starting process's decision.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # These signals reach the whole process group; when to stop is the starting process's decision.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # A crash in native code, and SIGUSR1 from the starting process when this one hangs, write where it was.
     faulthandler.enable()
     if hasattr(signal, "SIGUSR1"):  # not on Windows
