@@ -47,6 +47,7 @@ PARSING = {
 }
 """Functions of modules that parse what was read."""
 NO_FILE = {
+    "collect/host/ray_actor.py cpu_model": "what the kernel says of this machine",
     "collect/host/worker.py serve": "its own standard input, from the process that started it",
     "collect/host/worker.py _serve": "the same",
     "collect/host/worker_process.py WorkerProcess.receive": "a pipe from a process that this one has started",
