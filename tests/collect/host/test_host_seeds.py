@@ -182,7 +182,7 @@ def test_a_replaced_worker_goes_on_after_its_environments_own_restarts(fragile):
         stepping, first = collecting.collector._stepping, collecting.env_seeds
         _, faults = collecting.rollout(1)
         assert min(faults) > 0
-        seeds = stepping._seeds.copy()
+        seeds = stepping._shares._seeds.copy()
         restarts = np.zeros(first.shape, int)
         for k, n in np.ndindex(first.shape):
             seed = int(first[k, n])
@@ -192,4 +192,4 @@ def test_a_replaced_worker_goes_on_after_its_environments_own_restarts(fragile):
         stepping._workers[0].process.kill()
         collecting.rollout(2)
         for k, n in np.ndindex(SEEDS, ENVS // 2):
-            assert stepping._seeds[k, n] == restart_seed(int(seeds[k, n]))
+            assert stepping._shares._seeds[k, n] == restart_seed(int(seeds[k, n]))
