@@ -101,7 +101,7 @@ class Logging:
     cores: Count | None = None
     """Number of CPU cores (or accelerators) to use; none for all. See docs/performance.md."""
     max_rejections: Iterations = 50
-    """Stop once this many steps in a row have failed numerically, in every seed."""
+    """Stop after this many numerical failures in a row, in every seed; warn if none of as many first steps is taken."""
     check_finite: bool = False
     """At the first step that is not finite, find the operation that produced the first NaN, and stop. Slower."""
     checkpoint_every: Iterations = 25

@@ -36,7 +36,7 @@ logger = logging.getLogger("klimb")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM during a training, after its newest iteration.
+    """Ctrl-C, SIGTERM or SIGHUP during a training, after its newest iteration.
 
     signal: the number received. runs: the run as it was then (of a sweep, every run), written or not:
     `error.runs[0].policy` is its policy; empty after a second Ctrl-C, which does not wait for the device. Where there
