@@ -77,7 +77,7 @@ def require_whole(path) -> None:
         pytest.param(0, FULL, marks=fault("standard output is on a full disk from the start", GOES_ON)),
         pytest.param(4, FULL, marks=fault("the disk of standard output is full after some lines", GOES_ON)),
         pytest.param(
-            3, GONE, marks=fault("nobody reads standard output after three lines, as with `| head -3`", GOES_ON)
+            3, GONE, marks=fault("nobody reads standard output after three lines, as `head -3` does", GOES_ON)
         ),
         pytest.param(
             2, ValueError("I/O operation on closed file."), marks=fault("standard output is closed under way", GOES_ON)
@@ -148,7 +148,7 @@ def test_a_result_that_can_not_be_written():
     assert done.stderr == "klimb: standard output can't be written: No space left on device\n"
 
 
-@fault("nobody reads the result of a command: `klimb list | head -1`", "nothing is said, exit status 0")
+@fault("nobody reads the result of a command: `klimb list` into `head -1`", "nothing is said, exit status 0")
 def test_a_result_that_nobody_reads(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Failing(0, GONE))
     assert main(["list"]) == 0
