@@ -140,7 +140,7 @@ def test_what_a_lasting_stream_is_of():
     assert inner.getvalue() == "abc"
 
 
-@fault("the result of a command can't be written: `klimb list > /dev/full`", "one line, exit status 1")
+@fault("the result of a command can't be written: `klimb list` into /dev/full", "one line, exit status 1")
 def test_a_result_that_can_not_be_written():
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-m", "klimb", "list"], stdout=full, stderr=subprocess.PIPE, text=True)

@@ -106,7 +106,7 @@ class TrainOptionsDict(TypedDict, total=False):
     cores: int | None
     """Number of CPU cores (or accelerators) to use; none for all. See docs/performance.md."""
     max_rejections: int
-    """Stop once this many steps in a row have failed numerically, in every seed."""
+    """Stop after this many numerical failures in a row, in every seed; warn if none of as many first steps is taken."""
     check_finite: bool
     """At the first step that is not finite, find the operation that produced the first NaN, and stop. Slower."""
     checkpoint_every: int
