@@ -23,6 +23,7 @@ from klimb.training.progress.panel import TerminalPanel
 from klimb.training.progress.view import View
 
 fault = pytest.mark.fault
+slow = pytest.mark.slow
 GOES_ON = "a line says so; the training goes on to its end, and its files are whole"
 SMALL = {"env_steps": 640, "num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2}
 RULE = PPO(epochs=1, num_minibatches=2)
@@ -75,12 +76,14 @@ def require_whole(path) -> None:
     ("after", "error"),
     [
         pytest.param(0, FULL, marks=fault("standard output is on a full disk from the start", GOES_ON)),
-        pytest.param(4, FULL, marks=fault("the disk of standard output is full after some lines", GOES_ON)),
+        pytest.param(4, FULL, marks=(slow, fault("the disk of standard output is full after some lines", GOES_ON))),
         pytest.param(
-            3, GONE, marks=fault("nobody reads standard output after three lines, as `head -3` does", GOES_ON)
+            3, GONE, marks=(slow, fault("nobody reads standard output after three lines, as `head -3` does", GOES_ON))
         ),
         pytest.param(
-            2, ValueError("I/O operation on closed file."), marks=fault("standard output is closed under way", GOES_ON)
+            2,
+            ValueError("I/O operation on closed file."),
+            marks=(slow, fault("standard output is closed under way", GOES_ON)),
         ),
     ],
 )
@@ -95,7 +98,7 @@ def test_a_training_goes_on_without_its_lines(after, error, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     "encoding",
     [
-        pytest.param("latin-1", marks=fault("the terminal's encoding is Latin-1", f"{GOES_ON}; – becomes ?")),
+        pytest.param("latin-1", marks=(slow, fault("the terminal's encoding is Latin-1", f"{GOES_ON}; – becomes ?"))),
         pytest.param("ascii", marks=fault("the terminal's encoding is ASCII", f"{GOES_ON}; – becomes ?")),
     ],
 )
@@ -112,6 +115,7 @@ def test_encodings_that_lack_characters(encoding, monkeypatch, tmp_path):
     assert "usage: klimb train" in said
 
 
+@slow
 @fault("the terminal of a panel is gone", "the panel ends, and the training goes on")
 def test_a_panel_without_its_terminal(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("TERM", "xterm")
@@ -121,6 +125,7 @@ def test_a_panel_without_its_terminal(monkeypatch, tmp_path, caplog):
     assert "standard output can't be written (Input/output error)" in caplog.text
 
 
+@slow
 @fault("standard error is closed, with progress=True in Python", "the training goes on")
 def test_progress_on_a_closed_standard_error(monkeypatch):
     closed = io.StringIO()
@@ -159,7 +164,9 @@ def test_a_result_that_nobody_reads(monkeypatch, capsys):
     "kind",
     [
         pytest.param("callback", marks=fault("a callback raises", "the error is raised, after a checkpoint")),
-        pytest.param("view", marks=fault("a view of the user's own raises", "the error is raised, after a checkpoint")),
+        pytest.param(
+            "view", marks=(slow, fault("a view of the user's own raises", "the error is raised, after a checkpoint"))
+        ),
     ],
 )
 def test_what_is_told_of_a_training_fails(kind, tmp_path):

@@ -101,6 +101,7 @@ def test_the_best_score_is_a_strangers(make, run):
     assert directory.is_better(-1e9)
 
 
+@pytest.mark.slow
 def test_a_run_with_such_a_score_goes_on(run):
     pipe(run / "best" / "score.json")
     ended = klimb.resume(run)
@@ -211,7 +212,10 @@ def test_a_lock_that_is_a_pipe(run):
         pytest.param(
             "checkpoints/.x.part", marks=fault("a directory has the name of an unfinished checkpoint", "left alone")
         ),
-        pytest.param(".policyx.part", marks=fault("a directory has the name of an unfinished policy", "left alone")),
+        pytest.param(
+            ".policyx.part",
+            marks=(pytest.mark.slow, fault("a directory has the name of an unfinished policy", "left alone")),
+        ),
     ],
 )
 def test_directories_in_place_of_temporary_files(name, run):
@@ -351,6 +355,7 @@ def test_names_are_taken_once(tmp_path):
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(names)
 
 
+@pytest.mark.slow
 @fault("two sweeps take the same unused name in the same moment", "each gets a directory of its own")
 def test_names_of_sweeps_are_taken_once(tmp_path, monkeypatch):
     taken = []
@@ -426,6 +431,7 @@ def test_a_pipe_in_place_of_a_report(run):
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.slow
 @fault("the file of the best score is a directory", "the training goes on; checkpoints are written, `best/` is not")
 def test_a_best_score_that_can_not_be_written(run, caplog):
     (run / "best" / "score.json").unlink()

@@ -152,7 +152,7 @@ def test_a_doubled_signal_whose_second_one_is_late():
         pytest.param(
             [TERM, TERM, TERM, TERM],
             -TERM,
-            marks=fault("SIGTERM is sent every 0.5 s", "it ends at once after 1 s"),
+            marks=(pytest.mark.slow, fault("SIGTERM is sent every 0.5 s", "it ends at once after 1 s")),
         ),
     ],
 )

@@ -209,6 +209,7 @@ def strange_folder(folder: Path, module: str) -> Path:
             "random",
             marks=[
                 pytest.mark.slow,
+                pytest.mark.slow,
                 pytest.mark.fault(
                     "a run with worker processes is resumed in a folder that holds a random.py",
                     "its code is not run, and the training goes on",
