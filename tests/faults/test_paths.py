@@ -172,6 +172,9 @@ def test_a_pipe_in_place_of_the_cloning(run):
     (run / "demonstrator").mkdir()
     pipe(run / "demonstrator" / "cloning.json")
     assert RunDirectory.open(run).demonstrator_figures() == {}
+    (run / "demonstrator" / "cloning.json").unlink()
+    (run / "demonstrator" / "cloning.json").write_text("[[1, 2]]")
+    assert RunDirectory.open(run).demonstrator_figures() == {}
 
 
 @fault("the policy whose iteration is asked for is a pipe", "it is not known")

@@ -365,9 +365,10 @@ class RunDirectory:
     def demonstrator_figures(self) -> dict[str, Any]:
         """The likelihoods of the cloned demonstrator; empty where there are none to be read."""
         try:
-            return dict(json.loads(read_limited(self.demonstrator / "cloning.json", MAX_SCORE_FILE)))
-        except (OSError, ValueError, TypeError, RecursionError):
+            figures = json.loads(read_limited(self.demonstrator / "cloning.json", MAX_SCORE_FILE))
+        except (OSError, ValueError, RecursionError):
             return {}
+        return figures if isinstance(figures, dict) else {}
 
     def _save_demonstrator(self, policy: PyTree, figures: dict[str, Any]) -> None:
         save_policy(policy, self.demonstrator)
