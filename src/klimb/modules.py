@@ -1,10 +1,12 @@
-"""Names of things in modules of the user's own, `module:name`, and when a file may have them imported."""
+"""Names of things in modules of the user's own, `module:name`, when a file may have them imported, and versions."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -97,3 +99,17 @@ def require_trust(name: str, source: str | Path, what: str) -> None:
             f"{one_line(module, 80)!r} and so runs its code: if you trust it, give --trust-environment "
             "(trust_environment=True in Python)"
         )
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed, by name.
+
+    packages: names as they are installed or imported.
+    """
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: an empty name
+            continue
+    return found

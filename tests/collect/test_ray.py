@@ -167,7 +167,7 @@ def test_no_place(cluster, monkeypatch, caplog):
 
 @pytest.mark.slow
 def test_other_versions(cluster, monkeypatch):
-    monkeypatch.setattr(ray_workers, "versions", lambda packages: {"klimb": "9.9"})
+    monkeypatch.setattr(ray_workers, "deciding_versions", lambda packages: {"klimb": "9.9"})
     with pytest.raises(EnvironmentFault, match=r"a node of the Ray cluster has gymnasium .*, and this process nothing"):
         train("gymnasium:CartPole-v1", ray=cluster.address)
 

@@ -25,6 +25,7 @@ import pytest
 import klimb
 from klimb.cli.main import main
 from klimb.errors import RunError
+from klimb.modules import versions
 from klimb.runs.directory import RunDirectory
 from klimb.runs.provenance import (
     MAX_FILE,
@@ -37,7 +38,7 @@ from klimb.runs.provenance import (
     write_provenance,
 )
 from klimb.training import surroundings
-from klimb.training.surroundings import git_commit, observe, versions, without_names
+from klimb.training.surroundings import git_commit, observe, without_names
 from klimb.training.typed_command import running, typed_command
 
 SMALL = shlex.split(

@@ -125,10 +125,10 @@ def test_what_a_cluster_can_not_do(tmp_path, monkeypatch):
 def test_failures_and_unshared_directories(cluster: TwoNodes, tmp_path, monkeypatch):
     over = {"clip_eps": [0.1, 0.2]}
     sweep = partial(klimb.sweep, "jax:CartPole-v1", RULE, over, ray=cluster.address, **SMALL)
-    monkeypatch.setattr(sweep_on_ray, "train_part", lambda *_: sweep_on_ray.Outcome([], "of its own"))
+    monkeypatch.setattr(sweep_on_ray, "train_part", lambda *_: sweep_on_ray.Outcome("of its own"))
     with pytest.raises(TrainingFailed, match=r"clip_eps=0.1, clip_eps=0.2: of its own"):
         sweep(run_dir=tmp_path / "a")
-    monkeypatch.setattr(sweep_on_ray, "train_part", lambda *_: sweep_on_ray.Outcome([], shared=False))
+    monkeypatch.setattr(sweep_on_ray, "train_part", lambda *_: sweep_on_ray.Outcome(shared=False))
     with pytest.raises(RunError, match="give a --run-dir on a file system that all of them share"):
         sweep(run_dir=tmp_path / "b")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import getpass
-import importlib.metadata
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ import jax
 
 from klimb._version import __version__
 from klimb.environments.registry import Environment
+from klimb.modules import versions
 from klimb.runs.provenance import Accelerator, Change, Commit, Provenance
 from klimb.training.devices import cores
 from klimb.training.typed_command import typed_command
@@ -66,20 +66,6 @@ def observe(
         changes=list(changes),
         preset=preset,
     )
-
-
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are installed, by name.
-
-    packages: names as they are installed or imported.
-    """
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: an empty name
-            continue
-    return found
 
 
 def without_names(words: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ because its process or its machine was lost, continues from the newest checkpoin
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,12 +34,12 @@ SECONDS_TO_STOP = 120.0
 
 
 class Outcome(NamedTuple):
-    """What a task answers. names: of the combinations. failure: why they could not all be trained; None if they were.
+    """What a task answers.
 
-    shared: whether the directory of the sweep is there.
+    failure: why its combinations could not all be trained; None if they were. shared: whether the directory of the
+    sweep is there.
     """
 
-    names: list[str]
     failure: str | None = None
     shared: bool = True
 
@@ -102,7 +103,7 @@ class RaySweep:
         try:
             outcome: Outcome = cluster.ray.get(reference)
         except cluster.ray.exceptions.RayError as error:  # lost too often, or an error in the task
-            outcome = Outcome([member.name for member in group], one_line(str(error).strip().splitlines()[-1]))
+            outcome = Outcome(one_line(str(error).strip().splitlines()[-1]))
         if not outcome.shared:
             raise RunError(
                 f"a machine of the Ray cluster has no {self._directory}: give a --run-dir on a file system that all of "
@@ -122,7 +123,10 @@ class RaySweep:
             cluster.ray.cancel(reference, force=False)
         cluster.ray.wait(waiting, num_returns=len(waiting), timeout=SECONDS_TO_STOP)
         raise Interrupted(
-            f"stopped, with {len(waiting)} tasks under way; go on with: klimb resume {self._directory}", signal, []
+            f"stopped, with {len(waiting)} tasks under way; go on with: klimb resume "
+            f"{shlex.quote(str(self._directory))} --ray {self._address}",
+            signal,
+            [],
         )
 
 
@@ -134,7 +138,7 @@ def train_part(directory: str, witness: str, names: Sequence[str], trust: bool) 
     """
     path = Path(directory)
     if not is_file(path / witness):
-        return Outcome(list(names), shared=False)
+        return Outcome(shared=False)
     notes: list[str] = []
     try:
         plan = read_sweep(path, trust=trust)
@@ -143,10 +147,10 @@ def train_part(directory: str, witness: str, names: Sequence[str], trust: bool) 
         for _ in trainer.go_on(members):
             pass
     except Interrupted as interrupted:
-        return Outcome(list(names), str(interrupted))
+        return Outcome(str(interrupted))
     except KlimbError as error:
-        return Outcome(list(names), str(error))
-    return Outcome(list(names))
+        return Outcome(str(error))
+    return Outcome()
 
 
 def require_possible(plan: Sweep, environment: Environment, callbacks: Sequence[Callable]) -> None:

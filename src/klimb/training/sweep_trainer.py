@@ -89,19 +89,15 @@ class SweepTrainer:
         """Those that have not been trained to their end. members: some of the sweep."""
         return [member for member in members if not (self._is_begun(member) and self._is_over(member))]
 
-    def groups(self, members: list[Member]) -> list[list[Member]]:
-        """The combinations by what can share a program, as far as it is known. members: some of the sweep."""
-        return self._grouped(members)
-
     def _each(self, members: list[Member], train: Callable[[list[Member]], Iterator[Trained]]) -> Iterator[Trained]:
         """The combinations in groups that can share a program, each trained by `train`."""
-        groups = self._grouped(members)
+        groups = self.groups(members)
         while groups and not self._stopped:
             group = groups.pop(0)
             try:
                 yield from train(group)
             except _NotShared:
-                groups = self._grouped([*group, *(member for rest in groups for member in rest)])
+                groups = self.groups([*group, *(member for rest in groups for member in rest)])
             except TrainingFailed as failure:
                 # One value that can't be trained with does not cost the others.
                 self._failures.append(f"{', '.join(member.name for member in group)}: {failure}")
@@ -111,8 +107,11 @@ class SweepTrainer:
         if self._failures:
             raise TrainingFailed("; ".join(self._failures))
 
-    def _grouped(self, members: list[Member]) -> list[list[Member]]:
-        """The combinations that have the same values of everything that can't share a program."""
+    def groups(self, members: list[Member]) -> list[list[Member]]:
+        """The combinations that have the same values of everything that can't share a program, as far as it is known.
+
+        members: some of the sweep.
+        """
         groups: dict[str, list[Member]] = {}
         for member in members:
             own = {name: value_of(member.config, name) for name in self._plan.over if name not in self._shared}

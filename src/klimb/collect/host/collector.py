@@ -47,7 +47,7 @@ class HostRollout(NamedTuple):
 
 @runtime_checkable
 class Stepping(Protocol):
-    """Who steps the environments: this process (`InProcess`), or worker processes (`Workers`)."""
+    """Who steps the environments: this process (`InProcess`), worker processes (`Workers`) or actors (`RayWorkers`)."""
 
     def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None: ...
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool) -> None: ...

@@ -5,7 +5,6 @@ It imports JAX only for a policy in a user's own class.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -21,6 +20,7 @@ from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spe
 from klimb.environments.host import Fault
 from klimb.errors import EnvironmentFault, KlimbError, one_line
 from klimb.files import TooLarge, read_limited
+from klimb.modules import versions
 from klimb.policies.actions import actions_from_json
 from klimb.policies.observations import observations_from_json
 
@@ -45,13 +45,11 @@ class Rolled(NamedTuple):
 class Place(NamedTuple):
     """Where an actor runs.
 
-    versions: of what decides about its numbers, by package. cpu: model of the processor. node: its number in the
-    cluster. process: its number there.
+    versions: of what decides about its numbers, by package. cpu: model of the processor. process: its number there.
     """
 
     versions: dict[str, str]
     cpu: str
-    node: str
     process: int
 
 
@@ -72,10 +70,7 @@ class EnvironmentActor:
 
     def place(self) -> Place:
         """Where it runs."""
-        import ray  # which is there, in an actor; this file can be imported without
-
-        node = ray.get_runtime_context().get_node_id()
-        return Place(versions(self._task["packages"]), cpu_model(), node, os.getpid())
+        return Place(deciding_versions(self._task["packages"]), cpu_model(), os.getpid())
 
     def make(self) -> Answer:
         """Make the environments."""
@@ -131,18 +126,12 @@ class EnvironmentActor:
             self._stepper.restore(captured)
 
 
-def versions(packages: list[str]) -> dict[str, str]:
+def deciding_versions(packages: list[str]) -> dict[str, str]:
     """The versions of what decides about the numbers of a rollout, by package, without those that are not installed.
 
     packages: of the environment.
     """
-    found = {"klimb": __version__, "python": platform.python_version()}
-    for package in ("numpy", "gymnasium", *packages):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: an empty name
-            continue
-    return found
+    return {"klimb": __version__, "python": platform.python_version(), **versions(["numpy", "gymnasium", *packages])}
 
 
 def cpu_model() -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Integer, PyTree
 
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
-from klimb.collect.host.ray_actor import Answer, EnvironmentActor, Place, Rolled, cpu_model, versions
+from klimb.collect.host.ray_actor import Answer, EnvironmentActor, Place, Rolled, cpu_model, deciding_versions
 from klimb.collect.host.ray_cluster import RayCluster, quiet
 from klimb.collect.host.shares import MAX_LOSSES, REMEDY, Shares
 from klimb.collect.host.stepping import Columns, ColumnsLayout, NoiseLayout
@@ -203,7 +203,7 @@ class RayWorkers:
 
     def _require_equal(self, place: Place) -> None:
         """EnvironmentFault when an actor would compute with other versions; a line for another kind of processor."""
-        own = versions(self._packages)
+        own = deciding_versions(self._packages)
         for package in sorted(own.keys() | place.versions.keys()):
             here, there = own.get(package, "nothing"), place.versions.get(package, "nothing")
             if here != there:
