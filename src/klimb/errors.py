@@ -81,6 +81,10 @@ class TrainingFailed(RunError):
         self.directories = tuple(directories)
 
 
+class PeerLost(KlimbError):
+    """Another process of a training in several processes is gone, and this one can't go on without it."""
+
+
 class CheckFailed(Exception):
     """What the user asked to have checked does not hold. The command line exits with status 1."""
 

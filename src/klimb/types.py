@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
 
+from klimb.mesh import gather_rows, spread_rows
+
 
 class Metric(NamedTuple):
     """What a metric is called in charts, and what it means, in one sentence with its unit."""
@@ -203,6 +205,16 @@ class Batch(eqx.Module):
             return self
         return dataclasses.replace(self, advantage=self.epoch_advantage[epoch], epoch_advantage=None)
 
+    def spread(self) -> Batch:
+        """The same batch with its rows spread over the devices of a mesh that has them (`klimb.mesh`)."""
+        columns: dict[str, Any] = {name: spread_rows(getattr(self, name)) for name in _COLUMNS}
+        return dataclasses.replace(self, **columns, epoch_advantage=spread_rows(self.epoch_advantage, axis=1))
+
+    def gathered(self) -> Batch:
+        """The same batch with all rows on every device, for minibatches out of any of them."""
+        columns: dict[str, Any] = {name: gather_rows(getattr(self, name)) for name in _COLUMNS}
+        return dataclasses.replace(self, **columns, epoch_advantage=gather_rows(self.epoch_advantage))
+
     def take(self, rows: Int[Array, " b"]) -> Batch:
         """A minibatch: some of the rows, without the trajectory they came from."""
         columns = {name: take_rows(getattr(self, name), rows) for name in _COLUMNS}
@@ -218,7 +230,7 @@ def take_rows(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:
 
     rows: numbers of rows of the leading axis, none of them twice; they are not checked.
     """
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=0, unique_indices=True, mode="clip"), tree)
+    return spread_rows(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, unique_indices=True, mode="clip"), tree))
 
 
 def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:

@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, Suppress, arg
 from klimb.cli import compilation_cache
 from klimb.cli.flags import flags_of
 from klimb.cli.parser import Command, RunWord, leading
-from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure, start_jax
 from klimb.cli.sweep import resume_all
 from klimb.console import print_line
 from klimb.errors import ConfigError, KlimbError
@@ -23,7 +23,7 @@ from klimb.runs.changes import OPTIONS, changes_between
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import RunDirectory
 from klimb.runs.sweep_file import is_sweep
-from klimb.training import devices, driver
+from klimb.training import driver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class ResumeArguments:
     """Allow the run's config.toml to name a rule, an environment or a network to import: this runs its code."""
     ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
+    distributed: bool = False
+    """Go on in several processes, of SLURM, MPI or Kubernetes, together; the first one writes (docs/scaling.md)."""
     output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
     """Settings to change; those that are not given stay as they are in the run."""
@@ -55,7 +57,7 @@ def resume(arguments: ResumeArguments) -> None:
     recorded = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
     config = RunConfig(recorded.env, recorded.rule if arguments.rule is None else arguments.rule, arguments.training)
     names = [change.name for change in changes_between(recorded, config) if change.name in OPTIONS]
-    devices.use_all_cores()
+    start_jax(distributed=arguments.distributed)
     console = arguments.output.console()
     environment = announce(config, config_file, console, trust=trust)
     compilation_cache.enable()
@@ -71,6 +73,8 @@ def resume(arguments: ResumeArguments) -> None:
             **{name: getattr(config.options, name) for name in names},
         )
     announce_end(run, console)
+    if run.directory is None:  # the first of several processes has it
+        return
     finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 

@@ -25,6 +25,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.faults_log import FaultsLog
 from klimb.runs.policy_file import save_policy
+from klimb.training import devices, peers
 from klimb.training.loop import NotSaved
 from klimb.training.progress.choice import lines_on, view_on
 from klimb.training.progress.view import SILENT, View
@@ -46,7 +47,7 @@ class Output:
 
     def console(self) -> Console:
         """Where to print what a training does."""
-        return training_console(quiet=self.quiet)
+        return training_console(quiet=self.quiet or not peers.is_first())
 
     def view(self, console: Console) -> View:
         """The view of a training.
@@ -56,6 +57,18 @@ class Output:
         if self.quiet:
             return SILENT
         return lines_on(console, logging.DEBUG) if self.verbose else view_on(console)
+
+
+def start_jax(*, distributed: bool) -> None:
+    """Make every core a device, or join the other processes of a training, of which the first one prints.
+
+    distributed: whether there are others. Raises ConfigError when they can't be joined.
+    """
+    if distributed:
+        peers.use_all_processes()
+    devices.use_all_cores()
+    if not peers.is_first():
+        logging.getLogger("klimb").setLevel(logging.ERROR)
 
 
 def announce(config: RunConfig, named_in: Path | None, console: Console, *, trust: bool) -> Any:

@@ -17,7 +17,7 @@ from klimb.cli.commands import usage
 from klimb.cli.flags import flags_of
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command, leading, parse, parse_known
-from klimb.cli.session import Output, announce, announce_end, announce_preset, finish, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, announce_preset, finish, reporting_failure, start_jax
 from klimb.console import print_line
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError
@@ -28,7 +28,7 @@ from klimb.presets.shipped import preset as find_preset
 from klimb.rules import RULES, rule_class, rule_name
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import NewName
-from klimb.training import devices, driver
+from klimb.training import driver
 
 T = TypeVar("T", bound="TrainArguments")
 
@@ -48,6 +48,8 @@ class RunFlags:
     """Settings that suit a task (`klimb list presets`). auto: by rule and environment; none; a name; or FILE.toml."""
     ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
+    distributed: bool = False
+    """Train in several processes, of SLURM, MPI or Kubernetes, together; the first one writes (docs/scaling.md)."""
     trust_environment: bool = False
     """Allow the --config file to name a rule, an environment or a network to import: this runs its code."""
 
@@ -77,7 +79,7 @@ def train(arguments: TrainArguments) -> None:
     config, named_in = configuration(arguments)
     flags = arguments.run
     config.check_demonstrations()
-    devices.use_all_cores()
+    start_jax(distributed=flags.distributed)
     console = arguments.output.console()
     environment = announce(config, named_in, console, trust=flags.trust_environment)
     preset = arguments.applied
@@ -95,7 +97,8 @@ def train(arguments: TrainArguments) -> None:
             ray=flags.ray,
         )
     announce_end(run, console)
-    assert run.directory is not None
+    if run.directory is None:  # the first of several processes has it
+        return
     finish(run.directory, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from klimb.collect.episodes import EpisodeSummary, summarise
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import traced
+from klimb.mesh import spread_environments
 from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
 from klimb.types import Rollout
 
@@ -83,7 +84,9 @@ class CompiledCollector:
             noise = jnp.arange(self.num_steps) // noise_steps(policy, self.num_steps, self.exploration_steps)
         step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
         reset = traced(environment.id)(jax.vmap(environment.reset))
+        step_keys, reset_keys = spread_environments((step_keys, reset_keys), axis=1)
         draws = (noise, step_keys, jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys)
+        state = spread_environments(state)
 
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
             noise, key_step, fresh = drawn
@@ -127,6 +130,7 @@ class CompiledCollector:
             state, rows = jax.lax.scan(step, state, draws, unroll=2)
             # A constant, not a column of the scan: XLA then knows that every weight is 1.
             valid = jnp.ones(shape, bool)
+        state, rows = spread_environments(state), spread_environments(rows, axis=1)
         columns = {name: column for name, column in rows._asdict().items() if name != "episode_return"}
         rollout = Rollout(**columns, valid=valid, whole_episodes=self.whole_episodes)
         ended = valid & (rows.terminated | rows.truncated)

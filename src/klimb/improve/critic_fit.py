@@ -16,6 +16,7 @@ from klimb.improve.acceptance import all_finite, choose
 from klimb.improve.minibatches import require_divisible, shuffled
 from klimb.improve.optimizer import Optimizer
 from klimb.improve.schedules import Schedule, scheduled
+from klimb.mesh import gather_rows
 from klimb.policies.networks import Critic
 from klimb.policies.parameters import flatten
 from klimb.types import Batch, take_rows, weighted_mean
@@ -124,7 +125,7 @@ class CriticFit:
         inputs = jnp.where(jnp.reshape(counted, counted.shape + (1,) * (inputs.ndim - 1)), inputs, 0)
         eps = self.critic_clip_eps
         before = None if eps is None else jax.vmap(old.scaled)(inputs)
-        rows = (inputs, jnp.where(counted, target, 0), batch.weight, before)
+        rows = gather_rows((inputs, jnp.where(counted, target, 0), batch.weight, before))
 
         def loss(vector: Array, minibatch: tuple[Array, Array, Array, Array | None]) -> Array:
             """vector: the critic's parameters. minibatch: encoder inputs, scaled targets, weights, values before."""

@@ -176,6 +176,9 @@ def fit_epochs(
         theta, moments = optimizer.apply_gradient(theta, gradient, moments, learning_rate)
         return theta, moments, jnp.linalg.norm(gradient)
 
+    if num_minibatches > 1:
+        batch = batch.gathered()
+
     def one_pass(now: _Progress, key: PRNGKeyArray) -> tuple[Vector, optax.OptState, Array]:
         """One pass; key: for the order of the rows. Also the last gradient's norm."""
         theta, moments, rows_of = now.theta, now.moments, batch.at_epoch(now.epochs)

@@ -10,13 +10,15 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from klimb.training.devices import Layout
+from klimb.training.spread import Spread
 
 
 class Copies:
     """K = V·S copies: copy v·S + s is seed s under the v-th values.
 
     first_seed, num_seeds: the seeds; `seeds` has that of every copy. variations: V values of each varied field of the
-    rule; none for one set of values. devices: what the copies are laid over.
+    rule; none for one set of values. devices: what the copies are laid over. spread: how one copy lies on several of
+    them, or None.
     """
 
     def __init__(
@@ -25,13 +27,14 @@ class Copies:
         num_seeds: int,
         variations: Mapping[str, Sequence[float]] | None,
         devices: Sequence[jax.Device],
+        spread: Spread | None = None,
     ) -> None:
         self.values = {
             name: np.repeat(np.asarray(values, np.float32), num_seeds) for name, values in (variations or {}).items()
         }
         self.count = next((len(values) for values in self.values.values()), num_seeds)
         self.seeds = [first_seed + s for s in range(num_seeds)] * (self.count // num_seeds)
-        self.layout = Layout(self.count, devices)
+        self.layout = Layout(self.count, devices, spread)
 
     def keys(self) -> Key[Array, " K"]:
         """The key of every copy: the same for the same seed."""

@@ -1,4 +1,5 @@
-"""Using all cores: several seeds are split over the devices; of one seed, policy and critic update at the same time.
+"""Using all devices: seeds are split over them; of one seed, policy and critic update at the same time, or its
+environments and rows are spread (`klimb.mesh`).
 
 XLA runs networks of this size on one core, whatever its thread settings are. With each core a device of its own, the
 devices run in parallel, and synchronise only where one needs results of another.
@@ -9,16 +10,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from klimb.precision import full_precision
+from klimb.training import peers
+from klimb.training.spread import Spread
 
 logger = logging.getLogger("klimb")
 
@@ -54,8 +59,8 @@ def cores() -> int:
 
 
 def available() -> Sequence[jax.Device]:
-    """The devices of this process."""
-    return jax.local_devices()
+    """The devices of this process; of a training in several processes, those of all of them."""
+    return jax.devices() if peers.count() > 1 else jax.local_devices()
 
 
 def limited(devices: Sequence[jax.Device], limit: int | None) -> Sequence[jax.Device]:
@@ -77,18 +82,25 @@ def compiler_options() -> dict[str, Any] | None:
 class Layout:
     """How the K seeds of a training are distributed over devices.
 
-    num_seeds: K. devices: to use, at least one.
+    num_seeds: K. devices: to use, at least one. spread: how one seed lies on several devices; None for one device.
     Several seeds are split into equal shares, one per device; the last share is padded with copies of the last seed.
     A single seed on two or more CPU devices is replicated on two of them, and `run_concurrently` splits its work.
+    With a spread the mesh has a second axis, and every share of the seeds has a row of devices.
     """
 
-    def __init__(self, num_seeds: int, devices: Sequence[jax.Device]) -> None:
+    def __init__(self, num_seeds: int, devices: Sequence[jax.Device], spread: Spread | None = None) -> None:
         self.num_seeds = num_seeds
-        self.splits_roles = num_seeds == 1 and len(devices) > 1 and devices[0].platform == "cpu"
-        count = 2 if self.splits_roles else min(num_seeds, len(devices))
-        self._mesh = Mesh(devices[:count], (AXIS,), axis_types=(AxisType.Auto,))
+        self.splits_roles = spread is None and num_seeds == 1 and len(devices) > 1 and devices[0].platform == "cpu"
+        each = 1 if spread is None else spread.devices
+        count = 2 if self.splits_roles else min(num_seeds, len(devices) // each)
+        names = (AXIS,) if spread is None else (AXIS, spread.axis)
+        grid = np.array(devices[: count * each]).reshape(count, *(each,) * (spread is not None))
+        self._mesh = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
         self._padding = 0 if self.splits_roles else -num_seeds % count
+        # What other processes have can't be read here.
+        everywhere = self._padding > 0 or peers.count() > 1
         self._spec = P() if self.splits_roles else P(AXIS)
+        self._sharding = NamedSharding(self._mesh, P() if everywhere else self._spec)
 
     @property
     def role_axis(self) -> str | None:
@@ -102,7 +114,15 @@ class Layout:
         have it. The buffers of the first argument are donated.
         """
         specs = tuple(self._spec if split else P() for split in by_seed)
-        shared = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=self._spec, check_vma=False)
+        shared = jax.shard_map(
+            function,
+            mesh=self._mesh,
+            in_specs=specs,
+            out_specs=self._spec,
+            # Along the other axis, if there is one, the compiler decides what lies where.
+            axis_names={AXIS},
+            check_vma=False,
+        )
 
         @full_precision
         def program(*arguments: PyTree) -> PyTree:
@@ -124,14 +144,21 @@ class Layout:
 
         Without this, the first call would be compiled separately.
         """
-        return jax.device_put(tree, self._sharding)
-
-    @property
-    def _sharding(self) -> NamedSharding:
-        return NamedSharding(self._mesh, self._spec if self._padding == 0 else P())
+        if peers.count() == 1:
+            return jax.device_put(tree, self._sharding)
+        # `device_put` would compare what the processes have, and finds a NaN different from itself.
+        return jax.tree.map(partial(_placed, sharding=self._sharding), tree)
 
     def _pad(self, tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.concatenate([x, *[x[-1:]] * self._padding]), tree)
+
+
+def _placed(x: Array, sharding: NamedSharding) -> Array:
+    """An array that every process has, as one of all processes."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_placed(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    numbers = np.asarray(x)
+    return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
 
 
 def run_concurrently(

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
-from klimb.errors import ConfigError, PolicyFileError
+from klimb.errors import ConfigError, PolicyFileError, RunError
 from klimb.files import as_path, is_file
 from klimb.improve.rule import Rule, is_offline, traits_of, with_values
 from klimb.rules import RULES
@@ -26,6 +26,7 @@ from klimb.runs.directory import NewName, RunDirectory, require_unused
 from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
 from klimb.runs.provenance import Change
 from klimb.runs.typed_options import TrainOptionsDict
+from klimb.training import peers
 from klimb.training.demonstrator import Demonstrator, clone
 from klimb.training.given import given_policy, options_of, require_rule
 from klimb.training.length import length_of
@@ -128,6 +129,8 @@ def start(
     notify: called with lines about the start, for people. view: that shows the training; the caller enters and leaves
     it. ray: as for `train`.
     """
+    if not peers.is_first():
+        run_dir, view, notify = None, SILENT, logger.debug
     if run_dir is not None:
         # Before anything is computed: whether there is room for the run, and whether its rule can be written.
         if not isinstance(run_dir, NewName):
@@ -197,24 +200,34 @@ def resume(
     if env is None and not trust_environment:
         require_trust(config.env, source)
     environment = make(config.env if env is None else env)
+    if not peers.is_first():
+        progress, notify = False, logger.debug
     with contextlib.closing(directory), view_of(progress) as view:
-        directory.lock()
+        if peers.is_first():
+            directory.lock()
         policy = saved_policy(directory, environment) if policy is None else policy
         found = demonstrations_for(environment, config, demonstrations)
         demonstrator = saved_demonstrator(directory, environment, config, policy, found)
         program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator, cluster=ray)
         try:
             checkpoint = _checkpoint_to_go_on_from(program, directory, config, notify)
-            directory.start_log(keep_until=checkpoint.iteration)
-            directory.remove_ending()
-            _record_resumption(directory, config, environment, checkpoint.iteration)
+            writer = RunWriter(config, slice(None), directory)
+            if not peers.is_first():
+                records = [record for record in directory.history() if record["iteration"] <= checkpoint.iteration]
+                writer = RunWriter(config, slice(None), None, records)
+            # Nothing is written before all processes have read.
+            _require_same_iteration(directory, peers.exchange(checkpoint.iteration))
+            if peers.is_first():
+                directory.start_log(keep_until=checkpoint.iteration)
+                directory.remove_ending()
+                _record_resumption(directory, config, environment, checkpoint.iteration)
         except BaseException:
             program.close()
             raise
         (run,) = drive(
             program,
             program.place(checkpoint.state),
-            [RunWriter(config, slice(None), directory)],
+            [writer],
             () if callback is None else (callback,),
             iteration=checkpoint.iteration,
             wall_time=checkpoint.wall_time,
@@ -240,6 +253,15 @@ def _checkpoint_to_go_on_from(
     for line in [*map(describe, changes), *_schedule_lines(before, config, checkpoint.state, checkpoint.iteration)]:
         notify(f"changed      {line}")
     return checkpoint
+
+
+def _require_same_iteration(directory: RunDirectory, iterations: list[int]) -> None:
+    """RunError unless all processes of a training have found the same checkpoint. iterations: those of each."""
+    if len(set(iterations)) > 1:
+        raise RunError(
+            f"{directory.path}: the processes of the training have found checkpoints of the iterations "
+            f"{', '.join(map(str, iterations))}; the run has to be on a file system that all of them share"
+        )
 
 
 def _record_resumption(directory: RunDirectory, config: RunConfig, environment: Environment, iteration: int) -> None:

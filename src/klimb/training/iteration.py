@@ -23,6 +23,7 @@ from klimb.improve.critic_fit import CriticFit, CriticInfo
 from klimb.improve.returned import require_state
 from klimb.improve.rule import Rule, traits_of
 from klimb.improve.warm_up import step_unless
+from klimb.mesh import gather_environments, spread_rows
 from klimb.policies.networks import Critic
 from klimb.training.devices import run_concurrently
 from klimb.training.diagnostics import Diagnostics, Metrics
@@ -90,11 +91,13 @@ class Iteration:
         key, key_step, key_fit = jax.random.split(state.key, 3)
         policy = eqx.combine(state.policy, self.policy_static)
         critic = eqx.combine(state.critic, self.critic_static)
+        rollout = gather_environments(spread_rows(rollout, axis=1))
         value, next_value = self.estimator.values(critic, rollout)
         fraction_done = self.length.fraction_done(state.iteration, state.env_steps)
 
-        batch = self.estimator.estimate(rollout, value, next_value, fraction_done=fraction_done)
+        batch = self.estimator.estimate(rollout, value, next_value, fraction_done=fraction_done).spread()
         history, data = self.replay.training_batch(state, critic, batch, demonstrations, behaviour)
+        data = data.spread()
         if self._advantage_epochs > 0:
             fitted, critic_state, fit, data = self.fit_in_rounds(key_fit, critic, state, batch)
             improved, rule_state, info = self.improve(key_step, policy, state, data)

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from klimb.errors import EnvironmentFault, RunError, TrainingFailed, one_line
+from klimb.errors import EnvironmentFault, PeerLost, RunError, TrainingFailed, one_line
 from klimb.improve.rule import is_offline
 from klimb.runs.directory import RunDirectory
 from klimb.runs.ending import Ending, Reason
 from klimb.runs.metrics import Record, to_records
+from klimb.training import peers
 from klimb.training.ongoing_run import Callback, OngoingRun
 from klimb.training.pace import CallSize, Clock
 from klimb.training.program import Program
@@ -90,7 +91,8 @@ def drive(
         with _faults_written(writers, iteration):
             program.start(iteration=iteration, host_states=host_states)
         training = _Training(program, state, writers, callbacks, iteration, clock, rejections, supervision, view, sweep)
-        training.run()
+        with _peers_watched(training):
+            training.run()
         state, iteration, finished = training.state, training.iteration, True
         runs = [writer.result(program, state) for writer in writers]
         lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
@@ -156,7 +158,8 @@ class _Training:
         before = np.array(self.state.env_steps)
         try:
             with _faults_written(self.writers, self.iteration):
-                self.state, metrics = self.supervision.advance(self.state, self._iterations(size, before))
+                iterations = peers.from_first(self._iterations(size, before))
+                self.state, metrics = self.supervision.advance(self.state, iterations)
         except EnvironmentFault as fault:
             # Nothing has been learned of the rollout: the state is still that of the last iteration.
             _save(self.writers, self.program, self.state, self.iteration, self.clock.now, due=False)
@@ -174,7 +177,7 @@ class _Training:
         for writer, evaluation in zip(self.writers, evaluations, strict=True):
             writer.add_faults(faults, self.iteration, self.program.config.options.num_envs)
             records.append(writer.append(metrics, times, speed, evaluation))
-            writer.save_best(self.program, self.state, evaluation, iteration=self.iteration, wall_time=self.clock.now)
+        self._save_best(evaluations)
         several = len(self.writers) > 1
         try:
             self._tell(to_records(metrics, wall_time=times, steps_per_second=speed) if several else records[0])
@@ -184,6 +187,17 @@ class _Training:
             self._end([("failed", f"a callback raised {type(error).__name__}: {error}")] * len(self.writers))
             raise
         return metrics
+
+    def _save_best(self, evaluations: list[Record]) -> None:
+        """Write the policies of the runs whose evaluations are the best so far."""
+        best = [writer.is_best(evaluation) for writer, evaluation in zip(self.writers, evaluations, strict=True)]
+        if not peers.from_first(any(best)):
+            return
+        host_states = self.program.host_states()
+        for writer, evaluation, is_best in zip(self.writers, evaluations, best, strict=True):
+            if is_best:
+                at = {"iteration": self.iteration, "wall_time": self.clock.now}
+                writer.save_best(self.program, self.state, evaluation, host_states, **at)
 
     def _iterations(self, size: CallSize, env_steps: np.ndarray) -> int:
         """How many iterations the next call makes: not past the next checkpoint or evaluation, or a reason to stop."""
@@ -208,7 +222,8 @@ class _Training:
     def _conclude(self, metrics: dict[str, np.ndarray], stop: StopSignals) -> None:
         """Save what is due after a call, and stop if something is a reason to."""
         options, finished = self.program.config.options, self._finished
-        fails, signal = self.rejections.limit_reached, stop.received
+        fails = self.rejections.limit_reached
+        signal, self.stopped = self._agreed(stop.received)
         stops = not finished and (self.stopped or signal is not None or fails)
         due = finished or self.iteration % options.checkpoint_every == 0
         broken = options.check_finite and bool((metrics["status"] == Status.NONFINITE).any())
@@ -227,16 +242,38 @@ class _Training:
             message = f"stopped after iteration {self.iteration}{_saved(self.writers, self.sweep, held=True)}"
             raise Interrupted(message, signal, runs)
 
+    def _agreed(self, signal: int | None) -> tuple[int | None, bool]:
+        """A signal that any process of the training has received, and whether a callback of any of them stops it."""
+        said = peers.exchange([signal, self.stopped])
+        return next((number for number, _ in said if number is not None), None), any(stopped for _, stopped in said)
+
     def _failure(self, cause: str, *, located: bool = False) -> TrainingFailed:
         """The error of a training that can't go on. located: whether the cause says in which iteration it was."""
         self._end([("failed", cause)] * len(self.writers))
         start = "" if located else f"stopped after iteration {self.iteration}: "
         return TrainingFailed(f"{start}{cause}{_saved(self.writers, self.sweep)}", _directories(self.writers))
 
+    def lost(self, cause: str) -> TrainingFailed:
+        """The error of a training of several processes that has lost one: what was computed since is gone with it."""
+        self._end([("failed", cause)] * len(self.writers))
+        directories = [writer.directory for writer in self.writers if writer.directory is not None]
+        how = f"; from the last checkpoint {_go_on(directories, self.sweep)}, in all processes" if directories else ""
+        return TrainingFailed(f"stopped after iteration {self.iteration}: {cause}{how}", _directories(self.writers))
+
     def _end(self, reasons: list[tuple[Reason, str]]) -> None:
         for writer, (reason, message) in zip(self.writers, reasons, strict=True):
             env_steps = round(float(np.asarray(self.state.env_steps)[writer.part].mean()))
             writer.end(Ending(reason, self.iteration, env_steps, one_line(message, 4000)))
+
+
+@contextlib.contextmanager
+def _peers_watched(training: _Training) -> Iterator[None]:
+    """TrainingFailed when another process of the training is gone, with how to go on from the last checkpoint."""
+    try:
+        with peers.watched():
+            yield
+    except PeerLost as error:
+        raise training.lost(str(error)) from error
 
 
 @contextlib.contextmanager

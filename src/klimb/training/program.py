@@ -37,6 +37,7 @@ from klimb.policies.exploration import held_noise
 from klimb.policies.policy import action_distribution, keeps_statistics, observe
 from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
+from klimb.training import peers
 from klimb.training.copies import Copies
 from klimb.training.devices import available, cores, limited
 from klimb.training.diagnostics import Diagnostics
@@ -47,6 +48,7 @@ from klimb.training.networks import Networks
 from klimb.training.normalizers import NormalizerUpdates
 from klimb.training.replay import Replay
 from klimb.training.sources import CompiledSource, DemonstrationSource, HostSource, Learner, Source
+from klimb.training.spread import Spread, spread_of
 from klimb.types import Demonstrated, Rollout, TrainState
 
 logger = logging.getLogger("klimb")
@@ -86,6 +88,8 @@ class Program:
         self._cluster = cluster
         if cluster is not None and not isinstance(environment, HostEnvironment):
             raise ConfigError(f"{environment.id} is compiled: nothing of it runs in a Ray cluster; leave --ray off")
+        if cluster is not None and peers.count() > 1:
+            raise ConfigError("the processes of a training step the environments themselves: leave --ray off")
         self._networks = Networks(environment, options, policy, critic)
         self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, _is_array)
         self._demonstrator_static = eqx.partition(demonstrator, eqx.is_array)[1]
@@ -101,7 +105,11 @@ class Program:
         self._networks.warn_of_actions()
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._copies = Copies(
-            options.seed, options.num_seeds, variations, devices[:1] if is_offline(config.rule) else devices
+            options.seed,
+            options.num_seeds,
+            variations,
+            devices[:1] if is_offline(config.rule) else devices,
+            self._spread(len(devices)),
         )
         self._bound = self._bind(config.rule)
         self._uses_critic = options.part(Estimator).uses_critic
@@ -223,6 +231,26 @@ class Program:
         learns_scale = options.normalize_observations and fresh
         setting = Setting(options.num_envs, options.num_steps, learns_scale, fresh, options.overlap, self._recorded)
         return bind(rule, self._environment, setting)
+
+    def _spread(self, devices: int) -> Spread | None:
+        """How one copy is spread over devices, of as many."""
+        options = self._options
+        if is_offline(self.config.rule):
+            if options.learn_on not in (None, 1):
+                raise ConfigError(f"learn_on = {options.learn_on}: a clone learns on one device; leave it out")
+            return None
+        networks = (self._policy_shapes, self._networks.critic_template)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(networks) if _is_array(leaf))
+        return spread_of(
+            options.learn_on,
+            options.spread,
+            devices=devices,
+            seeds=options.num_seeds,
+            processes=peers.count(),
+            num_envs=options.num_envs,
+            compiled=isinstance(self._environment, CompiledEnvironment),
+            work=parameters * options.batch_size,
+        )
 
     def _require_exploration(self) -> None:
         """ConfigError when exploration_steps is given for a policy that it says nothing about."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -90,12 +91,14 @@ class RunWriter:
     """Writes one run of a program, which may train several.
 
     config: of the run. part: the run's copies among those of the program. directory: of the run; None to keep the
-    records in memory.
+    records in memory. records: of the iterations before, where there is no directory.
     """
 
-    def __init__(self, config: RunConfig, part: slice, directory: RunDirectory | None) -> None:
+    def __init__(
+        self, config: RunConfig, part: slice, directory: RunDirectory | None, records: Sequence[Record] = ()
+    ) -> None:
         self.config, self.directory, self.part = config, directory, part
-        self._records: list[Record] = []
+        self._records = list(records)
         self._score = RecentScore()
         self._faults: FaultsLog | None = None
         self.saved_at: int | None = None
@@ -180,7 +183,7 @@ class RunWriter:
     def load_history(self, iteration: int) -> list[Record]:
         """The records of a run that is resumed from the checkpoint of an iteration."""
         if self.directory is None or iteration == 0:
-            return []
+            return list(self._records)
         self.saved_at = iteration
         records = self.directory.history()
         if [record["iteration"] for record in records[-1:]] != [iteration]:
@@ -226,20 +229,30 @@ class RunWriter:
                 error.strerror,
             )
 
-    def save_best(
-        self, program: Program, state: TrainState, evaluation: Record, *, iteration: int, wall_time: float
-    ) -> None:
-        """Write the policies into `best/`, with a checkpoint, if their evaluation is the best so far.
+    def is_best(self, evaluation: Record) -> bool:
+        """Whether an evaluation is the best so far, of a run that is written. evaluation: as for `append`."""
+        score = _score_of(evaluation)
+        return self.directory is not None and score is not None and self.directory.is_better(score)
 
-        program, state: of all copies. evaluation: as for `append`. iteration, wall_time: as for `save`.
-        Logs a warning when it can't be written.
+    def save_best(
+        self,
+        program: Program,
+        state: TrainState,
+        evaluation: Record,
+        host_states: dict[str, Any] | None,
+        *,
+        iteration: int,
+        wall_time: float,
+    ) -> None:
+        """Write the policies into `best/`, with a checkpoint.
+
+        program, state: of all copies. evaluation: as for `append`, the best so far. host_states, iteration, wall_time:
+        as for `save`. Logs a warning when it can't be written.
         """
-        # Exactly, and None where a seed's evaluation has failed.
-        returns = np.atleast_1d(np.array(evaluation.get("eval_return"), float))
-        score = math.fsum(returns) / len(returns) if np.isfinite(returns).all() else None
-        if self.directory is None or score is None or not self.directory.is_better(score):
-            return
-        checkpoint = self._checkpoint(program, state, program.host_states(), iteration, wall_time)
+        score = _score_of(evaluation)
+        assert self.directory is not None
+        assert score is not None
+        checkpoint = self._checkpoint(program, state, host_states, iteration, wall_time)
         try:
             self.directory.save_best(checkpoint, program.policies(state)[self.part], score=score)
         except OSError as error:
@@ -303,3 +316,9 @@ class RunWriter:
                 lambda rows: rows[self.part], host_states, is_leaf=lambda rows: isinstance(rows, list)
             )
         return Checkpoint(self._own(program, state), iteration, wall_time, host_states)
+
+
+def _score_of(evaluation: Record) -> float | None:
+    """The mean return of an evaluation over seeds, exactly; None where a seed's has failed, or there was none."""
+    returns = np.atleast_1d(np.array(evaluation.get("eval_return"), float))
+    return math.fsum(returns) / len(returns) if np.isfinite(returns).all() else None

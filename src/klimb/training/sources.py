@@ -23,12 +23,14 @@ from klimb.collect.options import Collection
 from klimb.environments.host import Fault, HostEnvironment
 from klimb.environments.seeds import environment_seeds
 from klimb.improve.rule import OfflineRule
+from klimb.training import peers
 from klimb.training.copies import Copies
 from klimb.training.diagnose.first_nan import explain_first_nan
 from klimb.training.diagnostics import Metrics
 from klimb.training.iteration import Iteration
 from klimb.training.offline import offline_iteration
 from klimb.training.packed_metrics import PackedMetrics
+from klimb.training.peer_collector import PeerCollector
 from klimb.types import Demonstrated, Rollout, TrainState
 
 MAX_ITERATIONS_PER_CALL = 256
@@ -191,7 +193,8 @@ class HostSource(Source):
         self.rows_per_iteration = rows_per_iteration
         self._num_envs = options.num_envs
         copies = learner.copies
-        self._collector = VectorCollector(
+        collector = VectorCollector if peers.count() == 1 else PeerCollector
+        self._collector = collector(
             environment,
             learner.policy_static,
             learner.policy_shapes,

@@ -12,6 +12,7 @@ import numpy as np
 from klimb.collect.whole_episodes import OnEpisodes
 from klimb.runs.config import RunConfig
 from klimb.runs.metrics import Record
+from klimb.training import peers
 from klimb.training.evaluations import Evaluations, as_record
 from klimb.training.program import Program
 from klimb.training.stopping import Stopping
@@ -87,7 +88,10 @@ class Supervision:
         for part, stopping, evaluated in zip(self._parts, self.stoppings, due, strict=True):
             columns = {}
             if evaluated:
-                columns = self._evaluations.evaluate(policies[part], seeds[part], iteration, on_episodes)
+                # Processors differ in the last digits, and what ends a training has to end it everywhere.
+                columns = peers.from_first(
+                    self._evaluations.evaluate(policies[part], seeds[part], iteration, on_episodes)
+                )
             stopping.add((), (), columns.get("eval_return", ()))
             records.append(as_record(columns))
         return records

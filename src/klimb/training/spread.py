@@ -1,0 +1,61 @@
+"""How one seed is spread over devices: the rows of its batches, or its environments alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from klimb.errors import ConfigError
+from klimb.mesh import ENVIRONMENTS, ROWS
+
+WORTHWHILE = 2**27
+"""Parameters × rows of a batch above which learning on a share of the rows is faster than on all of them, although
+the devices exchange every gradient and Fisher product; measured (docs/scaling.md)."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one seed lies on several devices.
+
+    devices: how many, at least 2. rows: whether each device also has a share of the rows of a batch; else it has a
+    share of the environments, and learns from all rows what the others learn.
+    """
+
+    devices: int
+    rows: bool
+
+    @property
+    def axis(self) -> str:
+        """The axis of the mesh (`klimb.mesh`)."""
+        return ROWS if self.rows else ENVIRONMENTS
+
+
+def spread_of(
+    learn_on: int | None,
+    spread: Literal["auto", "rows", "environments"],
+    *,
+    devices: int,
+    seeds: int,
+    processes: int,
+    num_envs: int,
+    compiled: bool,
+    work: int,
+) -> Spread | None:
+    """What the options `learn_on` and `spread` come to; None where one seed stays on one device.
+
+    devices: of all processes. seeds: that are trained together. processes: of the training. num_envs: environments per
+    seed. compiled: whether they are stepped on the devices. work: parameters of policy and critic × rows of a batch.
+    Raises ConfigError for more devices than there are, and for environments that can't be shared out equally.
+    """
+    each = learn_on if learn_on is not None else max(1, devices // seeds) if processes > 1 else 1
+    if each == 1:
+        return None
+    if each > devices:
+        raise ConfigError(f"learn_on = {each}, but JAX has {devices} device{'' if devices == 1 else 's'}: choose fewer")
+    if compiled and num_envs % each:
+        nearest = max(each, num_envs // each * each)
+        raise ConfigError(
+            f"num_envs = {num_envs} environments can't be shared out equally over learn_on = {each} devices; choose "
+            f"num_envs = {nearest}"
+        )
+    return Spread(each, work >= WORTHWHILE if spread == "auto" else spread == "rows")
