@@ -81,7 +81,7 @@ class TrainingFailed(RunError):
         self.directories = tuple(directories)
 
 
-class PeerLost(KlimbError):
+class PeerLost(TrainingFailed):
     """Another process of a training in several processes is gone, and this one can't go on without it."""
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from klimb.errors import EnvironmentFault, PeerLost, RunError, TrainingFailed, one_line
@@ -124,6 +125,10 @@ class _Training:
     sweep: Path | None
     stopped: bool = False
 
+    def __post_init__(self) -> None:
+        # A copy: the state is given up, and its buffers are used again.
+        self.env_steps = np.array(self.state.env_steps)
+
     def run(self) -> None:
         """To the end. Interrupted and TrainingFailed when it ends before, with a checkpoint."""
         options = self.program.config.options
@@ -154,8 +159,7 @@ class _Training:
 
     def _call(self, size: CallSize) -> dict[str, np.ndarray]:
         """Make some iterations and record them, evaluate if that is due, and tell the callbacks; the metrics."""
-        # A copy: the state is given up, and its buffers are used again.
-        before = np.array(self.state.env_steps)
+        before = self.env_steps
         try:
             with _faults_written(self.writers, self.iteration):
                 iterations = peers.from_first(self._iterations(size, before))
@@ -169,6 +173,7 @@ class _Training:
         times, seconds = self.clock.lap(count)
         size.adapt(count, seconds)
         self.iteration += count
+        self.env_steps = np.array(self.state.env_steps)
         evaluations = self.supervision.evaluate(self.state, before, self.iteration, self.view.episodes)
         if any(evaluations):
             self.clock.pass_over()
@@ -253,27 +258,29 @@ class _Training:
         start = "" if located else f"stopped after iteration {self.iteration}: "
         return TrainingFailed(f"{start}{cause}{_saved(self.writers, self.sweep)}", _directories(self.writers))
 
-    def lost(self, cause: str) -> TrainingFailed:
+    def lost(self, cause: str) -> PeerLost:
         """The error of a training of several processes that has lost one: what was computed since is gone with it."""
         self._end([("failed", cause)] * len(self.writers))
         directories = [writer.directory for writer in self.writers if writer.directory is not None]
         how = f"; from the last checkpoint {_go_on(directories, self.sweep)}, in all processes" if directories else ""
-        return TrainingFailed(f"stopped after iteration {self.iteration}: {cause}{how}", _directories(self.writers))
+        return PeerLost(f"stopped after iteration {self.iteration}: {cause}{how}", _directories(self.writers))
 
     def _end(self, reasons: list[tuple[Reason, str]]) -> None:
         for writer, (reason, message) in zip(self.writers, reasons, strict=True):
-            env_steps = round(float(np.asarray(self.state.env_steps)[writer.part].mean()))
+            env_steps = round(float(self.env_steps[writer.part].mean()))
             writer.end(Ending(reason, self.iteration, env_steps, one_line(message, 4000)))
 
 
 @contextlib.contextmanager
 def _peers_watched(training: _Training) -> Iterator[None]:
-    """TrainingFailed when another process of the training is gone, with how to go on from the last checkpoint."""
+    """PeerLost when another process of the training is gone, with how to go on from the last checkpoint."""
     try:
-        with peers.watched():
-            yield
-    except PeerLost as error:
-        raise training.lost(str(error)) from error
+        yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # Of a collective that is dispatched at once, Gloo's error is a ValueError.
+        if peers.count() == 1 or (isinstance(error, ValueError) and "Gloo" not in str(error)):
+            raise
+        raise training.lost(f"another process of the training is gone ({one_line(error, 100)})") from error
 
 
 @contextlib.contextmanager
@@ -332,6 +339,8 @@ def _first_nan(program: Program, metrics: dict[str, np.ndarray], iteration: int)
 def _saved(writers: list[RunWriter], sweep: Path | None, *, held: bool = False) -> str:
     """How to go on, for a message. held: whether the error has the runs."""
     directories = [writer.directory for writer in writers if writer.directory is not None]
+    if not peers.is_first():
+        return "; the first process has the run"
     if not directories and held:
         return "; there is no run directory to resume from, but the policy is here: error.runs[0].policy"
     if directories and any(writer.directory is not None and writer.saved_at is None for writer in writers):

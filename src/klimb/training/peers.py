@@ -11,6 +11,8 @@ import contextlib
 import json
 import logging
 import os
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,9 @@ from klimb.errors import ConfigError, PeerLost, one_line
 INITIALIZATION_TIMEOUT = 300
 HEARTBEAT_TIMEOUT = 30
 """Seconds until the other processes have to be there, and without a sign of life of one of them."""
+
+LEAD = 1.0
+"""Seconds by which the other processes leave before the first one."""
 
 SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """Environment variables with which processes find each other where no batch system says it."""
@@ -62,6 +67,30 @@ def use_all_processes() -> None:
             f"the processes of the training can't be joined ({one_line(error)}): start them with SLURM's srun, "
             f"mpirun or Kubernetes, or set {', '.join(SETTINGS[:-1])} and {SETTINGS[-1]} in each of them"
         ) from None
+
+
+@contextlib.contextmanager
+def joined(*, distributed: bool) -> Iterator[None]:
+    """Context in which this process is one of those that train together, if there are others.
+
+    distributed: whether there are. Raises ConfigError as `use_all_processes`.
+    """
+    if not distributed:
+        yield
+        return
+    use_all_processes()
+    try:
+        yield
+    finally:
+        if not isinstance(sys.exception(), PeerLost):
+            _leave()
+
+
+def _leave() -> None:
+    """Leave the other processes, the first one last: without it, JAX would abort them."""
+    if is_first():
+        time.sleep(LEAD)
+    jax.distributed.shutdown()
 
 
 def count() -> int:
@@ -126,17 +155,6 @@ def gather(tree: PyTree, axis: int) -> PyTree:
         return np.concatenate(list(np.asarray(rows)), axis=axis)
 
     return jax.tree.map(joined, multihost_utils.process_allgather(tree))
-
-
-@contextlib.contextmanager
-def watched() -> Iterator[None]:
-    """PeerLost when another process is gone, instead of JAX's own error."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if count() == 1:
-            raise
-        raise PeerLost(f"another process of the training is gone ({one_line(error, 200)})") from error
 
 
 def _is_loopback(address: str) -> bool:
