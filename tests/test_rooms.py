@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
     *("_version", "other_names", "errors", "files", "terminal", "console", "modules", "processes", "fields"),
-    *("precision", "types", "policies", "tabular", "environments", "collect", "estimate", "improve", "guided"),
+    *("precision", "mesh", "types", "policies", "tabular", "environments", "collect", "estimate", "improve", "guided"),
     *("rules", "theory", "runs", "training", "presets", "report", "cli", "__main__"),
 )
 

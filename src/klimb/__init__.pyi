@@ -31,6 +31,7 @@ from .presets.preset import Preset as Preset
 from .environments.registry import make as make
 from .environments.adapters.gymnasium import GymnasiumEnvironment as GymnasiumEnvironment
 from .training.devices import use_all_cores as use_all_cores
+from .training.peers import use_all_processes as use_all_processes
 
 # rules
 from .improve.rules.reinforce import Reinforce as Reinforce
@@ -132,3 +133,4 @@ from .errors import PolicyFileError as PolicyFileError
 from .errors import DemonstrationError as DemonstrationError
 from .errors import RunError as RunError
 from .errors import TrainingFailed as TrainingFailed
+from .errors import PeerLost as PeerLost

@@ -23,7 +23,7 @@ from klimb.runs.changes import OPTIONS, changes_between
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import RunDirectory
 from klimb.runs.sweep_file import is_sweep
-from klimb.training import driver
+from klimb.training import driver, peers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ def resume(arguments: ResumeArguments) -> None:
     """
     run_dir, trust = arguments.run, arguments.trust_environment
     if is_sweep(run_dir):
+        peers.require_alone("a sweep", distributed=arguments.distributed)
         resume_all(run_dir, arguments.output, trust=trust, ray=arguments.ray)
         return
     config_file = run_dir / "config.toml"

@@ -27,7 +27,7 @@ from klimb.runs.changes import OPTIONS
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep
-from klimb.training import devices
+from klimb.training import devices, peers
 from klimb.training.networks import load_policies
 from klimb.training.sweep import go_on_with_sweep, start_sweep
 from klimb.training.sweep_trainer import Trained
@@ -74,6 +74,7 @@ def sweep(arguments: SweepArguments) -> None:
     """
     if not arguments.over:
         raise ConfigError("klimb sweep needs what to sweep over: --over max_kl 0.003 0.01 0.03")
+    peers.require_alone("a sweep", distributed=arguments.run.distributed)
     config, named_in = configuration(arguments)
     over: dict[str, list[Any]] = {}
     for name, words in arguments.over:

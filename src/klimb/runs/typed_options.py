@@ -105,6 +105,10 @@ class TrainOptionsDict(TypedDict, total=False):
     """Record each step's predicted and realised improvement, and bounds (see docs/theory/certificate.md)."""
     cores: int | None
     """Number of CPU cores (or accelerators) to use; none for all. See docs/performance.md."""
+    learn_on: int | None
+    """Devices that each seed's environments and batches are spread over; none: one, or all of several processes'."""
+    spread: Literal["auto", "rows", "environments"]
+    """With learn_on. rows: every device learns from its share of a batch; environments: from all; auto: by size."""
     max_rejections: int
     """Stop after this many numerical failures in a row, in every seed; warn if none of as many first steps is taken."""
     check_finite: bool

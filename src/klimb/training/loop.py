@@ -198,11 +198,11 @@ class _Training:
         best = [writer.is_best(evaluation) for writer, evaluation in zip(self.writers, evaluations, strict=True)]
         if not peers.from_first(any(best)):
             return
-        host_states = self.program.host_states()
+        program, state, now = self.program, self.state, self.clock.now
+        host_states = program.host_states()
         for writer, evaluation, is_best in zip(self.writers, evaluations, best, strict=True):
             if is_best:
-                at = {"iteration": self.iteration, "wall_time": self.clock.now}
-                writer.save_best(self.program, self.state, evaluation, host_states, **at)
+                writer.save_best(program, state, evaluation, host_states, iteration=self.iteration, wall_time=now)
 
     def _iterations(self, size: CallSize, env_steps: np.ndarray) -> int:
         """How many iterations the next call makes: not past the next checkpoint or evaluation, or a reason to stop."""

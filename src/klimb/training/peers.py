@@ -109,6 +109,12 @@ def is_first() -> bool:
     return number() == 0
 
 
+def require_alone(what: str, *, distributed: bool = False) -> None:
+    """ConfigError in one of several processes. what: that trains in one. distributed: whether there will be others."""
+    if distributed or count() > 1:
+        raise ConfigError(f"{what} trains in one process, or on a cluster with --ray: leave --distributed off")
+
+
 def share(num_envs: int) -> slice:
     """The environments of each seed that this process steps.
 

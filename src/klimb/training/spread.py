@@ -8,9 +8,9 @@ from typing import Literal
 from klimb.errors import ConfigError
 from klimb.mesh import ENVIRONMENTS, ROWS
 
-WORTHWHILE = 2**27
-"""Parameters × rows of a batch above which learning on a share of the rows is faster than on all of them, although
-the devices exchange every gradient and Fisher product; measured (docs/scaling.md)."""
+WORTHWHILE, WORTHWHILE_BETWEEN_PROCESSES = 2**26, 2**29
+"""Parameters × rows of a batch from which on it is faster to learn from a share of the rows than from all of them,
+although every gradient and Fisher product is exchanged: in one process, and in several. Measured (docs/scaling.md)."""
 
 
 @dataclass(frozen=True)
@@ -58,4 +58,5 @@ def spread_of(
             f"num_envs = {num_envs} environments can't be shared out equally over learn_on = {each} devices; choose "
             f"num_envs = {nearest}"
         )
-    return Spread(each, work >= WORTHWHILE if spread == "auto" else spread == "rows")
+    least = WORTHWHILE if processes == 1 else WORTHWHILE_BETWEEN_PROCESSES
+    return Spread(each, work >= least if spread == "auto" else spread == "rows")

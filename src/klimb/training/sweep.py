@@ -16,6 +16,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.directory import NewName
 from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep, require_unused_by_sweeps
 from klimb.runs.typed_options import SweepOptionsDict
+from klimb.training import peers
 from klimb.training.driver import Notify
 from klimb.training.given import options_of, require_rule
 from klimb.training.ongoing_run import Callback
@@ -86,6 +87,7 @@ def start_sweep(
     as the `callback` of `sweep`, in order. new_view: makes the view of each program. notify: called with lines about
     the start, for people.
     """
+    peers.require_alone("a sweep")
     members = plan.members()
     for member in members:
         member.config.check_demonstrations()
@@ -158,6 +160,7 @@ def go_on_with_sweep(
     plan, directory: of the sweep. environment: the one that it names. callbacks, new_view, notify, ray: as for
     `start_sweep`. trust: whether modules that the runs' files name may be imported.
     """
+    peers.require_alone("a sweep")
     if ray is not None:
         require_possible(plan, environment, callbacks)
         yield from RaySweep(plan, environment, directory, notify, trust, ray).go_on(plan.members())
