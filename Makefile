@@ -27,8 +27,9 @@ lint: $(DEV)  ## check style and formatting
 types: $(DEV)  ## check types
 	$(BIN)/mypy
 
+# Shapes are checked by the fast tests; here that would be a sixth of the time.
 test-slow: $(DEV)  ## the slow tests, which take many minutes
-	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
+	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --jaxtyping-packages= --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## all tests of faults; writes the tables of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md

@@ -1,4 +1,4 @@
-"""Shared fixtures. Shapes are checked everywhere: pytest runs with jaxtyping's hook and beartype on `klimb`."""
+"""Shared fixtures. Shapes are checked everywhere: the fast tests run with jaxtyping's hook and beartype on `klimb`."""
 
 from __future__ import annotations
 
