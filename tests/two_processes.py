@@ -10,6 +10,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
+
+
+class FailsInTheSecond(gym.Env[np.ndarray, int]):
+    """A simulator that raises in its 200th step, in the second of several processes."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space: Any = gym.spaces.Discrete(2)
+    _steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        if self._steps == 200 and os.environ["JAX_PROCESS_ID"] == "1":
+            raise RuntimeError("the simulator has failed")
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, False, self._steps % 20 == 0, {}
+
+
+if "FailsInTheSecond-v0" not in gym.registry:
+    gym.register("FailsInTheSecond-v0", "two_processes:FailsInTheSecond")
+
 SMALL = ["--num-envs", "4", "--num-steps", "32", "--hidden", "8", "--critic-epochs", "2", "--eval-episodes", "1"]
 SAME = {"num_envs": 4, "num_steps": 32, "hidden": (8,), "critic_epochs": 2, "eval_episodes": 1}
 
@@ -24,6 +49,7 @@ def start(words: Sequence[Any], directory: Path, count: int = 2) -> list[subproc
     for number in range(count):
         environment = {
             **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(count),
             "JAX_PROCESS_ID": str(number),

@@ -73,3 +73,23 @@ def test_a_process_is_told_to_stop(whole, tmp_path):
     assert f"checkpoint saved; go on with: klimb resume {tmp_path / 'run'}" in said(tmp_path, 0)[0]
     assert "the first process has the run" in said(tmp_path, 1)[0]
     require_the_same_after_resuming(tmp_path, whole)
+
+
+@fault(
+    "an environment of one of two processes that train together fails", "one line in each; the last checkpoint stays"
+)
+def test_an_environment_of_one_process_fails(tmp_path):
+    words = [
+        "train",
+        "trpo",
+        "gymnasium:two_processes:FailsInTheSecond-v0",
+        *SMALL,
+        "--env-fault",
+        "stop",
+        "--checkpoint-every",
+        2,
+    ]
+    assert finish(start([*words, "--env-steps", 40 * 128, "--run-dir", tmp_path / "run"], tmp_path)) == [1, 1]
+    assert "the simulator has failed" in said(tmp_path, 1)[0]
+    assert "another process of the training is gone" in said(tmp_path, 0)[0]
+    assert (tmp_path / "run" / "checkpoints" / "000000004.safetensors").exists()

@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, Suppress, arg
 from klimb.cli import compilation_cache
 from klimb.cli.flags import flags_of
 from klimb.cli.parser import Command, RunWord, leading
-from klimb.cli.session import Output, announce, announce_end, finish, jax_started, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure, start_jax
 from klimb.cli.sweep import resume_all
 from klimb.console import print_line
 from klimb.errors import ConfigError, KlimbError
@@ -58,25 +58,25 @@ def resume(arguments: ResumeArguments) -> None:
     recorded = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
     config = RunConfig(recorded.env, recorded.rule if arguments.rule is None else arguments.rule, arguments.training)
     names = [change.name for change in changes_between(recorded, config) if change.name in OPTIONS]
-    with jax_started(distributed=arguments.distributed):
-        console = arguments.output.console()
-        environment = announce(config, config_file, console, trust=trust)
-        compilation_cache.enable()
-        with reporting_failure():
-            run = driver.resume(
-                run_dir,
-                env=environment,
-                rule=config.rule,
-                progress=arguments.output.view(console),
-                trust_environment=trust,
-                notify=partial(print_line, console),
-                ray=arguments.ray,
-                **{name: getattr(config.options, name) for name in names},
-            )
-        announce_end(run, console)
-        if run.directory is None:  # the first of several processes has it
-            return
-        finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
+    start_jax(distributed=arguments.distributed)
+    console = arguments.output.console()
+    environment = announce(config, config_file, console, trust=trust)
+    compilation_cache.enable()
+    with reporting_failure():
+        run = driver.resume(
+            run_dir,
+            env=environment,
+            rule=config.rule,
+            progress=arguments.output.view(console),
+            trust_environment=trust,
+            notify=partial(print_line, console),
+            ray=arguments.ray,
+            **{name: getattr(config.options, name) for name in names},
+        )
+    announce_end(run, console)
+    if run.directory is None:  # the first of several processes has it
+        return
+    finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
 def with_flags_of_run(words: Sequence[str]) -> type[ResumeArguments]:

@@ -59,17 +59,16 @@ class Output:
         return lines_on(console, logging.DEBUG) if self.verbose else view_on(console)
 
 
-@contextlib.contextmanager
-def jax_started(*, distributed: bool) -> Iterator[None]:
-    """Context in which every core is a device, or this process one of several, of which the first one prints.
+def start_jax(*, distributed: bool) -> None:
+    """Make every core a device, or join the other processes of a training, of which the first one prints.
 
     distributed: whether there are others. Raises ConfigError when they can't be joined.
     """
-    with peers.joined(distributed=distributed):
-        devices.use_all_cores()
-        if not peers.is_first():
-            logging.getLogger("klimb").setLevel(logging.ERROR)
-        yield
+    if distributed:
+        peers.use_all_processes()
+    devices.use_all_cores()
+    if not peers.is_first():
+        logging.getLogger("klimb").setLevel(logging.ERROR)
 
 
 def announce(config: RunConfig, named_in: Path | None, console: Console, *, trust: bool) -> Any:

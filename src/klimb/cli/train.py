@@ -17,7 +17,7 @@ from klimb.cli.commands import usage
 from klimb.cli.flags import flags_of
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command, leading, parse, parse_known
-from klimb.cli.session import Output, announce, announce_end, announce_preset, finish, jax_started, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, announce_preset, finish, reporting_failure, start_jax
 from klimb.console import print_line
 from klimb.environments.registry import BUILT_IN
 from klimb.errors import ConfigError
@@ -79,27 +79,27 @@ def train(arguments: TrainArguments) -> None:
     config, named_in = configuration(arguments)
     flags = arguments.run
     config.check_demonstrations()
-    with jax_started(distributed=flags.distributed):
-        console = arguments.output.console()
-        environment = announce(config, named_in, console, trust=flags.trust_environment)
-        preset = arguments.applied
-        announce_preset(preset, config, console)
-        compilation_cache.enable()
-        run_dir = flags.run_dir or NewName(Path("runs"), directory_name(config))
-        with reporting_failure(), arguments.output.view(console) as view:
-            run = driver.start(
-                config,
-                environment,
-                run_dir=run_dir,
-                preset=None if preset is None else preset.title,
-                notify=partial(print_line, console),
-                view=view,
-                ray=flags.ray,
-            )
-        announce_end(run, console)
-        if run.directory is None:  # the first of several processes has it
-            return
-        finish(run.directory, run.policies, config, environment, config.options.eval_episodes, arguments.output)
+    start_jax(distributed=flags.distributed)
+    console = arguments.output.console()
+    environment = announce(config, named_in, console, trust=flags.trust_environment)
+    preset = arguments.applied
+    announce_preset(preset, config, console)
+    compilation_cache.enable()
+    run_dir = flags.run_dir or NewName(Path("runs"), directory_name(config))
+    with reporting_failure(), arguments.output.view(console) as view:
+        run = driver.start(
+            config,
+            environment,
+            run_dir=run_dir,
+            preset=None if preset is None else preset.title,
+            notify=partial(print_line, console),
+            view=view,
+            ray=flags.ray,
+        )
+    announce_end(run, console)
+    if run.directory is None:  # the first of several processes has it
+        return
+    finish(run.directory, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
 def directory_name(config: RunConfig) -> str:

@@ -166,7 +166,7 @@ class _Training:
                 self.state, metrics = self.supervision.advance(self.state, iterations)
         except EnvironmentFault as fault:
             # Nothing has been learned of the rollout: the state is still that of the last iteration.
-            _save(self.writers, self.program, self.state, self.iteration, self.clock.now, due=False)
+            self._rescue()
             raise self._failure(str(fault)) from fault
         faults = self.program.take_faults()
         count = len(metrics["iteration"])
@@ -188,10 +188,19 @@ class _Training:
             self._tell(to_records(metrics, wall_time=times, steps_per_second=speed) if several else records[0])
         except Exception as error:
             # Whoever is told may fail; what has been trained is not lost by that.
-            _save(self.writers, self.program, self.state, self.iteration, self.clock.now, due=False)
+            self._rescue()
             self._end([("failed", f"a callback raised {type(error).__name__}: {error}")] * len(self.writers))
             raise
         return metrics
+
+    def _rescue(self) -> None:
+        """A checkpoint before an error that this process alone has.
+
+        The others of several processes wait for it elsewhere, and can't say where their environments stand: the last
+        checkpoint is what there is.
+        """
+        if peers.count() == 1:
+            _save(self.writers, self.program, self.state, self.iteration, self.clock.now, due=False)
 
     def _save_best(self, evaluations: list[Record]) -> None:
         """Write the policies of the runs whose evaluations are the best so far."""
@@ -260,6 +269,7 @@ class _Training:
 
     def lost(self, cause: str) -> PeerLost:
         """The error of a training of several processes that has lost one: what was computed since is gone with it."""
+        peers.leave_at_exit(leaves=False)
         self._end([("failed", cause)] * len(self.writers))
         directories = [writer.directory for writer in self.writers if writer.directory is not None]
         how = f"; from the last checkpoint {_go_on(directories, self.sweep)}, in all processes" if directories else ""

@@ -7,13 +7,11 @@ program that one process does not run has the others wait. The first process wri
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import json
 import logging
 import os
-import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from klimb.errors import ConfigError, PeerLost, one_line
+from klimb.errors import ConfigError, one_line
 
 INITIALIZATION_TIMEOUT = 300
 HEARTBEAT_TIMEOUT = 30
@@ -67,23 +65,14 @@ def use_all_processes() -> None:
             f"the processes of the training can't be joined ({one_line(error)}): start them with SLURM's srun, "
             f"mpirun or Kubernetes, or set {', '.join(SETTINGS[:-1])} and {SETTINGS[-1]} in each of them"
         ) from None
+    leave_at_exit(leaves=True)
 
 
-@contextlib.contextmanager
-def joined(*, distributed: bool) -> Iterator[None]:
-    """Context in which this process is one of those that train together, if there are others.
-
-    distributed: whether there are. Raises ConfigError as `use_all_processes`.
-    """
-    if not distributed:
-        yield
-        return
-    use_all_processes()
-    try:
-        yield
-    finally:
-        if not isinstance(sys.exception(), PeerLost):
-            _leave()
+def leave_at_exit(*, leaves: bool) -> None:
+    """Whether this process leaves the others when it ends, which it can't do when one of them is lost."""
+    atexit.unregister(_leave)
+    if leaves:
+        atexit.register(_leave)
 
 
 def _leave() -> None:
