@@ -106,7 +106,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(CORE)
-	$(INSTALL) '.[dev,gymnax,mujoco,offline,ray]'
+	$(INSTALL) '.[dev,gymnax,mujoco,offline,ray,tune]'
 	touch $@
 
 # EnvPool's assets are 750 MB, so it is installed only for the benchmarks that need it.

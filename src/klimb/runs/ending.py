@@ -17,7 +17,7 @@ from klimb.files import exists, read_limited, write_text
 ENDED = "ended.json"
 MAX_FILE = 2**16
 
-Reason = Literal["complete", "until_return", "patience", "callback", "interrupted", "failed"]
+Reason = Literal["complete", "until_return", "patience", "callback", "interrupted", "failed", "pruned"]
 Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -26,7 +26,8 @@ class Ending:
     """What ended a training.
 
     reason: `complete` when all environment steps were made, or passes over demonstrations are done; `until_return`,
-    `patience` or `callback`, which stopped it; `interrupted` by a signal; `failed`. iteration: the last one. env_steps:
+    `patience` or `callback`, which stopped it; `interrupted` by a signal; `failed`; `pruned`
+    by a search, because other trials were better. iteration: the last one. env_steps:
     until then, per seed. message: the reason in one line, for people.
     """
 
