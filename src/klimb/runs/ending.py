@@ -41,6 +41,11 @@ class Ending:
         """Whether the training would have gone on."""
         return self.reason != "complete"
 
+    @property
+    def final(self) -> bool:
+        """Whether nothing is left to be trained."""
+        return self.reason in ("complete", "until_return", "patience")
+
 
 def write_ending(run_dir: Path, ending: Ending) -> None:
     """Write the file of a run, atomically. Raises OSError when it can't be written.

@@ -39,7 +39,7 @@ class Range:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and self.low <= value <= self.high and (not self.whole or float(value).is_integer())
 
-    def rounded(self, value: float) -> float | int:
+    def rounded(self, value: float | int) -> float | int:
         """The number that is tried for a proposed one: with few digits, and inside of the range."""
         if self.whole:
             return round(value)

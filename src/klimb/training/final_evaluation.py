@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from klimb.collect.evaluation import evaluate as evaluate_policy
+from klimb.collect.evaluation import Evaluator
 from klimb.collect.whole_episodes import OnEpisodes
-from klimb.errors import ConfigError, EnvironmentFault
+from klimb.errors import EnvironmentFault
+from klimb.policies.policy import policy_of
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.faults_log import FaultsLog
@@ -19,18 +20,25 @@ FIRST_SEED = 10_000
 
 
 def evaluate_run(
-    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, view: View
+    run_dir: Path,
+    policies: list[Any],
+    config: RunConfig,
+    environment: Any,
+    episodes: int,
+    view: View,
+    evaluator: Evaluator | None = None,
 ) -> dict[str, Any] | None:
     """The evaluation after a training, which is written to its directory; None without episodes.
 
     run_dir, policies, config, environment: of the run. episodes: of each seed. view: that shows the evaluation.
+    evaluator: of deterministic actions and as many episodes, which may have been used before; None for a new one.
     """
     if episodes == 0:
         return None
     seed = config.options.seed + FIRST_SEED
     try:
         with view:
-            result = evaluate_seeds(policies, config, environment, episodes, seed, True, view.episodes)
+            result = evaluate_seeds(policies, config, environment, episodes, seed, True, view.episodes, evaluator)
     except EnvironmentFault as fault:
         FaultsLog(run_dir).add(f"final evaluation: {fault}", fault.environment_traceback)
         raise
@@ -46,21 +54,21 @@ def evaluate_seeds(
     seed: int,
     deterministic: bool,
     on_episodes: OnEpisodes | None = None,
+    evaluator: Evaluator | None = None,
 ) -> dict[str, Any]:
     """One entry per seed, and the mean over seeds, as plain values.
 
     policies: one per seed. config: of the run. environment: to evaluate in. episodes: of each policy, at least 1.
     seed: of the episodes. deterministic: whether the mode is taken instead of a sample. on_episodes: called with the
-    number of episodes of all policies that have ended, and with how many there will be.
+    number of episodes of all policies that have ended, and with how many there will be. evaluator: for such an
+    evaluation, which may have been used before; None for a new one.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes = {episodes}; an evaluation needs at least 1")
+    # Its programs are compiled once for all policies.
+    evaluator = evaluator or Evaluator(environment, episodes=episodes, deterministic=deterministic)
     seeds = []
     for k, policy in enumerate(policies):
         count = None if on_episodes is None else partial(_of_all, on_episodes, k, len(policies))
-        result = evaluate_policy(
-            policy, environment, episodes=episodes, seed=seed, deterministic=deterministic, on_episodes=count
-        )
+        result = evaluator(policy_of(policy), seed, count)
         seeds.append(
             {
                 "seed": config.options.seed + k,

@@ -316,7 +316,7 @@ class SweepTrainer:
         pause = self._pause(member.config)
         if pause is not None and saved and saved[0] >= pause:
             return True
-        if ending is not None and ending.reason in ("complete", "until_return", "patience"):
+        if ending is not None and ending.final:
             return bool(saved) and saved[0] >= ending.iteration
         length = length_of(dataclasses.replace(directory.config, rule=member.config.rule))
         if is_offline(member.config.rule) or not isinstance(length, Iterations):

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
+from klimb.collect.evaluation import Evaluator
 from klimb.collect.host.ray_cluster import RayCluster
 from klimb.environments.registry import Environment, make, recorded_name, require_trust
 from klimb.errors import ConfigError, EnvironmentFault, KlimbError, NameTaken, RunError, TrainingFailed, one_line
@@ -197,6 +198,8 @@ class Search:
         self._tuning, self._environment, self.directory = tuning, environment, directory
         self._new_view, self._notify, self._ray, self._trust = new_view, notify, ray, trust
         self.trials = read_trials(directory, tuning)
+        self._evaluators: dict[int, Evaluator] = {}
+        """By their numbers of episodes; their programs are compiled once for all trials."""
 
     @classmethod
     def start(cls, tuning: Tuning, environment: Environment, place: Path | NewName, **options: Any) -> Search:
@@ -331,7 +334,15 @@ class Search:
         episodes = config.options.eval_episodes
         return self._evaluated(
             trial,
-            lambda: evaluate_run(path, self._policies(trial), config, self._environment, episodes, self._new_view()),
+            lambda: evaluate_run(
+                path,
+                self._policies(trial),
+                config,
+                self._environment,
+                episodes,
+                self._new_view(),
+                self._evaluator(episodes),
+            ),
             lambda score: dataclasses.replace(trial, state="complete", score=score, ended=_now()),
         )
 
@@ -343,7 +354,14 @@ class Search:
             seed, episodes = config.options.seed + FIRST_SEED, config.options.eval_episodes
             with view:
                 return evaluate_seeds(
-                    self._policies(trial), config, self._environment, episodes, seed, True, view.episodes
+                    self._policies(trial),
+                    config,
+                    self._environment,
+                    episodes,
+                    seed,
+                    True,
+                    view.episodes,
+                    self._evaluator(episodes),
                 )
 
         return self._evaluated(
@@ -363,15 +381,19 @@ class Search:
             return self._fail(trial, f"its evaluation has the mean return {score}")
         return self._update(with_score(score))
 
+    def _evaluator(self, episodes: int) -> Evaluator:
+        """That of deterministic actions. episodes: of each policy."""
+        if episodes not in self._evaluators:
+            self._evaluators[episodes] = Evaluator(self._environment, episodes=episodes, deterministic=True)
+        return self._evaluators[episodes]
+
     def _policies(self, trial: Trial) -> list[Any]:
         return load_policies(self.directory / trial.name, self._tuning.config_of(trial), self._environment)
 
     def _prune(self, percent: int) -> Iterator[Trial]:
-        """End the running trials whose score at a rung is below the median of all trials that have one there."""
-        scores = [score for trial in self.trials if (score := trial.score_at(percent)) is not None]
-        for trial in self._running:
-            score, median = trial.score_at(percent), statistics.median(scores)
-            if score is None or score >= median or self._has_ended(trial):
+        """End the running trials that are worse than others after a part of their training."""
+        for trial, score, median in below_median(self.trials, percent):
+            if self._has_ended(trial):
                 continue
             message = (
                 f"the search has pruned it after {percent} %: its score {score:.6g} is below the median {median:.6g}"
@@ -383,7 +405,8 @@ class Search:
 
     def _has_ended(self, trial: Trial) -> bool:
         """Whether a trial has been trained to its end already, because it has reached what ends it."""
-        return RunDirectory.open(self.directory / trial.name).ending() is not None
+        ending = RunDirectory.open(self.directory / trial.name).ending()
+        return ending is not None and ending.final
 
     def _fail(self, trial: Trial, note: str) -> Trial:
         self._notify(f"failed       {trial.name}: {one_line(note, 1000)}")
@@ -440,6 +463,18 @@ class Search:
         flags = " --trust-environment" if self._tuning.config.names_modules else ""
         ray = "" if self._ray is None else f" --ray {self._ray}"
         return f"go on with: klimb resume {shlex.quote(str(self.directory))}{flags}{ray}"
+
+
+def below_median(trials: Sequence[Trial], percent: int) -> list[tuple[Trial, float, float]]:
+    """The running trials whose score after a part of their training is below the median of all that have one there.
+
+    trials: of a search, with those of earlier batches. percent: of the training.
+    Returns each trial with its score and the median.
+    """
+    scores = [score for trial in trials if (score := trial.score_at(percent)) is not None]
+    median = statistics.median(scores) if scores else math.nan
+    running = [(trial, trial.score_at(percent)) for trial in trials if trial.state == "running"]
+    return [(trial, score, median) for trial, score in running if score is not None and score < median]
 
 
 def _remove_empty(directory: Path) -> None:
