@@ -20,6 +20,7 @@ from klimb.errors import ConfigError
 from klimb.files import is_file
 from klimb.report.comparison import Comparison, Group, default_threshold, read_comparison
 from klimb.report.data import Spec
+from klimb.report.html import FILE_NAME
 from klimb.report.statistics import (
     FEW_SEEDS_NOTE,
     Resampling,
@@ -42,7 +43,7 @@ SCORES = {
     "training returns": "the episodes in the last tenth of its iterations",
 }
 
-BESIDE_RUNS = (SWEEP, TUNE, TRIALS, JOURNAL)
+BESIDE_RUNS = (SWEEP, TUNE, TRIALS, JOURNAL, FILE_NAME)
 """Files that `klimb compare SWEEP/*` names too."""
 
 

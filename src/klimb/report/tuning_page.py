@@ -110,7 +110,7 @@ def _sections(tuning: Tuning, trials: Sequence[Trial]) -> list[Spec]:
     ]
 
 
-def _points(shown: Sequence[Trial], x: Sequence[float]) -> Spec:
+def _points(shown: Sequence[Trial], x: Sequence[float | int]) -> Spec:
     scores = [_score(trial) or 0.0 for trial in shown]
     return {
         "x": list(x),

@@ -130,9 +130,10 @@ class Tuning:
         directory: to make.
         """
         require_unused_by_searches(directory)
+        text = self.to_toml()
         try:
             make_new_directory(directory)
-            write_text(directory / TUNE, self.to_toml())
+            write_text(directory / TUNE, text)
         except FileExistsError:
             require_unused_by_searches(directory)
         except OSError as error:
@@ -148,7 +149,8 @@ class Tuning:
         over, settings, preset = tree.pop("over", None), tree.pop("tune", None), tree.pop("preset", None)
         if not isinstance(over, dict):
             raise ConfigError(f"{one_line(path)}: [over] has a range for each field; here it is {shown(over)}")
-        if not isinstance(settings, dict) or set(settings) != {"trials", "trials_at_once", "prune"}:
+        kinds = {"trials": int, "trials_at_once": int, "prune": bool}
+        if not isinstance(settings, dict) or {name: type(value) for name, value in settings.items()} != kinds:
             raise ConfigError(
                 f"{one_line(path)}: [tune] has trials, trials_at_once and prune; here it is {shown(settings)}"
             )
