@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model clean
+.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -64,6 +64,9 @@ bench-ray: $(DEV)  ## what a Ray cluster costs; writes docs/scaling.md
 
 bench-cluster-model: $(DEV)  ## how far a cluster scales, on paper and simulated; writes docs/scaling.md
 	$(BIN)/python benchmarks/cluster_model.py
+
+bench-tune: $(DEV)  ## what a search costs, and what it finds; writes docs/tuning.md
+	$(BIN)/python benchmarks/tuning.py
 
 bench-fisher: $(DEV)  ## cost of a Fisher-vector product, as ratios
 	$(BIN)/python benchmarks/fisher.py
