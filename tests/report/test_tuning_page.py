@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,11 @@ def test_browser_draws_every_chart(tmp_path):
         assert re.search(r'<path [^>]*d="M[^"]+"[^>]*data-layer|<path [^>]*data-layer[^>]*d="M', figure), figure[:400]
         assert "NaN" not in figure
         assert "Infinity" not in figure
+
+
+def test_without_optuna_the_page_has_no_importance(tmp_path, monkeypatch):
+    folder = made_up(tmp_path / "tune")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    page = write_tuning_report(folder).read_text()
+    assert "The importance of fields is not computed: klimb tune needs Optuna: pip install" in page
+    assert len(data_of(page)["charts"]) == 5

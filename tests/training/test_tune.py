@@ -24,6 +24,7 @@ from klimb.runs.tune_file import RUNGS, Tuning, read_trials, write_trials
 from klimb.training import tune as tune_module
 from klimb.training.optuna_study import importances, journal, propose
 from klimb.training.progress.view import View
+from klimb.training.run_writer import RunWriter
 from klimb.training.tune import Search, below_median
 from problems import without_timing
 
@@ -312,6 +313,25 @@ def test_a_stopped_search_is_resumed_with_the_same_result(searched, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_search_that_is_stopped_while_its_runs_are_made_begins_them_again(searched, tmp_path, monkeypatch):
+    """The trials of a program are trained in one program, also after a stop between their directories."""
+    create, calls = RunWriter.create, []
+
+    def stopped(*arguments: Any, **options: Any) -> RunWriter:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(RunWriter, "create", stopped)
+    with pytest.raises(klimb.Interrupted, match="go on with: klimb resume"):
+        klimb.tune(ENV, Reinforce(), OVER, run_dir=tmp_path / "whole", **FEW)
+    assert [path.name for path in (tmp_path / "whole").glob("trial-*")] == ["trial-0000"]
+    klimb.resume_tune(tmp_path / "whole")
+    require_same(searched, tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop",
     [StopAt(calls=2), StopAt(evaluations=3), StopAt(evaluations=9)],
@@ -379,6 +399,9 @@ class Untrained:
         if any(member.name in self.unfinished_names for member in members):
             raise TrainingFailed("of its own")
         yield from ()
+
+    def groups(self, members: Any) -> list[Any]:
+        return []
 
     def unfinished(self, members: Any) -> list[Any]:
         return [member for member in members if member.name in self.unfinished_names]
@@ -465,3 +488,10 @@ def test_a_search_on_a_cluster_finds_the_same(tmp_path):
         code = f"import klimb; klimb.tune({ENV!r}, klimb.Reinforce(), {arguments})"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=170, cwd=tmp_path)
     require_same(tmp_path / "alone", tmp_path / "cluster")
+
+
+def test_without_optuna_one_line_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(klimb.MissingExtra, match=r"klimb tune needs Optuna: pip install 'klimb\[tune\]'"):
+        klimb.tune(ENV, Reinforce(), OVER, run_dir=tmp_path / "search", **SMALL)
+    assert not list(tmp_path.iterdir())

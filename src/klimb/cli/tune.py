@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass
 from functools import partial
@@ -146,18 +147,19 @@ def _finish(search: Search) -> None:
         with reporting_failure():
             for trial in search.run():
                 # A trial that failed at once has nothing to report.
-                try:
+                with contextlib.suppress(*([KlimbError] if trial.state == "failed" else [])):
                     write_report(search.directory / trial.name)
-                except KlimbError:
-                    if trial.state != "failed":
-                        raise
                 print_line(console, f"{trial.name:<12} {_outcome(trial)}: {values_in_words(trial.values)}")
-    finally:
-        page = write_tuning_report(search.directory) if any(one.state != "running" for one in search.trials) else None
-    best = search.result.best
+    except BaseException:
+        # Of a search that is stopped, too: without a trial there is nothing to report.
+        with contextlib.suppress(KlimbError):
+            write_tuning_report(search.directory)
+        raise
+    best, page = search.result.best, write_tuning_report(search.directory)
     print_line(console, f"best         {best.name}, {_outcome(best)}: {values_in_words(best.values)}")
     print_line(console, f"report       {page}")
-    print_line(console, f"again        klimb evaluate {shlex.quote(str(search.directory / BEST))}")
+    flag = " --trust-environment" if search.names_modules else ""
+    print_line(console, f"again        klimb evaluate {shlex.quote(str(search.directory / BEST))}{flag}")
 
 
 def _outcome(trial: Trial) -> str:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import shlex
+import shutil
 import signal
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -226,6 +227,11 @@ class Search:
         """What has been found so far."""
         return TuneResult(self.directory, self.trials)
 
+    @property
+    def names_modules(self) -> bool:
+        """Whether the configuration names a module of the user's own."""
+        return self._tuning.config.names_modules
+
     def change_trials(self, trials: int) -> None:
         """Make another number of trials altogether. ConfigError for fewer than there are. trials: how many."""
         if trials < len(self.trials):
@@ -304,6 +310,8 @@ class Search:
         trainer = SweepTrainer(
             plan, self._environment, self.directory, (), self._new_view, self._notify, self._trust, percent
         )
+        for group in trainer.groups(members):
+            self._remove_half_begun([self.directory / member.name for member in group])
         going_on: Iterator[Any]
         if self._ray is None:
             going_on = trainer.go_on(members)
@@ -320,6 +328,16 @@ class Search:
         for trial in possible:
             if trial.name in failed:
                 yield self._fail(trial, self._why(trial) or failure or "its training did not end")
+
+    def _remove_half_begun(self, paths: list[Path]) -> None:
+        """Remove the runs of a program that was stopped while their directories were made: all begin again, together.
+
+        paths: of all runs of the program. With some of them in another program the last digits would be others.
+        """
+        begun = [path for path in paths if is_file(path / "config.toml")]
+        if len(begun) < len(paths) and all(RunDirectory.open(path).saved_iterations() == [0] for path in begun):
+            for path in begun:
+                shutil.rmtree(path, ignore_errors=True)
 
     def _why(self, trial: Trial) -> str | None:
         """What ended the training of a trial that has failed, by its files."""
@@ -460,7 +478,7 @@ class Search:
 
     @property
     def _how_to_go_on(self) -> str:
-        flags = " --trust-environment" if self._tuning.config.names_modules else ""
+        flags = " --trust-environment" if self.names_modules else ""
         ray = "" if self._ray is None else f" --ray {self._ray}"
         return f"go on with: klimb resume {shlex.quote(str(self.directory))}{flags}{ray}"
 

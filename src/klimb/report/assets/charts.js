@@ -410,7 +410,9 @@
     const seen = (i) => !chart.hidden.has(spec.groups[points.group[i]][0]);
     const inside = points.y.filter((_, i) => seen(i)).sort((a, b) => a - b);
     if (!inside.length) return empty(chart);
-    const yDomain = robust([...inside, ...(spec.best ? finite(spec.best.values).slice(-1) : [])]);
+    // A few very low scores do not flatten all others.
+    const [tenth, top] = [quantile(inside, 0.1), inside[inside.length - 1]];
+    const yDomain = padded(Math.max(inside[0], tenth - 1.5 * (top - tenth)), top);
     const f = frame(chart, spec.xDomain, yDomain, { xLog: spec.xLog, xTicks: spec.xTicks });
     const px = points.x.map(f.x), py = points.y.map((v) => Math.min(Math.max(f.y(v), f.area.top + 3), f.area.bottom - 4));
     if (spec.best) {
