@@ -19,6 +19,7 @@ import pytest
 import klimb
 from klimb import ConfigError, Reinforce, RunConfig, RunError, TrainingFailed, TrainOptions, Trial
 from klimb.runs.directory import RunDirectory
+from klimb.runs.lock import RunLock
 from klimb.runs.search_space import Choice, Range, search_space
 from klimb.runs.tune_file import RUNGS, Tuning, read_trials, write_trials
 from klimb.training import tune as tune_module
@@ -326,6 +327,10 @@ def test_a_search_that_is_stopped_while_its_runs_are_made_begins_them_again(sear
     monkeypatch.setattr(RunWriter, "create", stopped)
     with pytest.raises(klimb.Interrupted, match="go on with: klimb resume"):
         klimb.tune(ENV, Reinforce(), OVER, run_dir=tmp_path / "whole", **FEW)
+    lock = RunLock(tmp_path / "whole")
+    with pytest.raises(RunError, match="is being written by"):
+        klimb.resume_tune(tmp_path / "whole")
+    lock.release()
     assert [path.name for path in (tmp_path / "whole").glob("trial-*")] == ["trial-0000"]
     klimb.resume_tune(tmp_path / "whole")
     require_same(searched, tmp_path / "whole")
@@ -439,6 +444,15 @@ def test_a_search_in_which_everything_fails_says_why(monkeypatch, tmp_path):
     without_training(monkeypatch, lambda name: math.inf)
     with pytest.raises(TrainingFailed, match="no trial could be trained: its evaluation has the mean return inf"):
         klimb.tune(ENV, Reinforce(), OVER, run_dir=tmp_path / "search", trials=2, **SMALL)
+
+    def unreachable(address: str) -> None:
+        raise ConfigError(f"no Ray cluster can be used at {address!r}")
+
+    # What was there before is not removed by a mistake.
+    monkeypatch.setattr(tune_module, "RayCluster", unreachable)
+    with pytest.raises(ConfigError, match="no Ray cluster can be used"):
+        klimb.resume_tune(tmp_path / "search", trials=4, ray="elsewhere:1")
+    assert (tmp_path / "search" / "trials.json").exists()
 
 
 def test_trials_of_another_search_are_refused(tmp_path):

@@ -199,6 +199,8 @@ class Search:
         self._tuning, self._environment, self.directory = tuning, environment, directory
         self._new_view, self._notify, self._ray, self._trust = new_view, notify, ray, trust
         self.trials = read_trials(directory, tuning)
+        self._new = False
+        """Whether its directory was made for it, and is removed when nothing can be trained at all."""
         self._evaluators: dict[int, Evaluator] = {}
         """By their numbers of episodes; their programs are compiled once for all trials."""
 
@@ -217,7 +219,9 @@ class Search:
                 continue  # another search has taken the name at this moment
             try:
                 # The modules that the search's own file names are those that the caller has named.
-                return cls(tuning, environment, directory, trust=True, **options)
+                search = cls(tuning, environment, directory, trust=True, **options)
+                search._new = True
+                return search
             except BaseException:
                 _remove_empty(directory)
                 raise
@@ -245,6 +249,8 @@ class Search:
         """
         lock = RunLock(self.directory)
         try:
+            # Another process may have gone on with it until now.
+            self.trials[:] = read_trials(self.directory, self._tuning)
             with self._cluster():
                 while self._running or self._propose():
                     yield from self._train()
@@ -255,7 +261,8 @@ class Search:
         except KeyboardInterrupt as interrupt:  # between two programs
             raise Interrupted(f"stopped; {self._how_to_go_on}", signal.SIGINT, []) from interrupt
         except KlimbError:
-            if not any(is_file(self.directory / trial.name / "config.toml") for trial in self.trials):
+            begun = any(is_file(self.directory / trial.name / "config.toml") for trial in self.trials)
+            if self._new and not begun:
                 _remove_empty(self.directory)
             raise
         finally:
