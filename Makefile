@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh clean
+.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -69,6 +69,9 @@ bench-cluster-model: $(DEV)  ## how far a cluster scales, on paper and simulated
 bench-mesh: $(DEV)  ## one seed on two devices and in two processes; writes docs/scaling.md
 	$(BIN)/python benchmarks/mesh.py
 
+bench-tune: $(DEV)  ## what a search costs, and what it finds; writes docs/tuning.md
+	$(BIN)/python benchmarks/tuning.py
+
 bench-fisher: $(DEV)  ## cost of a Fisher-vector product, as ratios
 	$(BIN)/python benchmarks/fisher.py
 
@@ -110,7 +113,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(CORE)
-	$(INSTALL) '.[dev,gymnax,mujoco,offline,ray]'
+	$(INSTALL) '.[dev,gymnax,mujoco,offline,ray,tune]'
 	touch $@
 
 # EnvPool's assets are 750 MB, so it is installed only for the benchmarks that need it.

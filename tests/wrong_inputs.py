@@ -90,6 +90,11 @@ TYPED: dict[str, list[str]] = {
         "klimb sweep trpo CartPole-v1",
         "klimb sweep ppo CartPole-v1 --over max_kl 0.01 0.02",
         "klimb sweep trpo CartPole-v1 --over max_kl 0.01 --over max_kl 0.02",
+        "klimb tune trpo CartPole-v1",
+        "klimb tune trpo CartPole-v1 --over max_kl:0.1:0.001",
+        "klimb tune trpo CartPole-v1 --over max_kl:log:0:0.1",
+        "klimb tune trpo CartPole-v1 --over hidden:32:64",
+        "klimb tune trpo CartPole-v1 --over max_kl 0.01",
     ],
     "Runs and files": [
         "klimb resume runs/nowhere",
@@ -130,6 +135,7 @@ CALLED: dict[str, list[str]] = {
         'klimb.train("CartPole-v1", klimb.PPO(), clip_eps=0.1)',
         'klimb.train("CartPole-v1", klimb.TRPO(), env_steps=1.5)',
         'klimb.sweep("CartPole-v1", klimb.TRPO(), {"max_kl": [0.01, 0.01]})',
+        'klimb.tune("CartPole-v1", klimb.TRPO(), {"max_kl": 0.01}, run_dir="tune")',
     ],
     "Policies and observations": [
         'klimb.train("Pendulum-v1", klimb.TRPO(), policy=policy)',

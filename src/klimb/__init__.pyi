@@ -7,6 +7,10 @@ from ._version import __version__ as __version__
 from .training.driver import train as train
 from .training.sweep import sweep as sweep
 from .training.sweep import resume_sweep as resume_sweep
+from .training.tune import tune as tune
+from .training.tune import resume_tune as resume_tune
+from .training.tune import TuneResult as TuneResult
+from .runs.tune_file import Trial as Trial
 from .training.driver import resume as resume
 from .training.run_writer import Run as Run
 from .training.ongoing_run import OngoingRun as OngoingRun

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic.dataclasses
@@ -116,3 +118,18 @@ def explain(error: ValidationError, cls: type | None = None) -> str:
     if not name:  # about several fields together: our own words
         return message.removeprefix("Value error, ")
     return f"{name} = {shown(first['input'])}: {message[0].lower()}{message[1:]}"
+
+
+def plain_types(hint: Any) -> list[Any]:
+    """The types that an annotation allows, without what is annotated to them. hint: the annotation of a field."""
+    if typing.get_origin(hint) is Annotated:
+        return plain_types(typing.get_args(hint)[0])
+    if _is_union(hint):
+        return [kind for part in typing.get_args(hint) for kind in plain_types(part)]
+    if typing.get_origin(hint) is tuple and Path in typing.get_args(hint):
+        return [Path]
+    return [hint]
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, type(int | str))

@@ -20,10 +20,10 @@ import jax
 import pytest
 
 from klimb import TRPO, NetworkPolicy, RunConfig, TrainOptions, load_policy, make, save_policy
-from klimb.cli.evaluate import evaluate_seeds
 from klimb.cli.main import main
 from klimb.policies.actions import Discrete
 from klimb.runs.directory import RunDirectory
+from klimb.training.final_evaluation import evaluate_seeds
 from klimb.training.networks import load_policies_of_one_iteration
 from klimb.training.progress.view import Lines
 from problems import Stopper

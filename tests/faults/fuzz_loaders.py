@@ -61,6 +61,7 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow e
     from klimb.report.comparison import read_comparison
     from klimb.report.page import write_report
     from klimb.report.statistics import Resampling
+    from klimb.report.tuning_page import write_tuning_report
     from klimb.runs import zoo
     from klimb.runs.checkpoint import Checkpoint, load_checkpoint, load_checkpoint_of, save_checkpoint
     from klimb.runs.demonstration_file import save_demonstrations
@@ -69,7 +70,9 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow e
     from klimb.runs.lock import RunLock
     from klimb.runs.policy_file import policy_iteration
     from klimb.runs.provenance import read_provenance, write_provenance
+    from klimb.runs.search_space import search_space
     from klimb.runs.sweep_file import SWEEP, Sweep
+    from klimb.runs.tune_file import Trial, Tuning, read_trials, write_trials
     from klimb.training.recent_score import RecentScore
     from klimb.training.rejections import Rejections
     from klimb.training.stopping import Stopping
@@ -132,6 +135,12 @@ def resumed_metrics(run: Path) -> object:
         shutil.rmtree(run / "seed_0", ignore_errors=True)
 
 
+def trials_of_a_search(run: Path) -> object:
+    """What `klimb resume` reads: the trials, and what each is trained with."""
+    tuning = Tuning.read(run)
+    return [tuning.config_of(trial) for trial in read_trials(run, tuning)]
+
+
 def entries_of_the_zoo(run: Path) -> object:
     before, zoo.ROOT = zoo.ROOT, run / "zoo"
     try:
@@ -154,6 +163,9 @@ def minari_dataset(run: Path) -> object:
 LOADERS = {
     "config": Loader("config.toml", trainable),
     "sweep": Loader(SWEEP, lambda run: Sweep.read(run).members()),
+    "search": Loader("tune.toml", lambda run: Tuning.read(run)),
+    "trials of a search": Loader("trials.json", trials_of_a_search),
+    "report of a search": Loader("trials.json", write_tuning_report),
     "preset": Loader("preset.toml", lambda run: read_preset(run / "preset.toml", "trpo").settings()),
     "policy description": Loader("policy.json", load_policy),
     "policy arrays": Loader("policy.safetensors", load_policy),
@@ -227,9 +239,28 @@ def make_runs(folder: Path) -> Path:
     (run / "preset.toml").write_text(PRESET)
     text = (run / "config.toml").read_text()
     (run / SWEEP).write_text(f'preset = "trpo/mujoco"\n{text}\n[over]\nmax_kl = [0.003, 0.01]\nhidden = [[], [8]]\n')
+    make_search(run)
     if "arrays of a Minari dataset" in LOADERS:
         make_minari(run / "minari")
     return run
+
+
+def make_search(run: Path) -> None:
+    """The files of a search, beside those of a run."""
+    config = RunConfig.read(run / "config.toml")
+    space = search_space(config, {"max_kl": "log:0.001:0.1", "hidden": [[4], [8, 8]]})
+    tuning = Tuning(config, space, 4, 2, True, "trpo/mujoco")
+    (run / "tune.toml").write_text(tuning.to_toml())
+    values = {"max_kl": 0.01, "hidden": [8, 8]}
+    write_trials(
+        run,
+        [
+            Trial(0, values, "complete", 20.5, ((25, 1.5), (50, 2.5)), None, "2026-11-29T10:00:00+00:00"),
+            Trial(1, values, "pruned", None, ((25, 1.0),)),
+            Trial(2, values, "failed", note="of its own"),
+            Trial(3, values),
+        ],
+    )
 
 
 PRESET = """\

@@ -53,8 +53,9 @@ NO_FILE = {
     "collect/host/worker_process.py WorkerProcess.receive": "a pipe from a process that this one has started",
     "environments/trial.py digests_elsewhere": "a file in a folder of its own, of a process that it has started",
     "environments/trial.py serve": "its own standard input",
-    "report/page.py _resource": "a file of the package",
+    "report/html.py _resource": "a file of the package",
     "runs/arrays.py as_file": "bytes that it has made itself",
+    "training/tune.py Search._write_best": "files of the best trial, which are copied as they are",
 }
 """Functions that call one of these, and read no file of a stranger, with what they read."""
 

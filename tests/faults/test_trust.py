@@ -73,6 +73,7 @@ FROM_FILES = {
     "resume": "resume run",
     "train": "train --config run/config.toml --eval-episodes 0",
     "sweep": "sweep --config run/config.toml --over max_kl 0.01 0.02 --eval-episodes 0",
+    "tune": "tune --config run/config.toml --over max_kl:0.01:0.02 --eval-episodes 1",
 }
 
 
@@ -84,8 +85,8 @@ FROM_FILES = {
 @pytest.mark.parametrize("words", FROM_FILES.values(), ids=FROM_FILES)
 def test_a_name_out_of_a_file_imports_nothing(mark, words, name, capsys):
     make_run(Path("run"), name)
-    if words.startswith("sweep"):  # takes its words before the flags
-        words = words.replace("sweep --config run/config.toml", "sweep") + " --config run/config.toml"
+    if words.startswith(("sweep", "tune")):  # they take their words before the flags
+        words = words.replace(" --config run/config.toml", "") + " --config run/config.toml"
     assert main(words.split()) == 2
     error = capsys.readouterr().err
     assert not mark.exists()

@@ -13,7 +13,8 @@ from klimb.errors import RunError
 from klimb.improve.rules.ppo import PPO
 from klimb.improve.rules.trpo import TRPO
 from klimb.report.configuration import command
-from klimb.report.page import embed, write_report
+from klimb.report.html import embed
+from klimb.report.page import write_report
 from klimb.report.text import format_number, setting
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.metrics import METRICS

@@ -20,6 +20,7 @@ from klimb.errors import ConfigError
 from klimb.files import is_file
 from klimb.report.comparison import Comparison, Group, default_threshold, read_comparison
 from klimb.report.data import Spec
+from klimb.report.html import FILE_NAME
 from klimb.report.statistics import (
     FEW_SEEDS_NOTE,
     Resampling,
@@ -31,7 +32,9 @@ from klimb.report.statistics import (
     time_to_threshold,
 )
 from klimb.report.text import duration, format_number
-from klimb.runs.sweep_file import SWEEP, Sweep, is_sweep
+from klimb.runs.own_files import BEST, JOURNAL, SWEEP, TRIALS, TUNE
+from klimb.runs.sweep_file import Sweep, is_sweep
+from klimb.runs.tune_file import Tuning, is_search, read_trials
 from klimb.terminal import write_line
 from klimb.theory.figures.registry import check_suffix
 
@@ -40,13 +43,16 @@ SCORES = {
     "training returns": "the episodes in the last tenth of its iterations",
 }
 
+BESIDE_RUNS = (SWEEP, TUNE, TRIALS, JOURNAL, FILE_NAME)
+"""Files that `klimb compare SWEEP/*` names too."""
+
 
 @dataclass(frozen=True)
 class CompareArguments:
     """What is typed after `klimb compare`."""
 
     runs: Annotated[tuple[Path, ...], Positional, arg(metavar="RUN...")]
-    """Run directories; the directory of a sweep stands for all of its runs."""
+    """Run directories; that of a sweep stands for all of its runs, that of a search for its complete trials."""
     threshold: float | None = None
     """Return for which the steps and time to reach it are shown; by default the environment's, as in Gymnasium."""
     json: bool = False
@@ -91,13 +97,16 @@ def compare(arguments: CompareArguments) -> None:
 
 
 def _without_sweeps(paths: Sequence[Path]) -> list[Path]:
-    """Run directories: in the place of a sweep's directory its runs, and nothing in that of the file beside them."""
+    """Run directories: in the place of a sweep or a search its runs, and nothing in that of the files beside them."""
     runs: list[Path] = []
     for path in paths:
         if is_sweep(path):
             members = [path / member.name for member in Sweep.read(path).members()]
             runs += [member for member in members if is_file(member / "config.toml")]
-        elif path.name != SWEEP:
+        elif is_search(path):
+            trials = read_trials(path, Tuning.read(path))
+            runs += [path / trial.name for trial in trials if trial.state == "complete"]
+        elif path.name not in BESIDE_RUNS and not (path.name == BEST and is_search(path.parent)):
             runs.append(path)
     return runs
 

@@ -98,7 +98,7 @@ def _rules() -> Iterator[tuple[str, tuple[Flag, ...]]]:
 
 
 def _swept(rule: str) -> list[str]:
-    """The fields that `klimb sweep --over` takes: those of a rule, then those of every training."""
+    """The fields that `--over` of `sweep` and `tune` takes: those of a rule, then those of every training."""
     names = [field.name for cls in (RULES[rule], TrainOptions) for field in fields(cls)]
     return [name for name in names if name not in ("seed", "num_seeds")]
 
@@ -133,7 +133,7 @@ def bash(pages: list[Page]) -> str:
     switches = actions.pop("word=1")
     del actions[""]
     cases = [f"{'|'.join(patterns)}) {action} ;;" for action, patterns in actions.items()]
-    cases += [f'sweep:{rule}:--over) offered="{" ".join(_swept(rule))}" ;;' for rule in RULES]
+    cases += [f'sweep:{rule}:--over|tune:{rule}:--over) offered="{" ".join(_swept(rule))}" ;;' for rule in RULES]
     cases += [f"{'|'.join(switches)}) word=1 ;;", "*:*:-*) ;;", "*) word=1 ;;"]
     words = []
     for page in pages:
@@ -205,7 +205,7 @@ def zsh(pages: list[Page]) -> str:
     switches = actions.pop("word=1")
     del actions[""]
     cases = [f"({'|'.join(patterns)}) {action} ;;" for action, patterns in actions.items()]
-    cases += [f"(sweep:{rule}:--over) compadd -- {' '.join(_swept(rule))} ;;" for rule in RULES]
+    cases += [f"(sweep:{rule}:--over|tune:{rule}:--over) compadd -- {' '.join(_swept(rule))} ;;" for rule in RULES]
     cases += [f"({'|'.join(switches)}) word=1 ;;", "(*:*:-*) ;;", "(*) word=1 ;;"]
     words = []
     for page in pages:
@@ -301,7 +301,8 @@ def fish(pages: list[Page]) -> str:
             lines.append(f"complete -c klimb -n '{where}' {option} {action} -d {meaning}".replace("  ", " "))
     for rule in RULES:
         values = _quoted(" ".join(_swept(rule)))
-        lines.append(f"complete -c klimb -n '__klimb_in sweep; and __klimb_rule {rule}' -l over -x -a {values}")
+        for command in ("sweep", "tune"):
+            lines.append(f"complete -c klimb -n '__klimb_in {command}; and __klimb_rule {rule}' -l over -x -a {values}")
     text = "\n".join(lines)
     return f"""\
 # Completion of klimb for fish. Load it with: klimb completion fish | source

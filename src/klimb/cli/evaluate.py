@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ import jax
 
 from klimb.cli import compilation_cache
 from klimb.cli.parser import Command, RunWord
-from klimb.collect.evaluation import evaluate as evaluate_policy
-from klimb.collect.whole_episodes import OnEpisodes
 from klimb.environments.registry import Environment, make, make_named_in
-from klimb.errors import ConfigError
 from klimb.modules import require_trust
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
@@ -26,6 +22,7 @@ from klimb.runs.zoo import located
 from klimb.tabular.mdp import TabularMDP
 from klimb.terminal import write_line
 from klimb.theory.exact_evaluation import exact_return
+from klimb.training.final_evaluation import evaluate_seeds
 from klimb.training.networks import load_policies_of_one_iteration
 from klimb.training.progress.choice import view_of_episodes
 
@@ -135,51 +132,6 @@ def require_policy_trust(run_dir: Path, config: RunConfig, *, trust: bool) -> No
     """
     if config.options.policy is not None and not trust:
         require_trust(config.options.policy, run_dir / "config.toml", "policy")
-
-
-def evaluate_seeds(
-    policies: list[Any],
-    config: RunConfig,
-    environment: Any,
-    episodes: int,
-    seed: int,
-    deterministic: bool,
-    on_episodes: OnEpisodes | None = None,
-) -> dict[str, Any]:
-    """One entry per seed, and the mean over seeds, as plain values.
-
-    policies: one per seed. config: of the run. environment: to evaluate in. episodes: of each policy, at least 1.
-    seed: of the episodes. deterministic: whether the mode is taken instead of a sample. on_episodes: called with the
-    number of episodes of all policies that have ended, and with how many there will be.
-    """
-    if episodes < 1:
-        raise ConfigError(f"episodes = {episodes}; an evaluation needs at least 1")
-    seeds = []
-    for k, policy in enumerate(policies):
-        count = None if on_episodes is None else partial(_of_all, on_episodes, k, len(policies))
-        result = evaluate_policy(
-            policy, environment, episodes=episodes, seed=seed, deterministic=deterministic, on_episodes=count
-        )
-        seeds.append(
-            {
-                "seed": config.options.seed + k,
-                "mean": result.mean,
-                "standard_error": result.standard_error if episodes > 1 else None,
-                "returns": result.returns.tolist(),
-                "lengths": result.lengths.tolist(),
-            }
-        )
-    mean = sum(entry["mean"] for entry in seeds) / len(seeds)
-    return {"episodes": episodes, "deterministic": deterministic, "mean": mean, "seeds": seeds}
-
-
-def _of_all(on_episodes: OnEpisodes, before: int, policies: int, ended: int, episodes: int) -> None:
-    """Tell of the episodes of one policy as a part of those of all.
-
-    on_episodes: whom. before: policies that have been evaluated. policies: how many there are. ended, episodes: of the
-    one that is being evaluated.
-    """
-    on_episodes(before * episodes + ended, policies * episodes)
 
 
 def evaluation_lines(result: dict[str, Any]) -> list[str]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from tyro._docstrings import get_field_docstring
 from tyro.conf import Positional
 
+from klimb.fields import plain_types
+
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
@@ -66,23 +68,8 @@ def flags_of(arguments: type) -> Iterator[Flag]:
             )
 
 
-def plain_types(hint: Any) -> list[Any]:
-    """The types that an annotation allows, without what is annotated to them. hint: the annotation of a field."""
-    if typing.get_origin(hint) is Annotated:
-        return plain_types(typing.get_args(hint)[0])
-    if _is_union(hint):
-        return [kind for part in typing.get_args(hint) for kind in plain_types(part)]
-    if typing.get_origin(hint) is tuple and Path in typing.get_args(hint):
-        return [Path]
-    return [hint]
-
-
 def _metadata(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, type(int | str))
 
 
 def _is_literal(kind: Any) -> bool:

@@ -24,17 +24,17 @@ EXIT_STATUS = {
 
 SMALLER = "use fewer environments (--num-envs), seeds or steps per iteration (--num-steps), or a smaller network"
 
-TRAINING = ("train", "sweep", "resume")
+TRAINING = ("train", "sweep", "tune", "resume")
 """Commands that are done when nobody reads their output any more, or it can't be written."""
 
 NOTES = """\
 `klimb COMMAND --help` shows the arguments of a command; `klimb train RULE --help` also shows the options of a rule.
-For some tasks `klimb train` and `klimb sweep` take other settings than the defaults from a preset, and say so: see
+For some tasks `klimb train`, `sweep` and `tune` take other settings than the defaults from a preset, and say so: see
 `klimb list presets`. With --preset none they do not.
 
 Reading the run of somebody else executes no code of theirs, with one exception: its config.toml may name a rule, an
-environment or a network as MODULE:NAME. The commands evaluate, record, resume, train --config and sweep --config import
-MODULE only with --trust-environment.
+environment or a network as MODULE:NAME. The commands evaluate, record, resume, and train, sweep and tune with --config
+import MODULE only with --trust-environment.
 
 examples:
   klimb train trpo CartPole-v1
@@ -43,6 +43,7 @@ examples:
   klimb train my_package:MyRule my_package:MyEnvironment --policy my_package:my_network
   klimb resume runs/trpo-CartPole-v1 --env-steps 400000
   klimb sweep trpo CartPole-v1 --over max_kl 0.003 0.01 0.03 --num-seeds 5
+  klimb tune trpo CartPole-v1 --over max_kl:log:1e-3:1e-1 --over gamma:0.95:0.999 --trials 32
   klimb train behaviour-cloning CartPole-v1 --demonstrations runs/trpo-CartPole-v1
   klimb train ppo CartPole-v1 --init-from runs/behaviour-cloning-CartPole-v1
   klimb compare runs/trpo-CartPole-v1 runs/ppo-CartPole-v1 -o compare.png

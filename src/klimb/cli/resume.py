@@ -15,14 +15,16 @@ from klimb.cli.flags import flags_of
 from klimb.cli.parser import Command, RunWord, leading
 from klimb.cli.session import Output, announce, announce_end, finish, reporting_failure, start_jax
 from klimb.cli.sweep import resume_all
+from klimb.cli.tune import resume_search
 from klimb.console import print_line
-from klimb.errors import ConfigError, KlimbError
+from klimb.errors import ConfigError, KlimbError, one_line
 from klimb.files import is_file
 from klimb.rules import UnknownRule
 from klimb.runs.changes import OPTIONS, changes_between
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import RunDirectory
 from klimb.runs.sweep_file import is_sweep
+from klimb.runs.tune_file import is_search
 from klimb.training import driver, peers
 
 
@@ -31,13 +33,15 @@ class ResumeArguments:
     """What is typed after `klimb resume`. `rule` has the fields of the run's rule, when it is known which one."""
 
     run: RunWord
-    """Run directory, or the directory of a sweep, all of whose unfinished runs are continued."""
+    """Run directory, or the directory of a sweep or a search, all of whose unfinished runs are continued."""
     trust_environment: bool = False
     """Allow the run's config.toml to name a rule, an environment or a network to import: this runs its code."""
     ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
     distributed: bool = False
     """Go on in several processes, of SLURM, MPI or Kubernetes, together; the first one writes (docs/scaling.md)."""
+    trials: int | None = None
+    """Of a search: how many trials to make altogether, instead of the number that it has."""
     output: Annotated[Output, OmitArgPrefixes] = field(default_factory=Output)
     training: Annotated[TrainOptions, OmitArgPrefixes] = field(default_factory=TrainOptions)
     """Settings to change; those that are not given stay as they are in the run."""
@@ -54,6 +58,12 @@ def resume(arguments: ResumeArguments) -> None:
         peers.require_alone("a sweep", distributed=arguments.distributed)
         resume_all(run_dir, arguments.output, trust=trust, ray=arguments.ray)
         return
+    if is_search(run_dir):
+        peers.require_alone("a search", distributed=arguments.distributed)
+        resume_search(run_dir, arguments.output, trust=trust, ray=arguments.ray, trials=arguments.trials)
+        return
+    if arguments.trials is not None:
+        raise ConfigError(f"trials = {arguments.trials}, but {one_line(run_dir)} is no search: leave --trials out")
     config_file = run_dir / "config.toml"
     recorded = RunDirectory.open(run_dir).config.require_modules(config_file, trust=trust)
     config = RunConfig(recorded.env, recorded.rule if arguments.rule is None else arguments.rule, arguments.training)
@@ -88,7 +98,7 @@ def with_flags_of_run(words: Sequence[str]) -> type[ResumeArguments]:
     # RUN may stand behind flags; their values may be runs as well, and then it is not clear which is meant.
     places = [Path(word) for word in named[:1] or words if not word.startswith("-")]
     runs = [path for path in places if is_file(path / "config.toml")]
-    if named and is_sweep(Path(named[0])):
+    if named and (is_sweep(Path(named[0])) or is_search(Path(named[0]))):
         _require_no_settings(words, named[0])
     if len(runs) > 1:
         raise ConfigError(f"RUN stands before the flags: klimb resume RUN --env-steps 1000000, not {' '.join(words)}")
@@ -113,14 +123,14 @@ def with_flags_of_run(words: Sequence[str]) -> type[ResumeArguments]:
     return make_dataclass(ResumeArguments.__name__, new, bases=(ResumeArguments,), frozen=True, kw_only=True)
 
 
-def _require_no_settings(words: Sequence[str], sweep: str) -> None:
+def _require_no_settings(words: Sequence[str], directory: str) -> None:
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     settings = {flag.names[0] for flag in flags_of(TrainOptions)}
     for flag in flags:
         if flag in settings:
             raise ConfigError(
-                f"{flag}: the runs of a sweep keep their settings; change those of one run with klimb resume "
-                f"{sweep}/NAME {flag} …"
+                f"{flag}: the runs of a sweep or a search keep their settings; change those of one run with klimb "
+                f"resume {directory}/NAME {flag} …"
             )
 
 

@@ -14,18 +14,17 @@ from typing import Annotated, Any
 from rich.console import Console
 from tyro.conf import arg
 
-from klimb.cli.evaluate import evaluate_seeds, evaluation_lines
+from klimb.cli.evaluate import evaluation_lines
 from klimb.console import print_line, training_console
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.registry import make, make_named_in
-from klimb.errors import ConfigError, EnvironmentFault, KlimbError, TrainingFailed
+from klimb.errors import ConfigError, KlimbError, TrainingFailed
 from klimb.presets.preset import Preset, written
 from klimb.report.page import write_report
 from klimb.runs.config import RunConfig
-from klimb.runs.directory import RunDirectory
-from klimb.runs.faults_log import FaultsLog
 from klimb.runs.policy_file import save_policy
 from klimb.training import devices, peers
+from klimb.training.final_evaluation import evaluate_run
 from klimb.training.loop import NotSaved
 from klimb.training.progress.choice import lines_on, view_on
 from klimb.training.progress.view import SILENT, View
@@ -147,24 +146,3 @@ def finish(
         print_line(console, f"{name:<12} {path}")
     flag = " --trust-environment" if config.names_modules else ""
     print_line(console, f"again        klimb evaluate {shlex.quote(str(run_dir))}{flag}")
-
-
-def evaluate_run(
-    run_dir: Path, policies: list[Any], config: RunConfig, environment: Any, episodes: int, view: View
-) -> dict[str, Any] | None:
-    """The evaluation after a training, which is written to its directory; None without episodes.
-
-    run_dir, policies, config, environment: of the run. episodes: of each seed. view: that shows the evaluation.
-    """
-    if episodes == 0:
-        return None
-    # Another seed than the training's: no episode is one that was trained on.
-    seed = config.options.seed + 10_000
-    try:
-        with view:
-            result = evaluate_seeds(policies, config, environment, episodes, seed, True, view.episodes)
-    except EnvironmentFault as fault:
-        FaultsLog(run_dir).add(f"final evaluation: {fault}", fault.environment_traceback)
-        raise
-    RunDirectory(run_dir, config).write_evaluation(result)
-    return result

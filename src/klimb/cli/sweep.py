@@ -17,17 +17,19 @@ from klimb.cli import compilation_cache
 from klimb.cli.flags import plain_types
 from klimb.cli.list import rule_lines
 from klimb.cli.parser import Command
-from klimb.cli.session import Output, announce, announce_end, announce_preset, evaluate_run, reporting_failure
+from klimb.cli.session import Output, announce, announce_end, announce_preset, reporting_failure
 from klimb.cli.train import TrainArguments, configuration, directory_name, naming, with_rule_of
 from klimb.console import print_line, training_console
 from klimb.errors import ConfigError
 from klimb.files import is_file
-from klimb.report.page import FILE_NAME, write_report
+from klimb.report.html import FILE_NAME
+from klimb.report.page import write_report
 from klimb.runs.changes import OPTIONS
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep
 from klimb.training import devices, peers
+from klimb.training.final_evaluation import evaluate_run
 from klimb.training.networks import load_policies
 from klimb.training.sweep import go_on_with_sweep, start_sweep
 from klimb.training.sweep_trainer import Trained

@@ -9,7 +9,7 @@ from klimb.estimate import bounds
 from klimb.types import Batch, UpdateInfo
 
 
-def certificate(info: UpdateInfo, batch: Batch, gamma: float) -> dict[str, Float[Array, ""]]:
+def certificate(info: UpdateInfo, batch: Batch, gamma: float | Array) -> dict[str, Float[Array, ""]]:
     """Metrics of a step: predicted improvement in reward per step, standard errors, worst states, bounds.
 
     sampled_improvement_bound: the larger of two lower bounds on (1 − γ)(J(π') − J(π)): `improvement_bound` with the
@@ -35,7 +35,9 @@ def certificate(info: UpdateInfo, batch: Batch, gamma: float) -> dict[str, Float
     largest = scale * jnp.max(jnp.where(batch.weight > 0, jnp.abs(batch.advantage), 0))
     worst = bounds.worst_gain_bound(info.tv_max, largest)
     # Means over steps become sums over time, Σ γᵗ …, when divided by 1 − γ.
-    per_step = jnp.asarray(1 - gamma if gamma < 1 else 1, predicted.dtype)
+    # A number is compared here: a traced one in the program.
+    traced = jnp.where(gamma < 1, 1 - gamma, 1) if isinstance(gamma, Array) else 1 - gamma if gamma < 1 else 1
+    per_step = jnp.asarray(traced, predicted.dtype)
     at_worst = bounds.improvement_bound(predicted / per_step, worst, info.tv_max, gamma)
     on_average = bounds.average_improvement_bound(predicted / per_step, worst, mean_tv / per_step, gamma)
     fraction = bounds.guaranteed_fraction(predicted, worst, info.tv_max, mean_tv, gamma)

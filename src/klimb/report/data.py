@@ -173,7 +173,7 @@ def read_run(run_dir: Path) -> RunData:
         env_steps=env_steps,
         status=_statuses([record.get("status") for record in records], num_seeds),
         columns=columns,
-        evaluation=_read_evaluation(run_dir / "evaluation.json"),
+        evaluation=read_evaluation(run_dir / "evaluation.json"),
         provenance=read_provenance(run_dir),
         edges=np.linspace(0, len(records), points + 1).astype(np.int64),
         ending=read_ending(run_dir),
@@ -235,7 +235,11 @@ def _check_size(path: Path, records: list[Spec], num_names: int, num_seeds: int)
         )
 
 
-def _read_evaluation(path: Path) -> Evaluation | None:
+def read_evaluation(path: Path) -> Evaluation | None:
+    """The final evaluation of a run; None where there is none. RunError when the file is damaged.
+
+    path: of `evaluation.json`.
+    """
     if not exists(path):
         return None
     try:

@@ -1,20 +1,13 @@
-"""The page as HTML: headings, numbers and tables, escaped; the charts are data for `assets/charts.js`."""
+"""The page of a run: headings, numbers and tables, escaped; the charts are data for `assets/charts.js`."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
-from typing import Any
 
 import numpy as np
 
-from klimb.errors import RunError, one_line
-from klimb.files import as_path, write_output, write_text
+from klimb.files import as_path
 from klimb.report.averages import bucket_mean
 from klimb.report.certificate_charts import certificate_charts
 from klimb.report.charts import (
@@ -27,13 +20,12 @@ from klimb.report.charts import (
 )
 from klimb.report.configuration import configuration_html
 from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
+from klimb.report.html import fill, sections_html, tiles_html, without_readouts, write_page
 from klimb.report.idle_seeds import idle_seeds
 from klimb.report.provenance import provenance_html
 from klimb.report.statistics import FEW_SEEDS, from_few_seeds
 from klimb.report.text import duration, format_number, message, reason, si, with_error
-from klimb.runs.own_files import require_no_file_of_a_run
 
-FILE_NAME = "report.html"
 MAX_ROWS = 200
 
 
@@ -45,17 +37,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     its configuration is wrong.
     """
     run_dir = as_path(run_dir)
-    path = run_dir / FILE_NAME if output is None else Path(output)
-    page = render(read_run(run_dir))
-    try:
-        if output is None:
-            write_text(path, page)
-        else:
-            require_no_file_of_a_run(path)
-            write_output(path, page.encode())
-    except OSError as error:
-        raise RunError(f"cannot write {one_line(path)}: {error.strerror}") from None
-    return path
+    return write_page(render(read_run(run_dir)), run_dir, output)
 
 
 def render(run: RunData) -> str:
@@ -69,40 +51,26 @@ def render(run: RunData) -> str:
         "unit": ["passes over the demonstrations", "passes"] if run.offline else ["environment steps", "steps"],
         "first": run.iteration[run.edges[:-1]].tolist(),
         "last": run.iteration[run.edges[1:] - 1].tolist(),
-        "charts": [{key: value for key, value in chart.items() if key != "readout"} for chart in charts],
+        "charts": without_readouts(charts),
     }
-    style, script = _resource("style.css"), _resource("charts.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     title = f"{run.rule_title} on {run.config['env']}"
-    return Template(_resource("page.html")).substitute(
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:",
+    return fill(
+        "page.html",
+        data,
         title=escape(title),
         rule=escape(run.rule_title),
         env=escape(run.config["env"]),
         name=escape(run.name),
-        style=style,
-        headline=_headline_html(run),
-        sections=_sections_html(parts),
+        headline=tiles_html(_headline(run)),
+        sections=sections_html(parts),
         rejected=_rejected_html(run),
         configuration=configuration_html(run),
         foot=provenance_html(run.provenance),
-        data=embed(data),
-        script=script,
     )
-
-
-def embed(data: Any) -> str:
-    """`data` as JSON that is safe inside a script element: ASCII, and without `<`, `>` and `&`."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _exact(values: np.ndarray) -> list[int]:
     return [round(value) for value in values.tolist()]
-
-
-def _resource(name: str) -> str:
-    return resources.files("klimb.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _sections(run: RunData) -> list[Spec]:
@@ -159,33 +127,6 @@ def _how_averaged(run: RunData) -> str:
         band = "" if run.num_seeds > 1 else "; the band spans them"
         sentences.append(f"Each point is the mean of about {format_number(per_point, 2)} iterations{band}.")
     return " ".join(sentences)
-
-
-def _sections_html(parts: list[Spec]) -> str:
-    """Headings and empty cards; `charts.js` fills the n-th card with the n-th chart."""
-    blocks = []
-    for part in parts:
-        if not part["charts"]:
-            continue
-        cards = "\n".join(_card_html(chart) for chart in part["charts"])
-        lead = f"<p>{escape(part['lead'].strip())}</p>" if part["lead"].strip() else ""
-        kind = "grid small" if part.get("small") else "grid"
-        blocks.append(
-            f'<section><header><h2>{part["title"]}</h2>{lead}</header>\n<div class="{kind}">\n{cards}\n</div></section>'
-        )
-    return "\n".join(blocks)
-
-
-def _card_html(chart: Spec) -> str:
-    readout = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in chart.get("readout", [])
-    )
-    return (
-        f'<figure class="card{" wide" if chart.get("wide") else ""}" data-chart>'
-        f"<figcaption><h3>{escape(chart['title'])}</h3><p>{escape(chart['about'])}</p></figcaption>"
-        + (f'<dl class="readout">{readout}</dl>' if readout else "")
-        + '<div class="legend"></div><div class="plot"></div></figure>'
-    )
 
 
 def _headline(run: RunData) -> list[tuple[str, str, str]]:
@@ -251,18 +192,6 @@ def _evaluation_detail(evaluation: Evaluation) -> str:
         return f"± standard error over {evaluation.episodes} episodes"
     few = f" (fewer than {FEW_SEEDS}: unreliable)" if from_few_seeds(count) else ""
     return f"± standard error over {count} seeds{few}, {evaluation.episodes} episodes each"
-
-
-def _headline_html(run: RunData) -> str:
-    tiles = []
-    for name, value, detail in _headline(run):
-        number, *error = value.split(" ± ")
-        error_html = f'<span class="error"> ± {escape(error[0])}</span>' if error else ""
-        tiles.append(
-            f"<div><dt>{escape(name)}</dt><dd><strong>{escape(number)}{error_html}</strong>"
-            f"<span>{escape(detail)}</span></dd></div>"
-        )
-    return "\n".join(tiles)
 
 
 def _faults_html(run: RunData) -> str:

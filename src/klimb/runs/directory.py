@@ -41,7 +41,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.ending import ENDED, Ending, read_ending, write_ending
 from klimb.runs.lock import RunLock
 from klimb.runs.metrics import FILE_NAME, MetricsLog, Record, read_metrics
-from klimb.runs.own_files import BEST, DEMONSTRATOR, SWEEP
+from klimb.runs.own_files import BEST, DEMONSTRATOR, SWEEP, TUNE
 from klimb.runs.policy_file import policy_name, save_policy
 from klimb.runs.provenance import Provenance, read_provenance, write_provenance
 from klimb.types import TrainState
@@ -136,6 +136,8 @@ class RunDirectory:
             what = "it has no config.toml" if there else "there is no such directory"
             if there and is_file(path / SWEEP):
                 what = "it is a sweep; its subdirectories are runs (klimb resume, klimb.resume_sweep continue them)"
+            if there and is_file(path / TUNE):
+                what = f"it is a search, which klimb resume continues; its best trial is {one_line(path / BEST)}"
             raise RunError(f"{one_line(path)} is not a run: {what}")
         return cls(path, RunConfig.read(path / "config.toml"))
 

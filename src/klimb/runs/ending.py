@@ -17,7 +17,7 @@ from klimb.files import exists, read_limited, write_text
 ENDED = "ended.json"
 MAX_FILE = 2**16
 
-Reason = Literal["complete", "until_return", "patience", "callback", "interrupted", "failed"]
+Reason = Literal["complete", "until_return", "patience", "callback", "interrupted", "failed", "pruned"]
 Number = Annotated[int, Field(ge=0, lt=2**53)]
 
 
@@ -26,7 +26,8 @@ class Ending:
     """What ended a training.
 
     reason: `complete` when all environment steps were made, or passes over demonstrations are done; `until_return`,
-    `patience` or `callback`, which stopped it; `interrupted` by a signal; `failed`. iteration: the last one. env_steps:
+    `patience` or `callback`, which stopped it; `interrupted` by a signal; `failed`; `pruned`
+    by a search, because other trials were better. iteration: the last one. env_steps:
     until then, per seed. message: the reason in one line, for people.
     """
 
@@ -39,6 +40,11 @@ class Ending:
     def early(self) -> bool:
         """Whether the training would have gone on."""
         return self.reason != "complete"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing is left to be trained."""
+        return self.reason in ("complete", "until_return", "patience")
 
 
 def write_ending(run_dir: Path, ending: Ending) -> None:

@@ -1,4 +1,4 @@
-"""Which files of a run, or of a sweep, are klimb's own: no output of a command may replace them."""
+"""Which files of a run, a sweep or a search are klimb's own: no output of a command may replace them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from klimb.files import exists, is_file
 
 BEST, DEMONSTRATOR = "best", "demonstrator"
 CONFIG, SWEEP = "config.toml", "sweep.toml"
+TUNE, TRIALS, JOURNAL = "tune.toml", "trials.json", "optuna-journal.log"
 OWN_FILES = (
     *(CONFIG, "metrics.jsonl", "provenance.json", "evaluation.json", "ended.json", "faults.log", ".lock"),
-    *("policy*.json", "policy*.safetensors", SWEEP),
+    *("policy*.json", "policy*.safetensors", SWEEP, TUNE, TRIALS, JOURNAL),
 )
-"""Names of what klimb keeps in the directory of a run or a sweep, besides the directories there."""
+"""Names of what klimb keeps in the directory of a run, a sweep or a search, besides the directories there."""
 OWN_DIRECTORIES = ("checkpoints", BEST, DEMONSTRATOR)
 
 
@@ -24,8 +25,8 @@ def require_no_file_of_a_run(path: Path) -> None:
     path: of the output.
     """
     folder = path.parent
-    inside = folder.name in OWN_DIRECTORIES and is_file(folder.parent / CONFIG)
-    own = is_file(folder / CONFIG) or is_file(folder / SWEEP)
+    inside = folder.name in OWN_DIRECTORIES and any(is_file(folder.parent / name) for name in (CONFIG, TUNE))
+    own = any(is_file(folder / name) for name in (CONFIG, SWEEP, TUNE))
     is_own = inside or (own and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in OWN_FILES))
     if is_own and exists(path):
         run = folder.parent if inside else folder

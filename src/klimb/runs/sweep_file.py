@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from klimb.errors import ConfigError, NameTaken, RunError, one_line, shown
 from klimb.fields import MAX_NAME
@@ -41,6 +41,8 @@ class Sweep:
     config: RunConfig
     over: Mapping[str, Sequence[Any]]
     preset: str | None = None
+    noun: ClassVar[str] = "combinations"
+    varies_options: ClassVar[bool] = False
 
     def members(self) -> list[Member]:
         """Every combination, in the order of `itertools.product`.
@@ -63,9 +65,9 @@ class Sweep:
         members: dict[str, Member] = {}
         for values in itertools.product(*self.over.values()):
             config = with_changes(self.config, dict(zip(self.over, values, strict=True)))
-            name = ",".join(f"{field}={_in_a_name(value_of(config, field))}" for field in self.over)
+            name = ",".join(f"{field}={value_in_a_name(value_of(config, field))}" for field in self.over)
             if name in members:
-                words = {field: [_in_a_name(value) for value in values] for field, values in self.over.items()}
+                words = {field: [value_in_a_name(value) for value in values] for field, values in self.over.items()}
                 repeated = next((field for field, names in words.items() if len(set(names)) < len(names)), name)
                 raise ConfigError(f"the values of {repeated} to sweep over are not all different")
             members[name] = Member(name, config)
@@ -132,15 +134,15 @@ def require_unused_by_sweeps(directory: Path) -> None:
         raise NameTaken(f"{one_line(directory)} exists already; choose another directory for the sweep")
 
 
-def _in_a_name(value: Any) -> str:
-    """A value as part of the name of a directory: 0.003, true, none, 64x64."""
+def value_in_a_name(value: Any) -> str:
+    """A value as part of the name of a directory: 0.003, true, none, 64x64. value: as a configuration has it."""
     match value:
         case None:
             return "none"
         case bool():
             return str(value).lower()
         case list() | tuple():
-            return "x".join(map(_in_a_name, value)) or "none"
+            return "x".join(map(value_in_a_name, value)) or "none"
         case float():
             return repr(float(value))
     return re.sub(r"[^-+.@\w]", "-", str(value), flags=re.ASCII)

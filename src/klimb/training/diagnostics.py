@@ -30,7 +30,7 @@ class Diagnostics:
     """
 
     certificate: bool
-    gamma: float
+    gamma: float | Array
     has_values: bool
 
     def init(self) -> MeanResidual:

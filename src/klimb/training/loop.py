@@ -70,14 +70,17 @@ def drive(
     view: View = SILENT,
     sweep: Path | None = None,
     names: Sequence[str] = (),
+    pause_at: int | None = None,
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end.
 
     program, state: what is advanced, and from where. writers: where records and checkpoints go. callbacks: called after
     every call to the device, in order. iteration, wall_time: that the state is after. host_states: where host
     environments stood, or None. view: that shows the training. sweep: the directory of the sweep that is resumed after
-    a stop, if the runs are part of one. names: of the combinations of a sweep, one for each writer. Returns a result
-    for each writer; NotSaved, TrainingFailed and Interrupted as `train` raises them.
+    a stop, if the runs are part of one. names: of the combinations of a sweep, one for each writer. pause_at: the
+    iteration after which a checkpoint is saved and the runs are left as they are, to be gone on with as after a stop;
+    None to train to the end. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as `train`
+    raises them.
     """
     copies = copy_names([writer.config for writer in writers], names)
     clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections, copies)
@@ -91,7 +94,9 @@ def drive(
         supervision.restore(histories)
         with _faults_written(writers, iteration):
             program.start(iteration=iteration, host_states=host_states)
-        training = _Training(program, state, writers, callbacks, iteration, clock, rejections, supervision, view, sweep)
+        training = _Training(
+            program, state, writers, callbacks, iteration, clock, rejections, supervision, view, sweep, pause_at
+        )
         with _peers_watched(training):
             training.run()
         state, iteration, finished = training.state, training.iteration, True
@@ -123,6 +128,7 @@ class _Training:
     supervision: Supervision
     view: View
     sweep: Path | None
+    pause_at: int | None = None
     stopped: bool = False
 
     def __post_init__(self) -> None:
@@ -136,11 +142,16 @@ class _Training:
         if not self._finished:
             self.view.doing("compiling")
         with StopSignals() as stop, _stopping_at_once(self.writers, self.sweep):
-            while not (self._finished or self.stopped):
+            while not (self._finished or self._paused or self.stopped):
                 metrics = self._call(size)
                 self.rejections.count(metrics["status"])
                 self._conclude(metrics, stop)
-        self._end(self._reasons)
+        if self._finished or not self._paused:
+            self._end(self._reasons)
+
+    @property
+    def _paused(self) -> bool:
+        return self.pause_at is not None and self.iteration >= self.pause_at
 
     @property
     def _finished(self) -> bool:
@@ -214,11 +225,13 @@ class _Training:
                 writer.save_best(program, state, evaluation, host_states, iteration=self.iteration, wall_time=now)
 
     def _iterations(self, size: CallSize, env_steps: np.ndarray) -> int:
-        """How many iterations the next call makes: not past the next checkpoint or evaluation, or a reason to stop."""
+        """Iterations of the next call: not past a checkpoint, an evaluation, a pause, or a reason to stop."""
         every = self.program.config.options.checkpoint_every
         certain = self.program.certain_iterations(self.state, self.iteration)
         to_checkpoint = every - self.iteration % every
         limit = min(size.iterations, certain, to_checkpoint, self.rejections.remaining)
+        if self.pause_at is not None:
+            limit = min(limit, self.pause_at - self.iteration)
         return self.supervision.certain(env_steps, limit)
 
     def _tell(self, records: list[Record]) -> None:
@@ -238,7 +251,7 @@ class _Training:
         options, finished = self.program.config.options, self._finished
         fails = self.rejections.limit_reached
         signal, self.stopped = self._agreed(stop.received)
-        stops = not finished and (self.stopped or signal is not None or fails)
+        stops = not finished and (self.stopped or self._paused or signal is not None or fails)
         due = finished or self.iteration % options.checkpoint_every == 0
         broken = options.check_finite and bool((metrics["status"] == Status.NONFINITE).any())
         if due or stops or broken:

@@ -53,6 +53,9 @@ from klimb.types import Demonstrated, Rollout, TrainState
 
 logger = logging.getLogger("klimb")
 
+VARIED_OPTIONS = frozenset({"gamma", "gae_lambda"})
+"""Training options whose values can be data of a program: numbers that advantages are only calculated with."""
+
 
 class Program:
     """The training of `config` on an environment: `initial_state`, then `advance` until done.
@@ -60,8 +63,8 @@ class Program:
     config: the rule and all options. environment: where it trains. policy: to start from; None for a fresh network.
     demonstrations: recorded episodes, for the rules that learn from them. critic: to start from; None for a fresh one.
     demonstrator: the policy that counts as the one that made the demonstrations; None for their recorded log-probs.
-    variations: values of some of the rule's fields, `[V]` each: every seed is trained once with each of them, all in
-    one program. Copy v·S + s is seed s under the v-th values.
+    variations: values of some of the rule's fields, or of the options in `VARIED_OPTIONS`, `[V]` each: every seed is
+    trained once with each of them, all in one program. Copy v·S + s is seed s under the v-th values.
 
     cluster: of Ray, whose actors step a host environment: `auto`, `local` or HOST:PORT; None for processes here.
 
@@ -309,7 +312,18 @@ class Program:
         """One copy's iteration, under its own values of what is varied."""
         if not values:
             return self.iteration
-        return dataclasses.replace(self.iteration, rule=self._bind(with_values(self.config.rule, values)))
+        iteration = self.iteration
+        of_estimator = {name: value for name, value in values.items() if name in VARIED_OPTIONS}
+        if of_estimator:
+            estimator = with_values(iteration.estimator, of_estimator)
+            iteration = dataclasses.replace(
+                iteration,
+                estimator=estimator,
+                replay=dataclasses.replace(iteration.replay, estimator=estimator),
+                diagnostics=dataclasses.replace(iteration.diagnostics, gamma=estimator.gamma),
+            )
+        of_rule = {name: value for name, value in values.items() if name not in VARIED_OPTIONS}
+        return dataclasses.replace(iteration, rule=self._bind(with_values(self.config.rule, of_rule)))
 
     def _make_source(self) -> Source:
         rule, options = self.config.rule, self._options

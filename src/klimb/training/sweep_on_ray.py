@@ -18,14 +18,15 @@ from klimb.environments.registry import GIVEN, Environment, make
 from klimb.errors import ConfigError, KlimbError, RunError, TrainingFailed, one_line
 from klimb.files import is_file, remove_if_possible, write_text
 from klimb.runs.directory import RunDirectory
-from klimb.runs.sweep_file import Member, Sweep, read_sweep
+from klimb.runs.sweep_file import Member, read_sweep
+from klimb.runs.tune_file import TrialBatch, is_search, read_trials, read_tuning
 from klimb.training.driver import Notify, demonstrations_for, saved_demonstrator, saved_policy
 from klimb.training.loop import Interrupted
 from klimb.training.program import Program
 from klimb.training.progress.view import MAX_NAMES, SILENT
 from klimb.training.run_writer import Run, RunWriter
 from klimb.training.stop_signals import StopSignals
-from klimb.training.sweep_trainer import SweepTrainer, Trained
+from klimb.training.sweep_trainer import Plan, SweepTrainer, Trained
 
 MAX_RETRIES = 3
 """How often Ray repeats a task whose process or machine was lost."""
@@ -49,22 +50,33 @@ class RaySweep:
 
     plan: of the sweep. environment: the one that it names. directory: of the sweep, which has its file; on a file
     system that all machines share. notify: called with lines for people. trust: whether modules that the files of the
-    sweep name may be imported. address: of the cluster.
+    sweep name may be imported. address: of the cluster. up_to: as for `SweepTrainer`.
     """
 
     def __init__(
-        self, plan: Sweep, environment: Environment, directory: Path, notify: Notify, trust: bool, address: str
+        self,
+        plan: Plan,
+        environment: Environment,
+        directory: Path,
+        notify: Notify,
+        trust: bool,
+        address: str,
+        up_to: int | None = None,
     ) -> None:
         self._plan, self._environment, self._directory = plan, environment, directory.resolve()
-        self._notify, self._trust, self._address = notify, trust, address
+        self._notify, self._trust, self._address, self._up_to = notify, trust, address, up_to
 
     def go_on(self, members: list[Member]) -> Iterator[Trained]:
         """Train what is unfinished of some combinations: their runs, as they are done.
 
+        members: of the plan.
+
         Raises TrainingFailed, when all others are trained, if some can't be; Interrupted after a signal, when the tasks
         have saved checkpoints.
         """
-        trainer = SweepTrainer(self._plan, self._environment, self._directory, (), lambda: SILENT, self._notify)
+        trainer = SweepTrainer(
+            self._plan, self._environment, self._directory, (), lambda: SILENT, self._notify, up_to=self._up_to
+        )
         groups = trainer.groups(trainer.unfinished(members))
         if not groups:
             return
@@ -75,12 +87,7 @@ class RaySweep:
             write_text(witness, "")
             task = cluster.ray.remote(num_cpus=cpus_of(self._plan), max_retries=MAX_RETRIES)(train_part)
             with quiet():
-                waiting = {
-                    task.remote(
-                        str(self._directory), witness.name, [member.name for member in group], self._trust
-                    ): group
-                    for group in groups
-                }
+                waiting = {task.remote(*self._arguments(witness, group)): group for group in groups}
             self._notify(f"training     {len(groups)} tasks in the Ray cluster, which has {cluster.cpus} CPUs")
             with StopSignals() as stop:
                 while waiting:
@@ -94,6 +101,10 @@ class RaySweep:
             cluster.close()
         if failures:
             raise TrainingFailed("; ".join(failures))
+
+    def _arguments(self, witness: Path, group: list[Member]) -> tuple[Any, ...]:
+        """What the task of some combinations is called with. witness: a file in the directory."""
+        return str(self._directory), witness.name, [member.name for member in group], self._trust, self._up_to
 
     def _take_in(
         self, cluster: RayCluster, reference: Any, group: list[Member], failures: list[str]
@@ -130,20 +141,20 @@ class RaySweep:
         )
 
 
-def train_part(directory: str, witness: str, names: Sequence[str], trust: bool) -> Outcome:
+def train_part(directory: str, witness: str, names: Sequence[str], trust: bool, up_to: int | None = None) -> Outcome:
     """What a task does: begin some combinations of a sweep, or go on with them, until they are trained.
 
     directory: of the sweep. witness: a file that is in it. names: of the combinations. trust: whether modules that the
-    files of the sweep name may be imported.
+    files of the sweep name may be imported. up_to: as for `SweepTrainer`.
     """
     path = Path(directory)
     if not is_file(path / witness):
         return Outcome(shared=False)
     notes: list[str] = []
     try:
-        plan = read_sweep(path, trust=trust)
+        plan = read_plan(path, names, trust=trust)
         members = [member for member in plan.members() if member.name in names]
-        trainer = SweepTrainer(plan, make(plan.config.env), path, (), lambda: SILENT, notes.append, trust)
+        trainer = SweepTrainer(plan, make(plan.config.env), path, (), lambda: SILENT, notes.append, trust, up_to)
         for _ in trainer.go_on(members):
             pass
     except Interrupted as interrupted:
@@ -153,7 +164,18 @@ def train_part(directory: str, witness: str, names: Sequence[str], trust: bool) 
     return Outcome()
 
 
-def require_possible(plan: Sweep, environment: Environment, callbacks: Sequence[Callable]) -> None:
+def read_plan(directory: Path, names: Sequence[str], *, trust: bool) -> Plan:
+    """What is trained in a directory: a sweep, or some trials of a search.
+
+    directory: of either. names: of the trials. trust: whether modules that its files name may be imported.
+    """
+    if not is_search(directory):
+        return read_sweep(directory, trust=trust)
+    tuning = read_tuning(directory, trust=trust)
+    return TrialBatch(tuning, [trial for trial in read_trials(directory, tuning) if trial.name in names])
+
+
+def require_possible(plan: Plan, environment: Environment, callbacks: Sequence[Callable]) -> None:
     """ConfigError for a sweep that tasks of a cluster can't train.
 
     plan, environment: of the sweep. callbacks: that it would be given.
@@ -166,7 +188,7 @@ def require_possible(plan: Sweep, environment: Environment, callbacks: Sequence[
         raise ConfigError("a sweep on Ray needs the number of processes of each task: give --workers 1 or more")
 
 
-def cpus_of(plan: Sweep) -> int:
+def cpus_of(plan: Plan) -> int:
     """Number of CPUs that a task needs. plan: of the sweep."""
     return max(1, plan.config.options.workers or 1)
 

@@ -18,8 +18,10 @@ from klimb.improve.rule import is_offline
 from klimb.rules import rule_name
 from klimb.runs.changes import OPTIONS, value_of
 from klimb.runs.checkpoint import Checkpoint
+from klimb.runs.config import RunConfig
 from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.sweep_file import Member, Sweep
+from klimb.runs.tune_file import TrialBatch
 from klimb.training.driver import (
     Notify,
     demonstrations_for,
@@ -32,7 +34,7 @@ from klimb.training.driver import (
 from klimb.training.length import Iterations, length_of
 from klimb.training.loop import drive
 from klimb.training.ongoing_run import Callback, OngoingRun
-from klimb.training.program import Program
+from klimb.training.program import VARIED_OPTIONS, Program
 from klimb.training.progress.view import MAX_NAMES, View
 from klimb.training.run_writer import Run, RunWriter
 from klimb.training.surroundings import observe
@@ -42,26 +44,30 @@ NewView = Callable[[], View]
 """Makes the view of the next program."""
 Trained = dict[str, Run]
 """Runs by the names of their combinations."""
+Plan = Sweep | TrialBatch
+"""Combinations of values that are trained: all of a sweep, or some trials of a search."""
 
 
 class SweepTrainer:
     """Trains the combinations of a sweep, as many of them in one program as can share it.
 
     plan, environment, directory: of the sweep; no directory keeps the runs in memory. callbacks, new_view, notify: as
-    for `start_sweep`. trust: whether modules that the runs' files name may be imported.
+    for `start_sweep`. trust: whether modules that the runs' files name may be imported. up_to: percent of their
+    iterations after which they are paused; None to train to the end.
     """
 
     def __init__(
         self,
-        plan: Sweep,
+        plan: Plan,
         environment: Environment,
         place: Path | NewName | None,
         callbacks: Sequence[Callback],
         new_view: NewView,
         notify: Notify,
         trust: bool = False,
+        up_to: int | None = None,
     ) -> None:
-        self._trust = trust
+        self._trust, self._up_to = trust, up_to
         self._plan, self._environment, self._place = plan, environment, place
         self._directory = place if isinstance(place, Path) else None
         self._callbacks, self._new_view, self._notify = callbacks, new_view, notify
@@ -220,6 +226,7 @@ class SweepTrainer:
                 host_states=checkpoint.host_states,
                 view=view,
                 sweep=self._directory,
+                pause_at=self._pause(group[0].config),
                 names=[member.name for member in group],
             )
         self._note_stop(runs)
@@ -231,7 +238,7 @@ class SweepTrainer:
         names = ", ".join(member.name for member in group[:MAX_NAMES])
         more = f" and {len(group) - MAX_NAMES} more" if len(group) > MAX_NAMES else ""
         total = len(self._plan.members())
-        self._notify(f"training     {names}{more} ({len(self._begun)} of {total} combinations begun)")
+        self._notify(f"training     {names}{more} ({len(self._begun)} of {total} {self._plan.noun} begun)")
 
     def _call_back(self, run: OngoingRun) -> None:
         for callback in self._callbacks:
@@ -291,6 +298,10 @@ class SweepTrainer:
             self._plan.write(self._directory)
         return self._directory
 
+    def _pause(self, config: RunConfig) -> int | None:
+        """The iteration after which a combination is paused; None for the end. config: of it."""
+        return None if self._up_to is None else max(1, round(self._up_to / 100 * config.num_iterations))
+
     def _path(self, member: Member) -> Path:
         assert self._directory is not None
         return self._directory / member.name
@@ -302,7 +313,10 @@ class SweepTrainer:
         """Whether a run has been trained to its end, as far as that is known before its checkpoint is read."""
         directory = RunDirectory.open(self._path(member))
         ending, saved = directory.ending(), directory.saved_iterations()
-        if ending is not None and ending.reason in ("complete", "until_return", "patience"):
+        pause = self._pause(member.config)
+        if pause is not None and saved and saved[0] >= pause:
+            return True
+        if ending is not None and ending.final:
             return bool(saved) and saved[0] >= ending.iteration
         length = length_of(dataclasses.replace(directory.config, rule=member.config.rule))
         if is_offline(member.config.rule) or not isinstance(length, Iterations):
@@ -314,15 +328,16 @@ class _NotShared(Exception):
     """The combinations of a group can't share a program."""
 
 
-def _numbers(plan: Sweep) -> set[str]:
+def _numbers(plan: Plan) -> set[str]:
     """Fields whose values may be data of one program: real numbers of a rule that learns from an environment."""
+    options = OPTIONS - VARIED_OPTIONS if plan.varies_options else OPTIONS
     members = plan.members()
     if is_offline(plan.config.rule):
         return set()
     return {
         name
         for name in plan.over
-        if name not in OPTIONS and all(isinstance(value_of(member.config, name), float) for member in members)
+        if name not in options and all(isinstance(value_of(member.config, name), float) for member in members)
     }
 
 

@@ -102,30 +102,30 @@
   const finite = (values) => values.filter((v) => v !== null);
 
   // ---- frame: axes, grid, and where the data go
-  function frame(chart, xDomain, yDomain, { log = false, strip = 0, yTicks, xTicks } = {}) {
+  function frame(chart, xDomain, yDomain, { log = false, xLog = false, strip = 0, yTicks, xTicks } = {}) {
     const { plot, spec } = chart;
     const [width, height] = chart.size;
     const rows = Math.max(3, (height - strip - 50) / 44);
     const axis = typeof log === "number" ? signedTicks : log ? logTicks : linearTicks;
     const ticks = yTicks || axis(yDomain, rows, log);
     const left = Math.max(22, ...ticks.map(([, label]) => label.length * 6.7 + 10));
-    const area = { left, right: width - 14, top: spec.unit || spec.yLabel ? 22 : 10, bottom: height - (chart.small ? 24 : 38) - strip };
+    const area = { left, right: width - 14, top: spec.unit || spec.yLabel ? 22 : 10, bottom: height - (chart.small && !spec.xLabel ? 24 : 38) - strip };
     const root = svg(plot, "svg", {
       viewBox: `0 0 ${width} ${height}`, tabindex: 0, role: "img", "aria-label": `${spec.title}. ${spec.about}`,
     });
-    const x = scale(xDomain, [area.left, area.right]);
+    const x = scale(xDomain, [area.left, area.right], xLog);
     const y = scale(yDomain, [area.bottom, area.top], log);
     const lines = ticks.map(([v]) => `M${left} ${y(v).toFixed(1)}H${area.right}`).join("");
     if (!yTicks) svg(root, "path", { class: "grid-line", d: lines || "M0 0" });
     svg(root, "path", { class: "axis", d: `M${left} ${area.bottom}H${area.right}` });
     for (const [v, label] of ticks) svg(root, "text", { x: left - 8, y: y(v) + 3.8, "text-anchor": "end" }, label);
     const below = area.bottom + strip;
-    for (const [v, label] of xTicks || linearTicks(xDomain, (area.right - left) / 84)) {
+    for (const [v, label] of xTicks || (xLog ? logTicks : linearTicks)(xDomain, (area.right - left) / 84)) {
       const at = x(v), half = label.length * 3.3;
       const anchor = at + half > width ? "end" : at - half < 0 ? "start" : "middle";
       svg(root, "text", { x: anchor === "end" ? width : Math.max(at, 0), y: below + 16, "text-anchor": anchor }, label);
     }
-    if (!chart.small) svg(root, "text", { x: area.right, y: below + 33, "text-anchor": "end" }, spec.xLabel || data.unit[0]);
+    if (!chart.small || spec.xLabel) svg(root, "text", { x: area.right, y: below + 33, "text-anchor": "end" }, spec.xLabel || data.unit[0]);
     const corner = spec.unit || spec.yLabel;
     if (corner) svg(root, "text", { x: 0, y: 10 }, corner);
     const id = `clip-${chart.index}`;
@@ -404,6 +404,59 @@
     ], px, Math.max(0, py - 30));
   }
 
+  // ---- trials of a search: points, the best so far, and the importance of fields
+  function drawPoints(chart) {
+    const { spec } = chart, { points } = spec;
+    const seen = (i) => !chart.hidden.has(spec.groups[points.group[i]][0]);
+    const inside = points.y.filter((_, i) => seen(i)).sort((a, b) => a - b);
+    if (!inside.length) return empty(chart);
+    // A few very low scores do not flatten all others.
+    const [tenth, top] = [quantile(inside, 0.1), inside[inside.length - 1]];
+    const yDomain = padded(Math.max(inside[0], tenth - 1.5 * (top - tenth)), top);
+    const f = frame(chart, spec.xDomain, yDomain, { xLog: spec.xLog, xTicks: spec.xTicks });
+    const px = points.x.map(f.x), py = points.y.map((v) => Math.min(Math.max(f.y(v), f.area.top + 3), f.area.bottom - 4));
+    if (spec.best) {
+      const at = (v) => Math.min(Math.max(f.y(v), f.area.top), f.area.bottom - 4).toFixed(1);
+      const steps = spec.best.values.map((v, i) => (v === null ? null : [f.x(i).toFixed(1), at(v)])).filter((p) => p);
+      const d = steps.map(([x, y], i) => (i ? `H${x}V${y}` : `M${x} ${y}`)).join("");
+      svg(f.inner, "path", { class: "line", d: d || "M0 0", stroke: "var(--c1)", "stroke-width": 1.75, opacity: 0.6, "data-layer": "best" });
+    }
+    const size = px.length > 300 ? 4.5 : chart.small ? 6.5 : 8;
+    spec.groups.forEach(([label, paint], group) => {
+      if (chart.hidden.has(label)) return;
+      const d = px.map((x, i) => (points.group[i] === group ? `M${x.toFixed(1)} ${py[i].toFixed(1)}h0.01` : "")).join("");
+      svg(f.inner, "path", { class: "line", d: d || "M0 0", stroke: paint, "stroke-width": size, opacity: 0.85, "data-layer": "dots" });
+    });
+    const mark = svg(f.root, "g");
+    chart.frame = f;
+    listen(f.root, (event) => {
+      const [ex, ey] = pointer(chart, event);
+      let best = -1, distance = 30 ** 2;
+      px.forEach((x, i) => {
+        const d = (x - ex) ** 2 + (py[i] - ey) ** 2;
+        if (d < distance && seen(i)) [best, distance] = [i, d];
+      });
+      mark.replaceChildren();
+      if (best < 0) return leave();
+      const trial = data.trials[points.trial[best]], paint = spec.groups[points.group[best]][1];
+      svg(mark, "circle", { class: "dot", cx: px[best], cy: py[best], r: size / 2 + 1.5, fill: paint });
+      showTooltip(chart, trial.title, trial.rows.map(([name, value]) => [null, name, value]), px[best], Math.max(0, py[best] - 30));
+    }, () => { mark.replaceChildren(); leave(); });
+  }
+  function drawBars(chart) {
+    const { rows } = chart.spec;
+    const ticks = rows.map((row, i) => [rows.length - i, row.label]);
+    const percent = [0, 0.25, 0.5, 0.75, 1].map((v) => [v, `${v * 100} %`]);
+    const f = frame(chart, [0, 1.04], [0.4, rows.length + 0.6], { yTicks: ticks, xTicks: percent });
+    rows.forEach((row, i) => {
+      const y = f.y(rows.length - i), to = Math.max(f.x(row.value), f.area.left + 2);
+      svg(f.inner, "path", { d: `M${f.area.left} ${y - 8}H${to - 2}q2 0 2 2V${y + 6}q0 2 -2 2H${f.area.left}Z`, fill: "var(--c1)", opacity: 0.85, "data-layer": "bar" });
+      const end = row.value > 0.9;
+      svg(f.root, "text", { class: "level-label", x: end ? to - 8 : to + 7, y: y + 4, "text-anchor": end ? "end" : "start", style: end ? "fill: var(--card); stroke: none" : "" }, `${(row.value * 100).toFixed(0)} %`);
+    });
+    chart.frame = f;
+  }
+
   // ---- the final evaluation
   function drawHistogram(chart) {
     const { counts, bounds, mean } = chart.spec;
@@ -456,7 +509,7 @@
   }
 
   // ---- cards
-  const DRAW = { lines: drawLines, scatter: drawScatter, histogram: drawHistogram, strips: drawStrips };
+  const DRAW = { lines: drawLines, scatter: drawScatter, histogram: drawHistogram, strips: drawStrips, points: drawPoints, bars: drawBars };
 
   function empty(chart) {
     frame(chart, [0, roundEnd()], [0, 1]);
@@ -492,6 +545,7 @@
   function legend(chart) {
     const { spec } = chart;
     if (spec.kind === "scatter") spec.groups.forEach((label, i) => toggle(chart, label, "dots", `var(--q${i})`));
+    if (spec.kind === "points" && !chart.small && spec.groups.length > 1) spec.groups.forEach(([label, paint]) => toggle(chart, label, "dots", paint));
     if (spec.fit) toggle(chart, spec.fit.label, "line", "var(--c2)");
     if (spec.kind !== "lines") return;
     const entries = new Map();
@@ -513,9 +567,10 @@
       draw(chart);
     });
   }
-  function copyButton() {
-    const block = document.querySelector(".command");
-    if (!block) return;
+  function copyButtons() {
+    document.querySelectorAll(".command").forEach((block) => copies(block));
+  }
+  function copies(block) {
     const button = html(block, "button", "", "Copy");
     button.type = "button";
     button.addEventListener("click", async () => {
@@ -539,11 +594,11 @@
     charts.push(chart);
     legend(chart);
     const marks = (spec.layers || []).filter((layer) => layer.type === "marks").length;
-    const height = spec.kind === "strips" ? 56 + spec.rows.length * 28 : (spec.height || 230) + marks * 11;
+    const height = spec.kind === "strips" || spec.kind === "bars" ? 56 + spec.rows.length * 28 : (spec.height || 230) + marks * 11;
     chart.plot.style.minHeight = `${height}px`;
   });
   charts.forEach(draw);
-  copyButton();
+  copyButtons();
   const resized = new ResizeObserver(() => requestAnimationFrame(() => {
     for (const chart of charts) {
       const { plot, size } = chart;
