@@ -20,6 +20,7 @@ from klimb import PPO, ConfigError, EnvironmentFault, MissingExtra
 from klimb.collect.host import ray_cluster, ray_workers
 from klimb.collect.host.ray_cluster import RayCluster, is_here, require_token
 from klimb.collect.host.ray_workers import RayWorkers
+from slow_environment import EPISODE
 from two_nodes import two_nodes  # noqa: F401 (the fixture `cluster`)
 
 RULE = PPO(epochs=1, num_minibatches=2)
@@ -158,6 +159,18 @@ def test_environments_that_end_their_process(cluster, caplog):
     run = train("own_for_ray:Ending-v0", ray=cluster.address)
     assert 1 <= caplog.text.count("its rollout is repeated by another") <= 2
     assert run.ended.reason == "complete"
+
+
+@pytest.mark.slow
+def test_a_late_actor(cluster, caplog):
+    run = train("slow_for_tests:Slow-v0", ray=cluster.address, num_steps=16, env_steps=160, straggler_timeout=0.15)
+    late = [record["late_rows"] for record in run.history]
+    assert all(0 < missing <= 2 * 15 for missing in late), late
+    assert np.diff([record["env_steps"] for record in run.history]).tolist() == [64 - missing for missing in late[1:]]
+    ended = [record for record in run.history if record["episodes"] > 0]
+    assert ended
+    assert all(record["episode_return"] == record["episode_length"] == EPISODE for record in ended)
+    assert "a worker was late: after 0.15 s environment 2 had made" in caplog.text
 
 
 @pytest.mark.slow

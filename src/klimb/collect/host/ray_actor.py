@@ -37,8 +37,12 @@ class Answer(NamedTuple):
 
 
 class Rolled(NamedTuple):
-    """What an actor says of a rollout, whose rows follow. faults: that it survived. captured: where it stands now."""
+    """What an actor says of a rollout, whose rows follow.
 
+    made: number of its steps that were made. faults: that were survived. captured: where the environments stand now.
+    """
+
+    made: int
     faults: list[Fault]
     captured: dict[str, list] | None
 
@@ -126,8 +130,10 @@ class EnvironmentActor:
             # What Ray delivers is read-only, which a policy need not be ready for.
             own = np.array(np.frombuffer(parameters, np.float32).reshape(self._seeds, -1))
             policy, draws = self._spec.decider(own), np.frombuffer(noise, np.float32).reshape(self._noise_shape)
-            stepper.roll(lambda t, obs: policy(obs, draws[t // self._noise.steps]), self._columns)
-            answer = Answer(Rolled(stepper.vector.take_faults(), stepper.capture()))
+            made = stepper.roll(
+                lambda t, obs: policy(obs, draws[t // self._noise.steps]), self._columns, self._task["seconds"]
+            )
+            answer = Answer(Rolled(made, stepper.vector.take_faults(), stepper.capture()))
             return answer, *self._columns_in_pieces()
         except EnvironmentFault as fault:
             return Answer(fatal=(str(fault), fault.environment_traceback)), *(b"" for _ in self._pieces)

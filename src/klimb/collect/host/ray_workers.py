@@ -28,7 +28,7 @@ from klimb.collect.host.ray_actor import (
 )
 from klimb.collect.host.ray_cluster import RayCluster, quiet
 from klimb.collect.host.shares import MAX_LOSSES, REMEDY, Shares
-from klimb.collect.host.stepping import Columns, ColumnsLayout, NoiseLayout, bytes_of, parts
+from klimb.collect.host.stepping import Columns, ColumnsLayout, NoiseLayout, Stepped, bytes_of, parts
 from klimb.environments.faults import RemoteTraceback
 from klimb.environments.host import Fault
 from klimb.errors import EnvironmentFault, one_line
@@ -72,7 +72,9 @@ class RayWorkers:
         derivatives: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
+        straggler_timeout: float | None = None,
     ) -> None:
+        self._straggler_timeout = straggler_timeout
         self._cluster, self._ray, self._pack = cluster, cluster.ray, pack
         self._shares = Shares(shape[1], shape[2], count)
         self._restart, self._timeout, self._packages = restart, timeout, list(packages)
@@ -87,6 +89,7 @@ class RayWorkers:
             "derivatives": derivatives,
             "restart": restart,
             "packages": self._packages,
+            "seconds": straggler_timeout,
         }
         self._shape, self._told_cpu = shape, False
         self._layouts = [
@@ -125,9 +128,10 @@ class RayWorkers:
         for number in range(len(self._shares)):
             self._roll(number)
 
-    def finish(self) -> tuple[Columns, list[Fault]]:
-        """Wait for the rollout that was begun: new arrays, and the faults, as those of `Workers.finish`."""
+    def finish(self) -> Stepped:
+        """Wait for the rollout that was begun: new arrays, as those of `Workers.finish`."""
         columns, faults = Columns.empty(self._layout), []
+        made: list[int | None] = [None] * len(self._shares)
         repeats = [0] * len(self._shares)
         end = time.monotonic() + self._timeout
         while self._rolling:
@@ -145,9 +149,9 @@ class RayWorkers:
                     else:
                         faults += self._blank(number, lost, columns)
                 else:
-                    self._losses[number] = 0
+                    self._losses[number], made[number] = 0, rolled.made
                     faults += self._take_in(number, rolled, own, columns)
-        return columns, faults
+        return Stepped(columns, faults, None if self._straggler_timeout is None else self._shares.made(made, columns))
 
     def capture(self) -> dict[str, list] | None:
         """The states of all environments after the last rollout, by seed and environment; None where not known."""
