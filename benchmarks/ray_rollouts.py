@@ -30,7 +30,7 @@ import ray
 import klimb
 from klimb import NetworkPolicy
 from klimb.collect.host.collector import VectorCollector
-from klimb.collect.host.ray_cluster import quiet
+from klimb.collect.host.ray_cluster import OWN, quiet
 from results_file import HERE, write_results
 
 PAGE = HERE.parent / "docs" / "scaling.md"
@@ -184,7 +184,8 @@ def page(fast: dict[str, Any], slow: list[dict[str, Any]], message: dict[str, fl
         "|---|---|",
         f"| steps per second, processes on this machine | {fast['local']:,.0f} |",
         f"| steps per second, actors of a Ray cluster on this machine | {fast['ray']:,.0f} |",
-        f"| ratio of the two, rollouts of {NUM_ENVS * NUM_STEPS} steps, median of {len(fast['ratios'])} turns | {fast['ratio']:.2f} |",
+        f"| ratio of the two, rollouts of {NUM_ENVS * NUM_STEPS} steps, median of {len(fast['ratios'])} turns "
+        f"| {fast['ratio']:.2f} |",
         f"| the same for rollouts of {NUM_ENVS * LONG_STEPS} steps, median of {len(fast['long_ratios'])} turns "
         f"| {fast['long_ratio']:.2f} |",
         f"| a rollout of {NUM_ENVS * NUM_STEPS} steps | {fast['rollout_seconds']:.3f} s |",
@@ -209,7 +210,7 @@ def main() -> None:
     """Measure, and write the page."""
     logging.getLogger("klimb").setLevel(logging.ERROR)
     with quiet():
-        ray.init(address="local", num_cpus=max(ACTORS), include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=max(ACTORS), log_to_driver=False, **OWN)
         fast, slow, message = throughput(), slow_simulator(), messages()
         ray.shutdown()
     write_results("ray_rollouts", environments=NUM_ENVS, fast=fast, slow=slow, message=message)

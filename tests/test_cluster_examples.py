@@ -46,9 +46,9 @@ def test_its_commands_are_commands(up):
     starts = {}
     for name in lists[1:]:
         (words,) = [shlex.split(line) for line in up[name] if " start " in line]
-        assert words[0] == "RAY_AUTH_MODE=token"
-        assert words[1].endswith("/bin/ray")
-        starts[name] = cli.commands["start"].make_context("start", words[3:]).params
+        assert words[:2] == ["RAY_AUTH_MODE=token", "RAY_worker_niceness=0"]
+        assert words[2].endswith("/bin/ray")
+        starts[name] = cli.commands["start"].make_context("start", words[4:]).params
     head, worker = starts.values()
     assert head["head"]
     assert head["num_cpus"] == 0

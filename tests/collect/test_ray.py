@@ -207,6 +207,16 @@ def test_no_jax_in_actors_that_decide_in_numpy(cluster):
     assert done.stdout == "False\n"
 
 
+@pytest.mark.slow
+def test_actors_of_a_new_cluster_have_the_priority_of_processes_here():
+    code = (
+        "import os; from klimb.collect.host.ray_cluster import RayCluster; "
+        "cluster = RayCluster('local'); print(cluster.ray.get(cluster.ray.remote(os.nice).remote(0))); cluster.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert int(done.stdout) == os.nice(0)
+
+
 def test_other_machines_need_a_token(monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
