@@ -211,7 +211,8 @@ def test_no_jax_in_actors_that_decide_in_numpy(cluster):
 def test_actors_of_a_new_cluster_have_the_priority_of_processes_here():
     code = (
         "import os; from klimb.collect.host.ray_cluster import RayCluster; "
-        "cluster = RayCluster('local'); print(cluster.ray.get(cluster.ray.remote(lambda: os.nice(0)).remote())); cluster.close()"
+        "cluster = RayCluster('local'); niceness = cluster.ray.remote(lambda: os.nice(0)); "
+        "print(cluster.ray.get(niceness.remote())); cluster.close()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
     assert int(done.stdout) == os.nice(0)
