@@ -30,13 +30,15 @@ import ray
 import klimb
 from klimb import NetworkPolicy
 from klimb.collect.host.collector import VectorCollector
-from klimb.collect.host.ray_cluster import quiet
+from klimb.collect.host.ray_cluster import OWN, quiet
 from results_file import HERE, write_results
 
 PAGE = HERE.parent / "docs" / "scaling.md"
 BEGIN, END = "<!-- ray: written by make bench-ray -->\n", "<!-- end of ray -->\n"
 WORKERS, NUM_ENVS, NUM_STEPS = 2, 16, 128
-TURNS, ROLLOUTS = 7, 4
+TURNS, ROLLOUTS = 61, 2
+LONG_STEPS, LONG_TURNS = 512, 31
+"""Steps per environment of a longer rollout: what a rollout costs in the cluster does not grow with them."""
 STEP = 0.005
 """Seconds of a step of the slow simulator."""
 ACTORS = (2, 4, 8, 16)
@@ -102,7 +104,7 @@ class Rollouts:
 def throughput() -> dict[str, Any]:
     """Processes here and actors of the cluster, in turns."""
     here, there = (Rollouts("gymnasium:HalfCheetah-v5", WORKERS, cluster) for cluster in (None, "auto"))
-    rates = [(here.rate(ROLLOUTS), there.rate(ROLLOUTS)) for _ in range(TURNS)]
+    rates = in_turns(here, there, TURNS)
     usual = statistics.median(NUM_ENVS * NUM_STEPS / rate for _, rate in rates)
     lost = []
     for _ in range(3):
@@ -123,7 +125,18 @@ def throughput() -> dict[str, Any]:
     }
     here.collector.close()
     there.collector.close()
+    here, there = (Rollouts("gymnasium:HalfCheetah-v5", WORKERS, cluster, LONG_STEPS) for cluster in (None, "auto"))
+    rates = in_turns(here, there, LONG_TURNS)
+    result["long_ratios"] = [round(ray / local, 3) for local, ray in rates]
+    result["long_ratio"] = statistics.median(ray / local for local, ray in rates)
+    here.collector.close()
+    there.collector.close()
     return result
+
+
+def in_turns(here: Rollouts, there: Rollouts, count: int) -> list[tuple[float, float]]:
+    """Steps per second of both. count: number of turns."""
+    return [(here.rate(ROLLOUTS), there.rate(ROLLOUTS)) for _ in range(count)]
 
 
 class Echo:
@@ -171,8 +184,11 @@ def page(fast: dict[str, Any], slow: list[dict[str, Any]], message: dict[str, fl
         "|---|---|",
         f"| steps per second, processes on this machine | {fast['local']:,.0f} |",
         f"| steps per second, actors of a Ray cluster on this machine | {fast['ray']:,.0f} |",
-        f"| ratio of the two, median of {len(fast['ratios'])} turns | {fast['ratio']:.2f} |",
-        f"| a rollout of 2048 steps | {fast['rollout_seconds']:.2f} s |",
+        f"| ratio of the two, rollouts of {NUM_ENVS * NUM_STEPS} steps, median of {len(fast['ratios'])} turns "
+        f"| {fast['ratio']:.2f} |",
+        f"| the same for rollouts of {NUM_ENVS * LONG_STEPS} steps, median of {len(fast['long_ratios'])} turns "
+        f"| {fast['long_ratio']:.2f} |",
+        f"| a rollout of {NUM_ENVS * NUM_STEPS} steps | {fast['rollout_seconds']:.3f} s |",
         f"| the same, one of the two actors killed under way | {fast['rollout_seconds_actor_killed']:.2f} s |",
         f"| sent to the actors per rollout: parameters, noise | {_kib(sent['parameters'])}, {_kib(sent['noise'])} |",
         f"| sent back per rollout: rows, states of the simulators | {_kib(sent['rollout'])}, {_kib(sent['states'])} |",
@@ -194,7 +210,7 @@ def main() -> None:
     """Measure, and write the page."""
     logging.getLogger("klimb").setLevel(logging.ERROR)
     with quiet():
-        ray.init(address="local", num_cpus=max(ACTORS), include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=max(ACTORS), log_to_driver=False, **OWN)
         fast, slow, message = throughput(), slow_simulator(), messages()
         ray.shutdown()
     write_results("ray_rollouts", environments=NUM_ENVS, fast=fast, slow=slow, message=message)

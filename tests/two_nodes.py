@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+import slow_environment
 from klimb.collect.host import ray_cluster
+from klimb.environments.seeds import environment_seeds
 
 # Ray reads both when it is imported: without, it would write a token into the home directory.
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef"}
@@ -77,9 +79,11 @@ class TwoNodes:
 def two_nodes(tmp_path_factory) -> Iterator[TwoNodes]:
     folder = tmp_path_factory.mktemp("ray")
     (folder / "own_for_ray.py").write_text(OWN_ENVIRONMENTS)
+    (folder / "slow_for_tests.py").write_text(slow_environment.MODULE)
     (folder / "endings").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENDINGS", str(folder / "endings"))
+        patch.setenv(slow_environment.SLOW_SEED, str(environment_seeds(0, 0, 4)[3]))
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
         patch.syspath_prepend(folder)
         two = TwoNodes()

@@ -155,7 +155,11 @@ def test_a_sweep_over_anything_is_stopped_and_gone_on_with(capsys, monkeypatch):
         ("trpo CartPole-v1 --over hidden 64,x", "hidden.1 = 'x'"),
         ("trpo CartPole-v1 --over num_envs 1.5 2", "num_envs = 1.5"),
         ("trpo CartPole-v1 --over advantage gae gea", "advantage = 'gea'"),
-        ("trpo CartPole-v1 --over seed 1 2", "set their number with num_seeds (--num-seeds K)"),
+        ("trpo CartPole-v1 --over num_seeds 1 2", "set their number (--num-seeds K), or sweep over seed"),
+        (
+            "trpo CartPole-v1 --over seed 1 2 --num-seeds 3",
+            "both train seed 2: choose values that are at least 3 apart",
+        ),
         ("trpo CartPole-v1 --over gama 1 2", "no option 'gama'; did you mean 'gamma'"),
         ("trpo CartPole-v1 --over env_steps 1e3 1000", "the values of env_steps to sweep over are not all different"),
         ("trpo CartPole-v1 --over max_kl 0 1", "max_kl = 0.0"),

@@ -16,10 +16,12 @@ class Recount:
     def __init__(self, seeds, envs):
         self.time, self.sum = np.zeros((seeds, envs), int), np.zeros((seeds, envs))
 
-    def __call__(self, reward, ended, valid):
+    def __call__(self, reward, ended, valid, made):
         time = np.zeros(reward.shape, int)
         returns, lengths = ([[] for _ in self.time] for _ in range(2))
         for t, k, n in np.ndindex(reward.shape):
+            if t >= made[n]:
+                continue
             time[t, k, n] = self.time[k, n]
             if valid[t, k, n]:
                 self.sum[k, n] += float(reward[t, k, n])
@@ -42,18 +44,25 @@ def mean(values):
     rollouts=st.integers(1, 4),
     ends=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     resets=st.sampled_from([0.0, 0.2]),
+    is_late=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_several_rollouts_equal_a_recount(shape, rollouts, ends, resets, seed):
-    """An episode goes on from one rollout into the next; a row that is not valid is part of none."""
+def test_several_rollouts_equal_a_recount(shape, rollouts, ends, resets, is_late, seed):
+    """An episode goes on from one rollout into the next; a row that is not valid is part of none.
+
+    Of copies that are late the first rows were made, and the others are as if they were not there.
+    """
     rng = np.random.default_rng(seed)
     tally, recount = EpisodeTally(*shape[1:]), Recount(*shape[1:])
     for _ in range(rollouts):
         reward = (100 * rng.normal(size=shape)).astype(np.float32)
         ended, valid = rng.random(shape) < ends, rng.random(shape) >= resets
-        time, summary = tally.count(reward, ended, valid)
-        expected_time, returns, lengths = recount(reward, ended, valid)
-        np.testing.assert_array_equal(time, expected_time)
+        made = rng.integers(1, shape[0] + 1, shape[2]) if is_late else np.full(shape[2], shape[0])
+        was_made = np.arange(shape[0])[:, None, None] < made
+        ended, valid = ended & was_made, valid & was_made
+        time, summary = tally.count(reward, ended, valid, made if is_late else None)
+        expected_time, returns, lengths = recount(reward, ended, valid, made)
+        np.testing.assert_array_equal(np.where(was_made, time, 0), expected_time)
         np.testing.assert_array_equal(summary.count, [len(x) for x in returns])
         np.testing.assert_allclose(summary.mean_return, [mean(x) for x in returns], rtol=1e-6, atol=1e-5)
         np.testing.assert_allclose(summary.mean_length, [mean(x) for x in lengths], rtol=1e-6)

@@ -20,6 +20,7 @@ from klimb import PPO, ConfigError, EnvironmentFault, MissingExtra
 from klimb.collect.host import ray_cluster, ray_workers
 from klimb.collect.host.ray_cluster import RayCluster, is_here, require_token
 from klimb.collect.host.ray_workers import RayWorkers
+from slow_environment import EPISODE
 from two_nodes import two_nodes  # noqa: F401 (the fixture `cluster`)
 
 RULE = PPO(epochs=1, num_minibatches=2)
@@ -60,7 +61,7 @@ def test_a_cluster_changes_no_bytes(cluster):
 
 
 LONG = {"num_steps": 256, "num_envs": 8, "env_steps": 4 * 2048}
-"""Rollouts that are too large to be part of an answer: they stay on the node until they are fetched."""
+"""Rollouts of some pieces, each small enough to be part of an answer."""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,9 @@ def test_a_node_dies_in_the_middle_of_a_rollout(overlap, cluster, undisturbed, m
 
 @pytest.mark.slow
 def test_a_node_dies_after_a_rollout(cluster, undisturbed, monkeypatch, caplog):
+    # In one piece it is too large for that: it stays on the node until it is fetched.
+    monkeypatch.setattr(ray_workers, "MAX_IN_PIECES", 0)
+
     def kill(workers: RayWorkers) -> None:
         """The rollouts are made, and not yet fetched."""
         references = list(workers._rolling)
@@ -95,7 +99,8 @@ def test_a_node_dies_after_a_rollout(cluster, undisturbed, monkeypatch, caplog):
 def test_nodes_die_twice_and_actors_too(cluster, undisturbed, monkeypatch, caplog):
     at_rollout(monkeypatch, 2, lambda _: cluster.kill(0))
     at_rollout(monkeypatch, 3, lambda _: cluster.kill(0))
-    at_rollout(monkeypatch, 4, lambda workers: os.kill(workers.places()[1].process, signal.SIGKILL))
+    # It may be one that is lost already, which nobody has noticed yet.
+    at_rollout(monkeypatch, 4, lambda workers: workers._ray.kill(workers._actors[1]))
     run = train("gymnasium:HalfCheetah-v5", ray=cluster.address, **LONG)
     assert caplog.text.count("its rollout is repeated by another") >= 2
     require_same(run, undisturbed)
@@ -157,6 +162,18 @@ def test_environments_that_end_their_process(cluster, caplog):
 
 
 @pytest.mark.slow
+def test_a_late_actor(cluster, caplog):
+    run = train("slow_for_tests:Slow-v0", ray=cluster.address, num_steps=16, env_steps=160, straggler_timeout=0.15)
+    late = [record["late_rows"] for record in run.history]
+    assert all(0 < missing <= 2 * 15 for missing in late), late
+    assert np.diff([record["env_steps"] for record in run.history]).tolist() == [64 - missing for missing in late[1:]]
+    ended = [record for record in run.history if record["episodes"] > 0]
+    assert ended
+    assert all(record["episode_return"] == record["episode_length"] == EPISODE for record in ended)
+    assert "a worker was late: after 0.15 s environment 2 had made" in caplog.text
+
+
+@pytest.mark.slow
 def test_no_place(cluster, monkeypatch, caplog):
     monkeypatch.setattr(ray_workers, "SECONDS_UNTIL_TOLD", 0.5)
     caplog.set_level(logging.WARNING)
@@ -188,6 +205,17 @@ def test_no_jax_in_actors_that_decide_in_numpy(cluster):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_actors_of_a_new_cluster_have_the_priority_of_processes_here():
+    code = (
+        "import os; from klimb.collect.host.ray_cluster import RayCluster; "
+        "cluster = RayCluster('local'); niceness = cluster.ray.remote(lambda: os.nice(0)); "
+        "print(cluster.ray.get(niceness.remote())); cluster.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert int(done.stdout) == os.nice(0)
 
 
 def test_other_machines_need_a_token(monkeypatch):

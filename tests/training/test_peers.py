@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -95,12 +97,15 @@ def test_episodes_of_all_processes():
         mean_return=np.array([[10.0, nan], [40.0, nan]]),
         mean_length=np.array([[3.0, nan], [6.0, nan]]),
         faults=np.array([[0, 1], [2, 0]]),
+        late_rows=np.array([[5, 5], [0, 0]]),
     )
     whole = _together(parts)
     np.testing.assert_array_equal(whole.count, [3, 0])
     np.testing.assert_allclose(whole.mean_return, [20, nan])
     np.testing.assert_allclose(whole.mean_length, [4, nan])
     np.testing.assert_array_equal(whole.faults, [2, 1])
+    np.testing.assert_array_equal(whole.late_rows, [5, 5])
+    assert _together(dataclasses.replace(parts, late_rows=None)).late_rows is None
 
 
 def test_faults_are_numbered_among_the_environments_of_all_processes():

@@ -92,7 +92,7 @@ def test_a_combination_on_a_host_environment_is_what_it_would_be_alone():
         (TRPO(), {"maxkl": [0.1]}, "no option 'maxkl'; did you mean 'max_kl'"),
         (TRPO(), {"cg_iterations": [0, 4]}, "cg_iterations = 0: input should be greater"),
         (TRPO(), {"gama": [0.9]}, "no option 'gama'; did you mean 'gamma'"),
-        (TRPO(), {"seed": [1, 2]}, "seed can't be swept over: every value is trained with all seeds; set their number"),
+        (TRPO(), {"seed": [5, 0, 1]}, "seed = 0 and seed = 1 with num_seeds = 2 both train seed 1: choose values that"),
         (TRPO(), {"num_seeds": [1, 2]}, "num_seeds can't be swept over"),
         (TRPO(), {"num_envs": [3, 4], "num_steps": [1]}, "critic_num_minibatches = 2"),
         (TRPO(), {}, "needs a field and its values"),

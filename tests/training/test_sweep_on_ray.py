@@ -67,6 +67,28 @@ def test_a_sweep_has_the_same_policies(cluster: TwoNodes, alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_seeds_are_spread_over_tasks(cluster: TwoNodes, tmp_path, capsys):
+    """One run per seed, with the bytes that it has alone, and pooled when they are compared."""
+    options = {**SMALL, "env_steps": 2048}
+    runs = klimb.sweep(
+        "jax:CartPole-v1", RULE, {"seed": [3, 4, 5]}, run_dir=tmp_path / "sweep", ray=cluster.address, **options
+    )
+    assert [run.directory.name for run in runs] == ["seed=3", "seed=4", "seed=5"]
+    # In a process of its own, as tasks are.
+    place = str(tmp_path / "alone" / "seed=4")
+    code = (
+        "import klimb; from klimb import PPO; "
+        f"klimb.train('jax:CartPole-v1', {RULE!r}, seed=4, run_dir={place!r}, **{options!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=170)
+    ((name, content),) = policies(tmp_path / "alone").items()
+    assert policies(tmp_path / "sweep")[name] == content
+    assert main(["compare", str(tmp_path / "sweep")]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PPO ")]
+    assert row.split()[1] == "3"
+
+
+@pytest.mark.slow
 def test_a_lost_task_is_repeated_and_goes_on(cluster: TwoNodes, alone, tmp_path):
     """Both nodes die when a task has saved a checkpoint."""
     sweep = partial(

@@ -20,6 +20,8 @@ class EpisodeSummary(eqx.Module):
     mean_length: Float[Array | np.ndarray, " *seeds"]
     faults: Int[Array | np.ndarray, " *seeds"] | None = None
     """Number of restarts of environments after a fault; None for compiled environments."""
+    late_rows: Int[Array | np.ndarray, " *seeds"] | None = None
+    """Number of rows that late workers have not made; None where every worker makes all steps."""
 
 
 def summarise(ended: Array, episode_return: Float[Array, "T N"], episode_length: Int[Array, "T N"]) -> EpisodeSummary:
@@ -61,27 +63,37 @@ class EpisodeTally:
         self._time, self._return = time, total
 
     def count(
-        self, reward: Float[np.ndarray, "T K N"], ended: Bool[np.ndarray, "T K N"], valid: Bool[np.ndarray, "T K N"]
+        self,
+        reward: Float[np.ndarray, "T K N"],
+        ended: Bool[np.ndarray, "T K N"],
+        valid: Bool[np.ndarray, "T K N"],
+        made: Int[np.ndarray, " N"] | None = None,
     ) -> tuple[Int[np.ndarray, "T K N"], EpisodeSummary]:
         """The steps since each row's episode began, and the summary of the episodes that ended.
 
         reward: of each row. ended: rows in which an episode ended. valid: rows that are steps; the others are skipped.
+        made: how many of the rows of each copy were made at all; None for all. The episode that runs after the last of
+        them goes on in the next rollout.
         Returns are summed in double precision, each episode by itself, so that a non-finite one affects no other.
         """
         with np.errstate(invalid="ignore", over="ignore"):
-            return self._count(reward, ended, valid)
+            return self._count(reward, ended, valid, np.int32(len(reward)) if made is None else made.astype(np.int32))
 
     def _count(
-        self, reward: Float[np.ndarray, "T K N"], ended: Bool[np.ndarray, "T K N"], valid: Bool[np.ndarray, "T K N"]
+        self,
+        reward: Float[np.ndarray, "T K N"],
+        ended: Bool[np.ndarray, "T K N"],
+        valid: Bool[np.ndarray, "T K N"],
+        made: Int[np.ndarray, " N"] | np.int32,
     ) -> tuple[Int[np.ndarray, "T K N"], EpisodeSummary]:
         num_steps = len(reward)
-        # An episode ends with its last row; a row that is not valid belongs to no episode.
-        breaks = ended | ~valid
         rows = np.arange(num_steps, dtype=np.int32)[:, None, None]
+        # An episode ends with its last row; a row that is not valid belongs to no episode, unless it was never made.
+        breaks = ended | (~valid & (rows < made))
         last = np.maximum.accumulate(np.where(breaks, rows, -1), axis=0)
         before = np.concatenate([np.full((1, *breaks.shape[1:]), -1, last.dtype), last[:-1]])
         time = np.where(before < 0, rows + self._time, rows - before - 1).astype(np.int32)
-        self._time = np.where(breaks[-1], 0, time[-1] + 1).astype(np.int32)
+        self._time = np.where(breaks[-1], 0, time[-1] + 1 - (num_steps - made)).astype(np.int32)
 
         # With time as the last axis, the rows of an episode are consecutive. For one copy whose episodes end in the
         # rows 1 and 4:   rewards       1  2 |  3  4  5        ends          0  1 |  0  0  1

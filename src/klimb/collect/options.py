@@ -29,8 +29,15 @@ class Collection:
     """What to do when a Gymnasium environment raises, hangs or ends its process: restart it, or stop the run."""
     env_timeout: Annotated[float, Field(gt=0)] = 300.0
     """Maximum time per rollout of a worker process, in seconds, after which it counts as hanging."""
+    straggler_timeout: Annotated[float, Field(gt=0)] | None = None
+    """Seconds after which a late worker hands over what it has: not repeatable; none: a rollout waits for all steps."""
 
     @property
     def batch_size(self) -> int:
         """Environment steps per iteration and seed."""
         return self.num_envs * self.num_steps
+
+    @property
+    def rows_are_known(self) -> bool:
+        """Whether every iteration makes all of these steps, but for faults."""
+        return self.batch == "steps" and self.straggler_timeout is None

@@ -28,6 +28,11 @@ def configuration_html(run: RunData) -> str:
         if changes
         else ""
     )
+    if options.get("straggler_timeout") is not None:
+        note += (
+            '<p class="quiet">With straggler_timeout the time that steps take decides which rows there are: the '
+            "command trains in the same way, but not with the same numbers.</p>"
+        )
     repeat = f'<div class="panel"><h3>To repeat this run</h3>{_command_html(run)}{note}</div>'
     return f"<div>{left}{repeat}</div>\n<div>{right}</div>"
 

@@ -207,9 +207,22 @@ def _faults_html(run: RunData) -> str:
     )
 
 
+def _late_html(run: RunData) -> str:
+    if not run.has("late_rows"):
+        return ""
+    late = np.nansum(run.columns["late_rows"], axis=1)
+    if not late.any():
+        return ""
+    first = run.iteration[np.flatnonzero(late)[0]]
+    return (
+        f"<p>Late workers did not make {int(late.sum()):,} steps, first in iteration {first:,}; their rows are "
+        "excluded from the training (straggler_timeout).</p>"
+    )
+
+
 def _rejected_html(run: RunData) -> str:
     counts = rejection_counts(run)
-    faults = _faults_html(run)
+    faults = _faults_html(run) + _late_html(run)
     if not counts:
         return f'{faults}<p class="quiet">No step was rejected.</p>'
     reasons = "".join(

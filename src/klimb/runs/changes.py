@@ -94,6 +94,11 @@ def require_changeable(before: RunConfig, after: RunConfig) -> None:
     for change in changes_between(before, after):
         if change.name in fixed:
             raise refusal(change.name, fixed[change.name])
+    if before.options.straggler_timeout is not None and after.options.straggler_timeout is None:
+        raise ConfigError(
+            "straggler_timeout can't be left out again: iterations of the run may have had fewer steps than planned, "
+            "so that its length is counted in steps and not in iterations; give one that no worker reaches"
+        )
     if before.options.uses_critic != after.options.uses_critic:
         name = "bootstrap" if before.options.bootstrap != after.options.bootstrap else "advantage"
         raise refusal(name, "only one of the two values trains a critic")

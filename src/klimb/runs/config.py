@@ -137,13 +137,13 @@ class TrainOptions(
 def num_iterations(rule: Rule, options: TrainOptions) -> int:
     """Iterations that reach `env_steps`, the last of which may go past it; for an offline rule, its epochs.
 
-    With whole episodes, which have at least one step, it is the largest possible number.
+    With whole episodes, or late workers, which make at least one step, it is the largest possible number.
 
     rule, options: of the run.
     """
     if is_offline(rule):
         return rule.max_epochs
-    rows = options.num_envs if options.batch == "episodes" else options.batch_size
+    rows = options.batch_size if options.rows_are_known else options.num_envs
     return -(-options.env_steps // (traits_of(rule).env_steps_per_row * rows))
 
 
@@ -166,6 +166,7 @@ class RunConfig:
             raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
         check_sizes(options)
         self._check_evaluations()
+        self._check_stragglers()
         if ADVANTAGES[options.advantage].whole_episodes and options.batch != "episodes":
             raise ConfigError(
                 f"advantage = {options.advantage} compares step t of several episodes: it needs batch = episodes"
@@ -198,6 +199,21 @@ class RunConfig:
                 raise ConfigError(str(error)) from None
         if traits.advantage_epochs > 0:
             self._check_recomputed(traits)
+
+    def _check_stragglers(self) -> None:
+        options, seconds = self.options, self.options.straggler_timeout
+        if seconds is None:
+            return
+        if options.batch == "episodes":
+            raise ConfigError(
+                "straggler_timeout cuts rollouts off, and batch = episodes needs whole episodes: long ones would be "
+                "cut off most often; use batch = steps"
+            )
+        if seconds >= options.env_timeout:
+            raise ConfigError(
+                f"straggler_timeout = {seconds:g} is not less than env_timeout = {options.env_timeout:g}, after which "
+                "a worker counts as hanging: choose a smaller one"
+            )
 
     def _check_recomputed(self, traits: Traits) -> None:
         options, epochs = self.options, traits.advantage_epochs

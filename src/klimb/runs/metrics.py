@@ -49,6 +49,11 @@ METRICS: dict[str, Metric] = {
         "host environments: number of restarts in the iteration because an environment raised, hung, ended its "
         "process or returned invalid values",
     ),
+    "late_rows": Metric(
+        "Late rows",
+        "with `straggler_timeout`: number of steps of the iteration that late workers did not make; these rows are not "
+        "valid",
+    ),
     "surrogate_gain": Metric(
         "Surrogate gain",
         "mean of (π_new/π_old − 1) Â, in the units of the advantages that the rule is given (normalised by default)",

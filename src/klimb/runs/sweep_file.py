@@ -50,10 +50,10 @@ class Sweep:
         Raises ConfigError for fields that can't be varied, and for values that are out of range or given twice.
         """
         for name, values in self.over.items():
-            if name in ("seed", "num_seeds"):
+            if name == "num_seeds":
                 raise ConfigError(
-                    f"{name} can't be swept over: every value is trained with all seeds; set their number with "
-                    "num_seeds (--num-seeds K)"
+                    "num_seeds can't be swept over: every combination is trained with as many seeds; set their number "
+                    "(--num-seeds K), or sweep over seed"
                 )
             if not values:
                 raise ConfigError(f"there are no values of {name} to sweep over")
@@ -71,7 +71,18 @@ class Sweep:
                 repeated = next((field for field, names in words.items() if len(set(names)) < len(names)), name)
                 raise ConfigError(f"the values of {repeated} to sweep over are not all different")
             members[name] = Member(name, config)
+        self._require_different_seeds()
         return list(members.values())
+
+    def _require_different_seeds(self) -> None:
+        """ConfigError when two values of `seed` have seeds in common."""
+        each = self.config.options.num_seeds
+        for one, other in itertools.pairwise(sorted(self.over.get("seed", []))):
+            if other - one < each:
+                raise ConfigError(
+                    f"seed = {one} and seed = {other} with num_seeds = {each} both train seed {other}: choose values "
+                    f"that are at least {each} apart, or num_seeds = 1"
+                )
 
     def write(self, directory: Path) -> None:
         """Make the directory of the sweep, with its description. NameTaken when it exists, RunError if it can't be.

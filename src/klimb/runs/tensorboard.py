@@ -18,7 +18,7 @@ from klimb.files import kind_of_link, make_directory, open_new
 from klimb.types import Status
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "return": ("episode_return", "episode_length", "episodes", "env_faults"),
+    "return": ("episode_return", "episode_length", "episodes", "env_faults", "late_rows"),
     "step": (
         *("status", "surrogate_gain", "entropy", "ess", "kl_old_new", "kl_new_old", "kl_max", "kl_old_new_max"),
         *("kl_new_old_max", "kl_normalizer", "tv", "tv_max"),

@@ -34,6 +34,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """What to do when a Gymnasium environment raises, hangs or ends its process: restart it, or stop the run."""
     env_timeout: float
     """Maximum time per rollout of a worker process, in seconds, after which it counts as hanging."""
+    straggler_timeout: float | None
+    """Seconds after which a late worker hands over what it has: not repeatable; none: a rollout waits for all steps."""
     gamma: float
     """Discount of rewards, per step."""
     gae_lambda: float

@@ -112,8 +112,10 @@ def _unknown() -> Array:
 def episode_metrics(episodes: EpisodeSummary) -> Metrics:
     """The episodes that ended in a rollout, by name."""
     faults = {} if episodes.faults is None else {"env_faults": jnp.asarray(episodes.faults)}
+    late = {} if episodes.late_rows is None else {"late_rows": jnp.asarray(episodes.late_rows)}
     return {
         **faults,
+        **late,
         "episode_return": jnp.asarray(episodes.mean_return),
         "episode_length": jnp.asarray(episodes.mean_length),
         "episodes": jnp.asarray(episodes.count),

@@ -69,11 +69,11 @@ class EnvSteps(Length):
 
 
 def length_of(config: RunConfig) -> Length:
-    """The length of a run: with whole episodes nobody knows beforehand how many steps an iteration makes.
+    """The length of a run: with whole episodes, or late workers, nobody knows how many steps an iteration makes.
 
     config: of the run.
     """
     options = config.options
-    if options.batch == "episodes" and not is_offline(config.rule):
+    if not options.rows_are_known and not is_offline(config.rule):
         return EnvSteps(options.env_steps, options.batch_size * traits_of(config.rule).env_steps_per_row)
     return Iterations(config.num_iterations)

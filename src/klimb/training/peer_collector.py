@@ -99,4 +99,5 @@ def _together(parts: EpisodeSummary) -> EpisodeSummary:
         mean_return=mean(parts.mean_return).astype(np.float32),
         mean_length=mean(parts.mean_length).astype(np.float32),
         faults=np.asarray(parts.faults).sum(0).astype(np.int32),
+        late_rows=None if parts.late_rows is None else np.asarray(parts.late_rows).sum(0).astype(np.int32),
     )

@@ -354,6 +354,8 @@ class Program:
                 f"{environment.id} is compiled: collecting and learning are one program, and there is nothing to "
                 "overlap; leave --overlap off"
             )
+        if options.straggler_timeout is not None:
+            raise ConfigError(f"{environment.id} is compiled: no worker can be late; leave --straggler-timeout off")
         return CompiledCollector(
             environment,
             options.num_envs,

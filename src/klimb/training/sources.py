@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,8 @@ from klimb.training.offline import offline_iteration
 from klimb.training.packed_metrics import PackedMetrics
 from klimb.training.peer_collector import PeerCollector
 from klimb.types import Demonstrated, Rollout, TrainState
+
+logger = logging.getLogger("klimb")
 
 MAX_ITERATIONS_PER_CALL = 256
 
@@ -208,7 +211,9 @@ class HostSource(Source):
             cluster=cluster,
             restart=options.env_fault == "restart",
             timeout=options.env_timeout,
+            straggler_timeout=options.straggler_timeout,
         )
+        self._may_be_late = options.straggler_timeout is not None
         self._complete = self._collector.completion
         keys = jax.jit(lambda number: jax.vmap(jax.random.fold_in, (0, None))(copies.keys(), number))
         self._rollouts = RolloutPipeline(self._collector, keys, self._seeds, overlap=options.overlap)
@@ -233,7 +238,8 @@ class HostSource(Source):
         learner, count = self._learner, self._learner.copies.count
         rollout = self._collector.blank()
         number = jnp.zeros(count)
-        episodes = EpisodeSummary(number.astype(jnp.int32), number, number, number.astype(jnp.int32))
+        none = number.astype(jnp.int32)
+        episodes = EpisodeSummary(none, number, number, none, none if self._may_be_late else None)
         jax.eval_shape(self._run, state, learner.copies.values, None, rollout, episodes, learner.demonstrations)
 
     def first_nan(self, copy: int) -> str:
@@ -255,6 +261,11 @@ class HostSource(Source):
 
     def start(self, iteration: int, host_states: dict[str, Any] | None) -> None:
         self._may_be_unprepared = iteration == 0
+        if self._may_be_late:
+            logger.warning(
+                "with straggler_timeout the time that steps take decides which rows there are: this training can't be "
+                "repeated exactly, and one that is resumed goes on without equalling one that never stopped"
+            )
         self._rollouts.start(iteration, host_states)
 
     def capture(self) -> dict[str, Any] | None:

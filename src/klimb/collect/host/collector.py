@@ -24,7 +24,7 @@ from klimb.collect.host.decisions import Decide, PolicySpec
 from klimb.collect.host.exported_policy import ExportedPolicySpec
 from klimb.collect.host.in_process import InProcess
 from klimb.collect.host.numpy_policy import NumpyPolicySpec
-from klimb.collect.host.stepping import Columns, NoiseLayout, parts
+from klimb.collect.host.stepping import Columns, NoiseLayout, Stepped, parts
 from klimb.collect.host.workers import Workers
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment
 from klimb.errors import ConfigError, RunError
@@ -51,7 +51,7 @@ class Stepping(Protocol):
 
     def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None: ...
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool) -> None: ...
-    def finish(self) -> tuple[Columns, list[Fault]]: ...
+    def finish(self) -> Stepped: ...
     def capture(self) -> dict[str, list] | None: ...
     def restore(self, captured: dict[str, list]) -> None: ...
     def close(self) -> None: ...
@@ -73,7 +73,9 @@ class VectorCollector:
     cluster: the Ray cluster whose actors are the workers, `auto`, `local` or HOST:PORT; None for processes here. There
     `workers` may be None: one for each of its CPUs.
     restart: make an environment that fails again, its rows not valid; else that is an EnvironmentFault.
-    timeout: seconds that a worker process may take for a rollout.
+    timeout: seconds that a worker process may take for a rollout. straggler_timeout: seconds from the start of its own
+    work on, after which it hands over the steps that it has made: the other rows are not valid, and its environments
+    go on from where they are in the next rollout. None: every worker makes all steps.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class VectorCollector:
         restart: bool = False,
         timeout: float = 300.0,
         cluster: str | None = None,
+        straggler_timeout: float | None = None,
     ) -> None:
         self.shape, self.whole_episodes = (num_steps, num_seeds, num_envs), whole_episodes
         self._actions, self._observations = environment.actions, environment.observations
@@ -122,6 +125,7 @@ class VectorCollector:
             """Workers of some kind. make: from the arguments of `Workers`."""
             spec: PolicySpec = self._numpy_spec or self._export(policy_shapes, workers)
             pack = self._parameters if isinstance(spec, NumpyPolicySpec) else partial(_pack, spec)
+            more["straggler_timeout"] = straggler_timeout
             return make(env_spec, spec, self.shape, self._observations, self._actions, workers, pack, **options, **more)
 
         if cluster is not None and workers != 0:
@@ -134,6 +138,11 @@ class VectorCollector:
         elif workers != 0 and env_spec is not None:
             assert workers is not None, "the number of processes here is known"
             self._open = lambda: worked(workers, Workers)
+        elif straggler_timeout is not None:
+            raise ConfigError(
+                f"straggler_timeout is for worker processes, and {environment.id} is stepped in this one: "
+                + ("give --workers 1 or more" if env_spec is not None else "it can't be made in another; leave it out")
+            )
         else:
             self._open = lambda: InProcess(
                 environment.vector(num_seeds * num_envs, restart=restart),
@@ -146,6 +155,7 @@ class VectorCollector:
         self._under_way = False
         self._state_known = True
         self._faults: list[Fault] = []
+        self._straggler_timeout, self._told_late = straggler_timeout, False
 
     def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None:
         """Start all episodes again. Episodes that were running are not counted as finished.
@@ -211,10 +221,11 @@ class VectorCollector:
         assert self._stepping is not None
         assert self._under_way, "begin comes before finish"
         self._under_way = False
-        columns, faults = self._stepping.finish()
+        columns, faults, made = self._stepping.finish()
         self._state_known = True
-        time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid)
-        summary = eqx.tree_at(lambda s: s.faults, summary, self._count(faults), is_leaf=lambda x: x is None)
+        time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid, made)
+        counts = self._count(faults), None if made is None else self._count_late(made)
+        summary = eqx.tree_at(lambda s: (s.faults, s.late_rows), summary, counts, is_leaf=lambda x: x is None)
         return HostRollout(*jax.tree.map(lambda column: np.swapaxes(column, 0, 1), (columns, time))), summary
 
     def take_faults(self) -> list[Fault]:
@@ -271,6 +282,22 @@ class VectorCollector:
             more = f" ({len(faults)} in this rollout)" if len(faults) > 1 else ""
             logger.warning("environment %d: %s; it is restarted%s", faults[0].copy, faults[0].cause, more)
         return np.bincount([fault.copy // num_envs for fault in faults], minlength=num_seeds).astype(np.int32)
+
+    def _count_late(self, made: np.ndarray) -> np.ndarray:
+        """Rows of each seed that late workers have not made, `[K]`; the first rollout with such is logged."""
+        num_steps, num_seeds, _ = self.shape
+        late = num_steps - made
+        if late.any() and not self._told_late:
+            self._told_late = True
+            logger.warning(
+                "a worker was late: after %g s environment %d had made %d of %d steps, and the rows of the others are "
+                "left out; the metric late_rows counts them from here on",
+                self._straggler_timeout,
+                late.argmax(),
+                made.min(),
+                num_steps,
+            )
+        return np.full(num_seeds, late.sum(), np.int32)
 
     def _parameters(self, policy: PyTree) -> np.ndarray:
         """A network policy's arrays `[K, …]`, in the order of `NumpyPolicySpec.shapes`: `[K, spec.size]`."""

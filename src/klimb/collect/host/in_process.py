@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Integer, PyTree
 
 from klimb.collect.host.decisions import Decide
-from klimb.collect.host.stepping import Columns, Stepper
-from klimb.environments.host import Fault, HostVector
+from klimb.collect.host.stepping import Columns, Stepped, Stepper
+from klimb.environments.host import HostVector
 
 
 class InProcess:
@@ -35,7 +35,7 @@ class InProcess:
         self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=whole_episodes)
         self._empty, self._decider = empty, decider
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
-        self._result: Callable[[], tuple[Columns, list[Fault]]] | None = None
+        self._result: Callable[[], Stepped] | None = None
 
     def reset(self, seeds: Integer[np.ndarray, "K N"]) -> None:
         """Start all episodes again. seeds: one per environment."""
@@ -52,7 +52,7 @@ class InProcess:
         else:
             self._result = self._thread.submit(self._roll, policy, noise).result
 
-    def finish(self) -> tuple[Columns, list[Fault]]:
+    def finish(self) -> Stepped:
         """The rollout that was begun, and what went wrong in it."""
         assert self._result is not None, "begin comes before finish"
         result, self._result = self._result, None
@@ -71,7 +71,7 @@ class InProcess:
         self._thread.shutdown()
         self._stepper.vector.close()
 
-    def _roll(self, policy: PyTree, noise: np.ndarray) -> tuple[Columns, list[Fault]]:
+    def _roll(self, policy: PyTree, noise: np.ndarray) -> Stepped:
         columns, decide = self._empty(), self._decider(policy)
         self._stepper.roll(lambda t, obs: decide(obs, noise[t // self._noise_steps]), columns)
-        return columns, self._stepper.vector.take_faults()
+        return Stepped(columns, self._stepper.vector.take_faults())

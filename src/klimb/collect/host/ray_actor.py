@@ -15,7 +15,7 @@ import numpy as np
 
 from klimb._version import __version__
 from klimb.collect.host import decisions
-from klimb.collect.host.stepping import Columns, NoiseLayout, Stepper
+from klimb.collect.host.stepping import Columns, NoiseLayout, Stepper, bytes_of
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.environments.host import Fault
 from klimb.errors import EnvironmentFault, KlimbError, one_line
@@ -24,6 +24,8 @@ from klimb.modules import versions
 from klimb.policies.actions import actions_from_json
 from klimb.policies.observations import observations_from_json
 
+Buffer = bytes | np.ndarray
+"""Numbers on their way: bytes where Ray puts them into a message, a read-only array where it has stored them."""
 MAX_CPUINFO = 2**22
 
 
@@ -35,11 +37,24 @@ class Answer(NamedTuple):
 
 
 class Rolled(NamedTuple):
-    """A rollout of an actor. columns: `[T, K, n, …]`. faults: that it survived. captured: where it stands after it."""
+    """What an actor says of a rollout, whose rows follow.
 
-    columns: Columns
+    made: number of its steps that were made. faults: that were survived. captured: where the environments stand now.
+    """
+
+    made: int
     faults: list[Fault]
     captured: dict[str, list] | None
+
+
+class Start(NamedTuple):
+    """Where environments begin.
+
+    seeds: that they were started with. captured: their states, by seed and environment; None for new episodes.
+    """
+
+    seeds: list[int]
+    captured: dict[str, list] | None = None
 
 
 class Place(NamedTuple):
@@ -64,8 +79,13 @@ class EnvironmentActor:
         self._spec = decisions.from_dict(task["policy"])
         steps, seeds, width = task["shape"]
         observations, actions = observations_from_json(task["observations"]), actions_from_json(task["actions"])
-        self._layout = Columns.layout((steps, seeds, width), observations, actions, task["derivatives"])
-        self._noise_steps = NoiseLayout(*task["noise"]).steps
+        layout = Columns.layout((steps, seeds, width), observations, actions, task["derivatives"])
+        # One block of memory for all rollouts: of a new one every page would be written for the first time.
+        self._memory = bytearray(bytes_of(layout))
+        self._columns = Columns.within(layout, memoryview(self._memory))
+        self._seeds, self._pieces = seeds, task["pieces"]
+        self._noise = NoiseLayout(*task["noise"])
+        self._noise_shape = (self._noise.rows, seeds, width, *self._noise.shape)
         self._stepper: Stepper | None = None
 
     def place(self) -> Place:
@@ -86,44 +106,50 @@ class EnvironmentActor:
         self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=self._task["whole_episodes"])
         return Answer()
 
-    def restore(self, seeds: list[int], captured: dict[str, list]) -> Answer:
-        """Put the environments where they were captured; fatal when that is impossible.
-
-        seeds: that they were started with. captured: by seed and environment.
-        """
+    def restore(self, start: Start) -> Answer:
+        """Put the environments where they were captured; fatal when that is impossible."""
         assert self._stepper is not None, "make comes before restore"
         try:
-            self._stand(seeds, captured)
+            self._stand(start)
         except (KlimbError, ValueError, LookupError, TypeError, OverflowError) as error:
             return Answer(fatal=(one_line(error) or type(error).__name__, None))
         return Answer()
 
     def roll(
-        self, start: list[int] | dict[str, list] | None, seeds: list[int], parameters: np.ndarray, noise: np.ndarray
-    ) -> Answer:
-        """One rollout: a `Rolled`.
+        self, parameters: Buffer, noise: Buffer, start: Start | None = None
+    ) -> tuple[Answer, *tuple[bytes | np.ndarray, ...]]:
+        """One rollout: a `Rolled`, and then the pieces of its columns, as the task says.
 
-        start: where it begins: seeds of new episodes, states that were captured, or None to go on. seeds: that the
-        environments were started with. parameters: of the policies, `[K, size]`. noise: `[rows, K, n, …]`.
+        parameters: of the policies, `[K, size]`. noise: `[rows, K, n, …]`. start: where it begins; None to go on.
         """
         stepper = self._stepper
         assert stepper is not None, "make comes before roll"
         try:
             if start is not None:
-                self._stand(seeds, start if isinstance(start, dict) else None)
-            # Ray's arrays are read-only, which a policy need not be ready for.
-            policy, columns = self._spec.decider(np.array(parameters)), Columns.empty(self._layout)
-            stepper.roll(lambda t, obs: policy(obs, noise[t // self._noise_steps]), columns)
-            return Answer(Rolled(columns, stepper.vector.take_faults(), stepper.capture()))
+                self._stand(start)
+            # What Ray delivers is read-only, which a policy need not be ready for.
+            own = np.array(np.frombuffer(parameters, np.float32).reshape(self._seeds, -1))
+            policy, draws = self._spec.decider(own), np.frombuffer(noise, np.float32).reshape(self._noise_shape)
+            made = stepper.roll(
+                lambda t, obs: policy(obs, draws[t // self._noise.steps]), self._columns, self._task["seconds"]
+            )
+            answer = Answer(Rolled(made, stepper.vector.take_faults(), stepper.capture()))
+            return answer, *self._columns_in_pieces()
         except EnvironmentFault as fault:
-            return Answer(fatal=(str(fault), fault.environment_traceback))
+            return Answer(fatal=(str(fault), fault.environment_traceback)), *(b"" for _ in self._pieces)
 
-    def _stand(self, seeds: list[int], captured: dict[str, list] | None) -> None:
+    def _columns_in_pieces(self) -> list[bytes | np.ndarray]:
+        """Several pieces as bytes, which are quickest in messages; one, which is stored, as an array: copied once."""
+        if len(self._pieces) > 1:
+            return [bytes(self._memory[begin:end]) for begin, end in self._pieces]
+        return [np.frombuffer(self._memory, np.uint8)]
+
+    def _stand(self, start: Start) -> None:
         """New episodes from seeds; then the environments are put where they were captured."""
         assert self._stepper is not None
-        self._stepper.start_from(self._stepper.vector.reset(np.array(seeds)))
-        if captured is not None:
-            self._stepper.restore(captured)
+        self._stepper.start_from(self._stepper.vector.reset(np.array(start.seeds)))
+        if start.captured is not None:
+            self._stepper.restore(start.captured)
 
 
 def deciding_versions(packages: list[str]) -> dict[str, str]:

@@ -16,6 +16,8 @@ from klimb.errors import ConfigError, MissingExtra, one_line
 AUTO, LOCAL = "auto", "local"
 """`auto`: the cluster that Ray knows of here (`ray start`, RAY_ADDRESS), or else a new one on this machine; `local`:
 a new one on this machine. Anything else is an address, HOST:PORT."""
+OWN: dict[str, Any] = {"include_dashboard": False, "_system_config": {"worker_niceness": 0}}
+"""Of a new cluster. Ray gives way to all other programs of the machine (nice 15); processes here do not."""
 MODE, TOKEN = "RAY_AUTH_MODE", "token"
 ADDRESS = "RAY_ADDRESS"
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
@@ -84,9 +86,9 @@ class RayCluster:
                     try:
                         self.ray.init(address=AUTO, **options)
                     except ConnectionError:  # there is none
-                        self.ray.init(address=LOCAL, include_dashboard=False, runtime_env=search, **options)
+                        self.ray.init(address=LOCAL, runtime_env=search, **OWN, **options)
                 elif address == LOCAL:
-                    self.ray.init(address=LOCAL, include_dashboard=False, runtime_env=search, **options)
+                    self.ray.init(address=LOCAL, runtime_env=search, **OWN, **options)
                 else:
                     self.ray.init(address=address, **options)
             except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:

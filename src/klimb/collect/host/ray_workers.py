@@ -17,10 +17,18 @@ from jaxtyping import Integer, PyTree
 
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
-from klimb.collect.host.ray_actor import Answer, EnvironmentActor, Place, Rolled, cpu_model, deciding_versions
+from klimb.collect.host.ray_actor import (
+    Answer,
+    EnvironmentActor,
+    Place,
+    Rolled,
+    Start,
+    cpu_model,
+    deciding_versions,
+)
 from klimb.collect.host.ray_cluster import RayCluster, quiet
 from klimb.collect.host.shares import MAX_LOSSES, REMEDY, Shares
-from klimb.collect.host.stepping import Columns, ColumnsLayout, NoiseLayout
+from klimb.collect.host.stepping import Columns, ColumnsLayout, NoiseLayout, Stepped, bytes_of, parts
 from klimb.environments.faults import RemoteTraceback
 from klimb.environments.host import Fault
 from klimb.errors import EnvironmentFault, one_line
@@ -29,6 +37,10 @@ from klimb.policies.observations import ObservationSpec
 
 MAX_REPEATS = 2
 """How often an actor is replaced in a rollout, or when it is made, before its environments count as the cause."""
+MAX_PIECE = 96 * 1024
+"""Bytes of a value that Ray sends as part of a message: a larger one takes a way through the stores of the nodes."""
+MAX_IN_PIECES = 2**20
+"""Bytes of an actor's part of a rollout up to which it is sent in pieces of that size."""
 SECONDS_UNTIL_TOLD = 10.0
 """After which it is said that actors wait for a place in the cluster."""
 
@@ -60,7 +72,9 @@ class RayWorkers:
         derivatives: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
+        straggler_timeout: float | None = None,
     ) -> None:
+        self._straggler_timeout = straggler_timeout
         self._cluster, self._ray, self._pack = cluster, cluster.ray, pack
         self._shares = Shares(shape[1], shape[2], count)
         self._restart, self._timeout, self._packages = restart, timeout, list(packages)
@@ -75,15 +89,22 @@ class RayWorkers:
             "derivatives": derivatives,
             "restart": restart,
             "packages": self._packages,
+            "seconds": straggler_timeout,
         }
         self._shape, self._told_cpu = shape, False
+        self._layouts = [
+            Columns.layout((*shape[:2], part.stop - part.start), observations, actions, derivatives)
+            for part in self._shares.parts
+        ]
+        self._pieces = [pieces_of(layout) for layout in self._layouts]
         self._losses = [0] * len(self._shares)
         # Where every actor stands: to be started from seeds or from states, or None where that is not known.
         self._stands: list[dict[str, list] | str | None] = ["seeds"] * len(self._shares)
         # Actors that have not begun yet get what they start from with their first rollout.
         self._is_new = [True] * len(self._shares)
         self._actors: list[Any] = []
-        self._rolling: dict[Any, int] = {}
+        # The references to an answer and its pieces, and whose they are, by the last of them.
+        self._rolling: dict[Any, tuple[int, list[Any]]] = {}
         self._sent: tuple[Any, np.ndarray] | None = None
         try:
             self._actors = [self._start(number) for number in range(len(self._shares))]
@@ -99,21 +120,27 @@ class RayWorkers:
 
     def begin(self, policy: PyTree, noise: np.ndarray, *, at_once: bool = False) -> None:
         """Begin a rollout in every actor. policy, noise, at_once: as for `Workers.begin`."""
-        self._sent = self._ray.put(self._pack(policy)), np.asarray(noise)
-        self._rolling = {self._roll(number): number for number in range(len(self._shares))}
+        parameters = np.ascontiguousarray(self._pack(policy), np.float32)
+        # What is small is part of the message to each actor, and what is large one object for all of them.
+        small = parameters.nbytes <= MAX_PIECE
+        self._sent = parameters.tobytes() if small else self._ray.put(parameters), np.asarray(noise, np.float32)
+        self._rolling = {}
+        for number in range(len(self._shares)):
+            self._roll(number)
 
-    def finish(self) -> tuple[Columns, list[Fault]]:
-        """Wait for the rollout that was begun: new arrays, and the faults, as those of `Workers.finish`."""
+    def finish(self) -> Stepped:
+        """Wait for the rollout that was begun: new arrays, as those of `Workers.finish`."""
         columns, faults = Columns.empty(self._layout), []
+        made: list[int | None] = [None] * len(self._shares)
         repeats = [0] * len(self._shares)
         end = time.monotonic() + self._timeout
         while self._rolling:
             # Each result is fetched as soon as it is there: until then it is lost with its node.
             done, _ = self._ray.wait(list(self._rolling), num_returns=1, timeout=max(0.0, end - time.monotonic()))
             for reference in done or list(self._rolling):
-                number = self._rolling.pop(reference)
+                number, answer_and_pieces = self._rolling.pop(reference)
                 try:
-                    answer = self._fetch(number, reference, in_time=bool(done))
+                    rolled, own = self._fetch(number, answer_and_pieces, in_time=bool(done))
                 except _Lost as lost:
                     repeats[number] += 1
                     if self._stands[number] is not None and repeats[number] <= MAX_REPEATS:
@@ -122,9 +149,9 @@ class RayWorkers:
                     else:
                         faults += self._blank(number, lost, columns)
                 else:
-                    self._losses[number] = 0
-                    faults += self._take_in(number, answer, columns)
-        return columns, faults
+                    self._losses[number], made[number] = 0, rolled.made
+                    faults += self._take_in(number, rolled, own, columns)
+        return Stepped(columns, faults, None if self._straggler_timeout is None else self._shares.made(made, columns))
 
     def capture(self) -> dict[str, list] | None:
         """The states of all environments after the last rollout, by seed and environment; None where not known."""
@@ -135,7 +162,7 @@ class RayWorkers:
         """Restore what `capture` returned. EnvironmentFault when an actor can't."""
         shares = self._shares.split(captured)
         references = [
-            actor.restore.remote(self._shares.seeds(number), share)
+            actor.restore.remote(Start(self._shares.seeds(number), share))
             for number, (actor, share) in enumerate(zip(self._actors, shares, strict=True))
         ]
         for number, reference in enumerate(references):
@@ -165,7 +192,8 @@ class RayWorkers:
         options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
         with quiet():
             actor = self._ray.remote(**options)(EnvironmentActor)
-            return actor.remote({**self._task, "shape": (steps, seeds, part.stop - part.start)})
+            shape = steps, seeds, part.stop - part.start
+            return actor.remote({**self._task, "shape": shape, "pieces": self._pieces[number]})
 
     def _make(self, numbers: Iterable[int]) -> None:
         """Have new actors make their environments, when they have a place and the same versions as this process."""
@@ -219,27 +247,31 @@ class RayWorkers:
                 cpu_model(),
             )
 
-    def _roll(self, number: int) -> Any:
-        """Begin the rollout of an actor: a reference to its answer."""
+    def _roll(self, number: int) -> None:
+        """Begin the rollout of an actor."""
         assert self._sent is not None
         parameters, noise = self._sent
         part = self._shares.parts[number]
-        start: Any = self._stands[number] if self._is_new[number] else None
+        roll = self._actors[number].roll.options(num_returns=1 + len(self._pieces[number]))
+        arguments: list[Any] = [parameters, noise[:, :, part].tobytes()]
+        if self._is_new[number]:
+            stands = self._stands[number]
+            arguments.append(Start(self._shares.seeds(number), stands if isinstance(stands, dict) else None))
         self._is_new[number] = False
-        seeds = self._shares.seeds(number)
-        start = seeds if start == "seeds" else start
-        return self._actors[number].roll.remote(start, seeds, parameters, np.ascontiguousarray(noise[:, :, part]))
+        references = roll.remote(*arguments)
+        self._rolling[references[-1]] = number, references
 
-    def _fetch(self, number: int, reference: Any, *, in_time: bool) -> Rolled:
+    def _fetch(self, number: int, references: list[Any], *, in_time: bool) -> tuple[Rolled, Columns]:
         """The rollout of an actor. _Lost when it or its result is lost, EnvironmentFault when the training ends."""
         if not in_time:
             raise _Lost(f"has not answered within {self._timeout:g} s")
         try:
-            answer: Answer = self._ray.get(reference, timeout=self._timeout)
+            answer, *pieces = self._ray.get(references, timeout=self._timeout)
         except self._losses_of_ray as error:
             raise _Lost(f"is lost ({_reason(error)})") from None
         self._require_no_fault(number, answer)
-        return answer.value
+        memory = b"".join(pieces) if len(pieces) > 1 else pieces[0]
+        return answer.value, Columns.within(self._layouts[number], memoryview(memory))
 
     @property
     def _losses_of_ray(self) -> tuple[type[Exception], ...]:
@@ -253,11 +285,11 @@ class RayWorkers:
             message = f"{self._shares.name(number)}: {fault}; {REMEDY}"
             raise EnvironmentFault(message, trace) from (None if trace is None else RemoteTraceback(trace))
 
-    def _take_in(self, number: int, rolled: Rolled, columns: Columns) -> list[Fault]:
-        """Put an actor's part of a rollout in its place, and note where the actor stands."""
+    def _take_in(self, number: int, rolled: Rolled, own: Columns, columns: Columns) -> list[Fault]:
+        """Put an actor's own part of a rollout in its place, and note where the actor stands."""
         part = self._shares.parts[number]
-        for column, own in zip(columns, rolled.columns, strict=True):
-            column[:, :, part] = own
+        for column, values in zip(columns, own, strict=True):
+            column[:, :, part] = values
         self._stands[number] = rolled.captured
         return self._shares.survived(number, rolled.faults)
 
@@ -267,7 +299,7 @@ class RayWorkers:
         logger.warning("%s %s: its rollout is repeated by another, with the same numbers", name, lost)
         self._replace(number)
         self._is_new[number] = True
-        self._rolling[self._roll(number)] = number
+        self._roll(number)
 
     def _blank(self, number: int, lost: _Lost, columns: Columns) -> list[Fault]:
         """Leave out the rows of a lost actor, where they can't be repeated, and start its environments again."""
@@ -287,6 +319,16 @@ class RayWorkers:
         self._ray.kill(self._actors[number])
         self._actors[number] = self._start(number)
         self._make([number])
+
+
+def pieces_of(layout: ColumnsLayout) -> list[tuple[int, int]]:
+    """The pieces in which an actor sends its columns: consecutive parts of their memory, begin and end.
+
+    layout: of the columns.
+    """
+    size = bytes_of(layout)
+    count = -(-size // MAX_PIECE) if size <= MAX_IN_PIECES else 1
+    return [(piece.start, piece.stop) for piece in parts(size, count)]
 
 
 class _Lost(Exception):

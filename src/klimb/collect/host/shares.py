@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from klimb.collect.host.stepping import parts
+from klimb.collect.host.stepping import Columns, parts
 from klimb.environments.host import Fault
 from klimb.environments.seeds import restart_seed
 
@@ -64,6 +64,15 @@ class Shares:
             for k in range(self._num_seeds)
             for environment in range(part.start, part.stop)
         ]
+
+    def made(self, steps: Sequence[int | None], columns: Columns) -> Integer[np.ndarray, " N"]:
+        """How many steps of a rollout each of the N environments of every seed has made.
+
+        steps: of every worker; None for one that was lost, whose environments are not late but start again.
+        columns: of the rollout.
+        """
+        widths = [part.stop - part.start for part in self.parts]
+        return np.repeat([len(columns.reward) if own is None else own for own in steps], widths)
 
     def split(self, captured: dict[str, list]) -> list[dict[str, list]]:
         """The states of all environments as those of each worker's. captured: by seed and environment."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Integer
 
-from klimb.environments.host import HostStep, HostVector
+from klimb.environments.host import Fault, HostStep, HostVector
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.observations import ObservationSpec
 
@@ -107,6 +109,19 @@ class Columns(NamedTuple):
         return cls(*arrays)
 
 
+class Stepped(NamedTuple):
+    """A rollout as it is handed over.
+
+    columns: `[T, K, N, …]`. faults: that were survived; copies are counted over seeds, then environments:
+    seed · N + environment. made: how many of the T steps each of the N environments of every seed has made, `[N]`,
+    where a worker may be late; None where all have made all of them. The rows of the others are not valid.
+    """
+
+    columns: Columns
+    faults: list[Fault]
+    made: Integer[np.ndarray, " N"] | None = None
+
+
 def bytes_of(layout: ColumnsLayout) -> int:
     """Memory that the arrays of a layout take, in bytes."""
     return sum(spec.num_bytes for spec in layout)
@@ -148,34 +163,41 @@ class Stepper:
         self.vector.restore([state for seed in captured["states"] for state in seed])
         self._obs = obs
 
-    def roll(self, decide: Decide, columns: Columns) -> None:
-        """Run all steps of a rollout; of whole episodes, until the last of them has ended.
+    def roll(self, decide: Decide, columns: Columns, seconds: float | None = None) -> int:
+        """Run all steps of a rollout; of whole episodes, until the last of them has ended. Returns how many were made.
 
-        decide: the policy. columns: of the whole rollout; this part of them is filled.
+        decide: the policy. columns: of the whole rollout; this part of them is filled. seconds: after which no further
+        step is begun, and the rows of the others are not valid: at least one is made. None for no such limit. The
+        copies stay where they are, and go on from there in the next rollout.
         """
         assert self._obs is not None, "reset comes before collect"
         own = Columns(*(column[:, :, self._part] for column in columns))
+        end = math.inf if seconds is None else time.monotonic() + seconds
         if own.derivatives.shape[-1] == 0:
-            self._roll(decide, own)
+            made = self._roll(decide, own, end)
         else:
             own.derivatives[:] = 0
             states: list[np.ndarray] = []
-            self._roll(decide, own, lambda: states.append(self._by_seed(self.vector.simulator_states())))
+            made = self._roll(decide, own, end, lambda: states.append(self._by_seed(self.vector.simulator_states())))
             rows = own.valid[: len(states)]
             own.derivatives[: len(states)][rows] = self.vector.differentiate(
                 np.stack(states)[rows], own.action[: len(states)][rows]
             )
+        return made
 
-    def _roll(self, decide: Decide, own: Columns, before_step: Callable[[], None] | None = None) -> None:
-        """Run all steps into the part of the columns that is this one's; `before_step` is called before each."""
+    def _roll(self, decide: Decide, own: Columns, end: float, before_step: Callable[[], None] | None = None) -> int:
+        """Run all steps into the part of the columns that is this one's: how many were made.
+
+        end: seconds of `time.monotonic` after which no step is begun but the first. before_step: called before each.
+        """
         assert self._obs is not None
         obs, action, reward, terminated, truncated, next_obs, valid, _ = own
         running = np.ones(reward.shape[1:], bool)
         for t in range(len(reward)):
-            if not running.any():
+            if not running.any() or (t > 0 and end < math.inf and time.monotonic() >= end):
                 for column in own:
                     column[t:] = 0
-                return
+                return t
             if before_step is not None:
                 before_step()
             action[t], clipped = decide(t, self._obs)
@@ -195,6 +217,7 @@ class Stepper:
                 running &= valid[t] & ~(terminated[t] | truncated[t])
         if self._whole_episodes:
             truncated[-1] |= running
+        return len(reward)
 
     def _by_seed(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self._seeds, -1, *x.shape[1:])

@@ -122,8 +122,8 @@ def _obey(
             stepper.start_from(vector.reset(np.array(order["seeds"])))
         case "roll":
             policy, noise = spec.decider(shared.parameters), shared.noise[:, :, part]
-            stepper.roll(lambda t, obs: policy(obs, noise[t // noise_steps]), shared.columns)
-            return {"faults": vector.take_faults()}
+            made = stepper.roll(lambda t, obs: policy(obs, noise[t // noise_steps]), shared.columns, order["seconds"])
+            return {"faults": vector.take_faults(), "made": made}
         case "capture":
             return {"captured": stepper.capture()}
         case "restore":

@@ -15,7 +15,7 @@ from jaxtyping import Integer, PyTree
 from klimb.collect.host import decisions
 from klimb.collect.host.decisions import PolicySpec
 from klimb.collect.host.shares import MAX_LOSSES, REMEDY, Shares
-from klimb.collect.host.stepping import Columns, NoiseLayout
+from klimb.collect.host.stepping import Columns, NoiseLayout, Stepped
 from klimb.collect.host.worker import SharedRollout
 from klimb.collect.host.worker_process import WorkerLost, WorkerProcess
 from klimb.environments.faults import RemoteTraceback
@@ -33,7 +33,8 @@ class Workers:
     `[K, …]` to their parameters `[K, spec.size]`. whole_episodes: whether a rollout is one episode of every copy, after
     a reset. noise: how it is laid out; None for one of the shape of an action at every step. derivatives: how many
     numbers those of a step are, 0 where they are not wanted.
-    timeout: seconds that a worker may take to answer.
+    timeout: seconds that a worker may take to answer. straggler_timeout: seconds after which a worker hands over the
+    steps of a rollout that it has made; None: it makes all of them.
     restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then not
     valid in that rollout. EnvironmentFault without `restart`, and when a worker is lost in `MAX_LOSSES` rollouts in a
     row.
@@ -54,7 +55,9 @@ class Workers:
         derivatives: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
+        straggler_timeout: float | None = None,
     ) -> None:
+        self._straggler_timeout = straggler_timeout
         self._shares = Shares(shape[1], shape[2], count)
         self._restart, self._timeout, self._pack = restart, timeout, pack
         layout = Columns.layout(shape, observations, actions, derivatives)
@@ -100,15 +103,12 @@ class Workers:
         self.shared.parameters[:] = self._pack(policy)
         self.shared.noise[:] = noise
         for worker in self._workers:
-            worker.send("roll")
+            worker.send("roll", seconds=self._straggler_timeout)
 
-    def finish(self) -> tuple[Columns, list[Fault]]:
-        """Wait for the rollout that was begun. Returns copies of its arrays, and the faults.
-
-        A fault's copy is counted over seeds, then environments: seed · N + environment. Raises EnvironmentFault as the
-        class says.
-        """
+    def finish(self) -> Stepped:
+        """Wait for the rollout that was begun: copies of its arrays. Raises EnvironmentFault as the class says."""
         faults: list[Fault] = []
+        made: list[int | None] = [None] * len(self._shares)
         deadline = time.monotonic() + self._timeout
         for number in range(len(self._shares)):
             try:
@@ -120,9 +120,10 @@ class Workers:
                 trace = fault.environment_traceback
                 message = f"{self._shares.name(number)}: {fault}; {REMEDY}"
                 raise EnvironmentFault(message, trace) from (None if trace is None else RemoteTraceback(trace))
-            self._losses[number] = 0
+            self._losses[number], made[number] = 0, answer["made"]
             faults += self._shares.survived(number, answer["faults"])
-        return Columns(*(column.copy() for column in self.shared.columns)), faults
+        columns = Columns(*(column.copy() for column in self.shared.columns))
+        return Stepped(columns, faults, None if self._straggler_timeout is None else self._shares.made(made, columns))
 
     def capture(self) -> dict[str, list] | None:
         """The states of all environments, by seed and environment; None where they can't be saved."""
