@@ -55,6 +55,7 @@ NO_FILE = {
     "environments/trial.py serve": "its own standard input",
     "report/html.py _resource": "a file of the package",
     "runs/arrays.py as_file": "bytes that it has made itself",
+    "training/peers.py exchange": "what another process of the same training says",
     "training/tune.py Search._write_best": "files of the best trial, which are copied as they are",
 }
 """Functions that call one of these, and read no file of a stranger, with what they read."""

@@ -94,8 +94,9 @@ def test_a_step_is_that_of_one_device(rule, x64):
     assert np.linalg.norm(spread - after) <= 1e-6 * step_size
 
 
-@pytest.mark.parametrize("spread", slow_except(["rows"], ["rows", "environments"]))
-@pytest.mark.parametrize("env", slow_except(["CartPole-v1"], ["CartPole-v1", "gymnasium:CartPole-v1"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", ["rows", "environments"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
 def test_a_training_is_that_on_one_device(env, spread):
     options = dict(SMALL, env_steps=3 * 128, workers=0)
     alone = klimb.train(env, TRPO(), cores=1, **options)
