@@ -211,16 +211,7 @@ def resume(
         program = Program(config, environment, policy, found, critic=critic, demonstrator=demonstrator, cluster=ray)
         try:
             checkpoint = _checkpoint_to_go_on_from(program, directory, config, notify)
-            writer = RunWriter(config, slice(None), directory)
-            if not peers.is_first():
-                records = [record for record in directory.history() if record["iteration"] <= checkpoint.iteration]
-                writer = RunWriter(config, slice(None), None, records)
-            # Nothing is written before all processes have read.
-            _require_same_iteration(directory, peers.exchange(checkpoint.iteration))
-            if peers.is_first():
-                directory.start_log(keep_until=checkpoint.iteration)
-                directory.remove_ending()
-                _record_resumption(directory, config, environment, checkpoint.iteration)
+            writer = _writer_from(directory, config, environment, checkpoint.iteration)
         except BaseException:
             program.close()
             raise
@@ -253,6 +244,22 @@ def _checkpoint_to_go_on_from(
     for line in [*map(describe, changes), *_schedule_lines(before, config, checkpoint.state, checkpoint.iteration)]:
         notify(f"changed      {line}")
     return checkpoint
+
+
+def _writer_from(directory: RunDirectory, config: RunConfig, environment: Environment, iteration: int) -> RunWriter:
+    """The writer of a run that goes on from the checkpoint of an iteration; of several processes only the first's
+    writes."""
+    writer = RunWriter(config, slice(None), directory)
+    if not peers.is_first():
+        records = [record for record in directory.history() if record["iteration"] <= iteration]
+        writer = RunWriter(config, slice(None), None, records)
+    # Nothing is written before all processes have read.
+    _require_same_iteration(directory, peers.exchange(iteration))
+    if peers.is_first():
+        directory.start_log(keep_until=iteration)
+        directory.remove_ending()
+        _record_resumption(directory, config, environment, iteration)
+    return writer
 
 
 def _require_same_iteration(directory: RunDirectory, iterations: list[int]) -> None:
