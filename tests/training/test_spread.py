@@ -162,12 +162,19 @@ def test_what_the_options_come_to():
     assert resolved(4) == Spread(4, rows=False)
     assert resolved(4, work=WORTHWHILE) == resolved(4, "rows") == Spread(4, rows=True)
     assert resolved(4, "environments", work=WORTHWHILE) == Spread(4, rows=False)
-    assert resolved(4, processes=2, work=WORTHWHILE) == Spread(4, rows=False)
-    assert resolved(4, processes=2, work=WORTHWHILE_BETWEEN_PROCESSES) == Spread(4, rows=True)
+    assert resolved(8, processes=2, work=WORTHWHILE) == Spread(8, rows=False)
+    assert resolved(8, processes=2, work=WORTHWHILE_BETWEEN_PROCESSES) == Spread(8, rows=True)
     # Several processes: all devices, or as many seeds beside each other as there is room for.
     assert resolved(processes=2) == Spread(8, rows=False)
     assert resolved(processes=2, seeds=4) == Spread(2, rows=False)
     assert resolved(processes=2, seeds=8) is None
+    assert resolved(processes=2, seeds=3) == Spread(4, rows=False)
+
+
+@pytest.mark.parametrize(("learn_on", "seeds"), [(1, 1), (3, 8), (2, 3)])
+def test_no_process_is_left_without_a_device(learn_on, seeds):
+    with pytest.raises(ConfigError, match="of the 2 processes without work: choose learn_on = "):
+        resolved(learn_on, processes=2, seeds=seeds)
 
 
 @pytest.mark.parametrize(

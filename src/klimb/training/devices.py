@@ -63,6 +63,11 @@ def available() -> Sequence[jax.Device]:
     return jax.devices() if peers.count() > 1 else jax.local_devices()
 
 
+def own(devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
+    """Those of some devices that are this process's. devices: of all processes."""
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
 def limited(devices: Sequence[jax.Device], limit: int | None) -> Sequence[jax.Device]:
     """The devices that a training is laid over; a limit that is above their number is logged.
 

@@ -39,7 +39,7 @@ from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
 from klimb.training import peers
 from klimb.training.copies import Copies
-from klimb.training.devices import available, cores, limited
+from klimb.training.devices import available, cores, limited, own
 from klimb.training.diagnostics import Diagnostics
 from klimb.training.iteration import Iteration
 from klimb.training.jax_settings import require_trainable
@@ -101,6 +101,10 @@ class Program:
         if demonstrations is not None and traits_of(config.rule).demonstrations_in_batch:
             self.demonstrations = self._demonstrated(demonstrations, demonstrator)
 
+        if options.cores is not None and peers.count() > 1:
+            raise ConfigError(
+                f"cores = {options.cores}: a training in several processes uses all devices; leave it out"
+            )
         devices = limited(available(), options.cores)
         self._require_exploration()
         self._warn_of_short_episodes()
@@ -111,7 +115,7 @@ class Program:
             options.seed,
             options.num_seeds,
             variations,
-            devices[:1] if is_offline(config.rule) else devices,
+            own(devices)[:1] if is_offline(config.rule) else devices,
             self._spread(len(devices)),
         )
         self._bound = self._bind(config.rule)

@@ -47,7 +47,15 @@ def spread_of(
     seed. compiled: whether they are stepped on the devices. work: parameters of policy and critic × rows of a batch.
     Raises ConfigError for more devices than there are, and for environments that can't be shared out equally.
     """
-    each = learn_on if learn_on is not None else max(1, devices // seeds) if processes > 1 else 1
+    # The smallest share with which no device is left over.
+    whole = next(each for each in range(1, devices + 1) if devices % each == 0 and devices // each <= seeds)
+    each = learn_on if learn_on is not None else whole if processes > 1 else 1
+    # A process without a device in the program could not take part in it.
+    if processes > 1 and (devices % each or devices // each > seeds):
+        raise ConfigError(
+            f"learn_on = {each} with num_seeds = {seeds} leaves some of the {devices} devices of the {processes} "
+            f"processes without work: choose learn_on = {whole}, or leave it out"
+        )
     if each == 1:
         return None
     if each > devices:
