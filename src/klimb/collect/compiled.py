@@ -75,17 +75,9 @@ class CompiledCollector:
         if self.whole_episodes:
             key, key_start = jax.random.split(key)
             state = self.init(key_start)
-        environment, shape = self.environment, (self.num_steps, self.num_envs)
-        key_act, key_step, key_reset = jax.random.split(key, 3)
-        noise = rollout_noise(policy, key_act, state.obs, self.num_steps, self.exploration_steps)
-        # What is held for several steps is looked up at each of them, not repeated.
-        held = None if held_noise(policy) is None else noise
-        if held is not None:
-            noise = jnp.arange(self.num_steps) // noise_steps(policy, self.num_steps, self.exploration_steps)
-        step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
+        environment = self.environment
         reset = traced(environment.id)(jax.vmap(environment.reset))
-        step_keys, reset_keys = spread_environments((step_keys, reset_keys), axis=1)
-        draws = (noise, step_keys, jax.vmap(reset)(reset_keys) if environment.prefetch_resets else reset_keys)
+        held, draws = self._draws(key, policy, state, reset)
         state = spread_environments(state)
 
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
@@ -129,12 +121,31 @@ class CompiledCollector:
             # Twice a turn: 4 % of an iteration less, and more than that brings nothing.
             state, rows = jax.lax.scan(step, state, draws, unroll=2)
             # A constant, not a column of the scan: XLA then knows that every weight is 1.
-            valid = jnp.ones(shape, bool)
+            valid = jnp.ones((self.num_steps, self.num_envs), bool)
         state, rows = spread_environments(state), spread_environments(rows, axis=1)
         columns = {name: column for name, column in rows._asdict().items() if name != "episode_return"}
         rollout = Rollout(**columns, valid=valid, whole_episodes=self.whole_episodes)
         ended = valid & (rows.terminated | rows.truncated)
         return state, rollout, summarise(ended, rows.episode_return, rows.time + 1)
+
+    def _draws(
+        self, key: PRNGKeyArray, policy: PyTree, state: CollectorState, reset: Callable[[Array], PyTree]
+    ) -> tuple[Array | None, tuple]:
+        """The noise that is held for several steps, None where each has its own, and what each step gets, `[T, ...]`.
+
+        key, policy, state: as for `collect`. reset: of all environments, from their keys.
+        """
+        shape = (self.num_steps, self.num_envs)
+        key_act, key_step, key_reset = jax.random.split(key, 3)
+        noise = rollout_noise(policy, key_act, state.obs, self.num_steps, self.exploration_steps)
+        # What is held for several steps is looked up at each of them, not repeated.
+        held = None if held_noise(policy) is None else noise
+        if held is not None:
+            noise = jnp.arange(self.num_steps) // noise_steps(policy, self.num_steps, self.exploration_steps)
+        step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
+        step_keys, reset_keys = spread_environments((step_keys, reset_keys), axis=1)
+        resets = jax.vmap(reset)(reset_keys) if self.environment.prefetch_resets else reset_keys
+        return held, (noise, step_keys, resets)
 
 
 def _until_all_have_ended(

@@ -99,7 +99,9 @@ class Layout:
         each = 1 if spread is None else spread.devices
         count = 2 if self.splits_roles else min(num_seeds, len(devices) // each)
         names = (AXIS,) if spread is None else (AXIS, spread.axis)
-        grid = np.array(devices[: count * each]).reshape(count, *(each,) * (spread is not None))
+        grid = np.array(devices[: count * each])
+        if spread is not None:
+            grid = grid.reshape(count, each)
         self._mesh = Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
         self._padding = 0 if self.splits_roles else -num_seeds % count
         # What other processes have can't be read here.

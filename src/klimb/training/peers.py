@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 import os
 import time
 from typing import Any
@@ -30,8 +29,6 @@ LEAD = 1.0
 
 SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 """Environment variables with which processes find each other where no batch system says it."""
-
-logger = logging.getLogger("klimb")
 
 
 def use_all_processes() -> None:
