@@ -173,12 +173,15 @@ class Case(NamedTuple):
 @functools.cache
 def make_case(name: str, seed: int = 0) -> Case:
     """An on-policy batch of a policy away from its symmetric start. The networks' last rows are padding."""
-    rng = np.random.default_rng(seed)
+    with jax.enable_x64(name == "table"):  # whoever asks first
+        return _make_case(name, np.random.default_rng(seed), seed)
+
+
+def _make_case(name: str, rng: np.random.Generator, seed: int) -> Case:
     if name == "table":
-        with jax.enable_x64(True):  # whoever asks first
-            policy = SoftmaxTable(jnp.asarray(rng.normal(size=(STATES, ACTIONS))))
-            batch = eqx.filter_jit(klimb.exact_batch)(make_mdp(seed, STATES, ACTIONS), policy)
-            return Case(policy, eqx.tree_at(lambda b: b.fraction_done, batch, jnp.zeros(())))
+        policy = SoftmaxTable(jnp.asarray(rng.normal(size=(STATES, ACTIONS))))
+        batch = eqx.filter_jit(klimb.exact_batch)(make_mdp(seed, STATES, ACTIONS), policy)
+        return Case(policy, eqx.tree_at(lambda b: b.fraction_done, batch, jnp.zeros(())))
     actions = Discrete(ACTIONS) if name == "categorical" else Box((-2.0, -1.0), (2.0, 1.0))
     policy = NetworkPolicy(3, actions, hidden=(8,), key=jax.random.key(seed))
     theta, rebuild = flatten(policy)
