@@ -148,13 +148,13 @@ def test_a_list_is_no_observation():
 
 
 def test_spaces_that_klimb_has_no_network_for():
-    class Switches(Walk):
-        action_space = spaces.MultiBinary(3)
+    class Talk(Walk):
+        action_space = spaces.Text(3)
 
-    environment = klimb.GymnasiumEnvironment.from_maker("switches", Switches)
+    environment = klimb.GymnasiumEnvironment.from_maker("talk", Talk)
     check = klimb.check_env(environment, steps=5)
     assert [finding.name for finding in check.failures] == ["spaces"]
-    assert "MultiBinary(3) is not supported" in check.failures[0].text
+    assert "is not supported; klimb supports Discrete, MultiDiscrete" in check.failures[0].text
 
 
 def test_wrong_questions_are_errors():

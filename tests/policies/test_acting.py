@@ -181,7 +181,9 @@ def test_bounds_are_kept_where_float32_rounds_them_outwards(dtype):
     space = gymnasium.spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
     actions = klimb.action_spec(space)
     far = np.array([[-9.0, -9.0], [9.0, 9.0]], np.float32)
-    _, sampled = actions.numpy_sampler(np.zeros(2, np.float32), GaussianStyle())(far[None], np.zeros_like(far)[None])
+    _, sampled = actions.numpy_sampler(np.zeros(2, np.float32), GaussianStyle())(
+        far[None], np.zeros_like(far)[None], None
+    )
     for taken in (klimb.act(Own(jnp.array(1e3)), far, observations=BoxObservations((2,)), actions=actions), sampled[0]):
         assert taken.dtype == np.float32
         assert all(space.contains(action) for action in taken)

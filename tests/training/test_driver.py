@@ -192,16 +192,16 @@ def test_bad_input_is_one_clear_line(tmp_path):
         klimb.resume(tmp_path)
 
 
-class PairOfDiscretes(gym.Env):
+class Talk(gym.Env):
     """An action space that klimb has no distribution for."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,))
-    action_space = gym.spaces.MultiDiscrete([2, 3])
+    action_space = gym.spaces.Text(3)
 
 
 def test_unsupported_action_spaces_are_named():
-    environment = klimb.GymnasiumEnvironment.from_maker("pair", PairOfDiscretes)
-    with pytest.raises(klimb.UnsupportedSpace, match=r"MultiDiscrete.*is not supported"):
+    environment = klimb.GymnasiumEnvironment.from_maker("talk", Talk)
+    with pytest.raises(klimb.UnsupportedSpace, match=r"Text.*is not supported"):
         klimb.train(environment, TRPO(), **SMALL)
 
 

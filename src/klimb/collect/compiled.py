@@ -83,7 +83,8 @@ class CompiledCollector:
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
             noise, key_step, fresh = drawn
             distribution, action = sampled_action(policy, carry.obs, noise if held is None else held[noise])
-            taken = environment.actions.clip(distribution.to_environment(action))
+            actions = environment.actions
+            taken = actions.unflatten(actions.clip(distribution.to_environment(action)))
             with traced(environment.id):
                 after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
             reward = after.reward.astype(carry.episode_return.dtype)

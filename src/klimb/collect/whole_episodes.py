@@ -223,7 +223,8 @@ def _compiled(
             key, key_act, key_step = jax.random.split(key, 3)
             action, log_prob = _act(key_act, policy, obs, deterministic)
             with traced(environment.id):
-                after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, actions.clip(action))
+                taken = actions.unflatten(actions.clip(action))
+                after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, taken)
             row = EpisodeStep(obs, action, log_prob, after.reward, after.terminated, after.truncated, after.obs)
             goes_on = alive & ~(after.terminated | after.truncated)
             return (key, after.state, after.obs, goes_on), (*keep(row), alive)

@@ -41,6 +41,10 @@ class CompiledEnvironment(abc.ABC):
     one_hot: bool = False
     """Whether observations are one-hot rows, which are not normalised."""
 
+    masked: bool = False
+    """Whether the last numbers of an observation are an action mask: 1 for each choice of the action space that is
+    allowed, 0 for each that is not."""
+
     prefetch_resets: bool = False
     """Whether states are so small that the initial states of a whole rollout can be drawn in advance."""
 
@@ -60,12 +64,13 @@ class CompiledEnvironment(abc.ABC):
     @property
     @abc.abstractmethod
     def action_space(self) -> gymnasium.spaces.Space:
-        """The space of actions: Box or Discrete."""
+        """The space of actions, which may be a Dict or a Tuple."""
 
     @property
     def observations(self) -> ObservationSpec:
         """What the observation space means to klimb. UnsupportedSpace when that is nothing."""
-        return observation_spec(self.observation_space, one_hot=self.one_hot)
+        choices = self.actions.num_choices if self.masked else 0
+        return observation_spec(self.observation_space, one_hot=self.one_hot, choices=choices)
 
     @property
     def actions(self) -> ActionSpec:
@@ -77,11 +82,11 @@ class CompiledEnvironment(abc.ABC):
         """(state, obs) at the start of an episode, drawn with `key`."""
 
     @abc.abstractmethod
-    def step(self, key: PRNGKeyArray, state: PyTree, action: Array) -> Transition:
+    def step(self, key: PRNGKeyArray, state: PyTree, action: PyTree) -> Transition:
         """One step. Does not reset.
 
         key: for the randomness of the step. state: before the step. action: in the action space (the collector clips it
-        to a Box's bounds).
+        to a Box's bounds): an array, or a dictionary or tuple of arrays.
         """
 
 

@@ -66,10 +66,8 @@ def _spaces(environment: Environment) -> Finding:
         observations, actions = environment.observations, environment.actions
     except UnsupportedSpace as error:
         return Finding("spaces", "fails", str(error))
+    numbers = f"{observations.encoded.size} numbers as observation"
+    mask = f", and an action mask of {actions.num_choices} flags" if environment.masked else ""
     return Finding(
-        "spaces",
-        "ok",
-        one_line(
-            f"{observations.size} numbers as observation; actions {environment.action_space} ({actions.kind})", 200
-        ),
+        "spaces", "ok", one_line(f"{numbers}{mask}; actions {environment.action_space} ({actions.kind})", 200)
     )

@@ -15,6 +15,7 @@ from klimb.environments.faults import traceback_text
 from klimb.environments.findings import Finding
 from klimb.environments.trial import Trial, random_actions
 from klimb.errors import one_line
+from klimb.policies.action_spec import GaussianStyle
 
 KINDS = {"float": jnp.inexact, "a number": jnp.number, "bool": jnp.bool_}
 
@@ -26,7 +27,7 @@ def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -
     """
     actions = jnp.asarray(random_actions(environment.action_space, environment.actions, steps, seed))
     try:
-        wrong = _wrong_shapes(environment, actions[0])
+        wrong = _wrong_shapes(environment, environment.actions.unflatten(actions[0]))
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         text = one_line(f"{type(error).__name__}: {lines[0]}")
@@ -58,7 +59,7 @@ def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -
     yield Finding("state of the simulator", "ok", "is part of the checkpoint: a resumed run continues exactly")
 
 
-def _wrong_shapes(environment: CompiledEnvironment, action: Array) -> list[Finding]:
+def _wrong_shapes(environment: CompiledEnvironment, action: PyTree) -> list[Finding]:
     """What `reset` and `step` return in a wrong shape, dtype or structure."""
     key = jax.random.key(0)
     state, first = jax.eval_shape(environment.reset, key)
@@ -85,6 +86,13 @@ def _wrong_shapes(environment: CompiledEnvironment, action: Array) -> list[Findi
     return [Finding("reset and step", "fails", text) for text in found]
 
 
+def _allowed(environment: CompiledEnvironment, key: Array, mask: Array) -> Array:
+    """A random action that a mask allows. key: of the draw."""
+    actions, style = environment.actions, GaussianStyle()
+    outputs, log_std = jnp.zeros(actions.num_outputs(style)), jnp.zeros(actions.num_log_std)
+    return actions.clip(actions.distribution(outputs, log_std, style, mask).sample(key))
+
+
 def _kinds(state: PyTree) -> tuple:
     leaves, structure = jax.tree.flatten(state)
     return structure, [(x.shape, x.dtype) for x in leaves]
@@ -99,7 +107,10 @@ def _run(environment: CompiledEnvironment, actions: Array, seed: int) -> Trial:
             state, obs = carry
             key, action = now
             key_step, key_reset = jax.random.split(key)
-            after = environment.step(key_step, state, action)
+            mask = environment.observations.mask(obs)
+            if mask is not None:
+                action = _allowed(environment, jax.random.fold_in(key, 2), mask)
+            after = environment.step(key_step, state, environment.actions.unflatten(action))
             ended = after.terminated | after.truncated
             fresh = environment.reset(key_reset)
             following = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, (after.state, after.obs))

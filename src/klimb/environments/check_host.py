@@ -11,11 +11,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 
+from klimb.environments.adapters.action_masks import ActionMask
 from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
 from klimb.environments.faults import Trouble
 from klimb.environments.findings import Finding
 from klimb.environments.host import HostEnvironment
-from klimb.environments.trial import Trial, digests_elsewhere, random_actions, run
+from klimb.environments.trial import AllowedActions, Trial, digests_elsewhere, random_actions, run
 from klimb.errors import EnvironmentFault, one_line
 
 WORKER_STEPS = 200
@@ -46,7 +47,7 @@ def host_findings(
             yield _repeatable(environment, trial, actions, seed)
             yield episodes(trial, environment.max_episode_steps)
             yield _resumable(captured)
-            yield _in_workers(environment, trial, actions, seed, in_worker=in_worker)
+            yield _in_workers(environment, trial, seed, in_worker=in_worker)
     if environment.image_shape is not None:
         yield _image(environment)
     if isinstance(environment, GymnasiumEnvironment):
@@ -58,7 +59,8 @@ def _tried(environment: HostEnvironment, actions: np.ndarray, seed: int) -> tupl
     """The steps, and whether the simulator's state can be saved after them."""
     vector = environment.vector(1)
     try:
-        return run(vector, actions, seed), vector.capture() is not None
+        allowed = AllowedActions(environment.observations, environment.actions, seed)
+        return run(vector, actions, seed, allowed), vector.capture() is not None
     finally:
         vector.close()
 
@@ -171,9 +173,7 @@ def _resumable(captured: bool) -> Finding:
     )
 
 
-def _in_workers(
-    environment: HostEnvironment, trial: Trial, actions: np.ndarray, seed: int, *, in_worker: bool
-) -> Finding:
+def _in_workers(environment: HostEnvironment, trial: Trial, seed: int, *, in_worker: bool) -> Finding:
     name, spec = "worker processes", environment.env_spec
     if spec is None:
         return Finding(
@@ -187,7 +187,7 @@ def _in_workers(
     if not in_worker:
         return Finding(name, "ok", "a worker process can make it")
     try:
-        digests = digests_elsewhere(spec, actions[:WORKER_STEPS], seed, timeout=WORKER_TIMEOUT)
+        digests = digests_elsewhere(spec, trial.actions[:WORKER_STEPS], seed, timeout=WORKER_TIMEOUT)
     except EnvironmentFault as fault:
         return Finding(
             name,
@@ -214,7 +214,7 @@ def _raw_observations(environment: GymnasiumEnvironment, steps: int, seed: int) 
     """Whether observations are in their space, before klimb flattens and converts them."""
     try:
         env = environment.make()
-        layer = env.env if isinstance(env, gym.wrappers.FlattenObservation) else env
+        layer = env.env if isinstance(env, gym.wrappers.FlattenObservation | ActionMask) else env
         space = layer.observation_space
         layer.action_space.seed(seed)
         rows = [layer.reset(seed=seed)[0]]

@@ -76,7 +76,8 @@ class HostVector(abc.ABC):
     def step(self, action: np.ndarray) -> HostStep:
         """Step every copy.
 
-        action: `[M, *act]`, within the bounds of the action space. EnvironmentFault for a fault that ends the training.
+        action: `[M, *act]` as arrays hold actions (`ActionSpec.unflatten`), within the bounds of the action space.
+        EnvironmentFault for a fault that ends the training.
         """
 
     @abc.abstractmethod
@@ -121,6 +122,10 @@ class HostEnvironment(abc.ABC):
     one_hot: bool = False
     """Whether observations are one-hot rows, which are not normalised."""
 
+    masked: bool = False
+    """Whether the last numbers of an observation are an action mask: 1 for each choice of the action space that is
+    allowed, 0 for each that is not."""
+
     packages: tuple[str, ...] = ()
     """Packages that the environment is made of; a run records their versions."""
 
@@ -138,7 +143,8 @@ class HostEnvironment(abc.ABC):
     @property
     def observations(self) -> ObservationSpec:
         """What the observation space means to klimb. UnsupportedSpace when that is nothing."""
-        return observation_spec(self.observation_space, one_hot=self.one_hot)
+        choices = self.actions.num_choices if self.masked else 0
+        return observation_spec(self.observation_space, one_hot=self.one_hot, choices=choices)
 
     @property
     def actions(self) -> ActionSpec:

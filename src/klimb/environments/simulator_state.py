@@ -24,8 +24,8 @@ def supported(env: gym.Env) -> bool:
     """Whether the state of an environment can be captured.
 
     It can for Gymnasium's classic control, toy text and MuJoCo (v4, v5) environments under the wrappers that
-    `gymnasium.make` adds and `FlattenObservation`, with Gymnasium's own random number generator. Subclasses are not
-    supported, because they may have further state.
+    `gymnasium.make` adds, `FlattenObservation` and klimb's own, with Gymnasium's own random number generator.
+    Subclasses are not supported, because they may have further state.
     """
     *wrappers, inner = _layers(env)
     known = all(_kind(layer) in _WRAPPERS for layer in wrappers)
@@ -356,6 +356,7 @@ _WRAPPERS: dict[str, tuple[_Attribute, ...]] = {
         _flag(f"checked_{call}") for call in ("reset", "step", "render")
     ),
     "gymnasium.wrappers.transform_observation.FlattenObservation": (),
+    "klimb.environments.adapters.action_masks.ActionMask": (),
 }
 
 _CLASSIC, _TOY = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text"

@@ -22,11 +22,12 @@ from klimb import processes
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
 from klimb.environments.host import HostVector
 from klimb.errors import EnvironmentFault, one_line, printable
-from klimb.policies.action_spec import ActionSpec
+from klimb.policies.action_spec import ActionSpec, GaussianStyle
+from klimb.policies.observations import ObservationSpec
 
 
 class Trial(NamedTuple):
-    """T steps of one copy. obs, next_obs, reward: as training gets them. actions: in the environment's units."""
+    """T steps of one copy. obs, next_obs, reward: as training gets them. actions: as arrays hold them."""
 
     obs: Float[np.ndarray, " T *obs"]
     actions: np.ndarray
@@ -51,16 +52,39 @@ def random_actions(space: gymnasium.Space, actions: ActionSpec, count: int, seed
     space: of the environment. actions: what it means to klimb. count: how many. seed: of the draws.
     """
     space.seed(seed)
-    return actions.clip(np.stack([np.asarray(space.sample(), actions.dtype) for _ in range(count)]))
+    return actions.clip(np.stack([actions.flatten(space.sample()) for _ in range(count)]))
 
 
-def run(vector: HostVector, actions: np.ndarray, seed: int) -> Trial:
+class AllowedActions:
+    """Random actions among those that the action masks of a vector's observations allow; the same ones every time.
+
+    observations, actions: what the spaces mean to klimb. seed: of the draws.
+    """
+
+    def __init__(self, observations: ObservationSpec, actions: ActionSpec, seed: int) -> None:
+        self._observations, self._shape = observations, actions.shape
+        self._outputs = np.zeros((1, 1, actions.num_outputs(GaussianStyle())), np.float32)
+        self._sample = actions.numpy_sampler(np.zeros(actions.num_log_std, np.float32), GaussianStyle())
+        self._random = np.random.default_rng(seed)
+
+    def __call__(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
+        """The action, where observations have no mask; else another one. obs: `[1, *obs]`. action: `[*act]`."""
+        mask = self._observations.mask(obs)
+        if mask is None:
+            return action
+        noise = self._random.random((1, 1, *self._shape), np.float32)
+        return self._sample(self._outputs, noise, mask[None])[1][0, 0]
+
+
+def run(vector: HostVector, actions: np.ndarray, seed: int, allowed: AllowedActions | None = None) -> Trial:
     """Step one copy.
 
-    vector: of one copy. actions: `[T, *act]`. seed: of the first reset. Raises what the environment raises.
+    vector: of one copy. actions: `[T, *act]`. seed: of the first reset. allowed: what is done instead where there are
+    action masks. Raises what the environment raises.
     """
     obs, rows = vector.reset(np.array([seed])), []
-    for action in actions:
+    for given in actions:
+        action = given if allowed is None else allowed(obs, given)
         step = vector.step(action[None])
         # Copied: the environment may write its next observations into the same memory.
         row = (obs, action[None], step.next_obs, step.reward, step.terminated, step.truncated)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from klimb.errors import ConfigError, shown
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.distributions import Distribution
-from klimb.policies.observations import ObservationSpec
+from klimb.policies.observations import MaskedObservations, ObservationSpec
 from klimb.policies.policy import Policy, action_distribution
 from klimb.precision import full_precision
 
@@ -36,6 +36,7 @@ def act(
     *,
     deterministic: bool = True,
     rng: np.random.Generator | None = None,
+    action_mask: Any = None,
     observations: ObservationSpec | None = None,
     actions: ActionSpec | None = None,
 ) -> Any:
@@ -47,15 +48,17 @@ def act(
     by tanh, the squashed mean) instead of a sample.
     rng: where samples draw their random numbers from; every call advances it, so make it once, before the loop. None:
     fresh randomness of the operating system in every call. A deterministic action uses none.
+    action_mask: which choices are allowed, for a policy that was trained with such a mask: flags, one for each choice,
+    with the leading axes of `obs`. None where `obs` has the mask at its end already, or the policy knows none.
     observations, actions: the spaces that the policy is for. None: those in the policy's own fields of these names.
 
-    Returns an array `[*act]`, or with the leading axes of `obs`: int32 for discrete actions (a NumPy scalar for one
-    observation), float32 for a box.
+    Returns the action as the space has it: an array with the leading axes of `obs` (a NumPy scalar for one of a
+    Discrete space), or a dictionary or tuple of these.
     Raises ConfigError when the observation has another shape than the policy reads, or is no array of numbers; and for
     a policy that does not hold its spaces, where they are not given.
     """
     observations, actions = _spaces(policy, observations, actions)
-    rows = _rows(obs, observations)
+    rows = _with_mask(obs, action_mask, observations)
     axes = rows.ndim - len(observations.shape)
     words = np.zeros(2, np.uint32) if deterministic else _words(rng)
     taken = np.asarray(_decide(policy, rows, words, axes, deterministic))
@@ -65,7 +68,7 @@ def act(
             f"but the actions {actions} have the shape {actions.shape}: it was made for other actions"
         )
     # The index turns an array without axes into a scalar, which environments can use as a key or an index.
-    return actions.clip(taken).astype(actions.dtype, copy=False)[()]
+    return actions.unflatten(actions.clip(taken).astype(actions.dtype, copy=False)[()])
 
 
 @eqx.filter_jit
@@ -109,6 +112,29 @@ def _spaces(
             "klimb.action_spec(env.action_space))"
         )
     return observations, actions
+
+
+def _with_mask(obs: Any, mask: Any, observations: ObservationSpec) -> np.ndarray:
+    """Observations as an array, with the action mask at their end where the policy reads one."""
+    if not isinstance(observations, MaskedObservations):
+        if mask is not None:
+            raise ConfigError("the policy was trained without an action mask: leave action_mask out")
+        return _rows(obs, observations)
+    if mask is None:
+        shape = np.shape(obs)
+        if shape and shape[-1] == observations.observed.size:
+            raise ConfigError(
+                "the policy was trained with an action mask, and needs it: give action_mask=, for example "
+                'info["action_mask"] as reset and step return it'
+            )
+        return _rows(obs, observations)
+    rows, flags = _rows(obs, observations.observed), np.asarray(mask, np.float32)
+    if flags.shape != (*rows.shape[:-1], observations.choices):
+        raise ConfigError(
+            f"the action mask has the shape {flags.shape}, and {(*rows.shape[:-1], observations.choices)} is expected: "
+            "a flag for each choice, for every observation"
+        )
+    return np.concatenate([rows, flags], axis=-1)
 
 
 def _rows(obs: Any, observations: ObservationSpec) -> np.ndarray:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import gymnasium.spaces
 import numpy as np
 
-from klimb.errors import ConfigError
+from klimb.errors import ConfigError, UnsupportedSpace
 
 if TYPE_CHECKING:
     from klimb.policies.distributions import Distribution
@@ -19,8 +21,12 @@ EXPLORATION_VARIANCE = 1e-6
 """ε of gSDE, in half-widths squared: the variance of one action where all features are zero. Part of the noise, too."""
 
 AnyArray = TypeVar("AnyArray")
-Sampler = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(outputs `[K, n, P]`, noise `[K, n, *act]`) ↦ (the policy's actions, the actions for the environment)."""
+NestedSpec = Callable[[gymnasium.spaces.Space], "ActionSpec"]
+NestedRemarks = Callable[[gymnasium.spaces.Space], list[str]]
+NestedJson = Callable[[Any], "ActionSpec"]
+Sampler = Callable[[np.ndarray, np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
+"""(outputs `[K, n, P]`, noise `[K, n, *act]`, which choices are allowed `[K, n, num_choices]` or None for all of them)
+↦ (the policy's actions, the actions for the environment)."""
 
 
 class GaussianStyle(NamedTuple):
@@ -88,6 +94,16 @@ class GaussianStyle(NamedTuple):
             )
 
 
+def require_no_gaussian(style: GaussianStyle, actions: str) -> None:
+    """UnsupportedSpace where an option of Gaussians is given for actions that have none.
+
+    style: as given. actions: what they are, for the message.
+    """
+    for name, given in style._asdict().items():
+        if given != style._field_defaults[name]:
+            raise UnsupportedSpace(f"{name} is for continuous actions, and these are {actions}: leave it off")
+
+
 _ADDED = ("log_std_bounds", "exploration")
 """The fields of `GaussianStyle` that policy files have had since version 4."""
 
@@ -95,26 +111,33 @@ _ADDED = ("log_std_bounds", "exploration")
 class ActionSpec(abc.ABC):
     """One kind of action space: what policies, collectors and files need of it.
 
-    A new kind is a frozen dataclass with these methods in a file of its own, and a line in `klimb.policies.actions`.
+    A new kind is a frozen dataclass (with `repr=False`) with these methods in a file of its own, and a line in
+    `klimb.policies.actions`.
     The noise of a sample has the shape of an action. `from_json` bounds sizes, because files may be malicious.
     """
 
     kind: ClassVar[str]
     """The kind's name in files."""
 
+    def __repr__(self) -> str:
+        """The class and the fields that are not the default."""
+        own = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={x!r}' for name, x, default in own if x != default)})"
+
     @classmethod
     @abc.abstractmethod
-    def from_space(cls, space: gymnasium.spaces.Space) -> ActionSpec | None:
+    def from_space(cls, space: gymnasium.spaces.Space, nested: NestedSpec) -> ActionSpec | None:
         """The spec of a Gymnasium space; None if the space is of another kind.
 
-        space: any Gymnasium space. Raises UnsupportedSpace for a space of this kind that klimb does not support.
+        space: any Gymnasium space. nested: the spec of a space within it. Raises UnsupportedSpace for a space of this
+        kind that klimb does not support.
         """
 
     @classmethod
-    def remarks(cls, space: gymnasium.spaces.Space) -> list[str]:
+    def remarks(cls, space: gymnasium.spaces.Space, nested: NestedRemarks) -> list[str]:
         """What about a space of this kind can't be learned, or is taken otherwise than it says: one line each.
 
-        space: for which `from_space` returns a spec.
+        space: for which `from_space` returns a spec. nested: the remarks about a space within it.
         """
         return []
 
@@ -124,10 +147,11 @@ class ActionSpec(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def from_json(cls, fields: dict[str, Any]) -> ActionSpec:
+    def from_json(cls, fields: dict[str, Any], nested: NestedJson) -> ActionSpec:
         """The inverse of `to_json`.
 
-        fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
+        fields: as read from a file. nested: reads the fields of an action within it. Raises ValueError, which says what
+        is wrong, for anything else.
         """
 
     @abc.abstractmethod
@@ -144,6 +168,26 @@ class ActionSpec(abc.ABC):
     def dtype(self) -> type[np.generic]:
         """The dtype of actions in arrays."""
 
+    @property
+    def size(self) -> int:
+        """The number of elements of one action."""
+        return math.prod(self.shape)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether actions in arrays are integers: numbers of choices."""
+        return issubclass(self.dtype, np.integer)
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """The numbers of choices of all discrete parts, in order; an action mask has a flag for each choice."""
+        return ()
+
+    @property
+    def num_choices(self) -> int:
+        """The flags of an action mask; 0 where actions have no discrete part."""
+        return sum(self.choices)
+
     @abc.abstractmethod
     def num_outputs(self, style: GaussianStyle) -> int:
         """P, the number of network outputs that the distribution needs.
@@ -157,11 +201,11 @@ class ActionSpec(abc.ABC):
         """Number of log standard deviations that are parameters of the policy, apart from the network; 0 for none."""
 
     @abc.abstractmethod
-    def distribution(self, output: Any, log_std: Any, style: GaussianStyle) -> Distribution:
+    def distribution(self, output: Any, log_std: Any, style: GaussianStyle, mask: Any = None) -> Distribution:
         """The distribution over actions.
 
         output: of the network, `[..., P]`. log_std: `[num_log_std]`, or with the leading axes of `output`; None if
-        `num_log_std` is 0. style: of a Gaussian.
+        `num_log_std` is 0. style: of a Gaussian. mask: which choices are allowed, `[..., num_choices]`; None for all.
         """
 
     @abc.abstractmethod
@@ -180,6 +224,20 @@ class ActionSpec(abc.ABC):
 
         action: a JAX or NumPy array with any leading axes.
         """
+
+    def unflatten(self, action: AnyArray) -> Any:
+        """The action as the space has it: with its structure, shapes and first numbers.
+
+        action: `[..., *act]`, clipped; a JAX or NumPy array. In NumPy the result has the space's own dtypes.
+        """
+        return action
+
+    def flatten(self, action: Any) -> np.ndarray:
+        """The inverse of `unflatten` in NumPy, `[..., *act]`.
+
+        action: as the space has it, with any leading axes.
+        """
+        return np.asarray(action, self.dtype)
 
     @abc.abstractmethod
     def problem(self, action: np.ndarray) -> str | None:

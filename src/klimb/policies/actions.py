@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium.spaces
@@ -10,8 +11,13 @@ from klimb.errors import UnsupportedSpace, one_line
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.box_actions import Box
 from klimb.policies.discrete_actions import Discrete
+from klimb.policies.multi_binary_actions import MultiBinary
+from klimb.policies.multi_discrete_actions import MultiDiscrete
+from klimb.policies.product_actions import ProductActions
 
-KINDS: tuple[type[ActionSpec], ...] = (Discrete, Box)
+KINDS: tuple[type[ActionSpec], ...] = (Discrete, Box, MultiDiscrete, MultiBinary, ProductActions)
+MAX_DEPTH = 8
+"""Of actions within actions, in a file."""
 
 
 def action_spec(space: gymnasium.spaces.Space) -> ActionSpec:
@@ -20,12 +26,12 @@ def action_spec(space: gymnasium.spaces.Space) -> ActionSpec:
     space: of the environment's actions. Raises UnsupportedSpace if no kind of klimb's supports it.
     """
     for kind in KINDS:
-        spec = kind.from_space(space)
+        spec = kind.from_space(space, action_spec)
         if spec is not None:
             return spec
     raise UnsupportedSpace(
-        f"the action space {one_line(space, 200)} is not supported; klimb supports Discrete actions that start at 0 "
-        "and one-dimensional Box actions of floats: give the environment one of these, and convert it to its own "
+        f"the action space {one_line(space, 200)} is not supported; klimb supports Discrete, MultiDiscrete, "
+        "MultiBinary and Box, and Dict and Tuple of these: give the environment one of them, and convert it to its own "
         "actions in a gymnasium.ActionWrapper"
     )
 
@@ -37,22 +43,25 @@ def remarks(space: gymnasium.spaces.Space) -> list[str]:
     """
     for kind in KINDS:
         try:
-            if kind.from_space(space) is not None:
-                return kind.remarks(space)
+            if kind.from_space(space, action_spec) is not None:
+                return kind.remarks(space, remarks)
         except UnsupportedSpace:
             return []
     return []
 
 
-def actions_from_json(fields: Any) -> ActionSpec:
+def actions_from_json(fields: Any, depth: int = 0) -> ActionSpec:
     """The inverse of `ActionSpec.to_json`.
 
-    fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
+    fields: as read from a file. depth: of the actions that these are part of. Raises ValueError, which says what is
+    wrong, for anything else.
     """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"its actions have parts within parts of more than {MAX_DEPTH} levels")
     if isinstance(fields, dict):
         # Files of klimb 0.1.0 tell the kinds apart by their fields.
         name = fields.get("kind", "discrete" if "n" in fields else "box")
         for kind in KINDS:
             if kind.kind == name:
-                return kind.from_json(fields)
+                return kind.from_json(fields, partial(actions_from_json, depth=depth + 1))
     raise ValueError(f"it has no kind of actions that klimb knows ({', '.join(kind.kind for kind in KINDS)})")

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gymnasium.spaces
 import numpy as np
 
-from klimb.errors import UnsupportedSpace
-from klimb.policies.action_spec import ActionSpec, AnyArray, GaussianStyle, Sampler
+from klimb.errors import UnsupportedSpace, shown
+from klimb.policies.action_spec import (
+    ActionSpec,
+    AnyArray,
+    GaussianStyle,
+    NestedJson,
+    NestedRemarks,
+    NestedSpec,
+    Sampler,
+)
 
 if TYPE_CHECKING:
     from klimb.policies.distributions import DiagGaussian, TanhGaussian
@@ -27,34 +36,36 @@ NO_BOUNDS = tuple(float(np.finfo(dtype).max) for dtype in (np.float32, np.float6
 """What authors of environments give as a bound that is none, apart from infinity."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Box(ActionSpec):
     """Continuous actions between `low` and `high` (±inf where unbounded), one number per dimension.
 
     The network's output 0 is the middle of the box and 1 its edge. The unit of standard deviations is the half-width.
+    Arrays hold an action as a vector, whatever the shape of the space.
 
-    low, high: the bounds of every dimension, low ≤ high.
+    low, high: the bounds of every dimension, low ≤ high. dimensions: of the space's arrays; None for a vector.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    dimensions: tuple[int, ...] | None = None
 
     kind = "box"
 
     @classmethod
-    def from_space(cls, space: gymnasium.spaces.Space) -> Box | None:
-        flat = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.shape[0] > 0
-        if not flat or not np.issubdtype(space.dtype, np.floating):
+    def from_space(cls, space: gymnasium.spaces.Space, nested: NestedSpec) -> Box | None:
+        if not isinstance(space, gymnasium.spaces.Box) or 0 in space.shape:
             return None
-        assert isinstance(space, gymnasium.spaces.Box)
-        low, high = (tuple(float(x) for x in bound) for bound in (space.low, space.high))
-        return cls(low, high)._without_wide_bounds()
+        if not np.issubdtype(space.dtype, np.floating):
+            return None
+        low, high = (tuple(float(x) for x in np.ravel(bound)) for bound in (space.low, space.high))
+        return cls(low, high, None if len(space.shape) == 1 else space.shape)._without_wide_bounds()
 
     @classmethod
-    def remarks(cls, space: gymnasium.spaces.Space) -> list[str]:
+    def remarks(cls, space: gymnasium.spaces.Space, nested: NestedRemarks) -> list[str]:
         assert isinstance(space, gymnasium.spaces.Box)
         found: dict[str, list[str]] = {}
-        for i, (low, high) in enumerate(zip(space.low, space.high, strict=True)):
+        for i, (low, high) in enumerate(zip(space.low.flat, space.high.flat, strict=True)):
             remark = _remark(float(low), float(high))
             if remark is not None:
                 # NumPy's numbers, which are written as short as their dtype allows.
@@ -67,9 +78,9 @@ class Box(ActionSpec):
         return isinstance(other, Box) and self._without_wide_bounds() == other._without_wide_bounds()
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Box:
+    def from_json(cls, fields: dict[str, Any], nested: NestedJson) -> Box:
         bounds = [fields.get(name) for name in ("low", "high")]
-        if not all(map(_is_bound, bounds)) or set(fields) - {"kind", "low", "high"}:
+        if not all(map(_is_bound, bounds)) or set(fields) - {"kind", "low", "high", "shape"}:
             raise ValueError("a box of actions has lists low and high of numbers, with null where there is no bound")
         below, above = bounds
         assert isinstance(below, list)
@@ -81,12 +92,20 @@ class Box(ActionSpec):
         for dimension, (smallest, largest) in enumerate(zip(low, high, strict=True)):
             if not smallest <= largest:
                 raise ValueError(f"action dimension {dimension} is from {smallest} to {largest}")
-        return cls(low, high)
+        shape = fields.get("shape")
+        if shape is None:
+            return cls(low, high)
+        whole = isinstance(shape, list) and len(shape) <= 8 and all(type(x) is int and x >= 1 for x in shape)
+        if not whole or math.prod(shape) != len(low):
+            raise ValueError(f"{len(low)} action bounds do not have the shape {shown(shape)}")
+        return cls(low, high, tuple(shape))
 
     def to_json(self) -> dict[str, Any]:
         # JSON has no infinity: null stands for a missing bound.
         bounds = {"low": self.low, "high": self.high}
-        return {"kind": self.kind} | {k: [x if np.isfinite(x) else None for x in bound] for k, bound in bounds.items()}
+        shape = {} if self.dimensions is None else {"shape": list(self.dimensions)}
+        given = {k: [x if np.isfinite(x) else None for x in bound] for k, bound in bounds.items()}
+        return {"kind": self.kind, **given, **shape}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,12 +145,14 @@ class Box(ActionSpec):
     def num_log_std(self) -> int:
         return len(self.low)
 
-    def distribution(self, output: Any, log_std: Any, style: GaussianStyle) -> DiagGaussian | TanhGaussian:
+    def distribution(
+        self, output: Any, log_std: Any, style: GaussianStyle, mask: Any = None
+    ) -> DiagGaussian | TanhGaussian:
         """A Gaussian in the environment's units, or one squashed into the box.
 
         output: of the network, `[..., P]`. log_std: `[D]`, in half-widths.
         style: whether `output` has a second half that is added to `log_std`, to which bounds the sum is clipped, and
-        whether tanh squashes.
+        whether tanh squashes. mask: not used.
         """
         import jax.numpy as jnp
 
@@ -160,8 +181,8 @@ class Box(ActionSpec):
         bounds, depends = style.log_std_bounds, style.state_dependent_std
         free_std = np.exp(log_std if bounds is None or depends else np.clip(log_std, *bounds)) * unit
 
-        def sample(output: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            """The `Sampler`: output and noise as there."""
+        def sample(output: np.ndarray, noise: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+            """The `Sampler`: output and noise as there. mask: not used."""
             std = free_std
             if depends:
                 output, offset = np.split(output, 2, axis=-1)
@@ -178,6 +199,16 @@ class Box(ActionSpec):
     def clip(self, action: AnyArray) -> AnyArray:
         array: Any = action
         return array.clip(*self._bounds(array.dtype))
+
+    def unflatten(self, action: AnyArray) -> Any:
+        array: Any = action
+        return array if self.dimensions is None else array.reshape((*array.shape[:-1], *self.dimensions))
+
+    def flatten(self, action: Any) -> np.ndarray:
+        array = np.asarray(action, self.dtype)
+        if self.dimensions is None:
+            return array
+        return array.reshape((*array.shape[: array.ndim - len(self.dimensions)], len(self.low)))
 
     def problem(self, action: np.ndarray) -> str | None:
         if not np.issubdtype(action.dtype, np.floating):
@@ -199,6 +230,7 @@ class Box(ActionSpec):
         return Box(
             tuple(-np.inf if x <= -WIDEST else x for x in self.low),
             tuple(np.inf if x >= WIDEST else x for x in self.high),
+            self.dimensions,
         )
 
     def _require_bounds(self) -> None:

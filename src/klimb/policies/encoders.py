@@ -53,7 +53,10 @@ class Encoder(eqx.Module):
 
 
 class FlatEncoder(Encoder):
-    """One-dimensional observations, scaled by their running mean and standard deviation."""
+    """One-dimensional observations, scaled by their running mean and standard deviation.
+
+    Of observations that end with an action mask it reads what is before the mask.
+    """
 
     normalizer: Normalizer
 
@@ -63,25 +66,27 @@ class FlatEncoder(Encoder):
 
         observations: of the policy or critic. Raises UnsupportedSpace if they are not one-dimensional.
         """
-        if len(observations.shape) != 1:
+        shape = observations.encoded.shape
+        if len(shape) != 1:
             raise UnsupportedSpace(
-                f"observations of shape {list(observations.shape)} need a network of their own: give one with --policy "
+                f"observations of shape {list(shape)} need a network of their own: give one with --policy "
                 "and --critic (policy=, critic= in Python), or flatten them with "
                 "gymnasium.wrappers.FlattenObservation"
             )
-        return cls(Normalizer.identity(observations.shape))
+        return cls(Normalizer.identity(shape))
 
     @property
     def num_features(self) -> int:
         return int(self.normalizer.mean.shape[-1])
 
-    def inputs(self, obs: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
-        return self.normalizer(obs)
+    def inputs(self, obs: Float[Array, "*batch O"]) -> Float[Array, "*batch F"]:
+        return self.normalizer(obs[..., : self.num_features])
 
     def features(self, inputs: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
         return inputs
 
-    def observe(self, obs: Float[Array, "B F"], weight: Float[Array, " B"]) -> tuple[FlatEncoder, Rescaling]:
+    def observe(self, obs: Float[Array, "B O"], weight: Float[Array, " B"]) -> tuple[FlatEncoder, Rescaling]:
         """The same encoder with obs in its statistics; rows of weight 0 are left out."""
-        new = self.normalizer.update(obs, weight)
-        return FlatEncoder(new), self.normalizer.rescaling(new, obs, weight)
+        own = obs[..., : self.num_features]
+        new = self.normalizer.update(own, weight)
+        return FlatEncoder(new), self.normalizer.rescaling(new, own, weight)

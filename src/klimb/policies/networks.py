@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from pydantic import model_validator
 
 from klimb.errors import ConfigError
@@ -217,7 +217,7 @@ class NetworkPolicy(eqx.Module):
                 f"the observation has the shape {shape}, and the policy reads the shape {expected}, with any leading "
                 "axes: it was made for another environment"
             )
-        return self._distribution(self.network.hidden(self.encoder(obs)))
+        return self._distribution(self.network.hidden(self.encoder(obs)), self.observations.mask(obs))
 
     @property
     def held_noise(self) -> tuple[int, ...] | None:
@@ -231,26 +231,35 @@ class NetworkPolicy(eqx.Module):
         """
         features = self.network.hidden(self.encoder(obs))
         assert self.log_std is not None
-        return self._distribution(features), standard_noise(features, self.log_std, held)
+        return self._distribution(features, None), standard_noise(features, self.log_std, held)
 
-    def _distribution(self, features: Float[Array, "*batch F"]) -> Distribution:
+    def _distribution(self, features: Float[Array, "*batch F"], mask: Bool[Array, "*batch C"] | None) -> Distribution:
         log_std = self.log_std
         if self.style.exploration == "gsde":
             assert log_std is not None
             log_std = marginal_log_std(features, log_std)
-        return self.actions.distribution(self.network.output(features), log_std, self.style)
+        return self.actions.distribution(self.network.output(features), log_std, self.style, mask)
 
-    def act(self, obs: Any, *, deterministic: bool = True, rng: np.random.Generator | None = None) -> Any:
+    def act(
+        self,
+        obs: Any,
+        *,
+        deterministic: bool = True,
+        rng: np.random.Generator | None = None,
+        action_mask: Any = None,
+    ) -> Any:
         """The action for the environment: in its units, squashed or clipped into its bounds, in NumPy (`klimb.act`).
 
         obs: one observation `[*obs]`, or any number of leading axes. deterministic: the distribution's mode instead of
         a sample. rng: where samples draw their random numbers from, and which every call advances; None for fresh
-        randomness of the operating system in every call.
+        randomness of the operating system in every call. action_mask: which choices are allowed, for a policy that was
+        trained with a mask; a flag for each choice, with the leading axes of `obs`.
 
-        Returns an array `[*act]`, or with the leading axes of `obs`: int32 for discrete actions (a NumPy scalar for one
-        observation), float32 for a box. Raises ConfigError for an observation of another shape than the policy reads.
+        Returns the action as the space has it: an array with the leading axes of `obs` (a NumPy scalar for one of a
+        Discrete space), or a dictionary or tuple of these. Raises ConfigError for an observation of another shape than
+        the policy reads.
         """
-        return act(self, obs, deterministic=deterministic, rng=rng)
+        return act(self, obs, deterministic=deterministic, rng=rng, action_mask=action_mask)
 
     def observe(
         self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]

@@ -189,9 +189,13 @@ def _minari_fields(dataset: Any) -> dict[str, Any]:
     if not isinstance(space, gymnasium.spaces.Box) or space.shape is None or len(space.shape) != 1:
         raise UnsupportedSpace(f"its observations are in {space}; klimb supports one-dimensional boxes")
     actions = action_spec(dataset.action_space)
+    if dataset.action_space.shape is None:
+        raise UnsupportedSpace(
+            f"its actions are in {dataset.action_space}; klimb reads datasets whose actions are arrays"
+        )
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     folder, count = Path(dataset.storage.data_path), require_number_of_episodes(dataset.total_episodes)
-    for episode in episodes(folder, count, space.shape, actions.shape):
+    for episode in episodes(folder, count, space.shape, dataset.action_space.shape):
         steps = len(episode.rewards)
         if steps == 0:
             continue
@@ -201,7 +205,7 @@ def _minari_fields(dataset: Any) -> dict[str, Any]:
         for column, values in {
             "obs": episode.observations[:-1],
             "next_obs": episode.observations[1:],
-            "action": episode.actions,
+            "action": actions.flatten(episode.actions),
             "reward": episode.rewards,
             "log_prob": np.full(steps, np.nan),
             "terminated": episode.terminations,

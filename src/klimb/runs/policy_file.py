@@ -107,7 +107,7 @@ class PolicyDescription:
         actions = actions_from_json(self.actions)
         observations, limits = self._observations(), self._limits()
         outputs = actions.num_outputs(self.style)
-        weights = num_weights([observations.size, *self.hidden, outputs])
+        weights = num_weights([observations.encoded.size, *self.hidden, outputs])
         if weights > MAX_WEIGHTS:
             raise ValueError(f"its network has {weights} weights; klimb reads at most {MAX_WEIGHTS}")
         return eqx.filter_eval_shape(

@@ -351,6 +351,7 @@ def numpy_policy_spec(policy_static: PyTree) -> NumpyPolicySpec | None:
         clip=policy_static.encoder.normalizer.clip,
         actions=policy_static.actions,
         style=policy_static.style,
+        masked=policy_static.observations.encoded is not policy_static.observations,
     )
 
 

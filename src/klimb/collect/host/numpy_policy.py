@@ -39,13 +39,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 @dataclass(frozen=True)
 class NumpyPolicySpec:
-    """A `NetworkPolicy` without its parameters, as plain data. sizes: of the layers, from observations to outputs."""
+    """A `NetworkPolicy` without its parameters, as plain data.
+
+    sizes: of the layers, from observations to outputs. masked: whether observations end with an action mask.
+    """
 
     sizes: tuple[int, ...]
     activation: str
     clip: float
     actions: ActionSpec
     style: GaussianStyle
+    masked: bool = False
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -70,6 +74,7 @@ class NumpyPolicySpec:
             "clip": self.clip,
             "actions": self.actions.to_json(),
             "style": self.style.to_json(),
+            "masked": self.masked,
         }
 
     @classmethod
@@ -81,6 +86,7 @@ class NumpyPolicySpec:
             fields["clip"],
             actions_from_json(fields["actions"]),
             GaussianStyle.from_json(fields["style"]),
+            fields["masked"],
         )
 
     def decider(self, parameters: Array) -> NumpyPolicy:
@@ -94,6 +100,7 @@ class NumpyPolicy:
     def __init__(self, spec: NumpyPolicySpec, parameters: Array) -> None:
         """parameters: `[K, spec.size]` float32, in the order of `spec.shapes`."""
         self._clip, self._single = spec.clip, len(parameters) == 1
+        self._inputs = spec.sizes[0] if spec.masked else None
         self._activate = ACTIVATIONS[spec.activation]
         parts, start = [], 0
         for shape in spec.shapes:
@@ -118,9 +125,12 @@ class NumpyPolicy:
     def __call__(self, obs: Array, noise: Array) -> tuple[Array, Array]:
         """The actions `[K, n, *act]`, and as the environment gets them.
 
-        obs: `[K, n, O]`. noise: `[K, n, *act]`, as `Distribution.noise` draws it; with gSDE `[K, n, F + 1, D]`, as
-        `NetworkPolicy.explore` takes it.
+        obs: `[K, n, O]`, with the action mask at its end if there is one. noise: `[K, n, *act]`, as the distribution
+        draws it; with gSDE `[K, n, F + 1, D]`, as `NetworkPolicy.explore` takes it.
         """
+        mask = None
+        if self._inputs is not None:
+            obs, mask = obs[..., : self._inputs], obs[..., self._inputs :] > 0.5
         x = (obs[0] if self._single else obs) - self._mean
         x *= self._inverse_scale
         np.minimum(np.maximum(x, -self._clip, out=x), self._clip, out=x)
@@ -134,7 +144,7 @@ class NumpyPolicy:
         if self._matrix_std is not None:
             log_std, noise = self._explore(x, noise[0] if self._single else noise)
             output, noise = np.concatenate([output, log_std], axis=-1), noise[None] if self._single else noise
-        return self._sample(output[None] if self._single else output, noise)
+        return self._sample(output[None] if self._single else output, noise, mask)
 
     def _explore(self, features: Array, held: Array) -> tuple[Array, Array]:
         """log σ and standard normal noise of gSDE, as `klimb.policies.exploration` has them.

@@ -15,6 +15,7 @@ from jaxtyping import Float, Integer
 
 from klimb.environments.host import HostEnvironment, HostStep, HostVector
 from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
+from klimb.policies.action_spec import ActionSpec
 
 MAX_SEED = 2**31 - 1
 """EnvPool's seeds are below it."""
@@ -35,14 +36,14 @@ class EnvPoolEnvironment(HostEnvironment):
 
         copies: their number. restart: is not used.
         """
-        return EnvPoolVector(self.name, copies)
+        return EnvPoolVector(self.name, copies, self.actions)
 
 
 class EnvPoolVector(HostVector):
     """Copies in EnvPool, which resets one step late: the row after an episode's end is a reset, and is not valid."""
 
-    def __init__(self, name: str, copies: int) -> None:
-        self._name, self._copies = name, copies
+    def __init__(self, name: str, copies: int, actions: ActionSpec) -> None:
+        self._name, self._copies, self._actions = name, copies, actions
         self._pool: Any = None
 
     def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
@@ -60,7 +61,7 @@ class EnvPoolVector(HostVector):
 
     def step(self, action: np.ndarray) -> HostStep:
         """Step every copy with its row of `action`."""
-        obs, reward, terminated, truncated, _ = self._pool.step(action)
+        obs, reward, terminated, truncated, _ = self._pool.step(self._actions.unflatten(action))
         valid = ~self._resets
         self._obs = np.array(obs, np.float32)
         self._resets = terminated | truncated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from klimb.environments.returns import InvalidObservation, described
-from klimb.errors import one_line, shown
+from klimb.errors import UnsupportedSpace, one_line, shown
 
 
 def flatten_observations(env: gym.Env) -> gym.Env:
@@ -17,10 +18,28 @@ def flatten_observations(env: gym.Env) -> gym.Env:
 
     Of a number that is out of range Gymnasium makes the one-hot row of another number, or raises an IndexError.
     """
+    _, flatten = flat(env.observation_space)
     wrapper: gym.wrappers.FlattenObservation = gym.wrappers.FlattenObservation(env)
     # In place of Gymnasium's function, and not a class of klimb's: checkpoints hold the names of wrappers' classes.
-    wrapper.func = partial(_flatten, env.observation_space)
+    wrapper.func = flatten
     return wrapper
+
+
+def flat(space: gym.Space) -> tuple[gym.spaces.Box, Callable[[Any], Any]]:
+    """The box of flat observations, and what makes a vector of an observation.
+
+    space: of observations as the environment gives them. Raises UnsupportedSpace for those without a fixed size.
+    """
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return space, lambda obs: obs
+    box = gym.spaces.flatten_space(space)
+    if not isinstance(box, gym.spaces.Box):
+        raise UnsupportedSpace(
+            f"the observation space {one_line(space, 200)} is not supported, because its observations have no fixed "
+            "size: klimb reads Box, Discrete, MultiDiscrete, MultiBinary and Text, and Dict and Tuple of these; return "
+            "a Box from a gymnasium.ObservationWrapper, a Graph or Sequence padded to its maximum size"
+        )
+    return box, partial(_flatten, space)
 
 
 def _flatten(space: gym.Space, obs: Any) -> Any:

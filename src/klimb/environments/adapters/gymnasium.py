@@ -16,12 +16,14 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, Integer
 
 from klimb.environments import returns, simulator_state
+from klimb.environments.adapters.action_masks import ActionMask, MaskSource, mask_source
 from klimb.environments.adapters.flattening import flatten_observations
 from klimb.environments.faults import Trouble
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment, HostStep, HostVector
 from klimb.environments.seeds import restart_seed
 from klimb.environments.simulator_derivatives import Differentiator, derivative_sizes
-from klimb.errors import ConfigError, KlimbError, UnsupportedSpace, one_line
+from klimb.errors import ConfigError, KlimbError, UnsupportedSpace
+from klimb.policies.actions import action_spec
 
 logger = logging.getLogger("klimb")
 
@@ -42,6 +44,7 @@ class GymnasiumEnvironment(HostEnvironment):
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Space
     one_hot: bool = False
+    masked: bool = False
     env_spec: dict[str, Any] | None = field(default=None, repr=False)
     max_episode_steps: int | None = field(default=None, repr=False)
     derivatives: DerivativeSizes | None = field(default=None, repr=False)
@@ -83,7 +86,8 @@ class GymnasiumEnvironment(HostEnvironment):
             raise ConfigError(
                 f"{name}: the function that makes it returned {returns.described(made)}, which is not a gymnasium.Env"
             )
-        image, env = image_shape(made.observation_space), flattened(made)
+        image, mask = image_shape(made.observation_space), mask_source(made)
+        env = adapted(made, mask)
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
         space, limit = env.observation_space, None if env.spec is None else env.spec.max_episode_steps
         derivatives, packages = derivative_sizes(env), _packages(env)
@@ -91,11 +95,12 @@ class GymnasiumEnvironment(HostEnvironment):
         assert isinstance(space, gym.spaces.Box)
         return cls(
             id=name,
-            make=lambda: flattened(make()),
+            make=lambda: adapted(make(), mask),
             observation_space=space,
             action_space=env.action_space,
             one_hot=one_hot,
-            env_spec=env_spec,
+            masked=mask is not None,
+            env_spec=None if env_spec is None else {**env_spec, "action_mask": mask},
             max_episode_steps=limit,
             derivatives=derivatives,
             packages=packages,
@@ -123,13 +128,15 @@ def flattened(env: gym.Env) -> gym.Env:
             f"the environment's observation_space is {returns.described(space)}: it must be a gymnasium.spaces.Space, "
             "such as Box(-np.inf, np.inf, (4,)), set in its __init__ or on its class"
         )
-    if not isinstance(gym.spaces.flatten_space(space), gym.spaces.Box):
-        raise UnsupportedSpace(
-            f"the observation space {one_line(space, 200)} is not supported, because its observations have no fixed "
-            "size: klimb reads Box, Discrete, MultiDiscrete, MultiBinary and Text, and Dict and Tuple of these; return "
-            "a Box from a gymnasium.ObservationWrapper, a Graph or Sequence padded to its maximum size"
-        )
     return flatten_observations(env)
+
+
+def adapted(env: gym.Env, mask: MaskSource | None) -> gym.Env:
+    """The environment with observations that are vectors, and its action mask at their end if it has one.
+
+    env: as it was made. mask: where it gives its mask (`mask_source`).
+    """
+    return flattened(env) if mask is None else ActionMask(env, mask)
 
 
 def image_shape(space: gym.Space) -> tuple[int, ...] | None:
@@ -177,7 +184,7 @@ def make_from_spec(env_spec: dict[str, Any]) -> gym.Env:
     """The environment that `GymnasiumEnvironment.env_spec` describes."""
     if env_spec["module"] is not None:
         importlib.import_module(env_spec["module"])
-    return flattened(gym.make(EnvSpec.from_json(env_spec["spec"])))
+    return adapted(gym.make(EnvSpec.from_json(env_spec["spec"])), env_spec["action_mask"])
 
 
 class GymnasiumVector(HostVector):
@@ -193,6 +200,7 @@ class GymnasiumVector(HostVector):
         self._envs: list[gym.Env] = []
         for copy in range(copies):
             self._envs.append(self._made(copy))
+        self._actions = action_spec(self._envs[0].action_space)
         self._all_valid = np.ones(copies, bool)
         self._shape = self._envs[0].observation_space.shape or ()
         self._dtype: np.dtype = np.dtype(self._envs[0].observation_space.dtype)
@@ -213,13 +221,14 @@ class GymnasiumVector(HostVector):
         """Step every copy with its row of `action`. Raises EnvironmentFault as the class says."""
         faults: dict[int, Trouble] = {}
         count, shape, dtype, ndarray = len(self._envs), self._shape, self._dtype, np.ndarray
+        in_space = self._actions.unflatten
         rows, blank = [], bytes(dtype.itemsize * math.prod(shape))
         others: dict[int, np.ndarray] = {}
         rewards: list[float] = []
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for copy, (env, own_action) in enumerate(zip(self._envs, action, strict=True)):
             try:
-                obs, reward, ends, is_cut = returns.step_of(env.step(own_action))
+                obs, reward, ends, is_cut = returns.step_of(env.step(in_space(own_action)))
                 # Copied at once, because the next copy may write its observation into the same memory. Nothing that
                 # copies as little is quicker.
                 if type(obs) is ndarray and obs.dtype is dtype and obs.shape == shape:

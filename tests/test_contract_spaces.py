@@ -1,0 +1,258 @@
+"""What every rule keeps to, for actions of several parts and for masked ones, as tests/test_contract.py has it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from gymnasium import spaces
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PyTree
+
+import klimb
+from klimb import PPO, TRPO, Batch, BehaviourCloning, Status
+from klimb.improve.fisher import fisher_rows, fisher_vector_product
+from klimb.improve.warm_up import take_step
+from klimb.policies.distributions import Categorical
+from klimb.policies.observations import BoxObservations, MaskedObservations
+from klimb.policies.parameters import flatten
+from klimb.policies.policy import action_distribution
+from klimb.policies.products import MultiCategorical, Product
+from problems import assert_same_bits
+from test_contract import RULES, direction, given, rule_id
+
+ROWS, PADDING, OBSERVED = 64, 4, 3
+HYBRID = spaces.Dict(gate=spaces.Discrete(3), force=spaces.Box(-2, 2, (2,)), lamps=spaces.MultiBinary(2))
+KINDS = {
+    "product": (spaces.MultiDiscrete([3, 2, 4]), False),
+    "hybrid": (HYBRID, False),
+    "masked": (spaces.Discrete(5), True),
+    "masked product": (spaces.MultiDiscrete([3, 2, 4]), True),
+    "masked hybrid": (HYBRID, True),
+}
+QUICK = {("masked hybrid", TRPO()), ("masked hybrid", PPO())}
+
+
+class Case(NamedTuple):
+    policy: PyTree
+    batch: Batch
+
+
+def random_masks(choices, rows, rng):
+    """Flags of every part's choices, at least one of each."""
+    masks = (rng.random((rows, sum(choices))) < 0.6).astype(np.float32)
+    start = 0
+    for count in choices:
+        masks[np.arange(rows), start + rng.integers(count, size=rows)] = 1
+        start += count
+    return masks
+
+
+@functools.cache
+def make_case(kind: str, seed: int = 0) -> Case:
+    """An on-policy batch of a policy away from its symmetric start; its last rows are padding."""
+    space, masked = KINDS[kind]
+    actions, rng = klimb.action_spec(space), np.random.default_rng(seed)
+    observations = BoxObservations((OBSERVED,))
+    obs = rng.normal(size=(ROWS, OBSERVED)).astype(np.float32)
+    if masked:
+        observations = MaskedObservations(observations, actions.num_choices)
+        obs = np.concatenate([obs, random_masks(actions.choices, ROWS, rng)], axis=-1)
+    policy = klimb.NetworkPolicy(observations, actions, hidden=(8,), key=jax.random.key(seed))
+    theta, rebuild = flatten(policy)
+    policy = rebuild(theta + jnp.asarray(0.3 * rng.normal(size=theta.shape), theta.dtype))
+    distribution = jax.vmap(policy)(jnp.asarray(obs))
+    action = distribution.sample(jax.random.key(seed + 1))
+    batch = Batch(
+        obs=jnp.asarray(obs),
+        action=action,
+        log_prob=distribution.log_prob(action),
+        advantage=jnp.asarray(rng.normal(size=ROWS), theta.dtype),
+        value_target=jnp.zeros(ROWS),
+        weight=jnp.ones(ROWS).at[-PADDING:].set(0),
+        fraction_done=jnp.zeros(()),
+        gamma=0.9,
+    )
+    return Case(policy, batch)
+
+
+def parts_of(distribution, action):
+    """Every part by itself, in NumPy: probabilities `[B, n]`, or mean and σ; and its actions."""
+    action = np.asarray(action, float)
+    match distribution:
+        case Product():
+            parts, start = [], 0
+            for part, columns in zip(distribution.parts, distribution.columns, strict=True):
+                width = columns.width or 1
+                own = action[:, start : start + width]
+                parts += parts_of(part, own if columns.width else own[:, 0])
+                start += width
+            return parts
+        case MultiCategorical():
+            heads = [Categorical(logits=distribution.logits[:, h]) for h in range(distribution.logits.shape[1])]
+            return [one for h, head in enumerate(heads) for one in parts_of(head, action[:, h])]
+        case Categorical():
+            return [(scipy.special.softmax(np.asarray(distribution.logits, float), axis=1), action.astype(int))]
+    return [(np.asarray(distribution.mean, float), np.exp(np.asarray(distribution.log_std, float)), action)]
+
+
+def by_definition(case: Case, new: PyTree, direction: str) -> dict[str, float]:
+    """The fields of UpdateInfo, part by part."""
+    batch = case.batch
+    counted = np.asarray(batch.weight) > 0
+    old_parts, new_parts = (
+        parts_of(action_distribution(policy, batch.obs), batch.action) for policy in (case.policy, new)
+    )
+    forward, backward, entropy, log_prob = (np.zeros(ROWS) for _ in range(4))
+    for old, now in zip(old_parts, new_parts, strict=True):
+        if len(old) == 2:
+            (p, _), (q, action) = old, now
+            forward += scipy.stats.entropy(p, q, axis=1)
+            backward += scipy.stats.entropy(q, p, axis=1)
+            entropy += scipy.stats.entropy(q, axis=1)
+            log_prob += np.log(q[np.arange(ROWS), action])
+        else:
+            (m, s, _), (n, r, action) = old, now
+            forward += np.sum(np.log(r / s) + (s**2 + (m - n) ** 2) / (2 * r**2) - 0.5, axis=1)
+            backward += np.sum(np.log(s / r) + (r**2 + (m - n) ** 2) / (2 * s**2) - 0.5, axis=1)
+            entropy += scipy.stats.norm.entropy(n, r).sum(axis=1)
+            log_prob += scipy.stats.norm.logpdf(action, n, r).sum(axis=1)
+    ratio = np.exp(log_prob - np.asarray(batch.log_prob, float))
+
+    def mean(x):
+        return np.average(x[counted], weights=np.asarray(batch.weight, float)[counted])
+
+    return {
+        "surrogate_gain": mean((ratio - 1) * np.asarray(batch.advantage, float)),
+        "kl_old_new": mean(forward),
+        "kl_new_old": mean(backward),
+        "kl_max": (forward if direction == "old_new" else backward)[counted].max(),
+        "entropy": mean(entropy),
+        "ess": mean(ratio) ** 2 / mean(ratio**2),
+    }
+
+
+CASES = [
+    pytest.param(kind, rule, id=f"{kind}-{rule_id(rule)}", marks=[] if (kind, rule) in QUICK else pytest.mark.slow)
+    for kind in KINDS
+    for rule in RULES
+]
+
+
+@pytest.mark.parametrize(("kind", "rule"), CASES)
+def test_rules_keep_to_the_contract(kind, rule):
+    case, traces = make_case(kind), Counter()
+
+    @eqx.filter_jit
+    def compiled(key, policy, state, batch):
+        traces["step"] += 1
+        return take_step(rule, key, policy, state, batch)
+
+    def take(policy, state, batch):
+        return compiled(jax.random.key(0), policy, state, given(rule, batch))
+
+    new, state, info = take(case.policy, rule.init(case.policy), case.batch)
+    assert Status(int(info.status)) is Status.ACCEPTED
+    weighted = Case(case.policy, given(rule, case.batch))
+    for field, value in by_definition(weighted, new, direction(rule)).items():
+        np.testing.assert_allclose(getattr(info, field), value, rtol=1e-3, atol=2e-6, err_msg=field)
+    assert float(jnp.abs(flatten(new).theta - flatten(case.policy).theta).max()) > 1e-5
+    # Padding has no say, whatever it holds; in integers as well.
+    columns = {name: getattr(case.batch, name) for name in ("obs", "action", "log_prob", "advantage", "value_target")}
+    junk = {
+        name: x.at[-PADDING:].set(7 if jnp.issubdtype(x.dtype, jnp.integer) else jnp.nan) for name, x in columns.items()
+    }
+    spoilt = dataclasses.replace(case.batch, **junk)
+    assert_same_bits(take(case.policy, rule.init(case.policy), spoilt), (new, state, info))
+    # What is not finite is rejected whole.
+    broken = eqx.tree_at(lambda b: b.advantage, case.batch, case.batch.advantage.at[7].set(jnp.nan))
+    kept, kept_state, info = take(new, state, broken)
+    assert Status(int(info.status)) is Status.NONFINITE
+    assert_same_bits((kept, kept_state), (new, state))
+    assert traces["step"] == 1
+    assert isinstance(rule, BehaviourCloning) or info.kl_old_new == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ratios_are_one_and_divergences_zero_at_the_old_policy(kind):
+    policy, batch = make_case(kind)
+    distribution = action_distribution(policy, batch.obs)
+    np.testing.assert_allclose(np.exp(distribution.log_prob(batch.action) - batch.log_prob), 1, rtol=0, atol=2e-6)
+    assert not np.any(klimb.kl_divergence(distribution, distribution))
+    sampled = klimb.total_variation(distribution, distribution, key=jax.random.key(0), num_samples=4)
+    assert not np.any(sampled.value)
+
+
+@pytest.mark.parametrize("kind", ["product", "masked hybrid"])
+def test_fisher_products_are_those_of_the_matrix_and_of_the_kls_hessian(kind, x64):
+    policy, batch = jax.tree.map(
+        lambda x: jnp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x, make_case(kind)
+    )
+    theta, rebuild = flatten(policy)
+    rows = jax.jit(lambda: fisher_rows(policy, batch, "exact"))()
+    matrix = rows.T @ rows
+    old = action_distribution(policy, batch.obs)
+
+    def mean_kl(vector):
+        return batch.mean(old.kl_to(action_distribution(rebuild(vector), batch.obs)))
+
+    product = fisher_vector_product(policy, batch.obs, batch.weight)
+    pushed = jax.jit(lambda v: jax.jvp(jax.grad(mean_kl), (theta,), (v,))[1])
+    for seed in range(3):
+        vector = jax.random.normal(jax.random.key(seed), theta.shape)
+        np.testing.assert_allclose(product(vector), matrix @ vector, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(product(vector), pushed(vector), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, masked) in KINDS.items() if masked])
+def test_no_forbidden_choice_is_ever_sampled(kind):
+    """10⁵ samples in JAX; tests/collect/host/test_numpy_products.py has them in NumPy."""
+    policy, batch = make_case(kind)
+    actions = policy.actions
+    masks = np.asarray(batch.obs[:, OBSERVED:])
+    distribution = action_distribution(policy, batch.obs)
+    draws = 100_000 // ROWS + 1
+    sampled = jax.jit(lambda d, key: jax.vmap(d.sample_from)(d.noise(key, (draws,))))(distribution, jax.random.key(0))
+    assert allowed_everywhere(actions, np.asarray(sampled), masks)
+    assert allowed_everywhere(actions, np.asarray(distribution.mode())[None], masks)
+    # A policy that wants what is forbidden above all else.
+    wants = ravel_pytree(policy.network.weights[-1])[0]
+    keen = eqx.tree_at(
+        lambda p: p.network.weights, policy, (policy.network.weights[0], 1e4 * policy.network.weights[1])
+    )
+    assert np.isfinite(wants).all()
+    sampled = jax.vmap(action_distribution(keen, batch.obs).sample)(jax.random.split(jax.random.key(1), 50))
+    assert allowed_everywhere(actions, np.asarray(sampled), masks)
+
+
+def allowed_everywhere(actions, sampled, masks):
+    """Whether all choices are allowed. sampled: `[draws, rows, *act]`. masks: `[rows, num_choices]`."""
+    columns = np.reshape(sampled, (*sampled.shape[:2], -1))
+    discrete = choice_columns(actions)
+    assert len(discrete) == len(actions.choices)
+    start = 0
+    for column, count in zip(discrete, actions.choices, strict=True):
+        taken = columns[..., column].astype(int)
+        if not masks[np.arange(len(masks)), start + taken].all():
+            return False
+        start += count
+    return True
+
+
+def choice_columns(actions) -> list[int]:
+    """Which numbers of a flat action are choices."""
+    found, start = [], 0
+    for part in getattr(actions, "parts", [actions]):
+        if part.is_integer:
+            found += range(start, start + part.size)
+        start += part.size
+    return found
