@@ -84,6 +84,8 @@ from .policies.distributions import Distribution as Distribution
 from .policies.distributions import Categorical as Categorical
 from .policies.distributions import DiagGaussian as DiagGaussian
 from .policies.distributions import TanhGaussian as TanhGaussian
+from .policies.products import MultiCategorical as MultiCategorical
+from .policies.products import Product as Product
 
 # environments of one's own
 from .environments.base import CompiledEnvironment as CompiledEnvironment

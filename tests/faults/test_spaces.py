@@ -445,3 +445,70 @@ def test_a_policy_saved_with_wide_bounds_is_what_it_was(squash, tmp_path):
     assert klimb.evaluate(loaded, Aim(-1e30, 1e30), episodes=1).returns.shape == (1,)
     with pytest.raises(klimb.PolicyFileError, match="trained on another environment"):
         klimb.evaluate(loaded, Aim(-2, 2), episodes=1)
+
+
+class Masked(gymnasium.Env):
+    """Two steps an episode; gives the masks of a list, one after the other."""
+
+    observation_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, masks, space=None) -> None:
+        self.action_space, self.masks, self.time = space or spaces.Discrete(3), masks, 0
+
+    def answer(self):
+        mask = self.masks[min(self.time, len(self.masks) - 1)]
+        return {} if mask is None else {"action_mask": mask}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), self.answer()
+
+    def step(self, action):
+        self.time += 1
+        return np.zeros(1, np.float32), 1.0, self.time == 2, False, self.answer()
+
+
+ONES = np.ones(3, np.int8)
+
+
+@fault(
+    "an action mask allows nothing, has another size or other numbers, or is missing",
+    f"{ROW}; without restarts a line says what is wrong",
+)
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros(3), "step gave an action mask that allows nothing, and the episode goes on"),
+        (np.ones(4), "step must give an action mask of 3 flags, 1 for each choice that is allowed"),
+        (np.array([1, 2, 0]), "step must give an action mask of 3 flags"),
+        (np.array([1, np.nan, 0]), "step must give an action mask of 3 flags"),
+        ("110", "step must give an action mask of 3 flags"),
+        (None, "step must give an action mask of 3 flags, .* it gave None"),
+    ],
+)
+def test_a_wrong_mask_is_a_fault_with_its_step(mask, message):
+    env = GymnasiumEnvironment.from_maker("masked", lambda: Masked([ONES, mask]))
+    vector = env.vector(2)
+    vector.reset(np.arange(2))
+    with pytest.raises(EnvironmentFault, match=f"copy 0 of the environment fails: {message}"):
+        vector.step(np.zeros(2, np.int32))
+    vector = env.vector(2, restart=True)
+    vector.reset(np.arange(2))
+    step = vector.step(np.zeros(2, np.int32))
+    assert not step.valid.any()
+    assert [fault.copy for fault in vector.take_faults()] == [0, 1]
+
+
+@pytest.mark.parametrize("last", [np.zeros(3), None])
+def test_no_action_need_be_allowed_where_an_episode_has_ended(last):
+    env = GymnasiumEnvironment.from_maker("masked", lambda: Masked([ONES, ONES, last]))
+    vector = env.vector(1)
+    vector.reset(np.arange(1))
+    ended = [bool(vector.step(np.zeros(1, np.int32)).terminated[0]) for _ in range(4)]
+    assert ended == [False, True, False, True]
+
+
+def test_continuous_actions_have_no_mask():
+    env = GymnasiumEnvironment.from_maker("masked", lambda: Masked([ONES], spaces.Box(-1, 1, (3,))))
+    assert not env.masked

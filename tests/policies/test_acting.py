@@ -21,6 +21,8 @@ from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.observations import BoxObservations
+from test_contract_spaces import KINDS as SPACE_KINDS
+from test_contract_spaces import OBSERVED, make_case
 
 PAGE = Path(__file__).parents[2] / "docs" / "use-a-policy.md"
 SIZE, ROWS = 4, 60
@@ -102,6 +104,19 @@ def test_the_files_alone_give_the_actions_in_numpy(kind, numpy_port, tmp_path):
     if not policy.style.tanh_squash:
         mean = np.asarray(eqx.filter_jit(policy)(obs).mode())
         assert np.abs(mean - taken).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", SPACE_KINDS)
+def test_the_files_alone_give_actions_of_several_parts(kind, numpy_port, tmp_path):
+    policy, batch = make_case(kind)
+    obs, mask = np.asarray(batch.obs[:, :OBSERVED]), policy.observations.mask(np.asarray(batch.obs))
+    about, arrays = numpy_port.read(save_policy(policy, tmp_path))
+    expected = numpy_port.action(about, numpy_port.network(about, arrays, obs), mask)
+    taken = policy.act(obs, action_mask=mask)
+    assert jax.tree.structure(taken) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(taken), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+        assert len(np.unique(y)) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
