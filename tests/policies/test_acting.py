@@ -257,8 +257,8 @@ def test_where_the_randomness_comes_from():
     [
         (np.zeros(3), r"has the shape \(3,\), and the policy reads the shape \(4,\), or \(\.\.\., 4\) for a batch"),
         (np.zeros((5, 2)), r"has the shape \(5, 2\), and the policy reads"),
-        (7, r"has the shape \(\), .*FlattenObservation"),
-        ({"position": np.zeros(4)}, r"of the type dict, .* of shape \(4,\): .*FlattenObservation"),
+        (7, r"has the shape \(\), "),
+        ({"position": np.zeros(4)}, r"of the type dict, .* of shape \(4,\)"),
         ("left", "of the type str"),
         ((np.zeros(4), {}), r"a tuple of two, as env\.reset\(\) returns it: write obs, info = env\.reset\(\)"),
     ],

@@ -12,14 +12,10 @@ from jaxtyping import Array
 from klimb.errors import ConfigError, shown
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.distributions import Distribution
-from klimb.policies.observations import MaskedObservations, ObservationSpec
+from klimb.policies.observation_parts import MaskedObservations
+from klimb.policies.observation_spec import ObservationSpec
 from klimb.policies.policy import Policy, action_distribution
 from klimb.precision import full_precision
-
-FLATTENED = (
-    "; klimb flattens observations that are no vectors, so wrap such an environment with "
-    "gymnasium.wrappers.FlattenObservation"
-)
 
 
 @runtime_checkable
@@ -43,13 +39,14 @@ def act(
     """The action for the environment: in its units, squashed or clipped into its bounds, in NumPy.
 
     policy: a `klimb.NetworkPolicy`, or any callable pytree.
-    obs: one observation `[*obs]`, or any number of leading axes, such as a batch `[B, *obs]`.
+    obs: one observation as the environment gives it (of a Dict, a dictionary) or as klimb's arrays hold it, `[*obs]`;
+    or any number of leading axes, such as a batch `[B, *obs]`.
     deterministic: the distribution's mode (the most probable action; for a Gaussian its mean; for one that is squashed
     by tanh, the squashed mean) instead of a sample.
     rng: where samples draw their random numbers from; every call advances it, so make it once, before the loop. None:
     fresh randomness of the operating system in every call. A deterministic action uses none.
     action_mask: which choices are allowed, for a policy that was trained with such a mask: flags, one for each choice,
-    with the leading axes of `obs`. None where `obs` has the mask at its end already, or the policy knows none.
+    with the leading axes of `obs`. None where `obs` contains the mask, or the policy knows none.
     observations, actions: the spaces that the policy is for. None: those in the policy's own fields of these names.
 
     Returns the action as the space has it: an array with the leading axes of `obs` (a NumPy scalar for one of a
@@ -58,7 +55,7 @@ def act(
     a policy that does not hold its spaces, where they are not given.
     """
     observations, actions = _spaces(policy, observations, actions)
-    rows = _with_mask(obs, action_mask, observations)
+    rows = _rows(obs, action_mask, observations)
     axes = rows.ndim - len(observations.shape)
     words = np.zeros(2, np.uint32) if deterministic else _words(rng)
     taken = np.asarray(_decide(policy, rows, words, axes, deterministic))
@@ -114,55 +111,17 @@ def _spaces(
     return observations, actions
 
 
-def _with_mask(obs: Any, mask: Any, observations: ObservationSpec) -> np.ndarray:
-    """Observations as an array, with the action mask at their end where the policy reads one."""
-    if not isinstance(observations, MaskedObservations):
-        if mask is not None:
-            raise ConfigError("the policy was trained without an action mask: leave action_mask out")
-        return _rows(obs, observations)
-    if mask is None:
-        shape = np.shape(obs)
-        if shape and shape[-1] == observations.observed.size:
-            raise ConfigError(
-                "the policy was trained with an action mask, and needs it: give action_mask=, for example "
-                'info["action_mask"] as reset and step return it'
-            )
-        return _rows(obs, observations)
-    rows, flags = _rows(obs, observations.observed), np.asarray(mask, np.float32)
-    if flags.shape != (*rows.shape[:-1], observations.choices):
-        raise ConfigError(
-            f"the action mask has the shape {flags.shape}, and {(*rows.shape[:-1], observations.choices)} is expected: "
-            "a flag for each choice, for every observation"
-        )
-    return np.concatenate([rows, flags], axis=-1)
-
-
-def _rows(obs: Any, observations: ObservationSpec) -> np.ndarray:
-    """Observations as an array with any leading axes. ConfigError where they are none."""
-    expected = observations.shape
-    try:
-        rows = np.asarray(obs).astype(observations.dtype, copy=False)
-    except jax.errors.TracerArrayConversionError:
+def _rows(obs: Any, mask: Any, observations: ObservationSpec) -> np.ndarray:
+    """Observations as an array with any leading axes, with their action mask. ConfigError where they are none."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((obs, mask))):
         raise ConfigError(
             "act returns NumPy arrays and can't be called inside of a function that JAX transforms: use "
             "klimb.action_distribution there"
-        ) from None
-    except (TypeError, ValueError):
-        raise ConfigError(f"the observation is {_described(obs, expected)}") from None
-    if rows.shape[max(rows.ndim - len(expected), 0) :] != expected:
-        batch = ", ".join(["...", *map(str, expected)])
-        raise ConfigError(
-            f"the observation has the shape {rows.shape}, and the policy reads the shape {expected}, or ({batch}) for "
-            f"a batch: step the environment that it was trained in{FLATTENED}"
         )
-    return rows
-
-
-def _described(obs: Any, expected: tuple[int, ...]) -> str:
-    """What is given instead of an array, and what to do about it."""
-    if isinstance(obs, tuple) and len(obs) == 2 and isinstance(obs[1], dict):
-        return "a tuple of two, as env.reset() returns it: write obs, info = env.reset()"
-    return (
-        f"of the type {type(obs).__name__}, and the policy reads arrays of numbers of shape {expected}: step the "
-        f"environment that it was trained in{FLATTENED}"
-    )
+    if isinstance(obs, tuple) and len(obs) == 2 and isinstance(obs[1], dict) and observations.kind != "parts":
+        raise ConfigError("the observation is a tuple of two, as env.reset() returns it: write obs, info = env.reset()")
+    if mask is None:
+        return observations.flatten(obs)
+    if not isinstance(observations, MaskedObservations):
+        raise ConfigError("the policy was trained without an action mask: leave action_mask out")
+    return observations.with_mask(obs, mask)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 
 import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from klimb.errors import UnsupportedSpace
 from klimb.policies.normalizer import Normalizer, Rescaling
-from klimb.policies.observations import ObservationSpec
+from klimb.policies.observation_spec import ObservationSpec
 
 
 class Encoder(eqx.Module):
@@ -55,10 +58,13 @@ class Encoder(eqx.Module):
 class FlatEncoder(Encoder):
     """One-dimensional observations, scaled by their running mean and standard deviation.
 
-    Of observations that end with an action mask it reads what is before the mask.
+    columns: which numbers of an observation are read; None for the first F, behind which an action mask may stand.
+    scaled: which of those that are read are scaled; None for all. One-hot vectors are not.
     """
 
     normalizer: Normalizer
+    columns: tuple[int, ...] | None = eqx.field(static=True, default=None)
+    scaled: tuple[bool, ...] | None = eqx.field(static=True, default=None)
 
     @classmethod
     def of(cls, observations: ObservationSpec) -> FlatEncoder:
@@ -66,27 +72,36 @@ class FlatEncoder(Encoder):
 
         observations: of the policy or critic. Raises UnsupportedSpace if they are not one-dimensional.
         """
-        shape = observations.encoded.shape
+        shape, columns, scaled = observations.encoded.shape, observations.columns, observations.encoded.scaled
         if len(shape) != 1:
             raise UnsupportedSpace(
                 f"observations of shape {list(shape)} need a network of their own: give one with --policy "
                 "and --critic (policy=, critic= in Python), or flatten them with "
                 "gymnasium.wrappers.FlattenObservation"
             )
-        return cls(Normalizer.identity(shape))
+        if columns is not None:
+            scaled = tuple(scaled[column] for column in columns)
+        return cls(Normalizer.identity((len(scaled),)), columns, None if all(scaled) else scaled)
 
     @property
     def num_features(self) -> int:
         return int(self.normalizer.mean.shape[-1])
 
     def inputs(self, obs: Float[Array, "*batch O"]) -> Float[Array, "*batch F"]:
-        return self.normalizer(obs[..., : self.num_features])
+        return self.normalizer(self._read(obs))
 
     def features(self, inputs: Float[Array, "*batch F"]) -> Float[Array, "*batch F"]:
         return inputs
 
     def observe(self, obs: Float[Array, "B O"], weight: Float[Array, " B"]) -> tuple[FlatEncoder, Rescaling]:
         """The same encoder with obs in its statistics; rows of weight 0 are left out."""
-        own = obs[..., : self.num_features]
+        own = self._read(obs)
         new = self.normalizer.update(own, weight)
-        return FlatEncoder(new), self.normalizer.rescaling(new, own, weight)
+        if self.scaled is not None:
+            scaled = np.array(self.scaled)
+            mean, variance = jnp.where(scaled, new.mean, 0), jnp.where(scaled, new.variance, 1)
+            new = dataclasses.replace(new, mean=mean, variance=variance)
+        return dataclasses.replace(self, normalizer=new), self.normalizer.rescaling(new, own, weight)
+
+    def _read(self, obs: Float[Array, "*batch O"]) -> Float[Array, "*batch F"]:
+        return obs[..., : self.num_features] if self.columns is None else obs[..., np.array(self.columns)]

@@ -51,6 +51,8 @@ class NetworkOptions:
     """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
     exploration: Exploration = "independent"
     """Noise of Gaussian actions. independent: drawn at every step; gsde: a function of the state, smooth in time."""
+    critic_observes: tuple[Name, ...] | None = None
+    """Parts of Dict observations that only the critic sees; none: both see all parts."""
     policy: Name | None = None
     """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
     critic: Name | None = None

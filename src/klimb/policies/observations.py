@@ -1,192 +1,88 @@
-"""Kinds of observation spaces. Imports no JAX, because worker processes import it."""
+"""The registry of kinds of observation spaces. Imports no JAX, because worker processes import it."""
 
 from __future__ import annotations
 
-import abc
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import math
+from functools import partial
+from typing import Any
 
 import gymnasium.spaces
 import numpy as np
 
-from klimb.errors import UnsupportedSpace
+from klimb.errors import UnsupportedSpace, one_line
+from klimb.policies.observation_kinds import BoxObservations, MultiOneHotObservations, OneHotObservations
+from klimb.policies.observation_parts import MaskedObservations, PartsObservations
+from klimb.policies.observation_spec import ObservationSpec
 
-MAX_SIZE = 2**20
-
-
-class ObservationSpec(abc.ABC):
-    """One kind of observation space. Rows of rollouts hold observations as arrays of one shape and dtype."""
-
-    kind: ClassVar[str]
-    """The kind's name in files."""
-    dtype: ClassVar[type[np.generic]] = np.float32
-    """The dtype of observations in arrays."""
-    is_scaled: ClassVar[bool] = True
-    """Whether networks scale observations by their running mean and standard deviation."""
-
-    @property
-    @abc.abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one observation in arrays."""
-
-    @abc.abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """Plain data with the key `kind`."""
-
-    @classmethod
-    @abc.abstractmethod
-    def from_json(cls, fields: dict[str, Any]) -> ObservationSpec:
-        """The inverse of `to_json`.
-
-        fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
-        """
-
-    @property
-    def size(self) -> int:
-        """The number of elements of one observation."""
-        return int(np.prod(self.shape))
-
-    @property
-    def encoded(self) -> ObservationSpec:
-        """What networks read of an observation: all of it, unless a part of it is an action mask."""
-        return self
-
-    def mask(self, obs: Any) -> Any:
-        """Which choices are allowed, `[..., num_choices]`; None where observations have no action mask.
-
-        obs: `[..., *obs]`, in JAX or NumPy.
-        """
-        return None
+KINDS: tuple[type[ObservationSpec], ...] = (
+    BoxObservations,
+    OneHotObservations,
+    MultiOneHotObservations,
+    PartsObservations,
+    MaskedObservations,
+)
+MAX_DEPTH = 8
+"""Of observations within observations, in a file."""
 
 
-@dataclass(frozen=True)
-class BoxObservations(ObservationSpec):
-    """Arrays of real numbers of one shape."""
-
-    dimensions: tuple[int, ...]
-
-    kind = "box"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.dimensions
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "shape": list(self.dimensions)}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> BoxObservations:
-        shape = fields.get("shape")
-        whole = isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(x) is int and x >= 1 for x in shape)
-        if not whole or set(fields) - {"kind", "shape"}:
-            raise ValueError("a box of observations has a shape, a list of positive integers")
-        spec = cls(tuple(shape))  # type: ignore[arg-type]
-        if spec.size > MAX_SIZE:
-            raise ValueError(f"its observations hold {spec.size} numbers; klimb reads at most {MAX_SIZE}")
-        return spec
-
-
-@dataclass(frozen=True)
-class OneHotObservations(ObservationSpec):
-    """Integers 0 … n−1 as one-hot vectors of length n. Networks do not rescale them."""
-
-    n: int
-
-    kind = "one_hot"
-    is_scaled = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.n,)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "n": self.n}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> OneHotObservations:
-        n = fields.get("n")
-        if type(n) is not int or not 1 <= n <= MAX_SIZE or set(fields) - {"kind", "n"}:
-            raise ValueError(f"one-hot observations have a number n from 1 to {MAX_SIZE}")
-        return cls(n)
-
-
-@dataclass(frozen=True)
-class MaskedObservations(ObservationSpec):
-    """Vectors whose last numbers are an action mask: 1 where a choice is allowed and 0 where it is not.
-
-    observed: what is before it, which networks read. choices: flags of the mask (`ActionSpec.num_choices`).
-    """
-
-    observed: ObservationSpec
-    choices: int
-
-    kind = "masked"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.observed.size + self.choices,)
-
-    @property
-    def is_scaled(self) -> bool:  # type: ignore[override]
-        return self.observed.is_scaled
-
-    @property
-    def encoded(self) -> ObservationSpec:
-        return self.observed
-
-    def mask(self, obs: Any) -> Any:
-        return obs[..., self.observed.size :] > 0.5
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "observed": self.observed.to_json(), "choices": self.choices}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> MaskedObservations:
-        observed, choices = fields.get("observed"), fields.get("choices")
-        if type(choices) is not int or not 1 <= choices <= MAX_SIZE or set(fields) - {"kind", "observed", "choices"}:
-            raise ValueError(f"observations with an action mask have a number of choices from 1 to {MAX_SIZE}")
-        inner = None
-        if isinstance(observed, dict) and observed.get("kind") != cls.kind:
-            inner = observations_from_json(observed)
-        if inner is None or len(inner.shape) != 1:
-            raise ValueError("observations with an action mask are vectors of another kind before it")
-        return cls(inner, choices)
-
-
-KINDS: tuple[type[ObservationSpec], ...] = (BoxObservations, OneHotObservations, MaskedObservations)
-
-
-def observation_spec(space: gymnasium.spaces.Space, *, one_hot: bool = False, choices: int = 0) -> ObservationSpec:
+def observation_spec(
+    space: gymnasium.spaces.Space, *, one_hot: bool = False, choices: int = 0, flat: bool = False
+) -> ObservationSpec:
     """The spec of a Gymnasium observation space.
 
-    space: of the observations that collectors get. one_hot: whether a box holds one-hot vectors of a discrete space.
-    choices: how many of the last numbers are an action mask. Raises UnsupportedSpace if no kind of klimb's supports it.
+    space: of the environment's observations. A Box keeps its shape; all other spaces become vectors. one_hot: whether
+    a box holds one-hot vectors of a discrete space. choices: how many numbers at the end of a box are an action mask.
+    flat: whether a Box of several dimensions becomes a vector, too. Raises UnsupportedSpace if no kind of klimb's
+    supports it.
     """
     if choices:
-        inner = gymnasium.spaces.Box(-np.inf, np.inf, (_length(space) - choices,))
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+            raise UnsupportedSpace(f"observations with an action mask at their end are vectors, and these are {space}")
+        inner = gymnasium.spaces.Box(-np.inf, np.inf, (space.shape[0] - choices,))
         return MaskedObservations(observation_spec(inner, one_hot=one_hot), choices)
-    if isinstance(space, gymnasium.spaces.Box) and space.shape and 0 not in space.shape:
+    vector = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+    if isinstance(space, gymnasium.spaces.Box) and space.shape and 0 not in space.shape and (vector or not flat):
         return OneHotObservations(space.shape[0]) if one_hot else BoxObservations(space.shape)
+    return flat_observations(space)
+
+
+def flat_observations(space: gymnasium.spaces.Space) -> ObservationSpec:
+    """The spec of observations that are flattened as `gymnasium.spaces.flatten` does it.
+
+    space: of observations as the environment gives them. Raises UnsupportedSpace for those without a fixed size.
+    """
+    match space:
+        case gymnasium.spaces.Discrete():
+            return OneHotObservations(int(space.n), int(space.start))
+        case gymnasium.spaces.MultiDiscrete():
+            n, start = (tuple(int(x) for x in np.ravel(array)) for array in (space.nvec, space.start))
+            return MultiOneHotObservations(n, start, space.nvec.shape)
+        case gymnasium.spaces.Box() | gymnasium.spaces.MultiBinary() if 0 not in space.shape:
+            shape = tuple(map(int, space.shape))
+            return BoxObservations((math.prod(shape),), None if len(shape) == 1 else shape)
+        case gymnasium.spaces.Dict() if space.spaces:
+            return PartsObservations(tuple(map(flat_observations, space.spaces.values())), tuple(space.spaces))
+        case gymnasium.spaces.Tuple() if space.spaces:
+            return PartsObservations(tuple(map(flat_observations, space.spaces)), None)
+        case gymnasium.spaces.Text():
+            return BoxObservations((gymnasium.spaces.flatdim(space),))
     raise UnsupportedSpace(
-        f"the observation space {space} is not supported; klimb supports Box observations "
-        "(wrap the environment with gymnasium.wrappers.FlattenObservation)"
+        f"the observation space {one_line(space, 200)} is not supported, because its observations have no fixed "
+        "size: klimb reads Box, Discrete, MultiDiscrete, MultiBinary and Text, and Dict and Tuple of these; return "
+        "a Box from a gymnasium.ObservationWrapper, a Graph or Sequence padded to its maximum size"
     )
 
 
-def _length(space: gymnasium.spaces.Space) -> int:
-    """Of the vectors of a box. UnsupportedSpace for any other space."""
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-        raise UnsupportedSpace(f"observations with an action mask at their end are vectors, and these are in {space}")
-    return space.shape[0]
-
-
-def observations_from_json(fields: Any) -> ObservationSpec:
+def observations_from_json(fields: Any, depth: int = 0) -> ObservationSpec:
     """The inverse of `ObservationSpec.to_json`.
 
-    fields: as read from a file. Raises ValueError, which says what is wrong, for anything else.
+    fields: as read from a file. depth: of the observations that these are part of. Raises ValueError, which says what
+    is wrong, for anything else.
     """
+    if depth > MAX_DEPTH:
+        raise ValueError(f"its observations have parts within parts of more than {MAX_DEPTH} levels")
     if isinstance(fields, dict):
         for kind in KINDS:
             if kind.kind == fields.get("kind"):
-                return kind.from_json(fields)
+                return kind.from_json(fields, partial(observations_from_json, depth=depth + 1))
     raise ValueError(f"it has no kind of observations that klimb knows ({', '.join(kind.kind for kind in KINDS)})")

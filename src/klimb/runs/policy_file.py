@@ -107,9 +107,15 @@ class PolicyDescription:
         actions = actions_from_json(self.actions)
         observations, limits = self._observations(), self._limits()
         outputs = actions.num_outputs(self.style)
-        weights = num_weights([observations.encoded.size, *self.hidden, outputs])
+        inputs = observations.encoded.size if observations.columns is None else len(observations.columns)
+        weights = num_weights([inputs, *self.hidden, outputs])
         if weights > MAX_WEIGHTS:
             raise ValueError(f"its network has {weights} weights; klimb reads at most {MAX_WEIGHTS}")
+
+        def encoder() -> FlatEncoder:
+            fresh = FlatEncoder.of(observations)
+            return dataclasses.replace(fresh, normalizer=limits.applied(fresh.normalizer))
+
         return eqx.filter_eval_shape(
             lambda: NetworkPolicy(
                 observations,
@@ -118,7 +124,7 @@ class PolicyDescription:
                 activation=self.activation,
                 **self.style._asdict(),
                 initial_log_std=0.0 if self.log_std_bounds is None else self.log_std_bounds[0],
-                encoder=FlatEncoder(limits.applied(FlatEncoder.of(observations).normalizer)),
+                encoder=encoder(),
                 key=jax.random.key(0),
             )
         )

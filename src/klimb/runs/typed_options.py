@@ -77,6 +77,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
     exploration: Literal["independent", "gsde"]
     """Noise of Gaussian actions. independent: drawn at every step; gsde: a function of the state, smooth in time."""
+    critic_observes: Sequence[int] | int | None
+    """Parts of Dict observations that only the critic sees; none: both see all parts."""
     init_from: str | None
     """Run (or policy directory) whose policy this training starts from; its observation statistics stay fixed."""
     critic_warmup: int

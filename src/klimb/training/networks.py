@@ -45,6 +45,10 @@ class Networks:
         self.template = eqx.filter_eval_shape(self.policy, jax.random.key(0)) if policy is None else policy
         self.critic_template = eqx.filter_eval_shape(self.critic, jax.random.key(0))
         self._require_policy()
+        if options.critic_observes is not None and not isinstance(self.template, NetworkPolicy):
+            raise ConfigError(
+                "critic_observes is for klimb's own network: your own policy reads what it wants; leave it out"
+            )
 
     def policy(self, key: PRNGKeyArray) -> PyTree:
         """The policy that a seed starts from. key: for its weights."""
@@ -53,8 +57,9 @@ class Networks:
             return self._given_policy
         if self._make_policy is not None:
             return self._make_policy(environment.observations, environment.actions, key)
+        unseen = options.critic_observes
         return NetworkPolicy(
-            environment.observations,
+            environment.observations if unseen is None else environment.observations.hiding(unseen),
             environment.actions,
             hidden=options.hidden,
             activation=options.activation,

@@ -345,13 +345,15 @@ def numpy_policy_spec(policy_static: PyTree) -> NumpyPolicySpec | None:
     # A subclass may be called otherwise.
     if type(policy_static) is not NetworkPolicy or type(policy_static.encoder) is not FlatEncoder:
         return None
+    observations = policy_static.observations
     return NumpyPolicySpec(
         sizes=policy_static.network.sizes,
         activation=policy_static.network.activation,
         clip=policy_static.encoder.normalizer.clip,
         actions=policy_static.actions,
         style=policy_static.style,
-        masked=policy_static.observations.encoded is not policy_static.observations,
+        columns=policy_static.encoder.columns,
+        mask_start=None if observations.encoded is observations else observations.encoded.size,
     )
 
 

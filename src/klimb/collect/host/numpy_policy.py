@@ -41,7 +41,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class NumpyPolicySpec:
     """A `NetworkPolicy` without its parameters, as plain data.
 
-    sizes: of the layers, from observations to outputs. masked: whether observations end with an action mask.
+    sizes: of the layers, from observations to outputs. columns: which numbers of an observation are read; None for the
+    first ones. mask_start: where in an observation the action mask begins; None where there is none.
     """
 
     sizes: tuple[int, ...]
@@ -49,7 +50,8 @@ class NumpyPolicySpec:
     clip: float
     actions: ActionSpec
     style: GaussianStyle
-    masked: bool = False
+    columns: tuple[int, ...] | None = None
+    mask_start: int | None = None
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -74,7 +76,8 @@ class NumpyPolicySpec:
             "clip": self.clip,
             "actions": self.actions.to_json(),
             "style": self.style.to_json(),
-            "masked": self.masked,
+            "columns": self.columns,
+            "mask_start": self.mask_start,
         }
 
     @classmethod
@@ -86,7 +89,8 @@ class NumpyPolicySpec:
             fields["clip"],
             actions_from_json(fields["actions"]),
             GaussianStyle.from_json(fields["style"]),
-            fields["masked"],
+            None if fields["columns"] is None else tuple(fields["columns"]),
+            fields["mask_start"],
         )
 
     def decider(self, parameters: Array) -> NumpyPolicy:
@@ -100,7 +104,12 @@ class NumpyPolicy:
     def __init__(self, spec: NumpyPolicySpec, parameters: Array) -> None:
         """parameters: `[K, spec.size]` float32, in the order of `spec.shapes`."""
         self._clip, self._single = spec.clip, len(parameters) == 1
-        self._inputs = spec.sizes[0] if spec.masked else None
+        self._mask_start = spec.mask_start
+        self._columns: slice | Array | None = None
+        if spec.columns is not None:
+            self._columns = np.array(spec.columns)
+        elif spec.mask_start is not None:
+            self._columns = slice(spec.mask_start)
         self._activate = ACTIVATIONS[spec.activation]
         parts, start = [], 0
         for shape in spec.shapes:
@@ -128,9 +137,9 @@ class NumpyPolicy:
         obs: `[K, n, O]`, with the action mask at its end if there is one. noise: `[K, n, *act]`, as the distribution
         draws it; with gSDE `[K, n, F + 1, D]`, as `NetworkPolicy.explore` takes it.
         """
-        mask = None
-        if self._inputs is not None:
-            obs, mask = obs[..., : self._inputs], obs[..., self._inputs :] > 0.5
+        mask = None if self._mask_start is None else obs[..., self._mask_start :] > 0.5
+        if self._columns is not None:
+            obs = obs[..., self._columns]
         x = (obs[0] if self._single else obs) - self._mean
         x *= self._inverse_scale
         np.minimum(np.maximum(x, -self._clip, out=x), self._clip, out=x)

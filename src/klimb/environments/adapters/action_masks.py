@@ -12,10 +12,11 @@ from klimb.environments.returns import InvalidReturn, described, numbers_of
 from klimb.errors import UnsupportedSpace, one_line
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec
+from klimb.policies.observation_parts import ACTION_MASK
 
 MaskSource = Literal["observation", "method", "info"]
 """Where a mask is: a part `action_mask` of Dict observations, a method `action_masks()`, or `info["action_mask"]`."""
-NAME, METHOD = "action_mask", "action_masks"
+NAME, METHOD = ACTION_MASK, "action_masks"
 
 
 def mask_source(env: gym.Env) -> MaskSource | None:
@@ -60,11 +61,7 @@ class ActionMask(gym.Wrapper):
     def __init__(self, env: gym.Env, source: MaskSource) -> None:
         super().__init__(env)
         self._actions, self._source = action_spec(env.action_space), source
-        space = env.observation_space
-        if source == "observation":
-            assert isinstance(space, gym.spaces.Dict)
-            space = gym.spaces.Dict({name: part for name, part in space.spaces.items() if name != NAME})
-        observed, self._flat = flat(space)
+        observed, self._flat = flat(unmasked(env.observation_space, source))
         self._shape = observed.shape
         choices = self._actions.num_choices
         low, high = (np.asarray(bound, np.float32) for bound in (observed.low, observed.high))
@@ -106,6 +103,18 @@ class ActionMask(gym.Wrapper):
             given = np.ones(self._actions.num_choices)
         mask = mask_of(given, self._actions, call, required=goes_on)
         return np.append(numbers_of(self._flat(obs), self._shape, call, "observation"), mask)
+
+
+def unmasked(space: gym.Space, source: MaskSource | None) -> gym.Space:
+    """The space of observations without the mask.
+
+    space: as the environment has it. source: where it gives its mask.
+    """
+    if source != "observation":
+        return space
+    assert isinstance(space, gym.spaces.Dict)
+    # As pairs, which keep their order: of a dictionary Gymnasium sorts the names.
+    return gym.spaces.Dict([(name, part) for name, part in space.spaces.items() if name != NAME])
 
 
 def mask_of(given: Any, actions: ActionSpec, call: str, *, required: bool) -> np.ndarray:

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from klimb.environments.returns import InvalidObservation, described
-from klimb.errors import UnsupportedSpace, one_line, shown
+from klimb.errors import one_line, shown
+from klimb.policies.observations import flat_observations
 
 
 def flatten_observations(env: gym.Env) -> gym.Env:
@@ -32,13 +33,9 @@ def flat(space: gym.Space) -> tuple[gym.spaces.Box, Callable[[Any], Any]]:
     """
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
         return space, lambda obs: obs
+    flat_observations(space)
     box = gym.spaces.flatten_space(space)
-    if not isinstance(box, gym.spaces.Box):
-        raise UnsupportedSpace(
-            f"the observation space {one_line(space, 200)} is not supported, because its observations have no fixed "
-            "size: klimb reads Box, Discrete, MultiDiscrete, MultiBinary and Text, and Dict and Tuple of these; return "
-            "a Box from a gymnasium.ObservationWrapper, a Graph or Sequence padded to its maximum size"
-        )
+    assert isinstance(box, gym.spaces.Box)
     return box, partial(_flatten, space)
 
 

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, Integer
 
 from klimb.environments import returns, simulator_state
-from klimb.environments.adapters.action_masks import ActionMask, MaskSource, mask_source
+from klimb.environments.adapters.action_masks import ActionMask, MaskSource, mask_source, unmasked
 from klimb.environments.adapters.flattening import flatten_observations
 from klimb.environments.faults import Trouble
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment, HostStep, HostVector
@@ -24,6 +24,9 @@ from klimb.environments.seeds import restart_seed
 from klimb.environments.simulator_derivatives import Differentiator, derivative_sizes
 from klimb.errors import ConfigError, KlimbError, UnsupportedSpace
 from klimb.policies.actions import action_spec
+from klimb.policies.observation_parts import MaskedObservations
+from klimb.policies.observation_spec import ObservationSpec
+from klimb.policies.observations import observation_spec
 
 logger = logging.getLogger("klimb")
 
@@ -43,7 +46,7 @@ class GymnasiumEnvironment(HostEnvironment):
     make: Callable[[], gym.Env] = field(repr=False)
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Space
-    one_hot: bool = False
+    observed: ObservationSpec = field(repr=False)
     masked: bool = False
     env_spec: dict[str, Any] | None = field(default=None, repr=False)
     max_episode_steps: int | None = field(default=None, repr=False)
@@ -89,6 +92,7 @@ class GymnasiumEnvironment(HostEnvironment):
         image, mask = image_shape(made.observation_space), mask_source(made)
         env = adapted(made, mask)
         one_hot = isinstance(env.unwrapped.observation_space, gym.spaces.Discrete)
+        observed = observation_spec(unmasked(made.observation_space, mask), one_hot=one_hot, flat=True)
         space, limit = env.observation_space, None if env.spec is None else env.spec.max_episode_steps
         derivatives, packages = derivative_sizes(env), _packages(env)
         env.close()
@@ -98,7 +102,7 @@ class GymnasiumEnvironment(HostEnvironment):
             make=lambda: adapted(make(), mask),
             observation_space=space,
             action_space=env.action_space,
-            one_hot=one_hot,
+            observed=observed,
             masked=mask is not None,
             env_spec=None if env_spec is None else {**env_spec, "action_mask": mask},
             max_episode_steps=limit,
@@ -106,6 +110,11 @@ class GymnasiumEnvironment(HostEnvironment):
             packages=packages,
             image_shape=image,
         )
+
+    @property
+    def observations(self) -> ObservationSpec:
+        """Flat observations, with their action mask if there is one."""
+        return MaskedObservations(self.observed, self.actions.num_choices) if self.masked else self.observed
 
     def vector(self, copies: int, *, restart: bool = False) -> GymnasiumVector:
         """Copies in this process.
