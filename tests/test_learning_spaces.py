@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import klimb
-from klimb import PPO, TRPO, VMPO, NaturalGradient
+from klimb import PPO, TRPO
 from mixed_tasks import BEST, CompiledValves, valves
 
 SIZES = {"num_envs": 16, "num_steps": 64, "hidden": (32, 32), "gamma": 0.9}
@@ -19,13 +19,12 @@ def untrained_return(env):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", [TRPO(), NaturalGradient(), PPO(), VMPO()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", [TRPO(), PPO()], ids=lambda rule: type(rule).__name__)
 def test_a_choice_and_a_number_are_learned_together(rule):
     env = CompiledValves(masked=False)
     assert untrained_return(env) < UNTRAINED
-    run = klimb.train(env, rule, env_steps=40_000, num_seeds=2, **SIZES)
-    for policy in run.policies:
-        assert klimb.evaluate(policy, env, episodes=100).mean > LEARNED
+    run = klimb.train(env, rule, env_steps=40_000, **SIZES)
+    assert klimb.evaluate(run.policy, env, episodes=100).mean > LEARNED
 
 
 @pytest.mark.slow
@@ -33,8 +32,8 @@ def test_a_mask_makes_it_easier():
     """The right valve is one of two instead of one of three: fewer steps to the same return."""
     steps = {}
     for masked in (False, True):
-        run = klimb.train(CompiledValves(masked=masked), TRPO(), env_steps=20_000, num_seeds=4, **SIZES)
-        returns = [sum(record["episode_return"]) / 4 for record in run.history]
+        run = klimb.train(CompiledValves(masked=masked), TRPO(), env_steps=20_000, num_seeds=2, **SIZES)
+        returns = [sum(record["episode_return"]) / 2 for record in run.history]
         steps[masked] = next(i for i, mean in enumerate(returns) if mean > 0.6 * BEST)
     assert steps[True] < steps[False]
 

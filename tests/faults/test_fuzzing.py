@@ -28,7 +28,7 @@ from klimb import KlimbError
 SOURCE = Path(klimb.__file__).parent
 KEPT = Path(__file__).parent.parent.parent / ".cache" / "fuzzing"
 """Where a file is kept that a loader did not take and did not refuse."""
-SECONDS = 60
+SECONDS = 30
 LONGEST = 5.0
 """Seconds that a loader may take for a small file."""
 fault = pytest.mark.fault
@@ -150,7 +150,7 @@ def test_the_corpus(whole, name, topic):
 
 @pytest.mark.slow
 @pytest.mark.timeout(10 * SECONDS)
-@fault("any file that is read is mutated at random, for a minute", OUTCOME)
+@fault("any file that is read is mutated at random, for half a minute", OUTCOME)
 def test_mutations(whole):
     seed = int(os.environ.get("KLIMB_FUZZING_SEED", random.SystemRandom().randrange(2**32)))
     rng, end, count = random.Random(seed), time.monotonic() + SECONDS, 0
