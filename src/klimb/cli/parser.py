@@ -239,8 +239,13 @@ def make_importable(words: Sequence[str]) -> None:
 
 
 def _names_module(value: str) -> bool:
-    module = module_of(value.removeprefix("gymnasium:"))
-    return module is not None and module not in NO_MODULE and all(part.isidentifier() for part in module.split("."))
+    # An environment's name may have wrappers behind it.
+    named = [module_of(name.removeprefix("gymnasium:")) for name in value.partition("(")[0].split("+")]
+    return any(module is not None and module not in NO_MODULE and _is_module(module) for module in named)
+
+
+def _is_module(module: str) -> bool:
+    return all(part.isidentifier() for part in module.split("."))
 
 
 def _message(event: events.ParseErrorEvent, words: Sequence[str], arguments: type, command: str) -> str:

@@ -46,6 +46,8 @@ class RunFlags:
     """A config.toml to start from; arguments and options on the command line override it."""
     preset: Annotated[str, arg(metavar="NAME")] = AUTO
     """Settings that suit a task (`klimb list presets`). auto: by rule and environment; none; a name; or FILE.toml."""
+    wrapper: Annotated[tuple[str, ...], arg(metavar="MODULE:NAME")] = ()
+    """Wrappers of a Gymnasium environment, innermost first: MODULE:NAME, or "MODULE:NAME(argument=value)"."""
     ray: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """A Ray cluster that steps the environments, or trains the runs of a sweep: auto, local or HOST:PORT."""
     distributed: bool = False
@@ -121,6 +123,7 @@ def configuration(arguments: TrainArguments) -> tuple[RunConfig, Path | None]:
         raise ConfigError(f"the rule comes before the flags: {typed} --config {file} …")
     named_in = file if arguments.env is None else None
     env = arguments.env if named_in is None else RunConfig.read(named_in).env
+    env = "+".join([env, *arguments.run.wrapper])
     with naming(arguments.applied):
         return RunConfig(env, arguments.rule, arguments.training), named_in
 
@@ -175,7 +178,8 @@ def _preset(flags: RunFlags, rule: str, environment: Callable[[], str | None]) -
         return None
     if flags.preset != AUTO:
         return load_preset(rule, flags.preset)
-    env = None if flags.config is not None else environment()
+    # An environment in wrappers is another one.
+    env = None if flags.config is not None or flags.wrapper else environment()
     return None if env is None else find_preset(rule, env)
 
 

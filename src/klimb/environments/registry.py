@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from klimb import modules
+from klimb.environments.adapters.wrappers import NamedWrapper, split_name
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import Trouble
 from klimb.environments.host import HostEnvironment
-from klimb.errors import EnvironmentNotFound, KlimbError, MissingExtra, WrongObject, nearest, one_line
+from klimb.errors import ConfigError, EnvironmentNotFound, KlimbError, MissingExtra, WrongObject, nearest, one_line
 
 Environment = CompiledEnvironment | HostEnvironment
 
@@ -66,9 +67,10 @@ def canonical_name(name: str) -> str:
 
     name: as `make` takes it; whether there is such an environment is not looked up.
     """
-    if modules.module_of(name) is not None:
+    base, wrappers = split_name(name)
+    if modules.module_of(base) is not None:
         return name
-    return f"jax:{name}" if name in BUILT_IN else f"gymnasium:{name}"
+    return f"jax:{name}" if name in BUILT_IN else "+".join([f"gymnasium:{base}", *wrappers])
 
 
 def _makes(name: str, environment: CompiledEnvironment) -> bool:
@@ -106,6 +108,9 @@ def make(environment: str | Any) -> Environment:
                     with Gymnasium when it is imported (Gymnasium's own syntax)
     ID              the built-in one where id and version are the same, else Gymnasium's
 
+    Behind the name of a Gymnasium environment may stand wrappers, innermost first: `ID+module:Wrapper+…`, each with
+    arguments by keyword if it needs some: `gymnasium.wrappers:TimeLimit(max_episode_steps=50)`.
+
     Raises EnvironmentNotFound, with the nearest name, when there is none of this name, and MissingExtra, with the
     extra to install, when a package is missing; WrongObject for anything but a name or an environment.
     """
@@ -113,6 +118,9 @@ def make(environment: str | Any) -> Environment:
         return environment
     if not isinstance(environment, str):
         raise WrongObject(_no_environment(environment))
+    base, wrappers = split_name(environment)
+    if wrappers:
+        return _wrapped(environment, base, wrappers)
     prefix, separator, name = environment.partition(":")
     if prefix == GIVEN:
         raise EnvironmentNotFound(
@@ -160,15 +168,21 @@ def require_trust(name: str, source: str | Path) -> None:
 
     name: of the environment. source: the file.
     """
-    if imported_module(name) is not None:
-        modules.require_trust(name.removeprefix("gymnasium:"), source, "environment")
+    base, wrappers = split_name(name)
+    if imported_module(base) is not None:
+        modules.require_trust(base.removeprefix("gymnasium:"), source, "environment")
+    # Gymnasium's own wrappers as well: RecordVideo writes files where it is told to.
+    for text in wrappers:
+        modules.require_trust(NamedWrapper.read(text).name, source, "wrapper")
 
 
 def imported_module(name: str) -> str | None:
-    """The module that an environment's name makes klimb import; None when there is none."""
-    if name.partition(":")[0] in ("jax", "gymnax", "envpool", GIVEN):
+    """A module that an environment's name, or that of a wrapper, makes klimb import; None when there is none."""
+    base, wrappers = split_name(name)
+    if base.partition(":")[0] in ("jax", "gymnax", "envpool", GIVEN):
         return None
-    return modules.module_of(name.removeprefix("gymnasium:"))
+    own = [NamedWrapper.read(text).name for text in wrappers]
+    return next(filter(None, map(modules.module_of, [base.removeprefix("gymnasium:"), *own])), None)
 
 
 def _built_in(name: str) -> CompiledEnvironment:
@@ -203,7 +217,17 @@ def _namespace_hint(identifier: str) -> str:
     return f"; name the module that registers it, {module}:{identifier}" if separator else ""
 
 
-def _gymnasium(name: str) -> Environment:
+def _wrapped(name: str, base: str, wrappers: tuple[str, ...]) -> Environment:
+    """A Gymnasium environment in wrappers. name: of all. base: of the environment. wrappers: innermost first."""
+    prefix = base.partition(":")[0] if modules.module_of(base) is not None else ""
+    if prefix in ("jax", "gymnax", "envpool", GIVEN):
+        raise ConfigError(
+            f"{one_line(name, 80)}: wrappers are Gymnasium's, and are for its environments: write gymnasium:ID"
+        )
+    return _gymnasium(base.removeprefix("gymnasium:"), wrappers)
+
+
+def _gymnasium(name: str, wrappers: tuple[str, ...] = ()) -> Environment:
     import gymnasium as gym
 
     from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
@@ -217,13 +241,18 @@ def _gymnasium(name: str) -> Environment:
         )
     if separator:
         own = getattr(modules.import_module(module), identifier, None)
+        if own is not None and wrappers:
+            raise ConfigError(
+                f"{name[:80]} is no Gymnasium environment: wrappers are for those of Gymnasium's registry"
+            )
         if own is not None:
             return _made_by(own, name)
     if identifier not in gym.registry:
         hint = nearest(identifier[:80], [*gym.registry, *BUILT_IN]) or _namespace_hint(identifier[:80])
         raise EnvironmentNotFound(f"there is no environment {identifier[:80]!r}{hint}")
     try:
-        return GymnasiumEnvironment.from_registry(f"gymnasium:{name}", identifier, module if separator else None)
+        full = "+".join([f"gymnasium:{name}", *wrappers])
+        return GymnasiumEnvironment.from_registry(full, identifier, module if separator else None, wrappers)
     # Gymnasium raises an error of its own for most missing packages, and a plain ImportError for a few.
     except (gym.error.DependencyNotInstalled, ImportError) as missing:
         raise MissingExtra(

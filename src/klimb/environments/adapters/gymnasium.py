@@ -18,6 +18,7 @@ from jaxtyping import Float, Integer
 from klimb.environments import returns, simulator_state
 from klimb.environments.adapters.action_masks import ActionMask, MaskSource, mask_source, unmasked
 from klimb.environments.adapters.flattening import flatten_observations
+from klimb.environments.adapters.wrappers import wrapped
 from klimb.environments.faults import Trouble
 from klimb.environments.host import DerivativeSizes, Fault, HostEnvironment, HostStep, HostVector
 from klimb.environments.seeds import restart_seed
@@ -63,15 +64,18 @@ class GymnasiumEnvironment(HostEnvironment):
         return cls._from_maker(name, make, None)
 
     @classmethod
-    def from_registry(cls, name: str, identifier: str, module: str | None) -> GymnasiumEnvironment:
+    def from_registry(
+        cls, name: str, identifier: str, module: str | None, wrappers: tuple[str, ...] = ()
+    ) -> GymnasiumEnvironment:
         """A registered environment.
 
         name: for messages and run directories. identifier: in Gymnasium's registry. module: the module whose import
-        registers it, or None.
+        registers it, or None. wrappers: texts of `NamedWrapper`, innermost first.
         Raises EnvironmentFault when it can't be made, and Gymnasium's own errors.
         """
         try:
-            return cls._from_maker(name, lambda: gym.make(identifier), _env_spec(identifier, module))
+            env_spec = _env_spec(identifier, module, wrappers)
+            return cls._from_maker(name, lambda: wrapped(gym.make(identifier), wrappers), env_spec)
         except (gym.error.DependencyNotInstalled, KlimbError):
             raise
         except (Exception, SystemExit) as error:
@@ -178,13 +182,13 @@ def _packages(env: gym.Env) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("gymnasium", *(one.partition(".")[0] for one in modules), *simulators)))
 
 
-def _env_spec(identifier: str, module: str | None) -> dict[str, Any] | None:
+def _env_spec(identifier: str, module: str | None, wrappers: tuple[str, ...]) -> dict[str, Any] | None:
     spec = gym.registry[identifier]
     # An entry point that is an object, or stands in the main script, can't be imported by another process.
     if not isinstance(spec.entry_point, str) or spec.entry_point.startswith("__main__"):
         return None
     try:
-        return {"spec": spec.to_json(), "module": module}
+        return {"spec": spec.to_json(), "module": module, "wrappers": list(wrappers)}
     except (TypeError, ValueError):  # arguments that can't be written as JSON
         return None
 
@@ -193,7 +197,8 @@ def make_from_spec(env_spec: dict[str, Any]) -> gym.Env:
     """The environment that `GymnasiumEnvironment.env_spec` describes."""
     if env_spec["module"] is not None:
         importlib.import_module(env_spec["module"])
-    return adapted(gym.make(EnvSpec.from_json(env_spec["spec"])), env_spec["action_mask"])
+    env = wrapped(gym.make(EnvSpec.from_json(env_spec["spec"])), env_spec["wrappers"])
+    return adapted(env, env_spec["action_mask"])
 
 
 class GymnasiumVector(HostVector):
