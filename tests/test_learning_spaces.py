@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import klimb
-from klimb import PPO, TRPO
+from klimb import PPO, TRPO, BehaviourCloning
 from mixed_tasks import BEST, CompiledValves, valves
 
 SIZES = {"num_envs": 16, "num_steps": 64, "hidden": (32, 32), "gamma": 0.9}
@@ -44,6 +44,15 @@ def test_parts_of_a_dictionary_are_learned_from():
     assert untrained_return(env) < UNTRAINED
     run = klimb.train(env, TRPO(), env_steps=40_000, **SIZES)
     assert klimb.evaluate(run.policy, env, episodes=100).mean > LEARNED
+
+
+@pytest.mark.slow
+def test_a_clone_of_recorded_episodes_has_both_kinds_of_actions():
+    env = CompiledValves()
+    teacher = klimb.train(env, TRPO(), env_steps=40_000, **SIZES).policy
+    recorded = klimb.record(teacher, env, episodes=50)
+    clone = klimb.train(env, BehaviourCloning(), demonstrations=recorded, hidden=(32, 32)).policy
+    assert klimb.evaluate(clone, env, episodes=100).mean > LEARNED
 
 
 @pytest.mark.slow
