@@ -479,12 +479,12 @@ ONES = np.ones(3, np.int8)
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros(3), "step gave an action mask that allows nothing, and the episode goes on"),
-        (np.ones(4), "step must give an action mask of 3 flags, 1 for each choice that is allowed"),
-        (np.array([1, 2, 0]), "step must give an action mask of 3 flags"),
-        (np.array([1, np.nan, 0]), "step must give an action mask of 3 flags"),
-        ("110", "step must give an action mask of 3 flags"),
-        (None, "step must give an action mask of 3 flags, .* it gave None"),
+        (np.zeros(3), "step 1 of an episode gave an action mask that allows nothing, and the episode goes on"),
+        (np.ones(4), "step 1 of an episode must give an action mask of 3 flags, 1 for each choice that is allowed"),
+        (np.array([1, 2, 0]), "step 1 of an episode must give an action mask of 3 flags"),
+        (np.array([1, np.nan, 0]), "step 1 of an episode must give an action mask of 3 flags"),
+        ("110", "step 1 of an episode must give an action mask of 3 flags"),
+        (None, "step 1 of an episode must give an action mask of 3 flags, .* it gave None"),
     ],
 )
 def test_a_wrong_mask_is_a_fault_with_its_step(mask, message):

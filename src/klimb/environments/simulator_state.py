@@ -356,7 +356,7 @@ _WRAPPERS: dict[str, tuple[_Attribute, ...]] = {
         _flag(f"checked_{call}") for call in ("reset", "step", "render")
     ),
     "gymnasium.wrappers.transform_observation.FlattenObservation": (),
-    "klimb.environments.adapters.action_masks.ActionMask": (),
+    "klimb.environments.adapters.action_masks.ActionMask": (_count("_time"),),
 }
 
 _CLASSIC, _TOY = "gymnasium.envs.classic_control", "gymnasium.envs.toy_text"

@@ -56,6 +56,13 @@ def act(
     """
     observations, actions = _spaces(policy, observations, actions)
     rows = _rows(obs, action_mask, observations)
+    flags = observations.mask(rows)
+    if flags is not None and actions.blocked(flags) is not None:
+        raise ConfigError(
+            "the action mask allows no choice at all"
+            + _of_part(actions.blocked(flags), actions)
+            + ": it needs a 1 for at least one, in every observation"
+        )
     axes = rows.ndim - len(observations.shape)
     words = np.zeros(2, np.uint32) if deterministic else _words(rng)
     taken = np.asarray(_decide(policy, rows, words, axes, deterministic))
@@ -66,6 +73,11 @@ def act(
         )
     # The index turns an array without axes into a scalar, which environments can use as a key or an index.
     return actions.unflatten(actions.clip(taken).astype(actions.dtype, copy=False)[()])
+
+
+def _of_part(part: int | None, actions: ActionSpec) -> str:
+    """Which part of an action is meant, where there are several."""
+    return "" if len(actions.choices) == 1 else f" for number {part} of the action"
 
 
 @eqx.filter_jit

@@ -188,6 +188,16 @@ class ActionSpec(abc.ABC):
         """The flags of an action mask; 0 where actions have no discrete part."""
         return sum(self.choices)
 
+    def blocked(self, mask: np.ndarray) -> int | None:
+        """Which discrete part has no choice that is allowed, in the order of `choices`; None where each has one.
+
+        mask: flags, `[..., num_choices]`, of one action or of several.
+        """
+        sizes = np.array(self.choices)
+        allowed = np.add.reduceat(np.asarray(mask) > 0, np.cumsum(sizes) - sizes, axis=-1)
+        blocked = np.argwhere(~allowed.astype(bool))
+        return int(blocked[0, -1]) if len(blocked) else None
+
     @abc.abstractmethod
     def num_outputs(self, style: GaussianStyle) -> int:
         """P, the number of network outputs that the distribution needs.

@@ -85,6 +85,8 @@ def test_act_takes_the_mask_that_the_environment_gave():
         policy.act(obs)
     with pytest.raises(ConfigError, match=r"the action mask has the shape \(2,\), and \(3,\) is expected"):
         policy.act(obs, action_mask=[1, 0])
+    with pytest.raises(ConfigError, match="the action mask allows no choice at all: it needs a 1 for at least one"):
+        policy.act(obs, action_mask=[0, 0, 0])
     plain = klimb.NetworkPolicy(4, env.actions, hidden=(4,), key=jax.random.key(0))
     with pytest.raises(ConfigError, match="trained without an action mask: leave action_mask out"):
         plain.act(obs, action_mask=[1, 1, 1])

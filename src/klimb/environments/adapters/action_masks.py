@@ -60,7 +60,7 @@ class ActionMask(gym.Wrapper):
 
     def __init__(self, env: gym.Env, source: MaskSource) -> None:
         super().__init__(env)
-        self._actions, self._source = action_spec(env.action_space), source
+        self._actions, self._source, self._time = action_spec(env.action_space), source, 0
         observed, self._flat = flat(unmasked(env.observation_space, source))
         self._shape = observed.shape
         choices = self._actions.num_choices
@@ -75,6 +75,7 @@ class ActionMask(gym.Wrapper):
         if not isinstance(result, tuple | list) or len(result) != 2:
             return result  # what is wrong with it is said by whoever gets it
         obs, info = result
+        self._time = 0
         return self._masked(obs, info, "reset", goes_on=True), info
 
     def step(self, action: Any) -> Any:
@@ -87,6 +88,7 @@ class ActionMask(gym.Wrapper):
             return result
         obs, reward, terminated, truncated, info = result
         goes_on = not (terminated or truncated)
+        self._time += 1
         return self._masked(obs, info, "step", goes_on=goes_on), reward, terminated, truncated, info
 
     def _masked(self, obs: Any, info: Any, call: str, *, goes_on: bool) -> np.ndarray:
@@ -101,7 +103,8 @@ class ActionMask(gym.Wrapper):
                 given = info.get(NAME) if isinstance(info, dict) else None
         if given is None and not goes_on:
             given = np.ones(self._actions.num_choices)
-        mask = mask_of(given, self._actions, call, required=goes_on)
+        when = call if call == "reset" else f"step {self._time} of an episode"
+        mask = mask_of(given, self._actions, when, required=goes_on)
         return np.append(numbers_of(self._flat(obs), self._shape, call, "observation"), mask)
 
 
@@ -120,8 +123,8 @@ def unmasked(space: gym.Space, source: MaskSource | None) -> gym.Space:
 def mask_of(given: Any, actions: ActionSpec, call: str, *, required: bool) -> np.ndarray:
     """An action mask as flags, `[num_choices]` float32. InvalidReturn for what is none.
 
-    given: an array of flags, or one for every discrete part. actions: that it is for. call: that returned it, `reset`
-    or `step`. required: whether every part must have a choice that is allowed.
+    given: an array of flags, or one for every discrete part. actions: that it is for. call: that returned it, for
+    messages. required: whether every part must have a choice that is allowed.
     """
     sizes = actions.choices
     try:
@@ -136,9 +139,9 @@ def mask_of(given: Any, actions: ActionSpec, call: str, *, required: bool) -> np
             f"that is not; it gave {described(given)}"
         )
     if required:
-        allowed = np.add.reduceat(mask, np.cumsum(sizes, dtype=int) - np.array(sizes))
-        if not allowed.all():
-            which = "" if len(sizes) == 1 else f" for number {int(np.argmin(allowed))} of the action"
+        blocked = actions.blocked(mask)
+        if blocked is not None:
+            which = "" if len(sizes) == 1 else f" for number {blocked} of the action"
             raise InvalidReturn(
                 f"{call} gave an action mask that allows nothing{which}, and the episode goes on: allow at least one "
                 "choice, or end the episode"
