@@ -39,6 +39,8 @@ KINDS = {
     "squashed": (UNEVEN, {"tanh_squash": True}),
     "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
     "without hidden layers": (Discrete(3), {"hidden": ()}),
+    "layer norm": (UNEVEN, {"layer_norm": True}),
+    "residual": (Discrete(4), {"residual": True, "hidden": (SIZE, 6, 6), "layer_norm": True}),
 }
 
 

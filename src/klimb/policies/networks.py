@@ -19,6 +19,7 @@ from klimb.policies.action_spec import ActionSpec, Exploration, GaussianStyle
 from klimb.policies.distributions import Distribution
 from klimb.policies.encoders import Encoder, FlatEncoder
 from klimb.policies.exploration import marginal_log_std, standard_noise
+from klimb.policies.layers import LAYER_NORM_FLOOR, PLAIN, Initialization, LayerOptions
 from klimb.policies.normalizer import VARIANCE_FLOOR, Normalizer, Rescaling
 from klimb.policies.observations import BoxObservations, ObservationSpec
 from klimb.precision import full_precision
@@ -41,6 +42,12 @@ class NetworkOptions:
     """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
+    layer_norm: bool = False
+    """Normalise the units of each hidden layer before its activation, in policy and critic."""
+    residual: bool = False
+    """Add the input of a hidden layer to its output where both have one size, in policy and critic."""
+    initialization: Initialization = "orthogonal"
+    """Distribution of the initial weights of policy and critic."""
     initial_log_std: float = 0.0
     """Initial log standard deviation of a Gaussian policy; the unit of σ is the half-width of the action box."""
     state_dependent_std: bool = False
@@ -68,30 +75,62 @@ class NetworkOptions:
         """How the network's outputs become a Gaussian."""
         return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds, self.exploration)
 
+    @property
+    def layers(self) -> LayerOptions:
+        """What the hidden layers do besides a product and an activation."""
+        return LayerOptions(self.layer_norm, self.residual, self.initialization)
+
+
+class LayerNorm(eqx.Module):
+    """(x − mean) / std over the units of a layer, times a scale, plus an offset (Ba et al. 2016)."""
+
+    scale: Float[Array, " fan_out"]
+    offset: Float[Array, " fan_out"]
+
+    def __call__(self, x: Float[Array, "*batch fan_out"]) -> Float[Array, "*batch fan_out"]:
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        return centred / jnp.sqrt(variance + LAYER_NORM_FLOOR) * self.scale + self.offset
+
 
 class MLP(eqx.Module):
-    """Fully connected layers over the last axis, with any leading axes. Orthogonal weights, zero biases.
+    """Fully connected layers over the last axis, with any leading axes. Zero biases.
 
-    Layer sizes `sizes[0] → … → sizes[-1]`. The gain is √2 for hidden layers and `output_gain` for the last one
-    (Engstrom et al. 2020 and Andrychowicz et al. 2021 found that both matter more than the algorithm).
+    Layer sizes `sizes[0] → … → sizes[-1]`. Weights are orthogonal by default; the gain is √2 for hidden layers and
+    `output_gain` for the last one (Engstrom et al. 2020 and Andrychowicz et al. 2021 found that both matter more than
+    the algorithm).
     """
 
     weights: tuple[Float[Array, "fan_in fan_out"], ...]
     biases: tuple[Float[Array, " fan_out"], ...]
+    norms: tuple[LayerNorm, ...]
     activation: Activation = eqx.field(static=True)
     sizes: tuple[int, ...] = eqx.field(static=True)
+    residual: bool = eqx.field(static=True, default=False)
 
-    def __init__(self, sizes: Sequence[int], *, activation: Activation, output_gain: float, key: PRNGKeyArray) -> None:
-        layers = len(sizes) - 1
-        gains = [2.0**0.5] * (layers - 1) + [output_gain]
-        keys = jax.random.split(key, layers)
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: Activation,
+        output_gain: float,
+        key: PRNGKeyArray,
+        layers: LayerOptions = PLAIN,
+    ) -> None:
+        count = len(sizes) - 1
+        gains = [2.0**0.5] * (count - 1) + [output_gain]
+        keys = jax.random.split(key, count)
+        make = INITIALIZATIONS[layers.initialization]
         self.weights = tuple(
-            gain * orthogonal(k, fan_in, fan_out)
+            gain * make(k, fan_in, fan_out)
             for k, gain, fan_in, fan_out in zip(keys, gains, sizes[:-1], sizes[1:], strict=True)
         )
         self.biases = tuple(jnp.zeros(fan_out) for fan_out in sizes[1:])
+        hidden = sizes[1:-1] if layers.layer_norm else ()
+        self.norms = tuple(LayerNorm(jnp.ones(size), jnp.zeros(size)) for size in hidden)
         self.activation = activation
         self.sizes = tuple(sizes)
+        self.residual = layers.residual
 
     def __call__(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch fan_out"]:
         return self.output(self.hidden(x))
@@ -100,8 +139,11 @@ class MLP(eqx.Module):
     def hidden(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch F"]:
         """The features of the last hidden layer; x itself where there is none."""
         activate = ACTIVATIONS[self.activation]
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = activate(x @ weight + bias)
+        norms = self.norms or (None,) * (len(self.weights) - 1)
+        for weight, bias, norm in zip(self.weights[:-1], self.biases[:-1], norms, strict=True):
+            units = x @ weight + bias
+            units = activate(units if norm is None else norm(units))
+            x = x + units if self.residual and weight.shape[0] == weight.shape[1] else units
         return x
 
     @full_precision
@@ -146,6 +188,20 @@ def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fa
     return basis if fan_in <= fan_out else basis.T
 
 
+def _normal(variance: Callable[[int, int], float]) -> Callable[[PRNGKeyArray, int, int], Array]:
+    """Independent normal weights. variance: from fan_in and fan_out; that of a gain of 1."""
+    return lambda key, fan_in, fan_out: variance(fan_in, fan_out) ** 0.5 * jax.random.normal(key, (fan_in, fan_out))
+
+
+INITIALIZATIONS: dict[Initialization, Callable[[PRNGKeyArray, int, int], Array]] = {
+    "orthogonal": orthogonal,
+    # The gain √2 of hidden layers is that of He et al.; it is part of all of them, so 1/fan_in is 2/fan_in with it.
+    "glorot": _normal(lambda fan_in, fan_out: 1 / (fan_in + fan_out)),
+    "he": _normal(lambda fan_in, _: 1 / fan_in),
+    "lecun": _normal(lambda fan_in, _: 0.5 / fan_in),
+}
+
+
 class NetworkPolicy(eqx.Module):
     """observation → encoder → dense layers → distribution: categorical for discrete actions, Gaussian for a box.
 
@@ -178,6 +234,9 @@ class NetworkPolicy(eqx.Module):
         tanh_squash: bool = False,
         log_std_bounds: tuple[float, float] | None = None,
         exploration: Exploration = "independent",
+        layer_norm: bool = False,
+        residual: bool = False,
+        initialization: Initialization = "orthogonal",
         encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
@@ -189,7 +248,8 @@ class NetworkPolicy(eqx.Module):
         With gsde it is that of an action where the network's inputs are standard normal, as normalised observations
         about are: the elements of W start at exp(initial_log_std) / √E[Σ_j φ_j²].
         state_dependent_std, tanh_squash, log_std_bounds, exploration: as in `GaussianStyle`; for continuous actions
-        only. encoder: your own; None for `FlatEncoder`. key: for the weights.
+        only. layer_norm, residual, initialization: as in `LayerOptions`. encoder: your own; None for `FlatEncoder`.
+        key: for the weights.
 
         Raises UnsupportedSpace for observations that are not flat without an encoder, for `tanh_squash` in a box
         without bounds, and for any of these options with discrete actions; ConfigError for an initial standard
@@ -202,7 +262,8 @@ class NetworkPolicy(eqx.Module):
         self.encoder = FlatEncoder.of(self.observations) if encoder is None else encoder
         sizes = [self.encoder.num_features, *hidden, outputs]
         # Gain 0.01 of the last layer: the initial policy hardly depends on the random weights.
-        self.network = MLP(sizes, activation=activation, output_gain=0.01, key=key)
+        layers = LayerOptions(layer_norm, residual, initialization)
+        self.network = MLP(sizes, activation=activation, output_gain=0.01, key=key, layers=layers)
         free = actions.num_log_std
         if free and exploration == "gsde":
             typical = self.network.hidden(jax.random.normal(jax.random.fold_in(key, 1), (TYPICAL_INPUTS, sizes[0])))
@@ -309,20 +370,24 @@ class Critic(eqx.Module):
         *,
         hidden: Sequence[int] = (64, 64),
         activation: Activation = "tanh",
+        layer_norm: bool = False,
+        residual: bool = False,
+        initialization: Initialization = "orthogonal",
         encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
         """A fresh critic.
 
         observations: the observation space; an integer n is short for n real numbers. hidden: sizes of the hidden
-        layers between features and value. activation: of the hidden layers. encoder: your own; None for `FlatEncoder`.
-        key: for the weights.
+        layers between features and value. activation: of the hidden layers. layer_norm, residual, initialization: as in
+        `klimb.policies.layers.LayerOptions`. encoder: your own; None for `FlatEncoder`. key: for the weights.
 
         Raises UnsupportedSpace if the observations are not one-dimensional and there is no encoder.
         """
         self.encoder = FlatEncoder.of(_spec(observations)) if encoder is None else encoder
         sizes = [self.encoder.num_features, *hidden, 1]
-        self.network = MLP(sizes, activation=activation, output_gain=1.0, key=key)
+        layers = LayerOptions(layer_norm, residual, initialization)
+        self.network = MLP(sizes, activation=activation, output_gain=1.0, key=key, layers=layers)
         self.target = Normalizer.identity(())
 
     def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "..."]:

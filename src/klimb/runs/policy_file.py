@@ -78,7 +78,8 @@ UNWRITTEN_LIMITS = NormalizerLimits(clip=10.0, variance_floor=1e-8)
 class PolicyDescription:
     """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
 
-    Version 4 may have `log_std_bounds` and `exploration`; a policy with neither is written as version 3.
+    Version 4 may have `log_std_bounds`, `exploration`, `layer_norm` and `residual`; a policy with none of them is
+    written as version 3.
     Version 2 has no `normalizer`. Version 1, of klimb 0.1.0, has `observation_size` in place of `observations` as
     well, and other names for some arrays.
     """
@@ -96,6 +97,8 @@ class PolicyDescription:
     tanh_squash: bool = False
     log_std_bounds: tuple[float, float] | None = None
     exploration: Exploration = "independent"
+    layer_norm: bool = False
+    residual: bool = False
 
     @property
     def style(self) -> GaussianStyle:
@@ -122,6 +125,8 @@ class PolicyDescription:
                 actions,
                 hidden=self.hidden,
                 activation=self.activation,
+                layer_norm=self.layer_norm,
+                residual=self.residual,
                 **self.style._asdict(),
                 initial_log_std=0.0 if self.log_std_bounds is None else self.log_std_bounds[0],
                 encoder=encoder(),
@@ -146,9 +151,11 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
     """The content of `policy.json` for a policy with a `FlatEncoder`, as plain values."""
     assert isinstance(policy.encoder, FlatEncoder)
     weights = policy.network.weights
+    layers = {"layer_norm": bool(policy.network.norms), "residual": policy.network.residual}
+    added = {name: True for name, used in layers.items() if used}
     return {
         "format": "klimb-policy",
-        "version": FORMAT_VERSION if policy.style.added else EARLIER_VERSION,
+        "version": FORMAT_VERSION if policy.style.added or added else EARLIER_VERSION,
         "klimb": __version__,
         "observations": policy.observations.to_json(),
         "normalizer": dataclasses.asdict(NormalizerLimits.of(policy.encoder.normalizer)),
@@ -156,6 +163,7 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
         "hidden": [weight.shape[-1] for weight in weights[:-1]],
         "activation": policy.network.activation,
         **policy.style.to_json(),
+        **added,
     }
 
 

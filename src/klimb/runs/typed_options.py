@@ -67,6 +67,12 @@ class TrainOptionsDict(TypedDict, total=False):
     """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Literal["tanh", "relu", "silu", "gelu"]
     """Activation of the hidden layers."""
+    layer_norm: bool
+    """Normalise the units of each hidden layer before its activation, in policy and critic."""
+    residual: bool
+    """Add the input of a hidden layer to its output where both have one size, in policy and critic."""
+    initialization: Literal["orthogonal", "glorot", "he", "lecun"]
+    """Distribution of the initial weights of policy and critic."""
     initial_log_std: float
     """Initial log standard deviation of a Gaussian policy; the unit of σ is the half-width of the action box."""
     state_dependent_std: bool

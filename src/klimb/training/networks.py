@@ -68,6 +68,7 @@ class Networks:
             tanh_squash=options.tanh_squash,
             log_std_bounds=options.log_std_bounds,
             exploration=options.exploration,
+            **options.layers._asdict(),
             key=key,
         )
 
@@ -79,7 +80,13 @@ class Networks:
         if self._make_critic is not None:
             return as_critic(self._make_critic(self._environment.observations, key))
         hidden = options.hidden if options.critic_hidden is None else options.critic_hidden
-        return Critic(self._environment.observations, hidden=hidden, activation=options.activation, key=key)
+        return Critic(
+            self._environment.observations,
+            hidden=hidden,
+            activation=options.activation,
+            **options.layers._asdict(),
+            key=key,
+        )
 
     def warn_of_images(self) -> None:
         """A warning when klimb's own network gets images as flat vectors."""

@@ -38,6 +38,8 @@ KINDS = {
     "bounded gsde": (UNEVEN, {"exploration": "gsde", "log_std_bounds": (-0.3, 0.3)}),
     "squashed gsde": (UNEVEN, {"exploration": "gsde", "tanh_squash": True}),
     "squashed": (UNEVEN, {"tanh_squash": True}),
+    "layer norm": (UNEVEN, {"layer_norm": True}),
+    "residual layer norm": (Discrete(5), {"layer_norm": True, "residual": True, "hidden": (6, 6, 5)}),
     "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
 }
 
@@ -52,7 +54,7 @@ def observations(seeds, rows, rng):
 
 def policies(actions, seeds, **options):
     """Policies with a leading axis of seeds that differ in every number; and the part that is no array."""
-    make = eqx.filter_vmap(lambda key: NetworkPolicy(OBSERVATION, actions, hidden=(8, 6), key=key, **options))
+    make = eqx.filter_vmap(lambda key: NetworkPolicy(OBSERVATION, actions, **{"hidden": (8, 6), **options}, key=key))
     policy = eqx.filter_jit(make)(jax.random.split(jax.random.key(seeds), seeds))
     rng = np.random.default_rng(0)
     like = lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32)  # noqa: E731
@@ -62,6 +64,8 @@ def policies(actions, seeds, **options):
         policy,
         ((*weights[:-1], 100 * weights[-1]), tuple(like(bias) for bias in biases)),
     )
+    norms = jax.tree.map(lambda x: x + like(x), policy.network.norms)
+    policy = eqx.tree_at(lambda p: p.network.norms, policy, norms)
     if policy.log_std is not None:
         policy = eqx.tree_at(lambda p: p.log_std, policy, like(policy.log_std))
     seen = observations(seeds, 64, rng)

@@ -304,6 +304,7 @@ class VectorCollector:
         own = eqx.combine(policy, self._static)
         normalizer, network = own.encoder.normalizer, own.network
         layers = [x for pair in zip(network.weights, network.biases, strict=True) for x in pair]
+        layers += [x for norm in network.norms for x in (norm.scale, norm.offset)]
         log_std = [] if own.log_std is None else [own.log_std]
         # In NumPy, as `Normalizer.scale` has it.
         scale = np.where(normalizer.variance > normalizer.variance_floor, np.sqrt(normalizer.variance), 1)
@@ -353,6 +354,8 @@ def numpy_policy_spec(policy_static: PyTree) -> NumpyPolicySpec | None:
         actions=policy_static.actions,
         style=policy_static.style,
         columns=policy_static.encoder.columns,
+        layer_norm=bool(policy_static.network.norms),
+        residual=policy_static.network.residual,
         mask_start=None if observations.encoded is observations else observations.encoded.size,
     )
 

@@ -7,6 +7,7 @@ the batch. The module imports no JAX: worker processes start with it.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from klimb.policies.action_spec import EXPLORATION_VARIANCE, ActionSpec, GaussianStyle
 from klimb.policies.actions import actions_from_json
+from klimb.policies.layers import LAYER_NORM_FLOOR
 
 Array = np.ndarray
 
@@ -42,7 +44,8 @@ class NumpyPolicySpec:
     """A `NetworkPolicy` without its parameters, as plain data.
 
     sizes: of the layers, from observations to outputs. columns: which numbers of an observation are read; None for the
-    first ones. mask_start: where in an observation the action mask begins; None where there is none.
+    first ones. mask_start: where in an observation the action mask begins; None where there is none. layer_norm,
+    residual: as in `klimb.policies.layers.LayerOptions`.
     """
 
     sizes: tuple[int, ...]
@@ -52,12 +55,17 @@ class NumpyPolicySpec:
     style: GaussianStyle
     columns: tuple[int, ...] | None = None
     mask_start: int | None = None
+    layer_norm: bool = False
+    residual: bool = False
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of one seed's parameters, in order: mean and scale of the normaliser, weights and biases by layer, log σ."""
+        """Of one seed's parameters, in order: mean and scale of the normaliser, weights and biases by layer, scales and
+        offsets of its normalisation by layer, log σ."""
         inputs = (self.sizes[0],)
         layers = [shape for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True) for shape in ((i, o), (o,))]
+        if self.layer_norm:
+            layers += [(size,) for size in self.sizes[1:-1] for _ in range(2)]
         free = self.actions.num_log_std
         if self.style.exploration == "gsde":
             return [inputs, inputs, *layers, (self.sizes[-2], free)]
@@ -78,6 +86,8 @@ class NumpyPolicySpec:
             "style": self.style.to_json(),
             "columns": self.columns,
             "mask_start": self.mask_start,
+            "layer_norm": self.layer_norm,
+            "residual": self.residual,
         }
 
     @classmethod
@@ -91,6 +101,8 @@ class NumpyPolicySpec:
             GaussianStyle.from_json(fields["style"]),
             None if fields["columns"] is None else tuple(fields["columns"]),
             fields["mask_start"],
+            fields["layer_norm"],
+            fields["residual"],
         )
 
     def decider(self, parameters: Array) -> NumpyPolicy:
@@ -129,7 +141,11 @@ class NumpyPolicy:
             self._sample = spec.actions.numpy_sampler(log_std, style)
         else:
             self._sample = spec.actions.numpy_sampler(log_std, spec.style)
-        self._layers = list(zip(layers[::2], layers[1::2], strict=True))
+        count = len(spec.sizes) - 1
+        dense, norms = layers[: 2 * count], layers[2 * count :]
+        self._layers = list(zip(dense[::2], dense[1::2], strict=True))
+        self._norms = list(zip(norms[::2], norms[1::2], strict=True)) if spec.layer_norm else None
+        self._adds = [spec.residual and i == o for i, o in itertools.pairwise(spec.sizes)]
 
     def __call__(self, obs: Array, noise: Array) -> tuple[Array, Array]:
         """The actions `[K, n, *act]`, and as the environment gets them.
@@ -143,10 +159,13 @@ class NumpyPolicy:
         x = (obs[0] if self._single else obs) - self._mean
         x *= self._inverse_scale
         np.minimum(np.maximum(x, -self._clip, out=x), self._clip, out=x)
-        for weight, bias in self._layers[:-1]:
-            x = x @ weight
-            x += bias
-            x = self._activate(x)
+        for layer, (weight, bias) in enumerate(self._layers[:-1]):
+            units = x @ weight
+            units += bias
+            if self._norms is not None:
+                units = _normalised(units, *self._norms[layer])
+            units = self._activate(units)
+            x = x + units if self._adds[layer] else units
         weight, bias = self._layers[-1]
         output = x @ weight
         output += bias
@@ -167,6 +186,12 @@ class NumpyPolicy:
         total = (scaled * held[..., :-1, :]).sum(-2) + np.sqrt(floor) * held[..., -1, :]
         std = np.sqrt(variance)
         return np.log(std), total / std
+
+
+def _normalised(x: Array, scale: Array, offset: Array) -> Array:
+    """As `klimb.policies.networks.LayerNorm`."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(LAYER_NORM_FLOOR)) * scale + offset
 
 
 def _with_std_outputs(style: GaussianStyle) -> GaussianStyle:
