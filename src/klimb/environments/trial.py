@@ -67,7 +67,7 @@ class AllowedActions:
         self._sample = actions.numpy_sampler(np.zeros(actions.num_log_std, np.float32), GaussianStyle())
         self._random = np.random.default_rng(seed)
 
-    def __call__(self, obs: np.ndarray, action: np.ndarray) -> np.ndarray:
+    def __call__(self, obs: np.ndarray, action: np.ndarray | np.generic) -> Any:
         """The action, where observations have no mask; else another one. obs: `[1, *obs]`. action: `[*act]`."""
         mask = self._observations.mask(obs)
         if mask is None:
