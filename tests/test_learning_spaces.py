@@ -28,17 +28,6 @@ def test_a_choice_and_a_number_are_learned_together(rule):
 
 
 @pytest.mark.slow
-def test_a_mask_makes_it_easier():
-    """The right valve is one of two instead of one of three: fewer steps to the same return."""
-    steps = {}
-    for masked in (False, True):
-        run = klimb.train(CompiledValves(masked=masked), TRPO(), env_steps=20_000, num_seeds=2, **SIZES)
-        returns = [sum(record["episode_return"]) / 2 for record in run.history]
-        steps[masked] = next(i for i, mean in enumerate(returns) if mean > 0.6 * BEST)
-    assert steps[True] < steps[False]
-
-
-@pytest.mark.slow
 def test_parts_of_a_dictionary_are_learned_from():
     env = valves("observation")
     assert untrained_return(env) < UNTRAINED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import equinox as eqx
 import jax
@@ -96,9 +95,8 @@ def test_files_hold_what_changes_the_function(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env", ["CartPole-v1", "gymnasium:CartPole-v1"])
-def test_a_training_with_them_resumes_to_the_same_bits(env, tmp_path, caplog):
-    caplog.set_level(logging.ERROR)
+def test_a_training_with_them_resumes_to_the_same_bits(tmp_path):
+    env = "gymnasium:CartPole-v1"
     options = {"num_envs": 4, "num_steps": 32, "hidden": (6, 6), "checkpoint_every": 1}
     options |= {"layer_norm": True, "residual": True, "initialization": "he"}
     whole = klimb.train(env, klimb.TRPO(), env_steps=1024, **options)

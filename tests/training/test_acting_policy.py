@@ -62,7 +62,11 @@ ENVIRONMENTS = [
 ]
 QUICK = {("trpo", "jax:Pendulum-v1")}
 CASES = [("trpo", env) for env in ENVIRONMENTS] + [
-    (rule, env) for rule in RULES if rule != "trpo" for env in ("jax:Pendulum-v1", "gymnasium:HalfCheetah-v5")
+    (rule, env)
+    for rule in RULES
+    if rule != "trpo"
+    for env in ("jax:Pendulum-v1", "gymnasium:HalfCheetah-v5")
+    if env.startswith("jax:") or rule in ("ppo", "natural_gradient", "v_mpo")
 ]
 
 

@@ -63,9 +63,9 @@ def test_a_registered_environment_has_its_mask_in_worker_processes_too():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env", [CompiledValves(), "gymnasium:Taxi-v4"], ids=str)
-def test_a_resumed_training_goes_on_with_its_masks(env, tmp_path):
-    """Taxi's episodes, which are longer, go on where they were, under their masks."""
+def test_a_resumed_training_goes_on_with_its_masks(tmp_path):
+    """Taxi's episodes, which are longer than a rollout, go on where they were."""
+    env = "gymnasium:Taxi-v4"
     options = {"num_envs": 4, "num_steps": 16, "hidden": (8,), "checkpoint_every": 1}
     whole = klimb.train(env, klimb.PPO(), env_steps=256, **options)
     klimb.train(env, klimb.PPO(), env_steps=128, run_dir=tmp_path / "run", **options)

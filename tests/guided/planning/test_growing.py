@@ -60,11 +60,11 @@ def test_the_swing_up_costs_what_dynamic_programming_finds() -> None:
 
 
 @pytest.mark.slow
-def test_the_pole_on_the_cart_is_swung_up_from_four_states() -> None:
+def test_the_pole_on_the_cart_is_swung_up_from_three_states() -> None:
     environment = CartPoleSwingUp()
     limit = jnp.full(1, environment.max_force)
     problem = Problem(environment.dynamics, environment.cost, 150, 1, limits=(-limit, limit))
-    for seed in range(4):
+    for seed in range(3):
         state = environment.initial(jax.random.key(seed))
         actions = problem.random_actions(jax.random.key(100 + seed), 16)
         last = np.asarray(plan_growing(problem, state, actions, first=60, growth=30).states[-10:])
