@@ -1,4 +1,5 @@
-"""A guard of the table of returns: every rule on a MuJoCo task, with its preset if it has one, 200 000 steps.
+"""A guard of the table of returns: every rule on a MuJoCo task, with its preset if it has one, 200 000 steps; those
+that are not in the table 100 000.
 
 Thresholds are below the lowest seed of recorded trainings, and far above what untrained policies get. A change that
 moves learning curves down is seen here; it belongs under its heading in the changelog, and the table is measured again.
@@ -20,11 +21,12 @@ HALF_CHEETAH, PENDULUM = "gymnasium:HalfCheetah-v5", "gymnasium:InvertedPendulum
 
 
 class Guard(NamedTuple):
-    """threshold: of the mean return of deterministic episodes."""
+    """threshold: of the mean return of deterministic episodes. env_steps: of the training."""
 
     rule: str
     threshold: float
     env: str = PENDULUM
+    env_steps: int = 200_000
 
 
 # The lowest of three recorded seeds: 2454 (TRPO), 2036 (PPO), 2029 (natural gradient), 1734 (REINFORCE). On the
@@ -36,20 +38,20 @@ GUARDS = [
     Guard("reinforce", 600, HALF_CHEETAH),
     Guard("dual-descent", 700),
     Guard("kl-penalty", 700),
-    Guard("awr", 700),
-    Guard("reps", 700),
-    Guard("off-policy-gradient", 700),
-    Guard("v-mpo", 700),
-    Guard("conservative-policy-iteration", 700),
+    Guard("awr", 700, env_steps=100_000),
+    Guard("reps", 700, env_steps=100_000),
+    Guard("off-policy-gradient", 700, env_steps=100_000),
+    Guard("v-mpo", 700, env_steps=100_000),
+    Guard("conservative-policy-iteration", 700, env_steps=100_000),
 ]
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.rule)
-def test_two_hundred_thousand_steps(guard):
+def test_returns_do_not_fall(guard):
     preset = klimb.preset(guard.rule, guard.env)
     rule, options = (RULES[guard.rule](), {}) if preset is None else (preset.rule(), preset.options)
     # As in the recorded trainings: environments in this process.
-    run = klimb.train(guard.env, rule, env_steps=200_000, seed=20, workers=0, certificate=False, **options)
+    run = klimb.train(guard.env, rule, env_steps=guard.env_steps, seed=20, workers=0, certificate=False, **options)
     env = klimb.make(guard.env)
     fresh = klimb.NetworkPolicy(env.observations, env.actions, key=jax.random.key(0))
     untrained, trained = (klimb.evaluate(policy, env, episodes=5, seed=1).mean for policy in (fresh, run.policy))

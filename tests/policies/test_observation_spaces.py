@@ -171,6 +171,7 @@ def test_numpy_decides_from_the_same_parts(asymmetric):
     assert NumpyPolicySpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
+@pytest.mark.slow
 def test_masks_and_hidden_parts_go_together():
     spec = valves("observation").observations.hiding(("wanted",))
     assert isinstance(spec, MaskedObservations)

@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 
 import klimb
-from klimb import BehaviourCloning
+from klimb import PPO, TRPO, BehaviourCloning, DualDescent, OffPolicyGradient, Reinforce
 from problems import assert_same_bits, without_timing
 from test_contract import RULES, rule_id
 
 SMALL = dict(num_envs=4, num_steps=32, hidden=(8,), critic_epochs=2, critic_num_minibatches=2)
 ITERATIONS = 4
+OVERLAPPED = TRPO | PPO | DualDescent | OffPolicyGradient | Reinforce
 
 
 def steps(iterations: int) -> int:
     return iterations * SMALL["num_envs"] * SMALL["num_steps"]
 
 
+# What overlaps is the same for all: these differ in how they weight data that is one policy old.
+some_rules = pytest.mark.parametrize(
+    "rule",
+    [pytest.param(rule, id=rule_id(rule), marks=pytest.mark.slow) for rule in RULES if isinstance(rule, OVERLAPPED)],
+)
 # Cloning has no environment: tests/training/test_starting_points.py resumes it.
 each_rule = pytest.mark.parametrize(
     "rule",
@@ -49,7 +55,7 @@ def test_a_training_that_was_stopped_is_the_one_that_was_not(rule, tmp_path):
         np.testing.assert_allclose(one, several, rtol=1e-2, atol=1e-3)
 
 
-@each_rule
+@some_rules
 def test_a_training_that_overlaps_is_repeated_to_the_bit(rule):
     """Whatever the thread that steps and the update do first."""
     options = dict(SMALL, env_steps=steps(3), workers=0, overlap=True)

@@ -52,6 +52,7 @@ def test_training_and_evaluation_take_no_forbidden_action(source):
         klimb.evaluate(run.policy, valves(), episodes=1)
 
 
+@pytest.mark.slow
 def test_a_registered_environment_has_its_mask_in_worker_processes_too():
     """Gymnasium's Taxi: the mask is where the action changes the state."""
     env = klimb.make("gymnasium:Taxi-v4")
