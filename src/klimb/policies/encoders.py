@@ -104,4 +104,4 @@ class FlatEncoder(Encoder):
         return dataclasses.replace(self, normalizer=new), self.normalizer.rescaling(new, own, weight)
 
     def _read(self, obs: Float[Array, "*batch O"]) -> Float[Array, "*batch F"]:
-        return obs[..., : self.num_features] if self.columns is None else obs[..., np.array(self.columns)]
+        return obs[..., : self.num_features] if self.columns is None else obs[..., np.array(self.columns, np.int32)]

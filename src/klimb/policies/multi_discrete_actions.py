@@ -166,7 +166,8 @@ class MultiDiscrete(ActionSpec):
         first = np.cumsum(n) - n
         choice = np.arange(n.max())
         exists = choice < n[:, None]
-        return np.where(exists, first[:, None] + choice, 0), exists
+        # 32 bits, because JAX doesn't always take an index of 64 bits in the same way where it is asked for both.
+        return np.where(exists, first[:, None] + choice, 0).astype(np.int32), exists
 
 
 def in_space(action: AnyArray, start: np.ndarray, dimensions: tuple[int, ...], dtype: str) -> Any:
