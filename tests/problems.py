@@ -121,3 +121,8 @@ class Stopper:
         if run.iteration >= self.after and not self.sent:
             self.sent = True
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def column_of(rollout, name):
+    """A column of a rollout of K seeds, `[K, T, N, ...]`. name: of a field, or `next_obs`."""
+    return np.asarray(jax.vmap(lambda one: getattr(one, name))(rollout))

@@ -1,6 +1,6 @@
 """The types that everything else passes around. Every array's axes are named here, once.
 
-Axes: T time steps, N environments, B rows of a batch, A discrete actions, D action dimensions,
+Axes: T time steps, N environments, E kept successors, B rows of a batch, A discrete actions, D action dimensions,
 `obs` the axes of one observation, `act` the axes of one action (none for discrete actions).
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt32
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped, UInt32
 
 from klimb.mesh import gather_rows, spread_rows
 
@@ -80,14 +80,16 @@ class Derivatives(eqx.Module):
 class Rollout(eqx.Module):
     """What every collector returns: T steps of N environments, in order. Leaves are `[T, N, ...]`.
 
-    `next_obs` is the true successor of `obs`, before any reset, so at an episode's end it differs from the
-    next row's `obs`. `log_prob` is log π_β(action | obs) under the behaviour policy that collected the data.
-    `terminated` (no value beyond) and `truncated` (cut off; the value goes on) are never merged. Rows with
-    `valid` False were inserted by an environment's own reset and are never trained on. `time` counts the
-    steps since the episode began; None when unknown (then it counts from the start of the rollout). `env_state` is
-    the simulator's own state before the step, of classic control under a rule that plans with it, else None.
-    `derivatives` are those of the steps, of an environment that is differentiated by differences, for a rule that asks
-    for them (`Traits.records_derivatives`), else None; rows that are not valid hold zeros.
+    `next_obs`, the true successor of `obs` before any reset, is the next row's `obs` but where an episode ends, and
+    after the last row. Only the successors of such rows are kept: `successor`, `[E, N]`, with the numbers of their rows
+    in `successor_step`, first the last row's, and T where a column has fewer than E of them. Where `successor_step` is
+    None, every row has its own, `[T, N]`. `log_prob` is log π_β(action | obs) under the behaviour policy that collected
+    the data. `terminated` (no value beyond) and `truncated` (cut off; the value goes on) are never merged. Rows with
+    `valid` False were inserted by an environment's own reset and are never trained on. `time` counts the steps since
+    the episode began; None when unknown (then it counts from the start of the rollout). `env_state` is the simulator's
+    own state before the step, of classic control under a rule that plans with it, else None. `derivatives` are those of
+    the steps, of an environment that is differentiated by differences, for a rule that asks for them
+    (`Traits.records_derivatives`), else None; rows that are not valid hold zeros.
     With `whole_episodes` every column is one trajectory: an episode from its first step to its end, then padding.
     """
 
@@ -97,12 +99,35 @@ class Rollout(eqx.Module):
     reward: Float[Array, "T N"]
     terminated: Bool[Array, "T N"]
     truncated: Bool[Array, "T N"]
-    next_obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
+    successor: Float[Array, "E N *obs"] | Int[Array, "E N *obs"]
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
     env_state: Float[Array, "T N *state"] | None = None
     whole_episodes: bool = eqx.field(static=True, default=False)
     derivatives: Derivatives | None = None
+    successor_step: Int[Array, "E N"] | None = None
+
+    @property
+    def next_obs(self) -> Float[Array, "T N *obs"] | Int[Array, "T N *obs"]:
+        """The true successor of every row's observation; of rows that are not valid it may be anything."""
+        return self.with_successors(jnp.asarray(self.obs), jnp.asarray(self.successor))
+
+    def with_successors(
+        self, of_rows: Shaped[Array, "T N *rest"], of_successors: Shaped[Array, "E N *rest"]
+    ) -> Shaped[Array, "T N *rest"]:
+        """A function of the true successors, `[T, N]`, from its values where they stand.
+
+        of_rows: its values of `obs`. of_successors: those of `successor`.
+        """
+        if self.successor_step is None:
+            return of_successors
+        following = jnp.concatenate([of_rows[1:], of_successors[:1]])
+        column = jnp.arange(following.shape[1])
+        return following.at[self.successor_step, column].set(of_successors, mode="drop")
+
+    def with_all_successors(self) -> Rollout:
+        """The same rollout, every leaf of which is `[T, N, ...]`: for parts of it, and to put it beside another."""
+        return dataclasses.replace(self, successor=self.next_obs, successor_step=None)
 
     @property
     def cut_off(self) -> Bool[Array, "T N"]:

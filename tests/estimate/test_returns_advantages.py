@@ -177,7 +177,7 @@ def rollout_of(data, **changes):
     reward, terminated, truncated = on(data, *THREE)
     nothing = jnp.zeros((T, N, 1))
     fields = dict(obs=nothing, action=jnp.zeros((T, N), int), log_prob=reward, reward=reward, terminated=terminated)
-    fields |= dict(truncated=truncated, next_obs=nothing, valid=jnp.ones((T, N), bool))
+    fields |= dict(truncated=truncated, successor=nothing, valid=jnp.ones((T, N), bool))
     return Rollout(**(fields | changes))
 
 

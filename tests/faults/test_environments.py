@@ -23,6 +23,7 @@ from klimb.environments.faults import RemoteTraceback
 from klimb.errors import EnvironmentFault
 from klimb.policies.actions import Discrete
 from klimb.policies.networks import NetworkPolicy
+from problems import column_of
 
 SEEDS, ENVS, STEPS = 2, 4, 12
 ENV_SEEDS = np.arange(SEEDS * ENVS).reshape(SEEDS, ENVS)
@@ -204,8 +205,7 @@ def test_one_faulty_environment_costs_a_row(faulty, what, workers, caplog):
             # What came before is cut off there, and does not look into the new episode.
             assert rollout.truncated[seed, step - 1, copy]
             np.testing.assert_array_equal(rollout.time[seed, :, copy][step + 1 : step + 4], [0, 1, 2])
-            rollout = jax.tree.map(lambda x: np.where(valid.reshape(valid.shape + (1,) * (x.ndim - 3)), x, 0), rollout)
-        assert np.isfinite(rollout.next_obs).all()
+        assert np.isfinite(column_of(rollout, "next_obs")[valid]).all()
         assert (np.asarray(rollout.reward)[valid] == 1).all()
         again, episodes = collecting.rollout(1)
         assert again.valid.all()

@@ -53,7 +53,7 @@ def test_padding_and_the_ends_of_episodes() -> None:
     dirty = eqx.tree_at(lambda r: r.truncated, dirty, dirty.truncated.at[6].set(True))
     hole = ~dirty.valid
     poisoned = eqx.tree_at(
-        lambda r: (r.obs, r.action, r.reward, r.next_obs),
+        lambda r: (r.obs, r.action, r.reward, r.successor),
         dirty,
         (
             *(jnp.where(hole[..., None], jnp.nan, x) for x in (dirty.obs, dirty.action)),
@@ -94,7 +94,7 @@ def test_regions_add_what_the_quadratic_model_leaves_unexplained() -> None:
     rng = np.random.default_rng(6)
     rollout = rollout_of(rng, "float32")
     kink = jnp.abs(rollout.obs[..., 1:2] - 0.3) * jnp.array([0.0, 2.0, 0.0])
-    rollout = eqx.tree_at(lambda r: r.next_obs, rollout, rollout.next_obs + kink)
+    rollout = eqx.tree_at(lambda r: r.successor, rollout, rollout.successor + kink)
     alone, both = (jax.jit(Dynamics.fit, static_argnums=1)(Paths.of(rollout), count) for count in (0, 4))
     assert both.r2[1] > alone.r2[1]
     np.testing.assert_array_equal(both.quadratic.r2, alone.r2)

@@ -77,7 +77,7 @@ def test_padding_plays_no_part(first: tuple) -> None:
         def fill(x: jax.Array) -> jax.Array:
             return jnp.where(hole.reshape(hole.shape + (1,) * (x.ndim - 2)), value, x)
 
-        parts = lambda r: (r.obs, r.action, r.reward, r.next_obs, r.log_prob)  # noqa: E731
+        parts = lambda r: (r.obs, r.action, r.reward, r.successor, r.log_prob)  # noqa: E731
         filled = eqx.tree_at(parts, rollout, tuple(map(fill, parts(rollout))))
         return batch_of(eqx.tree_at(lambda r: r.valid, filled, ~hole))
 

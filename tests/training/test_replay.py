@@ -182,7 +182,7 @@ def columns_of(world: World, numbers: list[Array], table: Table) -> Rollout:
         reward=world.mdp.reward[states, actions],
         terminated=flags.at[-1].set(True),
         truncated=flags,
-        next_obs=states.astype(float),
+        successor=states.astype(float),
         valid=~flags,
         time=jnp.broadcast_to(jnp.arange(T)[:, None], states.shape),
     )

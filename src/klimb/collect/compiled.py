@@ -36,7 +36,7 @@ class _Step(NamedTuple):
     reward: Array
     terminated: Array
     truncated: Array
-    next_obs: Array
+    successor: Array
     time: Array
     env_state: Array | None
     episode_return: Array
@@ -98,7 +98,7 @@ class CompiledCollector:
                 terminated=after.terminated,
                 # An episode that terminates on the clock's last tick has terminated: its value is zero.
                 truncated=after.truncated & ~after.terminated,
-                next_obs=after.obs,
+                successor=after.obs,
                 time=carry.time,
                 env_state=carry.env_state.physics if self.records_env_state else None,
                 episode_return=episode_return,

@@ -122,7 +122,7 @@ class Demonstrations:
             terminated=terminated,
             # An episode that terminates on the clock's last tick has terminated: its value is zero.
             truncated=packed(self.truncated) & ~terminated,
-            next_obs=packed(self.next_obs),
+            successor=packed(self.next_obs),
             valid=jnp.asarray(valid),
             time=packed(time.astype(np.int32)),
         )

@@ -14,15 +14,17 @@ def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float
     """V of every observation and of every true successor (meaningless, and not used, where terminated).
 
     The successor is the next row's observation unless the episode ended there, so the critic is evaluated a second
-    time only if there are truncations.
+    time, for the successors that are kept, only if there are truncations.
 
     critic: V. rollout: `[T, N]` steps.
     """
     value = state_values(critic, rollout.obs)
-    following = jnp.concatenate([value[1:], state_values(critic, rollout.next_obs[-1:])])
+    last = rollout.successor[-1:] if rollout.successor_step is None else rollout.successor[:1]
+    following = jnp.concatenate([value[1:], state_values(critic, last)])
 
     def with_truncated_successors() -> Array:
-        return jnp.where(rollout.truncated, state_values(critic, rollout.next_obs), following)
+        exact = rollout.with_successors(value, state_values(critic, rollout.successor))
+        return jnp.where(rollout.truncated, exact, following)
 
     return value, jax.lax.cond(jnp.any(rollout.truncated), with_truncated_successors, lambda: following)
 

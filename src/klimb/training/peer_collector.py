@@ -47,15 +47,16 @@ class PeerCollector(VectorCollector):
 
     def capture(self) -> dict[str, Any] | None:
         captured = peers.exchange(self._own.capture())
-        states = self._shares.joined([None if one is None else _without_tally(one) for one in captured])
+        states = self._shares.joined([None if one is None else _states(one) for one in captured])
         tally = self._shares.joined([None if one is None else one["tally"] for one in captured])
-        return None if states is None else {**states, "tally": tally}
+        return None if states is None else {**states, "tally": tally, "room": captured[0]["room"]}
 
     def restore(self, seeds: Integer[np.ndarray, "K N"], captured: dict[str, Any]) -> None:
         number = peers.number()
-        states = self._shares.split(_without_tally(captured))[number]
+        states = self._shares.split(_states(captured))[number]
         tally = self._shares.split(captured["tally"])[number]
-        self._own.restore(seeds[:, self._part], {**states, "tally": tally})
+        room = {name: captured[name] for name in ("room",) if name in captured}
+        self._own.restore(seeds[:, self._part], {**states, **room, "tally": tally})
 
     def draw(self, keys: Key[Array, " K"], policy: PyTree) -> Array:
         return super().draw(keys, policy)[:, :, self._part]
@@ -65,7 +66,12 @@ class PeerCollector(VectorCollector):
 
     def finish(self) -> tuple[HostRollout, EpisodeSummary]:
         rollout, episodes = self._own.finish()
-        summaries = peers.gather(jax.tree.map(lambda x: np.asarray(x)[None], episodes), axis=0)
+        room = rollout.columns.successor.shape[1]
+        summaries, rooms = peers.gather(jax.tree.map(lambda x: np.asarray(x)[None], (episodes, room)), axis=0)
+        if room < rooms.max():
+            # All must bring arrays of the same shapes.
+            rollout = self._own.with_room(rollout, int(rooms.max()))
+        self._room = int(rooms.max())
         if summaries.faults.any():
             self._faults += self._numbered(peers.exchange([list(fault) for fault in self._own.take_faults()]))
         return peers.gather(rollout, axis=2), _together(summaries)
@@ -82,8 +88,8 @@ class PeerCollector(VectorCollector):
         return [fault for number, own in enumerate(faults) for fault in self._shares.survived(number, own)]
 
 
-def _without_tally(captured: dict[str, Any]) -> dict[str, Any]:
-    return {name: rows for name, rows in captured.items() if name != "tally"}
+def _states(captured: dict[str, Any]) -> dict[str, Any]:
+    return {name: captured[name] for name in ("states", "obs")}
 
 
 def _together(parts: EpisodeSummary) -> EpisodeSummary:

@@ -33,7 +33,7 @@ class Replay:
 
     def empty(self, rollout: Rollout, policy: PyTree) -> History:
         """A history of nothing. rollout, policy: the shapes of a rollout and of the policy's arrays."""
-        return History.empty(self.length, rollout, policy, keeps_policies=self.keeps_policies)
+        return History.empty(self.length, rollout.with_all_successors(), policy, keeps_policies=self.keeps_policies)
 
     def training_batch(
         self,
@@ -54,6 +54,8 @@ class Replay:
         if self.length == 1 and demonstrations is None:
             return history, batch
         behaviour = state.policy if behaviour is None else behaviour
+        # How many successors are kept may change from one rollout to the next.
+        rollout = rollout.with_all_successors()
         if self.length > 1:
             history = history.push(rollout, behaviour, self.policy_static)
             rollout = history.merged()

@@ -361,8 +361,12 @@ def _nonfinite_input(columns: Columns) -> str | None:
     for name, column in columns._asdict().items():
         if not jnp.issubdtype(column.dtype, jnp.inexact):
             continue
-        bad = ~np.isfinite(column).all(axis=tuple(range(2, column.ndim))) & np.asarray(columns.valid)
+        of_rows = name != "successor"
+        counts = columns.valid if of_rows else columns.successor_step < len(columns.valid)
+        bad = ~np.isfinite(column).all(axis=tuple(range(2, column.ndim))) & np.asarray(counts)
         if bad.any():
             step, number = map(int, np.argwhere(bad)[0])
+            if not of_rows:
+                name, step = "observation", int(columns.successor_step[step, number])
             return f"environment {number} gave a non-finite {name} at step {step} of the rollout"
     return None

@@ -16,6 +16,7 @@ from klimb.collect.host.collector import VectorCollector
 from klimb.environments.adapters.gymnasium import GymnasiumEnvironment
 from klimb.environments.seeds import environment_seeds
 from klimb.policies.networks import NetworkPolicy
+from problems import column_of
 
 SEEDS, ENVS, STEPS = 2, 3, 17
 LOW, HIGH = np.array([-0.5, -2.0], np.float32), np.array([0.25, 0.1], np.float32)
@@ -92,7 +93,7 @@ class Collection:
 
     def joined(self, name):
         """Both rollouts along time."""
-        return np.concatenate([np.asarray(getattr(rollout, name)) for rollout in self.rollouts], axis=1)
+        return np.concatenate([column_of(rollout, name) for rollout in self.rollouts], axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_squashed_actions_reach_the_environment_squashed():
     collector.close()
     assert (np.abs(rollout.action) > 1).any()
     taken = (LOW + HIGH) / 2 + (HIGH - LOW) / 2 * np.tanh(rollout.action)
-    total = np.asarray(rollout.next_obs[..., 3] - rollout.obs[..., 3])
+    total = column_of(rollout, "next_obs")[..., 3] - column_of(rollout, "obs")[..., 3]
     np.testing.assert_allclose(total, taken.sum(-1), atol=1e-5)
     for k in range(SEEDS):
         own = eqx.combine(jax.tree.map(lambda x, k=k: x[k], policy), static)

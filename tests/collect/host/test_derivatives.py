@@ -16,6 +16,7 @@ from klimb.environments.simulator_derivatives import Differentiator
 from klimb.environments.simulator_state import physics_state
 from klimb.policies.networks import NetworkPolicy
 from klimb.types import Rollout
+from problems import column_of
 
 pytest.importorskip("mujoco")
 SEEDS, ENVS, STEPS = 2, 2, 14
@@ -54,7 +55,7 @@ def test_the_rollout_is_the_one_without(environment: Any, here: Rollout) -> None
     assert without.derivatives is None
     assert here.terminated.any()
     for name in ("obs", "action", "log_prob", "reward", "terminated", "truncated", "next_obs", "valid", "time"):
-        np.testing.assert_array_equal(getattr(here, name), getattr(without, name))
+        np.testing.assert_array_equal(column_of(here, name), column_of(without, name))
 
 
 def test_every_row_has_the_derivatives_of_its_own_step(environment: Any, here: Rollout) -> None:

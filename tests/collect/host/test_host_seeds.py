@@ -16,6 +16,7 @@ from klimb.collect.host.collector import VectorCollector
 from klimb.environments.adapters.gymnasium import GymnasiumVector
 from klimb.environments.seeds import environment_seeds, restart_seed
 from klimb.policies.networks import NetworkPolicy
+from problems import column_of
 
 SEEDS, ENVS, STEPS = 3, 4, 40
 WORKERS = [pytest.param(1, marks=pytest.mark.slow), 2]
@@ -84,7 +85,7 @@ class Collecting:
         """The columns of a rollout, `[K, T, N, …]`, and the faults of each seed."""
         rollout, episodes = self.collector.collect(self.keys(number, self.seeds), self.policy)
         names = ("obs", "action", "reward", "terminated", "truncated", "next_obs", "valid", "time")
-        return {name: np.asarray(getattr(rollout, name)) for name in names}, np.asarray(episodes.faults).tolist()
+        return {name: column_of(rollout, name) for name in names}, np.asarray(episodes.faults).tolist()
 
     def rollouts(self):
         return [self.rollout(number) for number in (1, 2)]

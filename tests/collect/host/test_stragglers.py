@@ -24,6 +24,7 @@ from klimb.estimate.estimator import Estimator
 from klimb.policies.actions import action_spec
 from klimb.policies.networks import Critic, NetworkPolicy
 from klimb.report.page import write_report
+from klimb.types import Rollout
 from slow_environment import EPISODE, MODULE, SLOW_SEED
 
 STEPS, ENVS = 6, 4
@@ -62,9 +63,10 @@ def test_cut_rollouts_are_one_long_rollout_in_parts(monkeypatch):
                 column[:] = 1  # of the last rollout
             made = stepper.roll(decide, columns, seconds)
             assert made == (steps if seconds is None else max(1, min(seconds, steps)))
-            assert all((column[made:] == 0).all() for column in columns)
+            assert all((column[made:] == 0).all() for column in columns.rows)
             assert columns.valid[:made].all()
-            parts.append([np.array(column[:made]) for column in columns])
+            own = [np.array(column[:made]) for column in columns.rows]
+            parts.append([*own, next_obs_of(columns)[:made]])
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     limits = [5.0, 16.0, 0.5, 40.0, 3.0, 16.0, 1.0]
@@ -73,6 +75,13 @@ def test_cut_rollouts_are_one_long_rollout_in_parts(monkeypatch):
     assert expected[3].any(), "no episode ends in the rollout"
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def next_obs_of(columns):
+    """The true successors of all rows, `[T, K, N, ...]`."""
+    names = {name: column for name, column in columns._asdict().items() if name != "derivatives"}
+    of_a_seed = jax.vmap(lambda x: Rollout(**x, log_prob=x["reward"]).next_obs, in_axes=1, out_axes=1)
+    return np.asarray(of_a_seed(names))
 
 
 @pytest.fixture(scope="module")
@@ -86,24 +95,43 @@ def rollout_of(networks, columns, time):
     return complete(static, policy, jax.tree.map(jnp.asarray, HostRollout(columns, time)))
 
 
+def rows_made(rows, next_obs, made):
+    """The first steps of every column, `[T, N]`; those that were not made are blank.
+
+    rows: the other columns of all steps. next_obs: the true successors. made: steps of each of the N columns.
+    """
+    steps = len(next_obs)
+    blank = [np.zeros_like(row) for row in rows]
+    is_made = np.arange(steps)[:, None] < made
+    own = [np.where(is_made.reshape(steps, -1, *(1,) * (x.ndim - 2)), x, y) for x, y in zip(rows, blank, strict=True)]
+    step, successor = np.full((steps, len(made)), steps, np.int32), np.zeros_like(next_obs)
+    for n, count in enumerate(made):
+        ends = np.flatnonzero((own[3] | own[4])[: steps - 1, n])
+        kept = np.concatenate([[count - 1], ends[: steps - 1]])
+        step[: len(kept), n], successor[: len(kept), n] = kept, next_obs[kept, n]
+    return Columns(*own, step, successor)
+
+
 @pytest.fixture(scope="module")
 def columns():
-    """Random steps, some of which end an episode; those that were not made are blank."""
+    """From the steps that each column has made to its columns: random, and some of the steps end an episode."""
     rng = np.random.default_rng(0)
     obs = rng.normal(size=(STEPS + 1, ENVS, 3)).astype(np.float32)
     terminated, truncated = rng.random((2, STEPS, ENVS)) < 0.15
-    next_obs = np.where((terminated | truncated)[..., None], rng.normal(size=(STEPS, ENVS, 3)), obs[1:])
+    ended = terminated | truncated
+    next_obs = np.where(ended[..., None], rng.normal(size=(STEPS, ENVS, 3)), obs[1:]).astype(np.float32)
     valid = np.ones((STEPS, ENVS), bool)
     valid[1, 0] = False  # a fault, in a column that is not late
-    full = Columns(
+    rows = (
         obs[:-1], rng.integers(0, 2, (STEPS, ENVS)), rng.normal(size=(STEPS, ENVS)).astype(np.float32), terminated,
-        truncated & ~terminated, next_obs.astype(np.float32), valid, np.zeros((STEPS, ENVS, 0), np.float32),
+        truncated & ~terminated, valid, np.zeros((STEPS, ENVS, 0), np.float32),
     )  # fmt: skip
-    made = np.arange(STEPS)[:, None] < MADE
-    blank = [np.zeros_like(x) for x in full]
-    return full, Columns(
-        *(np.where(made.reshape(STEPS, ENVS, *(1,) * (x.ndim - 2)), x, y) for x, y in zip(full, blank, strict=True))
-    )
+
+    def alone(n):
+        made = MADE[n]
+        return rows_made([row[:made, n : n + 1] for row in rows], next_obs[:made, n : n + 1], [made])
+
+    return rows_made(rows, next_obs, MADE), alone
 
 
 BY_COLUMN = ("gae", "n_step", "value_baseline", "reward_to_go", "total_return")
@@ -117,7 +145,7 @@ KINDS = list(itertools.product(BY_COLUMN, ["value", None]))
 def test_a_column_that_is_cut_off_equals_that_of_a_shorter_rollout(networks, columns, advantage, bootstrap):
     """Advantages and targets of every late column, against those of a rollout that has only its steps."""
     assert set(BY_COLUMN) < set(get_args(AdvantageKind))
-    full, cut = columns
+    cut, alone = columns
     time = np.broadcast_to(np.arange(STEPS, dtype=np.int32)[:, None], (STEPS, ENVS))
     critic = networks[1]
 
@@ -131,7 +159,7 @@ def test_a_column_that_is_cut_off_equals_that_of_a_shorter_rollout(networks, col
     np.testing.assert_array_equal(late.weight.reshape(STEPS, ENVS), cut.valid)
     short = []
     for n, made in enumerate(MADE):
-        own = batch(rollout_of(networks, Columns(*(x[:made, n : n + 1] for x in full)), time[:made, n : n + 1]))
+        own = batch(rollout_of(networks, alone(n), time[:made, n : n + 1]))
         short.append(own)
         for name in ("advantage", "value_target", "log_prob", "obs", "action"):
             column = getattr(late, name).reshape(STEPS, ENVS, *getattr(late, name).shape[1:])[:made, n]

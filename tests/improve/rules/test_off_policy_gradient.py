@@ -80,7 +80,7 @@ def enumerated(
         # The horizon is the end of the task: there is no value beyond.
         terminated=flags.at[-1].set(True),
         truncated=flags,
-        next_obs=jnp.concatenate([obs[1:], obs[:1]]),
+        successor=jnp.concatenate([obs[1:], obs[:1]]),
         valid=~flags,
         time=jnp.tile(jnp.arange(T)[:, None], (1, N)),
     )

@@ -37,6 +37,9 @@ from klimb.types import Derivatives, Rollout
 
 logger = logging.getLogger("klimb")
 
+EPISODE_STEPS = 8
+"""What a rollout has room for at first: episodes of so many steps, one after the other in every column."""
+
 
 class HostRollout(NamedTuple):
     """A rollout as the environments return it, `[K, T, N, ...]`, without log-probs. time: since the episode began."""
@@ -109,6 +112,8 @@ class VectorCollector:
         )
         self._complete = jax.jit(jax.vmap(self.completion))
         self._tally = EpisodeTally(num_seeds, num_envs)
+        episodes = 1 if whole_episodes else -(-num_steps // EPISODE_STEPS)
+        self._room = min(num_steps, 1 + episodes)
         self._numpy_spec = numpy_policy_spec(policy_static)
         self._stepping: Stepping | None = None
         self._open: Callable[[], Stepping]
@@ -172,7 +177,9 @@ class VectorCollector:
     def capture(self) -> dict[str, Any] | None:
         """Where all copies stand, as plain data; None where that can't be saved. Not while a rollout is under way."""
         captured = self._stepping.capture() if self._stepping is not None and self._state_known else None
-        return None if captured is None else {**captured, "tally": self._tally.capture()}
+        if captured is None:
+            return None
+        return {**captured, "tally": self._tally.capture(), "room": [self._room] * self.shape[1]}
 
     def restore(self, seeds: Integer[np.ndarray, "K N"], captured: dict[str, Any]) -> None:
         """Put all copies where `capture` found them. RunError when they can't be.
@@ -183,6 +190,8 @@ class VectorCollector:
         self.reset(seeds)
         assert self._stepping is not None
         try:
+            # A checkpoint of an older version has none.
+            self._room = self._room_for(max(captured.get("room", [0])))
             self._tally.restore(captured["tally"])
             self._stepping.restore({name: captured[name] for name in ("states", "obs")})
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
@@ -223,10 +232,30 @@ class VectorCollector:
         self._under_way = False
         columns, faults, made = self._stepping.finish()
         self._state_known = True
+        self._room = self._room_for(columns.used)
         time, summary = self._tally.count(columns.reward, columns.terminated | columns.truncated, columns.valid, made)
         counts = self._count(faults), None if made is None else self._count_late(made)
         summary = eqx.tree_at(lambda s: (s.faults, s.late_rows), summary, counts, is_leaf=lambda x: x is None)
-        return HostRollout(*jax.tree.map(lambda column: np.swapaxes(column, 0, 1), (columns, time))), summary
+        return self._with_room(columns, time), summary
+
+    def with_room(self, rollout: HostRollout, room: int) -> HostRollout:
+        """The same rollout with room for more successors, as those after it. room: for so many."""
+        self._room = self._room_for(room)
+        columns, time = jax.tree.map(lambda column: np.swapaxes(column, 0, 1), rollout)
+        return self._with_room(columns, time)
+
+    def _with_room(self, columns: Columns, time: np.ndarray) -> HostRollout:
+        """`[T, K, N, ...]` as `[K, T, N, ...]`, with as much room for successors as all rollouts have now."""
+        columns = columns.with_room(self._room)
+        return HostRollout(*jax.tree.map(lambda column: np.swapaxes(column, 0, 1), (columns, time)))
+
+    def _room_for(self, used: int) -> int:
+        """How many successors a rollout has room for. It decides the shapes of the program that learns, so it grows
+        seldom: it is doubled until it is enough. used: how many it must be."""
+        room, num_steps = self._room, self.shape[0]
+        while room < min(used, num_steps):
+            room = min(2 * room, num_steps)
+        return room
 
     def take_faults(self) -> list[Fault]:
         """The faults since the last call. Copies are counted over seeds, then environments."""
@@ -245,8 +274,9 @@ class VectorCollector:
 
     def blank(self) -> HostRollout:
         """A rollout of nothing, `[K, T, N, ...]`, with the shapes and dtypes of every other."""
-        columns = Columns(*(np.swapaxes(np.zeros(*spec), 0, 1) for spec in self._layout))
-        return HostRollout(columns, np.zeros(columns.reward.shape, np.int32))
+        columns = Columns(*(np.zeros(*spec) for spec in self._layout))
+        columns.blank()
+        return self._with_room(columns, np.zeros(self.shape, np.int32))
 
     def rollout_shapes(self, policy: PyTree) -> Rollout:
         """A rollout of nothing, of the shapes of one seed's under a policy."""

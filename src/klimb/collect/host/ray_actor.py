@@ -81,7 +81,7 @@ class EnvironmentActor:
         observations, actions = observations_from_json(task["observations"]), actions_from_json(task["actions"])
         layout = Columns.layout((steps, seeds, width), observations, actions, task["derivatives"])
         # One block of memory for all rollouts: of a new one every page would be written for the first time.
-        self._memory = bytearray(bytes_of(layout))
+        self._layout, self._memory = layout, bytearray(bytes_of(layout))
         self._columns = Columns.within(layout, memoryview(self._memory))
         self._seeds, self._pieces = seeds, task["pieces"]
         self._noise = NoiseLayout(*task["noise"])
@@ -139,10 +139,14 @@ class EnvironmentActor:
             return Answer(fatal=(str(fault), fault.environment_traceback)), *(b"" for _ in self._pieces)
 
     def _columns_in_pieces(self) -> list[bytes | np.ndarray]:
-        """Several pieces as bytes, which are quickest in messages; one, which is stored, as an array: copied once."""
+        """Several pieces as bytes, which are quickest in messages; one, which is stored, as an array: copied once.
+
+        The last ones are empty, or shorter than the task says, by the room for successors that is not used.
+        """
+        used = self._columns.bytes_in_use(self._layout)
         if len(self._pieces) > 1:
-            return [bytes(self._memory[begin:end]) for begin, end in self._pieces]
-        return [np.frombuffer(self._memory, np.uint8)]
+            return [bytes(self._memory[begin : min(end, used)]) for begin, end in self._pieces]
+        return [np.frombuffer(self._memory, np.uint8, used)]
 
     def _stand(self, start: Start) -> None:
         """New episodes from seeds; then the environments are put where they were captured."""

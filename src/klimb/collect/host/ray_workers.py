@@ -287,9 +287,8 @@ class RayWorkers:
 
     def _take_in(self, number: int, rolled: Rolled, own: Columns, columns: Columns) -> list[Fault]:
         """Put an actor's own part of a rollout in its place, and note where the actor stands."""
-        part = self._shares.parts[number]
-        for column, values in zip(columns, own, strict=True):
-            column[:, :, part] = values
+        for column, values in zip(columns.part(self._shares.parts[number]), own, strict=True):
+            column[: len(values)] = values
         self._stands[number] = rolled.captured
         return self._shares.survived(number, rolled.faults)
 
@@ -308,8 +307,7 @@ class RayWorkers:
         if not self._restart or self._losses[number] >= MAX_LOSSES:
             times = f" ({self._losses[number]} rollouts in a row)" if self._losses[number] > 1 else ""
             raise EnvironmentFault(f"{cause}{times}; {REMEDY}")
-        for column in columns:
-            column[:, :, self._shares.parts[number]] = 0
+        columns.part(self._shares.parts[number]).blank()
         faults = self._shares.lost(number, cause, None)
         self._replace(number)
         self._stands[number], self._is_new[number] = "seeds", True

@@ -40,9 +40,10 @@ class ColumnsLayout(NamedTuple):
     reward: ArraySpec
     terminated: ArraySpec
     truncated: ArraySpec
-    next_obs: ArraySpec
     valid: ArraySpec
     derivatives: ArraySpec
+    successor_step: ArraySpec
+    successor: ArraySpec
 
 
 class NoiseLayout(NamedTuple):
@@ -65,7 +66,9 @@ class Columns(NamedTuple):
     """What environments and policies return in a rollout of K seeds, `[T, K, N, ...]`; JAX computes the rest.
 
     derivatives: of every step, the arrays of `klimb.types.Derivatives` one after the other; none, `[T, K, N, 0]`, where
-    they are not recorded.
+    they are not recorded. successor, successor_step: as in `klimb.types.Rollout`, `[E, K, N, ...]`, except that the
+    first ones are of the last rows that were made. There is room for E of a column; they come last, so that what is
+    not used can be left out where the rest is sent.
     """
 
     obs: np.ndarray
@@ -73,22 +76,24 @@ class Columns(NamedTuple):
     reward: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
-    next_obs: np.ndarray
     valid: np.ndarray
     derivatives: np.ndarray
+    successor_step: np.ndarray
+    successor: np.ndarray
 
     @classmethod
     def layout(
         cls, shape: tuple[int, int, int], observations: ObservationSpec, actions: ActionSpec, derivatives: int = 0
     ) -> ColumnsLayout:
-        """Shapes and dtypes of the columns.
+        """Shapes and dtypes of the columns, with room for as many successors as there are rows.
 
         shape: (T, K, N). observations, actions: what one of each is. derivatives: how many numbers those of a step are.
         """
         obs = ArraySpec((*shape, *observations.shape), observations.dtype)
         action = ArraySpec((*shape, *actions.shape), actions.dtype)
         reward, flag = ArraySpec(shape, np.float32), ArraySpec(shape, np.bool_)
-        return ColumnsLayout(obs, action, reward, flag, flag, obs, flag, ArraySpec((*shape, derivatives), np.float32))
+        numbers = ArraySpec((*shape, derivatives), np.float32)
+        return ColumnsLayout(obs, action, reward, flag, flag, flag, numbers, ArraySpec(shape, np.int32), obs)
 
     @classmethod
     def empty(cls, layout: ColumnsLayout) -> Columns:
@@ -99,14 +104,56 @@ class Columns(NamedTuple):
     def within(cls, layout: ColumnsLayout, memory: memoryview) -> Columns:
         """Arrays that share the first `bytes_of(layout)` bytes of a block of memory.
 
-        layout: of the arrays. memory: the block, at least as long.
+        layout: of the arrays. memory: the block. It may be shorter, as `bytes_in_use` says, and then has room for fewer
+        successors.
         """
         arrays, start = [], 0
         for spec in layout:
-            array = np.frombuffer(memory, spec.dtype, math.prod(spec.shape), start)
-            arrays.append(array.reshape(spec.shape))
+            count = min(math.prod(spec.shape), (len(memory) - start) // np.dtype(spec.dtype).itemsize)
+            array = np.frombuffer(memory, spec.dtype, count, start)
+            arrays.append(array.reshape(-1, *spec.shape[1:]) if count > 0 else np.zeros(spec.shape, spec.dtype))
             start += spec.num_bytes
         return cls(*arrays)
+
+    def bytes_in_use(self, layout: ColumnsLayout) -> int:
+        """Bytes from the start of a block of memory that hold everything. layout: of the block."""
+        of_successors = layout.successor.num_bytes - self.successor[: self.used].nbytes
+        return bytes_of(layout) - of_successors
+
+    @property
+    def rows(self) -> tuple[np.ndarray, ...]:
+        """The columns that have a value for every step, `[T, K, N, ...]`."""
+        return self[:-2]
+
+    def part(self, part: slice) -> Columns:
+        """The columns of some of the N environments. part: which."""
+        return Columns(*(column[:, :, part] for column in self))
+
+    def blank(self, start: int = 0) -> None:
+        """Rows that are not made: zeros, and not valid. start: the first of them, and all after it."""
+        for column in self.rows:
+            column[start:] = 0
+        if start == 0:
+            self.successor_step[:] = len(self.reward)
+
+    @property
+    def used(self) -> int:
+        """How many successors are kept of the column that has most of them."""
+        return int((self.successor_step < len(self.reward)).sum(0).max())
+
+    def with_room(self, room: int | None = None) -> Columns:
+        """The same columns with other room for successors, where places that are not used hold T and zeros.
+
+        room: for so many of a column, at least `used`; None for no more than that.
+        """
+        count, used = len(self.reward), self.used
+        room = used if room is None else room
+        step = np.full((room, *self.successor_step.shape[1:]), count, self.successor_step.dtype)
+        obs = np.zeros((room, *self.successor.shape[1:]), self.successor.dtype)
+        step[:used] = self.successor_step[:used]
+        exists = step[:used] < count
+        obs[:used][exists] = self.successor[:used][exists]
+        return self._replace(successor_step=step, successor=obs)
 
 
 class Stepped(NamedTuple):
@@ -171,7 +218,7 @@ class Stepper:
         copies stay where they are, and go on from there in the next rollout.
         """
         assert self._obs is not None, "reset comes before collect"
-        own = Columns(*(column[:, :, self._part] for column in columns))
+        own = columns.part(self._part)
         end = math.inf if seconds is None else time.monotonic() + seconds
         if own.derivatives.shape[-1] == 0:
             made = self._roll(decide, own, end)
@@ -191,18 +238,20 @@ class Stepper:
         end: seconds of `time.monotonic` after which no step is begun but the first. before_step: called before each.
         """
         assert self._obs is not None
-        obs, action, reward, terminated, truncated, next_obs, valid, _ = own
+        obs, action, reward, terminated, truncated, valid, _, _, _ = own
+        successors = _Successors(own)
         running = np.ones(reward.shape[1:], bool)
+        made = len(reward)
         for t in range(len(reward)):
             if not running.any() or (t > 0 and end < math.inf and time.monotonic() >= end):
-                for column in own:
-                    column[t:] = 0
-                return t
+                own.blank(t)
+                made = t
+                break
             if before_step is not None:
                 before_step()
             action[t], clipped = decide(t, self._obs)
             step: HostStep = self.vector.step(clipped.reshape(-1, *clipped.shape[2:]))
-            obs[t], next_obs[t] = self._obs, self._by_seed(step.next_obs)
+            obs[t] = self._obs
             for column, values in (
                 (reward, step.reward),
                 (terminated, step.terminated),
@@ -210,17 +259,48 @@ class Stepper:
                 (valid, step.valid),
             ):
                 column[t] = self._by_seed(values)
+            successors.keep(t, self._by_seed(step.next_obs), (terminated[t] | truncated[t]) & running)
             self._obs = self._by_seed(step.obs)
             if self._whole_episodes:
                 valid[t] &= running
                 # A fault, after which the row is not valid, ends an episode too.
                 running &= valid[t] & ~(terminated[t] | truncated[t])
+        successors.end(made)
         if self._whole_episodes:
             truncated[-1] |= running
-        return len(reward)
+        return made
 
     def _by_seed(self, x: np.ndarray) -> np.ndarray:
         return x.reshape(self._seeds, -1, *x.shape[1:])
+
+
+class _Successors:
+    """Writes the true successors that a rollout keeps. columns: where to."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._step, self._obs = columns.successor_step, columns.successor
+        self._step[:] = len(self._step)
+        # The first place is for the last row's.
+        self._used = np.ones(self._step.shape[1:], int)
+        self._last: np.ndarray | None = None
+
+    def keep(self, t: int, next_obs: np.ndarray, ended: np.ndarray) -> None:
+        """Note what came after a step.
+
+        t: the step. next_obs: what came, `[K, n, ...]`. ended: where another episode begins after it, `[K, n]`.
+        """
+        self._last = next_obs
+        if t + 1 < len(self._step):
+            seed, copy = np.nonzero(ended)
+            if len(seed) > 0:
+                place = self._used[seed, copy]
+                self._step[place, seed, copy], self._obs[place, seed, copy] = t, next_obs[seed, copy]
+                self._used[seed, copy] += 1
+
+    def end(self, made: int) -> None:
+        """Note what came after the last row. made: number of the steps, at least 1."""
+        assert self._last is not None
+        self._step[0], self._obs[0] = made - 1, self._last
 
 
 def parts(count: int, groups: int) -> list[slice]:

@@ -122,7 +122,7 @@ class Workers:
                 raise EnvironmentFault(message, trace) from (None if trace is None else RemoteTraceback(trace))
             self._losses[number], made[number] = 0, answer["made"]
             faults += self._shares.survived(number, answer["faults"])
-        columns = Columns(*(column.copy() for column in self.shared.columns))
+        columns = Columns(*(column.copy() for column in self.shared.columns.with_room()))
         return Stepped(columns, faults, None if self._straggler_timeout is None else self._shares.made(made, columns))
 
     def capture(self) -> dict[str, list] | None:
@@ -172,8 +172,7 @@ class Workers:
             raise EnvironmentFault(f"{cause}{times}; {REMEDY}", lost.error_output)
         # Killed at once: it may hang, and must not write into the shared memory any more.
         self._workers[number].end(patience=0.0)
-        for column in self.shared.columns:
-            column[:, :, part] = 0
+        self.shared.columns.part(part).blank()
         self._workers[number] = self._start(part)
         faults = self._shares.lost(number, cause, lost.error_output)
         self._reset(number)

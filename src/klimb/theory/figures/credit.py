@@ -142,7 +142,7 @@ def _rollout(example: Example) -> Rollout:
         reward=jnp.asarray(reward),
         terminated=jnp.asarray(time == length - 1),
         truncated=jnp.zeros(reward.shape, bool),
-        next_obs=jnp.asarray(np.concatenate([state[1:], state[-1:]])),
+        successor=jnp.asarray(np.concatenate([state[1:], state[-1:]])),
         valid=jnp.asarray(time < length),
         whole_episodes=True,
     )

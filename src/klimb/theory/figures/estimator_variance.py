@@ -88,7 +88,7 @@ def _rollout(
         reward=jnp.asarray(task.reward[state, action]),
         terminated=jnp.asarray(last),
         truncated=jnp.zeros(last.shape, bool),
-        next_obs=jnp.asarray(next_state, float),
+        successor=jnp.asarray(next_state, float),
         valid=jnp.ones(last.shape, bool),
     )
 

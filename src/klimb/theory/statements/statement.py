@@ -160,7 +160,7 @@ class Problem(eqx.Module):
             reward=self.mdp.reward[paths.state, paths.action],
             terminated=last,
             truncated=jnp.zeros_like(last),
-            next_obs=paths.next_state,
+            successor=paths.next_state,
             valid=jnp.broadcast_to(paths.chance > 0, last.shape),
         )
 
