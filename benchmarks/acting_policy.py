@@ -20,7 +20,7 @@ import klimb
 from klimb import PPO, TRPO, Batch, DualDescent, NaturalGradient
 from klimb.improve.divergences import kl_divergence
 from klimb.improve.rule import Rule, Setting, Traits, bind, traits_of
-from klimb.policies.networks import MLP
+from klimb.policies.mlp import MLP
 from klimb.types import UpdateInfo
 from results_file import HERE, write_results
 

@@ -1,4 +1,4 @@
-"""What every rule keeps to, for actions of several parts and for masked ones, as tests/test_contract.py has it."""
+"""What every rule keeps to, for actions of several parts, masks and pictures, as tests/test_contract.py has it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ import klimb
 from klimb import PPO, TRPO, VMPO, Batch, BehaviourCloning, DualDescent, Status
 from klimb.improve.fisher import fisher_rows, fisher_vector_product
 from klimb.improve.warm_up import take_step
+from klimb.policies.architectures import encoder_of
 from klimb.policies.distributions import Categorical
-from klimb.policies.observations import BoxObservations, MaskedObservations
+from klimb.policies.observations import MaskedObservations
 from klimb.policies.parameters import flatten
+from klimb.policies.picture_observations import pictures_in
+from klimb.policies.pictures import PictureEncoder, Window, chain
 from klimb.policies.policy import action_distribution
 from klimb.policies.products import MultiCategorical, Product
 from problems import assert_same_bits, slow_except
@@ -32,14 +35,27 @@ from test_contract import RULES, direction, given, rule_id
 
 ROWS, PADDING, OBSERVED = 64, 4, 3
 HYBRID = spaces.Dict(gate=spaces.Discrete(3), force=spaces.Box(-2, 2, (2,)), lamps=spaces.MultiBinary(2))
+PICTURE = spaces.Box(0, 255, (7, 8, 2), np.uint8)
+VECTOR = spaces.Box(-np.inf, np.inf, (OBSERVED,))
+BOTH = spaces.Dict(camera=PICTURE, speed=VECTOR)
+
+
+class Kind(NamedTuple):
+    actions: spaces.Space
+    masked: bool = False
+    observations: spaces.Space = VECTOR
+
+
 KINDS = {
-    "product": (spaces.MultiDiscrete([3, 2, 4]), False),
-    "hybrid": (HYBRID, False),
-    "masked": (spaces.Discrete(5), True),
-    "masked product": (spaces.MultiDiscrete([3, 2, 4]), True),
-    "masked hybrid": (HYBRID, True),
+    "product": Kind(spaces.MultiDiscrete([3, 2, 4])),
+    "hybrid": Kind(HYBRID),
+    "masked": Kind(spaces.Discrete(5), True),
+    "masked product": Kind(spaces.MultiDiscrete([3, 2, 4]), True),
+    "masked hybrid": Kind(HYBRID, True),
+    "picture": Kind(spaces.Box(-1, 1, (2,)), observations=PICTURE),
+    "masked hybrid and dictionary": Kind(HYBRID, True, BOTH),
 }
-QUICK = {("masked hybrid", TRPO()), ("masked hybrid", PPO())}
+QUICK = {("masked hybrid and dictionary", TRPO()), ("masked hybrid and dictionary", PPO())}
 
 
 class Case(NamedTuple):
@@ -57,17 +73,40 @@ def random_masks(choices, rows, rng):
     return masks
 
 
+def random_observations(space, rng):
+    """Rows as the space has them."""
+    if isinstance(space, spaces.Dict):
+        return {name: random_observations(part, rng) for name, part in space.spaces.items()}
+    if space.dtype == np.uint8:
+        return rng.integers(0, 256, (ROWS, *space.shape), np.uint8)
+    return rng.normal(size=(ROWS, *space.shape)).astype(np.float32)
+
+
+def small_encoder(observations, key):
+    """One that is small enough for dense Fisher matrices; None where there are no pictures."""
+    encoder = encoder_of(observations, key)
+    found = [picture for _, picture in pictures_in(observations)]
+    if not found:
+        return None
+    small = chain((Window(2, 3, 2),), 4)(found[0], key, "orthogonal", "minatar")
+    if isinstance(encoder, PictureEncoder):
+        return small
+    return dataclasses.replace(encoder, pictures=(small,))
+
+
 @functools.cache
 def make_case(kind: str, seed: int = 0) -> Case:
     """An on-policy batch of a policy away from its symmetric start; its last rows are padding."""
-    space, masked = KINDS[kind]
+    space, masked, observed = KINDS[kind]
     actions, rng = klimb.action_spec(space), np.random.default_rng(seed)
-    observations = BoxObservations((OBSERVED,))
-    obs = rng.normal(size=(ROWS, OBSERVED)).astype(np.float32)
+    observations = klimb.observation_spec(observed)
+    obs = random_observations(observed, rng)
     if masked:
         observations = MaskedObservations(observations, actions.num_choices)
-        obs = np.concatenate([obs, random_masks(actions.choices, ROWS, rng)], axis=-1)
-    policy = klimb.NetworkPolicy(observations, actions, hidden=(8,), key=jax.random.key(seed))
+        obs = observations.with_mask(obs, random_masks(actions.choices, ROWS, rng))
+    obs = observations.flatten(obs)  # of dictionaries, one vector
+    encoder = small_encoder(observations, jax.random.key(seed + 2))
+    policy = klimb.NetworkPolicy(observations, actions, hidden=(8,), encoder=encoder, key=jax.random.key(seed))
     theta, rebuild = flatten(policy)
     policy = rebuild(theta + jnp.asarray(0.3 * rng.normal(size=theta.shape), theta.dtype))
     distribution = jax.vmap(policy)(jnp.asarray(obs))
@@ -146,7 +185,7 @@ CASES = [
     pytest.param(kind, rule, id=f"{kind}-{rule_id(rule)}", marks=[] if (kind, rule) in QUICK else pytest.mark.slow)
     for kind in KINDS
     for rule in RULES
-    if kind == "masked hybrid" or isinstance(rule, TRPO | PPO | DualDescent | VMPO)
+    if kind == "masked hybrid and dictionary" or isinstance(rule, TRPO | PPO | DualDescent | VMPO)
 ]
 
 
@@ -194,7 +233,9 @@ def test_ratios_are_one_and_divergences_zero_at_the_old_policy(kind):
     assert not np.any(sampled.value)
 
 
-@pytest.mark.parametrize("kind", slow_except({"masked hybrid"}, ["product", "masked hybrid"]))
+@pytest.mark.parametrize(
+    "kind", slow_except({"masked hybrid and dictionary"}, ["product", "picture", "masked hybrid and dictionary"])
+)
 def test_fisher_products_are_those_of_the_matrix_and_of_the_kls_hessian(kind, x64):
     policy, batch = jax.tree.map(
         lambda x: jnp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x, make_case(kind)
@@ -215,12 +256,12 @@ def test_fisher_products_are_those_of_the_matrix_and_of_the_kls_hessian(kind, x6
         np.testing.assert_allclose(product(vector), pushed(vector), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [kind for kind, (_, masked) in KINDS.items() if masked])
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.masked])
 def test_no_forbidden_choice_is_ever_sampled(kind):
     """10⁵ samples in JAX; tests/collect/host/test_numpy_products.py has them in NumPy."""
     policy, batch = make_case(kind)
     actions = policy.actions
-    masks = np.asarray(batch.obs[:, OBSERVED:])
+    masks = np.asarray(batch.obs[:, policy.observations.observed.size :])
     distribution = action_distribution(policy, batch.obs)
     draws = 100_000 // ROWS + 1
     sampled = jax.jit(lambda d, key: jax.vmap(d.sample_from)(d.noise(key, (draws,))))(distribution, jax.random.key(0))

@@ -19,10 +19,11 @@ from klimb import PPO, TRPO, Batch, NaturalGradient, NetworkPolicy, RunConfig, S
 from klimb.guided.search import GuidedPolicySearch
 from klimb.improve.natural_direction import conjugate_gradient
 from klimb.policies.actions import Box, Discrete
-from klimb.policies.networks import MLP, orthogonal
+from klimb.policies.mlp import MLP
 from klimb.policies.observations import BoxObservations
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
+from klimb.policies.weights import orthogonal
 from klimb.rules import RULES
 from klimb.training.program import Program
 

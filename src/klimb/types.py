@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree, Shaped, UInt32
 
 from klimb.mesh import gather_rows, spread_rows
 
@@ -93,13 +93,13 @@ class Rollout(eqx.Module):
     With `whole_episodes` every column is one trajectory: an episode from its first step to its end, then padding.
     """
 
-    obs: Float[Array, "T N *obs"] | Int[Array, "T N *obs"]
+    obs: Num[Array, "T N *obs"]
     action: Float[Array, "T N *act"] | Int[Array, "T N *act"]
     log_prob: Float[Array, "T N"]
     reward: Float[Array, "T N"]
     terminated: Bool[Array, "T N"]
     truncated: Bool[Array, "T N"]
-    successor: Float[Array, "E N *obs"] | Int[Array, "E N *obs"]
+    successor: Num[Array, "E N *obs"]
     valid: Bool[Array, "T N"]
     time: Int[Array, "T N"] | None = None
     env_state: Float[Array, "T N *state"] | None = None
@@ -108,7 +108,7 @@ class Rollout(eqx.Module):
     successor_step: Int[Array, "E N"] | None = None
 
     @property
-    def next_obs(self) -> Float[Array, "T N *obs"] | Int[Array, "T N *obs"]:
+    def next_obs(self) -> Num[Array, "T N *obs"]:
         """The true successor of every row's observation; of rows that are not valid it may be anything."""
         return self.with_successors(jnp.asarray(self.obs), jnp.asarray(self.successor))
 
@@ -197,7 +197,7 @@ class Batch(eqx.Module):
     the critic at that stage of its fit (`Traits.advantage_epochs`), else None. `advantage` is then the first of them.
     """
 
-    obs: Float[Array, " B *obs"] | Int[Array, " B *obs"]
+    obs: Num[Array, " B *obs"]
     action: Float[Array, " B *act"] | Int[Array, " B *act"]
     log_prob: Float[Array, " B"]
     advantage: Float[Array, " B"]

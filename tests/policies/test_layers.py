@@ -13,8 +13,9 @@ import pytest
 import klimb
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.layers import LayerOptions
-from klimb.policies.networks import INITIALIZATIONS, MLP, LayerNorm
+from klimb.policies.mlp import MLP, LayerNorm
 from klimb.policies.parameters import flatten
+from klimb.policies.weights import INITIALIZATIONS
 
 SIZES = [3, 6, 6, 2]
 

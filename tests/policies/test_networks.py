@@ -21,9 +21,11 @@ from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.actions import Box, Discrete, action_spec
 from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
 from klimb.policies.encoders import FlatEncoder
-from klimb.policies.networks import MLP, Critic, NetworkPolicy, orthogonal
+from klimb.policies.mlp import MLP
+from klimb.policies.networks import Critic, NetworkPolicy
 from klimb.policies.normalizer import Normalizer
 from klimb.policies.observations import BoxObservations, observation_spec
+from klimb.policies.weights import orthogonal
 from klimb.types import Batch
 
 INF = np.inf

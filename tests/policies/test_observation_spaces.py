@@ -262,7 +262,7 @@ HIDING = PartsObservations((BoxObservations((2,)), OneHotObservations(3)), ("a",
         (HIDING, ("names",), None, "names some of the parts of observations, and not all"),
         (MaskedObservations(HIDING, 3), ("choices",), 0, "a number of choices from 1"),
         (MaskedObservations(HIDING, 3), ("observed",), None, "no kind of observations that klimb knows"),
-        (MaskedObservations(HIDING, 3), ("observed",), {"kind": "box", "shape": [2, 2]}, "vectors of another kind"),
+        (MaskedObservations(HIDING, 3), ("observed",), {"kind": "box", "shape": [2, 2]}, "vectors or pictures"),
     ],
 )
 def test_damaged_files_are_refused(spec, path, value, message):

@@ -130,8 +130,9 @@ def require_policy_trust(run_dir: Path, config: RunConfig, *, trust: bool) -> No
 
     run_dir, config: of the run. trust: whether the configuration may have a module imported.
     """
-    if config.options.policy is not None and not trust:
-        require_trust(config.options.policy, run_dir / "config.toml", "policy")
+    name = config.options.own_policy
+    if name is not None and not trust:
+        require_trust(name, run_dir / "config.toml", "policy")
 
 
 def evaluation_lines(result: dict[str, Any]) -> list[str]:

@@ -61,7 +61,7 @@ def record(arguments: RecordArguments) -> None:
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     require_policy_trust(run_dir, config, trust=flags.trust_environment)
-    like = None if config.options.policy is None else Networks(environment, config.options).template
+    like = None if config.options.own_policy is None else Networks(environment, config.options).template
     several = config.options.num_seeds > 1
     seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
     with view_of_episodes() as view:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, summarise
 from klimb.environments.base import CompiledEnvironment
@@ -22,7 +22,7 @@ class CollectorState(NamedTuple):
     """Where N running episodes stand: the environments' states, what was last seen, and the tally so far."""
 
     env_state: PyTree
-    obs: Float[Array, " N *obs"]
+    obs: Num[Array, " N *obs"]
     time: Int[Array, " N"]
     episode_return: Float[Array, " N"]
 
@@ -63,7 +63,8 @@ class CompiledCollector:
         """All environments at the start of an episode."""
         with traced(self.environment.id):
             env_state, obs = jax.vmap(self.environment.reset)(jax.random.split(key, self.num_envs))
-        return CollectorState(env_state, obs, jnp.zeros(self.num_envs, jnp.int32), jnp.zeros(self.num_envs, obs.dtype))
+        nothing = jnp.zeros(self.num_envs, obs.dtype if jnp.issubdtype(obs.dtype, jnp.inexact) else float)
+        return CollectorState(env_state, obs, jnp.zeros(self.num_envs, jnp.int32), nothing)
 
     def collect(
         self, key: PRNGKeyArray, policy: PyTree, state: CollectorState

@@ -27,13 +27,13 @@ class Demonstrations:
     Raises DemonstrationError when the arrays are no whole, finite episodes.
     """
 
-    obs: Float[np.ndarray, "..."]
+    obs: Num[np.ndarray, "..."]
     action: Num[np.ndarray, "..."]
     log_prob: Float[np.ndarray, "..."]
     reward: Float[np.ndarray, "..."]
     terminated: Bool[np.ndarray, "..."]
     truncated: Bool[np.ndarray, "..."]
-    next_obs: Float[np.ndarray, "..."]
+    next_obs: Num[np.ndarray, "..."]
     actions: ActionSpec
     environment: str
     source: str = "the demonstrations"

@@ -49,14 +49,14 @@ def record(
     )
     obs, action, log_prob, reward, terminated, truncated, next_obs = columns
     return Demonstrations(
-        obs=obs.astype(np.float32),
+        obs=obs.astype(environment.observations.dtype),
         action=action.astype(environment.actions.dtype),
         log_prob=log_prob.astype(np.float32),
         reward=reward.astype(np.float32),
         terminated=terminated.astype(bool),
         # An episode that terminates on the clock's last tick has terminated.
         truncated=truncated.astype(bool) & ~terminated.astype(bool),
-        next_obs=next_obs.astype(np.float32),
+        next_obs=next_obs.astype(environment.observations.dtype),
         actions=environment.actions,
         environment=environment.id,
         source=f"the recording of {environment.id}",

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray, PyTree
 
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import traced
@@ -29,13 +29,13 @@ MAX_STEPS = 100_000
 class EpisodeStep(NamedTuple):
     """One step of E episodes side by side. action: in the environment's units, before its bounds."""
 
-    obs: Float[Array | np.ndarray, " E *obs"]
+    obs: Num[Array | np.ndarray, " E *obs"]
     action: Any
     log_prob: Float[Array | np.ndarray, " E"]
     reward: Float[Array | np.ndarray, " E"]
     terminated: Bool[Array | np.ndarray, " E"]
     truncated: Bool[Array | np.ndarray, " E"]
-    next_obs: Float[Array | np.ndarray, " E *obs"]
+    next_obs: Num[Array | np.ndarray, " E *obs"]
 
 
 Keep = Callable[[EpisodeStep], tuple]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import gymnasium.spaces
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec
@@ -23,7 +23,7 @@ class Transition(NamedTuple):
     """
 
     state: PyTree
-    obs: Float[Array, " *obs_shape"]
+    obs: Num[Array, " *obs_shape"]
     reward: Float[Array, ""]
     terminated: Bool[Array, ""]
     truncated: Bool[Array, ""]

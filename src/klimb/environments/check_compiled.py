@@ -16,8 +16,9 @@ from klimb.environments.findings import Finding
 from klimb.environments.trial import Trial, random_actions
 from klimb.errors import one_line
 from klimb.policies.action_spec import GaussianStyle
+from klimb.policies.picture_observations import PictureObservations
 
-KINDS = {"float": jnp.inexact, "a number": jnp.number, "bool": jnp.bool_}
+KINDS = {"float": jnp.inexact, "uint8": jnp.uint8, "a number": jnp.number, "bool": jnp.bool_}
 
 
 def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -> Iterator[Finding]:
@@ -49,12 +50,13 @@ def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -
     # Traced again: whatever Python-side state or NumPy's random numbers have put into the program shows.
     yield compared(trial, _run(environment, actions, seed).digests, "a second program")
     yield episodes(trial, environment.max_episode_steps)
-    if len(environment.observations.shape) != 1:
+    if len(environment.observations.shape) != 1 and not isinstance(environment.observations, PictureObservations):
         yield Finding(
             "images",
             "note",
-            f"klimb's own network can't read observations of shape {list(environment.observations.shape)}",
-            "use a network of your own: --policy and --critic, docs/own-network.md",
+            f"klimb's own networks can't read observations of shape {list(environment.observations.shape)}: pictures "
+            "are boxes of bytes from 0 to 255, or of floats from 0 to 1 with channels",
+            "use a network of your own: --network, docs/own-network.md",
         )
     yield Finding("state of the simulator", "ok", "is part of the checkpoint: a resumed run continues exactly")
 
@@ -68,9 +70,10 @@ def _wrong_shapes(environment: CompiledEnvironment, action: PyTree) -> list[Find
         text = f"step must return a klimb.Transition; it returned {type(after).__name__}"
         return [Finding("reset and step", "fails", text)]
     shape, scalar = environment.observations.shape, ()
+    observed = "float" if jnp.issubdtype(environment.observations.dtype, jnp.inexact) else "uint8"
     wanted = [
-        ("the observation of reset", first, shape, "float"),
-        ("obs of step", after.obs, shape, "float"),
+        ("the observation of reset", first, shape, observed),
+        ("obs of step", after.obs, shape, observed),
         ("reward of step", after.reward, scalar, "a number"),
         ("terminated of step", after.terminated, scalar, "bool"),
         ("truncated of step", after.truncated, scalar, "bool"),

@@ -206,7 +206,8 @@ def _image(environment: HostEnvironment) -> Finding:
         "note",
         f"observations of shape {environment.image_shape} are flattened: klimb's own network has "
         f"{environment.observations.size} inputs",
-        "give a convolutional network (docs/own-network.md), or make them smaller in a wrapper",
+        "klimb's convolutional networks read bytes from 0 to 255, and floats from 0 to 1 with channels: give their "
+        "space these bounds, or a network of your own (docs/own-network.md)",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import gymnasium.spaces
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Num
 
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec
@@ -22,8 +22,8 @@ class HostStep(NamedTuple):
     episode. valid: False for rows that are not a step, because they carried out a reset or had a fault.
     """
 
-    next_obs: Float[np.ndarray, " M *obs"]
-    obs: Float[np.ndarray, " M *obs"]
+    next_obs: Num[np.ndarray, " M *obs"]
+    obs: Num[np.ndarray, " M *obs"]
     reward: Float[np.ndarray, " M"]
     terminated: Bool[np.ndarray, " M"]
     truncated: Bool[np.ndarray, " M"]
@@ -65,7 +65,7 @@ class HostVector(abc.ABC):
     """M running copies of one environment."""
 
     @abc.abstractmethod
-    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
+    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Num[np.ndarray, " M *obs"]:
         """Start a new episode in every copy. Returns the first observations.
 
         seeds: one per copy, below 2³². What a copy does may depend on its own seed and its own actions only: a seed of

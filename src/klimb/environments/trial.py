@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import gymnasium.spaces
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 
 from klimb import processes
 from klimb.environments.adapters.gymnasium import GymnasiumVector, make_from_spec
@@ -29,9 +29,9 @@ from klimb.policies.observations import ObservationSpec
 class Trial(NamedTuple):
     """T steps of one copy. obs, next_obs, reward: as training gets them. actions: as arrays hold them."""
 
-    obs: Float[np.ndarray, " T *obs"]
+    obs: Num[np.ndarray, " T *obs"]
     actions: np.ndarray
-    next_obs: Float[np.ndarray, " T *obs"]
+    next_obs: Num[np.ndarray, " T *obs"]
     reward: Float[np.ndarray, " T"]
     terminated: Bool[np.ndarray, " T"]
     truncated: Bool[np.ndarray, " T"]

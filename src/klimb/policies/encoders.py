@@ -8,7 +8,7 @@ import dataclasses
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from klimb.errors import UnsupportedSpace
 from klimb.policies.normalizer import Normalizer, Rescaling
@@ -27,7 +27,7 @@ class Encoder(eqx.Module):
     def num_features(self) -> int:
         """F, the length of a feature vector."""
 
-    def inputs(self, obs: Float[Array, "..."]) -> Float[Array, "..."]:
+    def inputs(self, obs: Num[Array, "..."]) -> Num[Array, "..."]:
         """The part of the encoding without trainable arrays: the critic's fit computes it once for all its epochs.
 
         obs: one observation.
@@ -35,16 +35,16 @@ class Encoder(eqx.Module):
         return obs
 
     @abc.abstractmethod
-    def features(self, inputs: Float[Array, "..."]) -> Float[Array, "... F"]:
+    def features(self, inputs: Num[Array, "..."]) -> Float[Array, "... F"]:
         """The feature vector.
 
         inputs: returned by the method `inputs`.
         """
 
-    def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "... F"]:
+    def __call__(self, obs: Num[Array, "..."]) -> Float[Array, "... F"]:
         return self.features(self.inputs(obs))
 
-    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[Encoder, Rescaling | None]:
+    def observe(self, obs: Num[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[Encoder, Rescaling | None]:
         """The same encoder with its running statistics updated by a batch, and how its features were rescaled by that.
 
         The layers behind absorb the rescaling, so that policy and critic stay the same functions. An encoder whose own
@@ -72,13 +72,21 @@ class FlatEncoder(Encoder):
 
         observations: of the policy or critic. Raises UnsupportedSpace if they are not one-dimensional.
         """
-        shape, columns, scaled = observations.encoded.shape, observations.columns, observations.encoded.scaled
+        shape = observations.encoded.shape
         if len(shape) != 1:
             raise UnsupportedSpace(
-                f"observations of shape {list(shape)} need a network of their own: give one with --policy "
-                "and --critic (policy=, critic= in Python), or flatten them with "
-                "gymnasium.wrappers.FlattenObservation"
+                f"observations of shape {list(shape)} need a network of their own: give one with --network (network= "
+                "in Python), or flatten them with gymnasium.wrappers.FlattenObservation"
             )
+        return cls.reading(observations, observations.columns)
+
+    @classmethod
+    def reading(cls, observations: ObservationSpec, columns: tuple[int, ...] | None) -> FlatEncoder:
+        """A fresh encoder of some of the numbers.
+
+        observations: vectors. columns: as the field.
+        """
+        scaled = observations.encoded.scaled
         if columns is not None:
             scaled = tuple(scaled[column] for column in columns)
         return cls(Normalizer.identity((len(scaled),)), columns, None if all(scaled) else scaled)

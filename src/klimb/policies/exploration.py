@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from klimb.policies.action_spec import EXPLORATION_VARIANCE
 from klimb.policies.distributions import Distribution
@@ -70,7 +70,7 @@ def held_noise(policy: Any) -> tuple[int, ...] | None:
 
 
 def rollout_noise(
-    policy: Any, key: PRNGKeyArray, obs: Float[Array, " N *obs"], num_steps: int, exploration_steps: int | None
+    policy: Any, key: PRNGKeyArray, obs: Num[Array, " N *obs"], num_steps: int, exploration_steps: int | None
 ) -> Array:
     """The noise of a rollout: `[T, N, ...]`; of an exploring policy `[⌈T / exploration_steps⌉, N, *held_noise]`.
 
@@ -94,7 +94,7 @@ def noise_steps(policy: Any, num_steps: int, exploration_steps: int | None) -> i
 
 
 @full_precision
-def sampled_action(policy: Any, obs: Float[Array, " N *obs"], noise: Array) -> tuple[Distribution, Array]:
+def sampled_action(policy: Any, obs: Num[Array, " N *obs"], noise: Array) -> tuple[Distribution, Array]:
     """π(·|s) and the actions that noise makes of it, `[N, *act]`, as the policy has them.
 
     policy: a callable pytree. obs: of N environments. noise: their row of `rollout_noise`.

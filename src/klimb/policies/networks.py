@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 from pydantic import model_validator
 
 from klimb.errors import ConfigError
 from klimb.fields import LayerSizes, Name, checked
 from klimb.policies.acting import act
 from klimb.policies.action_spec import ActionSpec, Exploration, GaussianStyle
+from klimb.policies.architectures import encoder_of
 from klimb.policies.distributions import Distribution
-from klimb.policies.encoders import Encoder, FlatEncoder
+from klimb.policies.encoders import Encoder
 from klimb.policies.exploration import marginal_log_std, standard_noise
-from klimb.policies.layers import LAYER_NORM_FLOOR, PLAIN, Initialization, LayerOptions
+from klimb.policies.layers import Initialization, LayerOptions
+from klimb.policies.mlp import MLP, Activation
 from klimb.policies.normalizer import VARIANCE_FLOOR, Normalizer, Rescaling
 from klimb.policies.observations import BoxObservations, ObservationSpec
-from klimb.precision import full_precision
+from klimb.policies.pictures import NETWORKS
 
-Activation = Literal["tanh", "relu", "silu", "gelu"]
 TYPICAL_INPUTS = 256
 """Standard normal inputs of the network from which gSDE's initial σ is computed."""
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
 
 @checked
@@ -58,6 +58,10 @@ class NetworkOptions:
     """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
     exploration: Exploration = "independent"
     """Noise of Gaussian actions. independent: drawn at every step; gsde: a function of the state, smooth in time."""
+    network: Name | None = None
+    """Network that reads pictures: minatar, nature, impala, or mlp for none; or a function of your own, module:name."""
+    critic_network: Name | None = None
+    """Network that reads pictures in the critic; none: the same as for the policy."""
     critic_observes: tuple[Name, ...] | None = None
     """Parts of Dict observations that only the critic sees; none: both see all parts."""
     policy: Name | None = None
@@ -71,6 +75,17 @@ class NetworkOptions:
         return self
 
     @property
+    def own(self) -> dict[str, str]:
+        """The functions of the user's own that make policy and critic, `module:name`, by the option that names them."""
+        named = {name: getattr(self, name) for name in ("policy", "critic", "network", "critic_network")}
+        return {name: value for name, value in named.items() if value is not None and value not in NETWORKS}
+
+    @property
+    def own_policy(self) -> str | None:
+        """The function of the user's own without which policies in files can't be read; None where there is none."""
+        return self.own.get("policy", self.own.get("network"))
+
+    @property
     def style(self) -> GaussianStyle:
         """How the network's outputs become a Gaussian."""
         return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds, self.exploration)
@@ -79,127 +94,6 @@ class NetworkOptions:
     def layers(self) -> LayerOptions:
         """What the hidden layers do besides a product and an activation."""
         return LayerOptions(self.layer_norm, self.residual, self.initialization)
-
-
-class LayerNorm(eqx.Module):
-    """(x − mean) / std over the units of a layer, times a scale, plus an offset (Ba et al. 2016)."""
-
-    scale: Float[Array, " fan_out"]
-    offset: Float[Array, " fan_out"]
-
-    def __call__(self, x: Float[Array, "*batch fan_out"]) -> Float[Array, "*batch fan_out"]:
-        centred = x - jnp.mean(x, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        return centred / jnp.sqrt(variance + LAYER_NORM_FLOOR) * self.scale + self.offset
-
-
-class MLP(eqx.Module):
-    """Fully connected layers over the last axis, with any leading axes. Zero biases.
-
-    Layer sizes `sizes[0] → … → sizes[-1]`. Weights are orthogonal by default; the gain is √2 for hidden layers and
-    `output_gain` for the last one (Engstrom et al. 2020 and Andrychowicz et al. 2021 found that both matter more than
-    the algorithm).
-    """
-
-    weights: tuple[Float[Array, "fan_in fan_out"], ...]
-    biases: tuple[Float[Array, " fan_out"], ...]
-    norms: tuple[LayerNorm, ...]
-    activation: Activation = eqx.field(static=True)
-    sizes: tuple[int, ...] = eqx.field(static=True)
-    residual: bool = eqx.field(static=True, default=False)
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        *,
-        activation: Activation,
-        output_gain: float,
-        key: PRNGKeyArray,
-        layers: LayerOptions = PLAIN,
-    ) -> None:
-        count = len(sizes) - 1
-        gains = [2.0**0.5] * (count - 1) + [output_gain]
-        keys = jax.random.split(key, count)
-        make = INITIALIZATIONS[layers.initialization]
-        self.weights = tuple(
-            gain * make(k, fan_in, fan_out)
-            for k, gain, fan_in, fan_out in zip(keys, gains, sizes[:-1], sizes[1:], strict=True)
-        )
-        self.biases = tuple(jnp.zeros(fan_out) for fan_out in sizes[1:])
-        hidden = sizes[1:-1] if layers.layer_norm else ()
-        self.norms = tuple(LayerNorm(jnp.ones(size), jnp.zeros(size)) for size in hidden)
-        self.activation = activation
-        self.sizes = tuple(sizes)
-        self.residual = layers.residual
-
-    def __call__(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch fan_out"]:
-        return self.output(self.hidden(x))
-
-    @full_precision
-    def hidden(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch F"]:
-        """The features of the last hidden layer; x itself where there is none."""
-        activate = ACTIVATIONS[self.activation]
-        norms = self.norms or (None,) * (len(self.weights) - 1)
-        for weight, bias, norm in zip(self.weights[:-1], self.biases[:-1], norms, strict=True):
-            units = x @ weight + bias
-            units = activate(units if norm is None else norm(units))
-            x = x + units if self.residual and weight.shape[0] == weight.shape[1] else units
-        return x
-
-    @full_precision
-    def output(self, features: Float[Array, "*batch F"]) -> Float[Array, "*batch fan_out"]:
-        """The last layer. features: of the last hidden layer."""
-        return features @ self.weights[-1] + self.biases[-1]
-
-    def absorb(self, rescaling: Rescaling) -> MLP:
-        """The layers that compute from the new features what these compute from the old ones.
-
-        W' = diag(scale) W and b' = b + shift W in the first layer.
-
-        rescaling: of the features, `[fan_in]`.
-        """
-        weight, bias = self.weights[0], self.biases[0]
-        first = (rescaling.scale[:, None] * weight, bias + rescaling.shift @ weight)
-        return eqx.tree_at(lambda mlp: (mlp.weights[0], mlp.biases[0]), self, first)
-
-
-@full_precision
-def orthogonal(key: PRNGKeyArray, fan_in: int, fan_out: int) -> Float[Array, "fan_in fan_out"]:
-    """A uniformly random matrix with orthonormal columns (rows, if there are fewer of them).
-
-    The Q of a Gaussian matrix's QR factorisation, by Gram-Schmidt, applied twice against accumulated rounding. Plain
-    operations, because LAPACK's QR under vmap can deadlock on the CPU with JAX 0.10: a batched factorisation
-    waits, on XLA's worker threads, for work that is queued to the same threads.
-
-    key: for the random numbers. fan_in: rows. fan_out: columns.
-    """
-    long, short = max(fan_in, fan_out), min(fan_in, fan_out)
-    columns = jax.random.normal(key, (short, long))
-
-    def orthonormalise(j: Array, basis: Array) -> Array:
-        """Set row `j` of `basis`, which has j orthonormal rows."""
-        # The other rows of `basis` are still zero, so they do not change the projection.
-        vector = columns[j]
-        for _ in range(2):
-            vector = vector - (basis @ vector) @ basis
-        return basis.at[j].set(vector / jnp.linalg.norm(vector))
-
-    basis = jax.lax.fori_loop(0, short, orthonormalise, jnp.zeros_like(columns))
-    return basis if fan_in <= fan_out else basis.T
-
-
-def _normal(variance: Callable[[int, int], float]) -> Callable[[PRNGKeyArray, int, int], Array]:
-    """Independent normal weights. variance: from fan_in and fan_out; that of a gain of 1."""
-    return lambda key, fan_in, fan_out: variance(fan_in, fan_out) ** 0.5 * jax.random.normal(key, (fan_in, fan_out))
-
-
-INITIALIZATIONS: dict[Initialization, Callable[[PRNGKeyArray, int, int], Array]] = {
-    "orthogonal": orthogonal,
-    # The gain √2 of hidden layers is that of He et al.; it is part of all of them, so 1/fan_in is 2/fan_in with it.
-    "glorot": _normal(lambda fan_in, fan_out: 1 / (fan_in + fan_out)),
-    "he": _normal(lambda fan_in, _: 1 / fan_in),
-    "lecun": _normal(lambda fan_in, _: 0.5 / fan_in),
-}
 
 
 class NetworkPolicy(eqx.Module):
@@ -237,6 +131,7 @@ class NetworkPolicy(eqx.Module):
         layer_norm: bool = False,
         residual: bool = False,
         initialization: Initialization = "orthogonal",
+        network: str | None = None,
         encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
@@ -248,10 +143,12 @@ class NetworkPolicy(eqx.Module):
         With gsde it is that of an action where the network's inputs are standard normal, as normalised observations
         about are: the elements of W start at exp(initial_log_std) / √E[Σ_j φ_j²].
         state_dependent_std, tanh_squash, log_std_bounds, exploration: as in `GaussianStyle`; for continuous actions
-        only. layer_norm, residual, initialization: as in `LayerOptions`. encoder: your own; None for `FlatEncoder`.
-        key: for the weights.
+        only. layer_norm, residual, initialization: as in `LayerOptions`. network: of the pictures in observations, a
+        name as `klimb.policies.architectures` has them; None for one that suits their size. encoder: your own, in place
+        of that; None for klimb's. key: for the weights.
 
-        Raises UnsupportedSpace for observations that are not flat without an encoder, for `tanh_squash` in a box
+        Raises UnsupportedSpace for observations that are neither vectors nor pictures without an encoder, for
+        `tanh_squash` in a box
         without bounds, and for any of these options with discrete actions; ConfigError for an initial standard
         deviation outside its bounds, and for gsde with `state_dependent_std` or without a hidden layer.
         """
@@ -259,7 +156,7 @@ class NetworkPolicy(eqx.Module):
         self.style.require_valid(initial_log_std, hidden)
         outputs = actions.num_outputs(self.style)
         self.observations = _spec(observations)
-        self.encoder = FlatEncoder.of(self.observations) if encoder is None else encoder
+        self.encoder = _encoder(self.observations, encoder, network, initialization, key)
         sizes = [self.encoder.num_features, *hidden, outputs]
         # Gain 0.01 of the last layer: the initial policy hardly depends on the random weights.
         layers = LayerOptions(layer_norm, residual, initialization)
@@ -273,7 +170,7 @@ class NetworkPolicy(eqx.Module):
             self.log_std = jnp.full(free, initial_log_std, float) if free else None
         self.actions = actions
 
-    def __call__(self, obs: Float[Array, "..."]) -> Distribution:
+    def __call__(self, obs: Num[Array, "..."]) -> Distribution:
         expected, shape = self.observations.shape, np.shape(obs)
         if shape[max(len(shape) - len(expected), 0) :] != expected:
             raise ConfigError(
@@ -287,7 +184,7 @@ class NetworkPolicy(eqx.Module):
         """(F + 1, D) with gsde: W's standard normal numbers, and those of ε in the last row. Else None."""
         return None if self.style.exploration == "independent" else (self.network.sizes[-2] + 1, *self.actions.shape)
 
-    def explore(self, obs: Float[Array, " *obs"], held: Float[Array, "G D"]) -> tuple[Distribution, Float[Array, " D"]]:
+    def explore(self, obs: Num[Array, " *obs"], held: Float[Array, "G D"]) -> tuple[Distribution, Float[Array, " D"]]:
         """π(·|s) and the standard normal noise that gSDE's W makes in s: see `Exploring.explore`.
 
         obs: one observation. held: W's standard normal numbers, of the shape `held_noise`.
@@ -324,9 +221,7 @@ class NetworkPolicy(eqx.Module):
         """
         return act(self, obs, deterministic=deterministic, rng=rng, action_mask=action_mask)
 
-    def observe(
-        self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]
-    ) -> tuple[NetworkPolicy, Rescaling | None]:
+    def observe(self, obs: Num[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[NetworkPolicy, Rescaling | None]:
         """The same function with its encoder's statistics updated by a batch: see `Observing.observe`.
 
         obs: rows. weight: of every row; rows of weight 0 are left out.
@@ -373,6 +268,7 @@ class Critic(eqx.Module):
         layer_norm: bool = False,
         residual: bool = False,
         initialization: Initialization = "orthogonal",
+        network: str | None = None,
         encoder: Encoder | None = None,
         key: PRNGKeyArray,
     ) -> None:
@@ -380,17 +276,17 @@ class Critic(eqx.Module):
 
         observations: the observation space; an integer n is short for n real numbers. hidden: sizes of the hidden
         layers between features and value. activation: of the hidden layers. layer_norm, residual, initialization: as in
-        `klimb.policies.layers.LayerOptions`. encoder: your own; None for `FlatEncoder`. key: for the weights.
+        `klimb.policies.layers.LayerOptions`. network, encoder: as for `NetworkPolicy`. key: for the weights.
 
-        Raises UnsupportedSpace if the observations are not one-dimensional and there is no encoder.
+        Raises UnsupportedSpace if the observations are neither vectors nor pictures and there is no encoder.
         """
-        self.encoder = FlatEncoder.of(_spec(observations)) if encoder is None else encoder
+        self.encoder = _encoder(_spec(observations), encoder, network, initialization, key)
         sizes = [self.encoder.num_features, *hidden, 1]
         layers = LayerOptions(layer_norm, residual, initialization)
         self.network = MLP(sizes, activation=activation, output_gain=1.0, key=key, layers=layers)
         self.target = Normalizer.identity(())
 
-    def __call__(self, obs: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, obs: Num[Array, "..."]) -> Float[Array, "..."]:
         return self.scaled(self.encoder.inputs(obs)) * self.target_scale + self.target.mean
 
     @property
@@ -398,14 +294,14 @@ class Critic(eqx.Module):
         """Standard deviation of the value targets, at least √VARIANCE_FLOOR, in units of reward."""
         return jnp.sqrt(jnp.maximum(self.target.variance, VARIANCE_FLOOR))
 
-    def scaled(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+    def scaled(self, inputs: Num[Array, "..."]) -> Float[Array, "..."]:
         """The value in units of the targets: before it is multiplied by `target_scale` and shifted.
 
         inputs: returned by `encoder.inputs`.
         """
         return self.network(self.encoder.features(inputs))[..., 0]
 
-    def observe(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[Critic, Rescaling | None]:
+    def observe(self, obs: Num[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[Critic, Rescaling | None]:
         """The same function with its encoder's statistics updated by a batch: see `Observing.observe`.
 
         obs: rows. weight: of every row; rows of weight 0 are left out.
@@ -439,7 +335,7 @@ class FunctionEncoder(Encoder):
     def num_features(self) -> int:
         return 1
 
-    def features(self, inputs: Float[Array, "..."]) -> Float[Array, " 1"]:
+    def features(self, inputs: Num[Array, "..."]) -> Float[Array, " 1"]:
         return jnp.reshape(self.function(inputs), (1,))
 
 
@@ -457,12 +353,25 @@ def as_critic(critic: Any) -> Critic:
     return eqx.tree_at(lambda c: c.network.weights, wrapped, (jnp.ones((1, 1)),))
 
 
-def state_values(critic: Critic, obs: Float[Array, "T N *obs"]) -> Float[Array, "T N"]:
+def state_values(critic: Critic, obs: Num[Array, "T N *obs"]) -> Float[Array, "T N"]:
     """V(s) of a rollout's observations.
 
     critic: called with one observation at a time, under vmap. obs: of every step and environment.
     """
     return jax.vmap(jax.vmap(critic))(obs)
+
+
+def _encoder(
+    observations: ObservationSpec,
+    given: Encoder | None,
+    network: str | None,
+    initialization: Initialization,
+    key: PRNGKeyArray,
+) -> Encoder:
+    if given is not None:
+        return given
+    # Not the key of the dense layers.
+    return encoder_of(observations, jax.random.fold_in(key, 2), network=network, initialization=initialization)
 
 
 def _spec(observations: int | ObservationSpec) -> ObservationSpec:

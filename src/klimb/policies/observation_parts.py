@@ -22,8 +22,8 @@ ACTION_MASK = "action_mask"
 class PartsObservations(ObservationSpec):
     """The parts of a Dict or Tuple, one after the other in one vector, in the order of the space.
 
-    parts: each of them a vector. names: of the parts of a Dict; None for a Tuple. critic_only: names of the parts that
-    a policy with this spec does not see.
+    parts: each of them a vector, or pictures, of which vectors are made. names: of the parts of a Dict; None for a
+    Tuple. critic_only: names of the parts that a policy with this spec does not see.
     """
 
     parts: tuple[ObservationSpec, ...]
@@ -44,10 +44,15 @@ class PartsObservations(ObservationSpec):
     def columns(self) -> tuple[int, ...] | None:
         if not self.critic_only:
             return None
-        assert self.names is not None
-        edges = itertools.pairwise(itertools.accumulate((part.size for part in self.parts), initial=0))
-        seen = [range(*edge) for name, edge in zip(self.names, edges, strict=True) if name not in self.critic_only]
+        seen = [range(start, start + part.size) for part, start in self.placed]
         return tuple(itertools.chain.from_iterable(seen))
+
+    @property
+    def placed(self) -> tuple[tuple[ObservationSpec, int], ...]:
+        starts = itertools.accumulate((part.size for part in self.parts), initial=0)
+        names = (None,) * len(self.parts) if self.names is None else self.names
+        every = zip(names, self.parts, starts, strict=False)
+        return tuple((part, start) for name, part, start in every if name not in self.critic_only)
 
     def hiding(self, names: tuple[str, ...]) -> PartsObservations:
         if self.names is None:
@@ -79,8 +84,8 @@ class PartsObservations(ObservationSpec):
         if not isinstance(hidden, list) or len(named) != len(hidden) or len(hidden) >= len(parts):
             raise ValueError("critic_only names some of the parts of observations, and not all")
         spec = cls(tuple(map(nested, parts)), None if names is None else tuple(names), tuple(hidden))
-        if spec.size > MAX_SIZE or any(len(part.shape) != 1 for part in spec.parts):
-            raise ValueError(f"parts of observations are vectors, of at most {MAX_SIZE} numbers together")
+        if spec.size > MAX_SIZE or any(len(part.shape) != 1 and part.kind != "picture" for part in spec.parts):
+            raise ValueError(f"parts of observations are vectors or pictures, of at most {MAX_SIZE} numbers together")
         return spec
 
     def flatten(self, obs: Any) -> np.ndarray:
@@ -88,7 +93,7 @@ class PartsObservations(ObservationSpec):
         if self.names is None:
             if not isinstance(obs, tuple) or len(obs) != len(self.parts):
                 return require_shape(as_numbers(obs, self.shape), self.shape)
-            own = [part.flatten(x) for part, x in zip(self.parts, obs, strict=True)]
+            own = [_vectors(part, x) for part, x in zip(self.parts, obs, strict=True)]
         else:
             if not isinstance(obs, Mapping):
                 return require_shape(as_numbers(obs, self.shape), self.shape)
@@ -96,18 +101,19 @@ class PartsObservations(ObservationSpec):
             if missing:
                 raise ConfigError(f"the observation has no part {shown(missing[0], 40)}, which the policy reads")
             own = [
-                np.zeros(part.size, self.dtype) if name in self.critic_only else part.flatten(obs[name])
+                np.zeros(part.size, self.dtype) if name in self.critic_only else _vectors(part, obs[name])
                 for name, part in zip(self.names, self.parts, strict=True)
             ]
         lead = np.broadcast_shapes(*(x.shape[:-1] for x in own))
-        return np.concatenate([np.broadcast_to(x, (*lead, x.shape[-1])) for x in own], axis=-1)
+        return np.concatenate([np.broadcast_to(x, (*lead, x.shape[-1])) for x in own], axis=-1, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
 class MaskedObservations(ObservationSpec):
     """Vectors whose last numbers are an action mask: 1 where a choice is allowed and 0 where it is not.
 
-    observed: what is before it, which networks read. choices: flags of the mask (`ActionSpec.num_choices`).
+    observed: what is before it, which networks read: a vector, or pictures, of which vectors are made. choices: flags
+    of the mask (`ActionSpec.num_choices`).
     """
 
     observed: ObservationSpec
@@ -131,6 +137,10 @@ class MaskedObservations(ObservationSpec):
     def columns(self) -> tuple[int, ...] | None:
         return self.observed.columns
 
+    @property
+    def placed(self) -> tuple[tuple[ObservationSpec, int], ...]:
+        return ((self.observed, 0),)
+
     def hiding(self, names: tuple[str, ...]) -> MaskedObservations:
         return replace(self, observed=self.observed.hiding(names))
 
@@ -146,8 +156,8 @@ class MaskedObservations(ObservationSpec):
         if type(choices) is not int or not 1 <= choices <= MAX_SIZE or set(fields) - {"kind", "observed", "choices"}:
             raise ValueError(f"observations with an action mask have a number of choices from 1 to {MAX_SIZE}")
         inner = nested(observed)
-        if isinstance(inner, MaskedObservations) or len(inner.shape) != 1:
-            raise ValueError("observations with an action mask are vectors of another kind before it")
+        if isinstance(inner, MaskedObservations) or (len(inner.shape) != 1 and inner.kind != "picture"):
+            raise ValueError("observations with an action mask are vectors or pictures before it")
         return cls(inner, choices)
 
     def flatten(self, obs: Any) -> np.ndarray:
@@ -166,13 +176,19 @@ class MaskedObservations(ObservationSpec):
 
         obs: without a mask, as the space has them. mask: flags of the choices, with the same leading axes.
         """
-        rows, flags = self.observed.flatten(obs), as_numbers(mask, (self.choices,))
+        rows, flags = _vectors(self.observed, obs), as_numbers(mask, (self.choices,))
         if flags.shape != (*rows.shape[:-1], self.choices):
             raise ConfigError(
                 f"the action mask has the shape {flags.shape}, and {(*rows.shape[:-1], self.choices)} is expected: "
                 "a flag for each choice, for every observation"
             )
-        return np.concatenate([rows, flags], axis=-1)
+        return np.concatenate([rows, flags], axis=-1, dtype=self.dtype)
+
+
+def _vectors(part: ObservationSpec, obs: Any) -> np.ndarray:
+    """Observations of a part as vectors, `[..., size]`."""
+    rows = part.flatten(obs)
+    return rows if len(part.shape) == 1 else rows.reshape(*rows.shape[: rows.ndim - len(part.shape)], part.size)
 
 
 NEEDS_MASK = (

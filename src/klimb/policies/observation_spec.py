@@ -22,13 +22,16 @@ class ObservationSpec(abc.ABC):
 
     kind: ClassVar[str]
     """The kind's name in files."""
-    dtype: ClassVar[type[np.generic]] = np.float32
-    """The dtype of observations in arrays."""
 
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The shape of one observation in arrays."""
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The dtype of observations in arrays."""
+        return np.float32
 
     @property
     def size(self) -> int:
@@ -69,6 +72,12 @@ class ObservationSpec(abc.ABC):
     def encoded(self) -> ObservationSpec:
         """What networks read of an observation: all of it, unless a part of it is an action mask."""
         return self
+
+    @property
+    def placed(self) -> tuple[tuple[ObservationSpec, int], ...]:
+        """The parts that a policy sees of observations that are several in one vector, and where each of them begins;
+        none of observations that are one."""
+        return ()
 
     @property
     def columns(self) -> tuple[int, ...] | None:

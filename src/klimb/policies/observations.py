@@ -13,6 +13,7 @@ from klimb.errors import UnsupportedSpace, one_line
 from klimb.policies.observation_kinds import BoxObservations, MultiOneHotObservations, OneHotObservations
 from klimb.policies.observation_parts import MaskedObservations, PartsObservations
 from klimb.policies.observation_spec import ObservationSpec
+from klimb.policies.picture_observations import PictureObservations
 
 KINDS: tuple[type[ObservationSpec], ...] = (
     BoxObservations,
@@ -20,6 +21,7 @@ KINDS: tuple[type[ObservationSpec], ...] = (
     MultiOneHotObservations,
     PartsObservations,
     MaskedObservations,
+    PictureObservations,
 )
 MAX_DEPTH = 8
 """Of observations within observations, in a file."""
@@ -30,16 +32,20 @@ def observation_spec(
 ) -> ObservationSpec:
     """The spec of a Gymnasium observation space.
 
-    space: of the environment's observations. A Box keeps its shape; all other spaces become vectors. one_hot: whether
+    space: of the environment's observations. A Box keeps its shape, and pictures their dtype too; all other spaces
+    become vectors. one_hot: whether
     a box holds one-hot vectors of a discrete space. choices: how many numbers at the end of a box are an action mask.
-    flat: whether a Box of several dimensions becomes a vector, too. Raises UnsupportedSpace if no kind of klimb's
-    supports it.
+    flat: whether a Box of several dimensions that holds no pictures becomes a vector, too. Raises UnsupportedSpace if
+    no kind of klimb's supports it.
     """
     if choices:
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise UnsupportedSpace(f"observations with an action mask at their end are vectors, and these are {space}")
         inner = gymnasium.spaces.Box(-np.inf, np.inf, (space.shape[0] - choices,))
         return MaskedObservations(observation_spec(inner, one_hot=one_hot), choices)
+    picture = PictureObservations.from_space(space)
+    if picture is not None:
+        return picture
     vector = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
     if isinstance(space, gymnasium.spaces.Box) and space.shape and 0 not in space.shape and (vector or not flat):
         return OneHotObservations(space.shape[0]) if one_hot else BoxObservations(space.shape)
@@ -47,10 +53,13 @@ def observation_spec(
 
 
 def flat_observations(space: gymnasium.spaces.Space) -> ObservationSpec:
-    """The spec of observations that are flattened as `gymnasium.spaces.flatten` does it.
+    """The spec of observations that are flattened as `gymnasium.spaces.flatten` does it. Pictures are left as they are.
 
     space: of observations as the environment gives them. Raises UnsupportedSpace for those without a fixed size.
     """
+    picture = PictureObservations.from_space(space)
+    if picture is not None:
+        return picture
     match space:
         case gymnasium.spaces.Discrete():
             return OneHotObservations(int(space.n), int(space.start))

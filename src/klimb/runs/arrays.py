@@ -48,7 +48,7 @@ def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
 
 def current_name(name: str) -> str:
     """What an array of a file of klimb 0.1.0 is called since: the normaliser became a part of the encoder."""
-    return re.sub(r"(?<!encoder\.)\bnormalizer\.", "encoder.normalizer.", name)
+    return re.sub(r"(?<!encoder\.)(?<!numbers\.)\bnormalizer\.", "encoder.normalizer.", name)
 
 
 def load_arrays(

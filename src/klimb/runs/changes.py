@@ -39,7 +39,10 @@ FIXED: dict[str, str] = {
     "demonstrator": _DEMONSTRATIONS,
     **{name: _NETWORKS for name in ("hidden", "critic_hidden", "activation", "initial_log_std", "policy", "critic")},
     **{name: _NETWORKS for name in ("state_dependent_std", "tanh_squash", "log_std_bounds", "exploration")},
-    **{name: _NETWORKS for name in ("critic_observes", "layer_norm", "residual", "initialization")},
+    **{
+        name: _NETWORKS
+        for name in ("critic_observes", "layer_norm", "residual", "initialization", "network", "critic_network")
+    },
     "normalize_observations": "the networks have been trained on observations scaled in this way",
 }
 """Training options that can't change when a run is resumed, each with the reason. All others may."""

@@ -312,7 +312,7 @@ class RunConfig:
     def names_modules(self) -> bool:
         """Whether it names a module of the user's own, which is imported where this is trained with again."""
         options, rule = self.options, rule_name(self.rule)
-        named = [name for name in (options.policy, options.critic, rule) if name is not None]
+        named = [*options.own.values(), rule]
         return imported_module(self.env) is not None or any(module_of(name) is not None for name in named)
 
     def require_modules(self, source: str | Path, *, trust: bool) -> RunConfig:
@@ -322,11 +322,11 @@ class RunConfig:
         Raises ConfigError when there is no such rule, UntrustedEnvironment when a module may not be imported.
         """
         rule = self.rule
-        named = {"policy": self.options.policy, "critic": self.options.critic}
+        named = self.options.own
         if isinstance(rule, UnknownRule):
             named["rule"] = rule.name
         for what, name in named.items():
-            if name is not None and not trust:
+            if not trust:
                 require_trust(name, source, what)
         if not isinstance(rule, UnknownRule):
             return self

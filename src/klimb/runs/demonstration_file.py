@@ -25,6 +25,7 @@ FILE_NAME = "demonstrations.safetensors"
 COLUMNS = ("obs", "action", "log_prob", "reward", "terminated", "truncated", "next_obs")
 # safetensors' names of the types the columns have.
 _TYPES = {"float32": "F32", "int32": "I32", "bool": "BOOL"}
+_BYTES, _OBSERVED = "U8", ("obs", "next_obs")
 
 
 def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Path:
@@ -36,7 +37,10 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
     actions = demonstrations.actions
     described = {"environment": demonstrations.environment, "actions": actions.to_json()}
     meta = {"format": FORMAT, "klimb": json.dumps(described)}
-    arrays = {name: np.ascontiguousarray(getattr(demonstrations, name), _dtype(name, actions)) for name in COLUMNS}
+    columns = {name: getattr(demonstrations, name) for name in COLUMNS}
+    pictures = demonstrations.obs.ndim > 2 and demonstrations.obs.dtype == np.uint8
+    types = {name: _dtype(name, actions) for name in COLUMNS} | (dict.fromkeys(_OBSERVED, "uint8") if pictures else {})
+    arrays = {name: np.ascontiguousarray(column, types[name]) for name, column in columns.items()}
     content = as_file(arrays, meta)
     try:
         make_directory(path.parent)
@@ -84,9 +88,13 @@ def _read(path: Path) -> dict[str, Any]:
             raise ValueError(f"array reward has the shape {shapes['reward']}; it has to be one number per row")
         (rows,) = shapes["reward"]
         observed = (rows, *shapes["obs"][1:])
+        # Pictures may be of bytes.
+        pictures = len(observed) > 2 and slices["obs"].get_dtype() == _BYTES
         expected = {"obs": observed, "next_obs": observed, "action": (rows, *actions.shape)}
         for name, part in slices.items():
             shape, dtype = expected.get(name, (rows,)), _TYPES[_dtype(name, actions)]
+            if name in _OBSERVED and pictures:
+                dtype = _BYTES
             if (shapes[name], part.get_dtype()) != (shape, dtype):
                 raise ValueError(
                     f"array {name} is {part.get_dtype()}{shown(list(shapes[name]))} where "

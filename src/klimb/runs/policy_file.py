@@ -27,10 +27,14 @@ from klimb.fields import STRICT, NonNegative, Positive, Width, explain
 from klimb.files import TooLarge, as_path, is_file, make_directory, open_arrays, read_limited, write_text
 from klimb.policies.action_spec import Exploration, GaussianStyle
 from klimb.policies.actions import actions_from_json
-from klimb.policies.encoders import FlatEncoder
-from klimb.policies.networks import Activation, NetworkPolicy
+from klimb.policies.architectures import encoder_of
+from klimb.policies.encoders import Encoder, FlatEncoder
+from klimb.policies.mlp import Activation
+from klimb.policies.networks import NetworkPolicy
 from klimb.policies.normalizer import Normalizer
 from klimb.policies.observations import BoxObservations, ObservationSpec, observations_from_json
+from klimb.policies.parts_encoder import PartsEncoder
+from klimb.policies.pictures import NETWORKS, PictureEncoder
 from klimb.policies.policy import policy_of
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
@@ -78,8 +82,8 @@ UNWRITTEN_LIMITS = NormalizerLimits(clip=10.0, variance_floor=1e-8)
 class PolicyDescription:
     """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
 
-    Version 4 may have `log_std_bounds`, `exploration`, `layer_norm` and `residual`; a policy with none of them is
-    written as version 3.
+    Version 4 may have `log_std_bounds`, `exploration`, `layer_norm` and `residual`, and of pictures `network`; a policy
+    with none of them is written as version 3. A policy that only reads pictures has no `normalizer`.
     Version 2 has no `normalizer`. Version 1, of klimb 0.1.0, has `observation_size` in place of `observations` as
     well, and other names for some arrays.
     """
@@ -99,6 +103,7 @@ class PolicyDescription:
     exploration: Exploration = "independent"
     layer_norm: bool = False
     residual: bool = False
+    network: str | None = None
 
     @property
     def style(self) -> GaussianStyle:
@@ -108,16 +113,26 @@ class PolicyDescription:
     def template(self) -> PyTree:
         """The policy's structure with shapes in place of arrays; nothing is allocated. ValueError when it is none."""
         actions = actions_from_json(self.actions)
-        observations, limits = self._observations(), self._limits()
+        observations = self._observations()
+        if self.network is not None and self.network not in NETWORKS:
+            raise ValueError(f"its network is {shown(self.network, 40)}; klimb knows {', '.join(NETWORKS)}")
         outputs = actions.num_outputs(self.style)
-        inputs = observations.encoded.size if observations.columns is None else len(observations.columns)
-        weights = num_weights([inputs, *self.hidden, outputs])
+
+        def encoder() -> Encoder:
+            fresh = encoder_of(observations, jax.random.key(0), network=self.network)
+            match fresh:
+                case FlatEncoder():
+                    return self._limited(fresh)
+                case PartsEncoder(numbers=FlatEncoder() as numbers):
+                    return dataclasses.replace(fresh, numbers=self._limited(numbers))
+            return fresh
+
+        # Shapes alone: what a file asks for may be too large for any memory.
+        shapes = eqx.filter_eval_shape(encoder)
+        of_pictures = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(pictures_of(shapes)))
+        weights = of_pictures + num_weights([shapes.num_features, *self.hidden, outputs])
         if weights > MAX_WEIGHTS:
             raise ValueError(f"its network has {weights} weights; klimb reads at most {MAX_WEIGHTS}")
-
-        def encoder() -> FlatEncoder:
-            fresh = FlatEncoder.of(observations)
-            return dataclasses.replace(fresh, normalizer=limits.applied(fresh.normalizer))
 
         return eqx.filter_eval_shape(
             lambda: NetworkPolicy(
@@ -134,6 +149,9 @@ class PolicyDescription:
             )
         )
 
+    def _limited(self, numbers: FlatEncoder) -> FlatEncoder:
+        return dataclasses.replace(numbers, normalizer=self._limits().applied(numbers.normalizer))
+
     def _limits(self) -> NormalizerLimits:
         if self.normalizer is not None:
             return self.normalizer
@@ -148,23 +166,45 @@ class PolicyDescription:
 
 
 def describe(policy: NetworkPolicy) -> dict[str, Any]:
-    """The content of `policy.json` for a policy with a `FlatEncoder`, as plain values."""
-    assert isinstance(policy.encoder, FlatEncoder)
+    """The content of `policy.json` for a policy with an encoder of klimb's own, as plain values."""
+    numbers, pictures = numbers_of(policy.encoder), pictures_of(policy.encoder)
     weights = policy.network.weights
     layers = {"layer_norm": bool(policy.network.norms), "residual": policy.network.residual}
-    added = {name: True for name, used in layers.items() if used}
+    added: dict[str, Any] = {name: True for name, used in layers.items() if used}
+    added |= {"network": pictures[0].network} if pictures else {}
+    limits = None if numbers is None else dataclasses.asdict(NormalizerLimits.of(numbers.normalizer))
     return {
         "format": "klimb-policy",
         "version": FORMAT_VERSION if policy.style.added or added else EARLIER_VERSION,
         "klimb": __version__,
         "observations": policy.observations.to_json(),
-        "normalizer": dataclasses.asdict(NormalizerLimits.of(policy.encoder.normalizer)),
+        "normalizer": limits,
         "actions": policy.actions.to_json(),
         "hidden": [weight.shape[-1] for weight in weights[:-1]],
         "activation": policy.network.activation,
         **policy.style.to_json(),
         **added,
     }
+
+
+def numbers_of(encoder: Encoder) -> FlatEncoder | None:
+    """What reads the numbers that are no pictures in an encoder of klimb's own; None where there are none."""
+    match encoder:
+        case PartsEncoder():
+            return encoder.numbers
+        case FlatEncoder():
+            return encoder
+    return None
+
+
+def pictures_of(encoder: Encoder) -> tuple[PictureEncoder, ...]:
+    """What reads pictures in an encoder of klimb's own."""
+    match encoder:
+        case PartsEncoder():
+            return encoder.pictures
+        case PictureEncoder():
+            return (encoder,)
+    return ()
 
 
 def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy", iteration: int | None = None) -> Path:
@@ -239,7 +279,7 @@ def policy_iteration(path: str | Path, *, seed: int | None = None) -> int | None
 
 def _is_described(policy: PyTree) -> bool:
     """Whether `policy.json` says all that has to be known: klimb's own network with klimb's own encoder."""
-    return type(policy) is NetworkPolicy and type(policy.encoder) is FlatEncoder
+    return type(policy) is NetworkPolicy and type(policy.encoder) in (FlatEncoder, PictureEncoder, PartsEncoder)
 
 
 def _require_numbers(policy: NetworkPolicy) -> None:
@@ -248,7 +288,7 @@ def _require_numbers(policy: NetworkPolicy) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
         numbers, name = np.atleast_1d(leaf), jax.tree_util.keystr(path).lstrip(".")
         _require_none(name, ~np.isfinite(numbers), "not finite")
-        if name in ("encoder.normalizer.variance", "encoder.normalizer.count"):
+        if name.endswith(("normalizer.variance", "normalizer.count")):
             _require_none(name, numbers < 0, "negative")
 
 

@@ -83,6 +83,10 @@ class TrainOptionsDict(TypedDict, total=False):
     """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
     exploration: Literal["independent", "gsde"]
     """Noise of Gaussian actions. independent: drawn at every step; gsde: a function of the state, smooth in time."""
+    network: str | None
+    """Network that reads pictures: minatar, nature, impala, or mlp for none; or a function of your own, module:name."""
+    critic_network: str | None
+    """Network that reads pictures in the critic; none: the same as for the policy."""
     critic_observes: Sequence[int] | int | None
     """Parts of Dict observations that only the critic sees; none: both see all parts."""
     init_from: str | None

@@ -334,7 +334,7 @@ def saved_policy(directory: RunDirectory, environment: Environment) -> PyTree | 
     directory: of the run. environment: the one of the run.
     """
     options = directory.config.options
-    if options.policy is not None:
+    if options.own_policy is not None:
         return None
     first_seed = options.seed if options.num_seeds > 1 else None
     if not is_file(directory.path / f"{policy_name(first_seed)}.json"):

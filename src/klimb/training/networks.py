@@ -69,6 +69,7 @@ class Networks:
             log_std_bounds=options.log_std_bounds,
             exploration=options.exploration,
             **options.layers._asdict(),
+            network=options.network,
             key=key,
         )
 
@@ -85,6 +86,7 @@ class Networks:
             hidden=hidden,
             activation=options.activation,
             **options.layers._asdict(),
+            network=options.network if options.critic_network is None else options.critic_network,
             key=key,
         )
 
@@ -98,8 +100,9 @@ class Networks:
         weights = f" × {units} units" if units is not None else ""
         logger.warning(
             "%s: observations of shape %s look like images and are flattened: the first layer has %d inputs%s, and "
-            "such networks seldom learn from images. Give a convolutional network (--policy, docs/own-network.md), or "
-            "make the images smaller first: gymnasium.wrappers.GrayscaleObservation and ResizeObservation",
+            "such networks seldom learn from images. klimb's convolutional networks read bytes from 0 to 255, and "
+            "floats from 0 to 1 with channels: give their space these bounds, or a network of your own (--network, "
+            "docs/own-network.md)",
             environment.id,
             image,
             inputs,
@@ -160,7 +163,7 @@ def load_policies(directory: Path, config: RunConfig, environment: Environment) 
     for the policy, its module is imported. environment: what they are for.
     """
     options = config.options
-    like = None if options.policy is None else Networks(environment, options).template
+    like = None if options.own_policy is None else Networks(environment, options).template
     if options.num_seeds == 1:
         return [load_policy(directory, like=like)]
     return [load_policy(directory, seed=options.seed + k, like=like) for k in range(options.num_seeds)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from klimb.improve.optimizer import moments_after
 from klimb.policies.networks import Critic
@@ -40,7 +40,7 @@ class NormalizerUpdates:
     start_with_rollout: bool
 
     def update(
-        self, learned: Learned, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]
+        self, learned: Learned, obs: Num[Array, " B *obs"], weight: Float[Array, " B"]
     ) -> tuple[Learned, Bool[Array, ""]]:
         """(the same functions, and the states of their optimisers, with a batch in the statistics; exact).
 

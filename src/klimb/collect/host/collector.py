@@ -32,6 +32,7 @@ from klimb.policies.action_spec import ActionSpec
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
 from klimb.policies.networks import NetworkPolicy
+from klimb.policies.observations import ObservationSpec
 from klimb.policies.policy import action_distribution
 from klimb.types import Derivatives, Rollout
 
@@ -102,7 +103,7 @@ class VectorCollector:
         self.shape, self.whole_episodes = (num_steps, num_seeds, num_envs), whole_episodes
         self._actions, self._observations = environment.actions, environment.observations
         self._static = policy_static
-        self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observations.shape, exploration_steps))
+        self._draw = jax.jit(partial(_draw, policy_static, self.shape, self._observations, exploration_steps))
         steps = noise_steps(policy_static, num_steps, exploration_steps)
         self._noise = NoiseLayout.of(num_steps, steps, held_noise(policy_static) or self._actions.shape)
         self._act = jax.jit(partial(_act, policy_static, self._actions))
@@ -364,7 +365,7 @@ class VectorCollector:
 
         programs = {}
         for width in {part.stop - part.start for part in parts(num_envs, workers)}:
-            obs = jax.ShapeDtypeStruct((num_seeds, width, *self._observations.shape), jnp.float32)
+            obs = jax.ShapeDtypeStruct((num_seeds, width, *self._observations.shape), self._observations.dtype)
             noise = jax.ShapeDtypeStruct((num_seeds, width, *self._noise.shape), jnp.float32)
             exported = jax.export.export(jax.jit(act), platforms=["cpu"])(*every, obs, noise)
             programs[width] = bytes(exported.serialize())
@@ -397,7 +398,7 @@ def _pack(spec: ExportedPolicySpec, policy: PyTree) -> np.ndarray:
 def _draw(
     static: PyTree,
     shape: tuple[int, int, int],
-    observation: tuple[int, ...],
+    observations: ObservationSpec,
     exploration_steps: int | None,
     policy: PyTree,
     keys: Array,
@@ -407,7 +408,7 @@ def _draw(
 
     def one_seed(arrays: PyTree, key: Array) -> Array:
         # Its shape depends on the kind of distribution alone.
-        obs = jnp.zeros((num_envs, *observation))
+        obs = jnp.zeros((num_envs, *observations.shape), observations.dtype)
         return rollout_noise(eqx.combine(arrays, static), key, obs, num_steps, exploration_steps)
 
     return jnp.swapaxes(jax.vmap(one_seed)(policy, keys), 0, 1)

@@ -204,7 +204,7 @@ class Stepper:
     def restore(self, captured: dict[str, list]) -> None:
         """Restore, after a reset, what `capture` returned. RunError or ValueError when it does not fit."""
         with np.errstate(over="ignore"):
-            obs = np.array(captured["obs"], np.float32)
+            obs = np.array(captured["obs"], np.float32 if self._obs is None else self._obs.dtype)
         if self._obs is None or obs.shape != self._obs.shape:
             raise ValueError(f"observations of the shape {obs.shape}")
         self.vector.restore([state for seed in captured["states"] for state in seed])

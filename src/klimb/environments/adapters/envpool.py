@@ -11,11 +11,13 @@ from typing import Any
 
 import gymnasium.spaces
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Integer, Num
 
 from klimb.environments.host import HostEnvironment, HostStep, HostVector
 from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
 from klimb.policies.action_spec import ActionSpec
+from klimb.policies.observation_spec import ObservationSpec
+from klimb.policies.picture_observations import PictureObservations
 
 MAX_SEED = 2**31 - 1
 """EnvPool's seeds are below it."""
@@ -36,17 +38,17 @@ class EnvPoolEnvironment(HostEnvironment):
 
         copies: their number. restart: is not used.
         """
-        return EnvPoolVector(self.name, copies, self.actions)
+        return EnvPoolVector(self.name, copies, self.observations, self.actions)
 
 
 class EnvPoolVector(HostVector):
     """Copies in EnvPool, which resets one step late: the row after an episode's end is a reset, and is not valid."""
 
-    def __init__(self, name: str, copies: int, actions: ActionSpec) -> None:
-        self._name, self._copies, self._actions = name, copies, actions
+    def __init__(self, name: str, copies: int, observations: ObservationSpec, actions: ActionSpec) -> None:
+        self._name, self._copies, self._dtype, self._actions = name, copies, observations.dtype, actions
         self._pool: Any = None
 
-    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
+    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Num[np.ndarray, " M *obs"]:
         """Create the pool, since EnvPool takes seeds at construction only. Returns the first observations.
 
         seeds: one per copy.
@@ -55,7 +57,7 @@ class EnvPoolVector(HostVector):
         self._pool = _open(self._name, [seed % MAX_SEED for seed in seeds.tolist()])
         with _without_space_warnings():
             obs, _ = self._pool.reset()
-        self._obs = np.array(obs, np.float32)
+        self._obs = np.array(obs, self._dtype)
         self._resets = np.zeros(self._copies, bool)
         return self._obs
 
@@ -63,7 +65,7 @@ class EnvPoolVector(HostVector):
         """Step every copy with its row of `action`."""
         obs, reward, terminated, truncated, _ = self._pool.step(self._actions.unflatten(action))
         valid = ~self._resets
-        self._obs = np.array(obs, np.float32)
+        self._obs = np.array(obs, self._dtype)
         self._resets = terminated | truncated
         return HostStep(self._obs, self._obs, reward, terminated, truncated & ~terminated, valid)
 
@@ -78,7 +80,7 @@ def make_envpool(name: str) -> EnvPoolEnvironment:
     """The EnvPool environment `name`.
 
     Raises MissingExtra if EnvPool is not installed, EnvironmentNotFound for an unknown name, UnsupportedSpace for
-    observations that are not one-dimensional boxes.
+    observations that are neither one-dimensional boxes nor pictures.
     """
     envpool = _import(name)
     known = envpool.list_all_envs()
@@ -90,11 +92,13 @@ def make_envpool(name: str) -> EnvPoolEnvironment:
         observation, action = pool.observation_space, pool.action_space
     pool.close()
     if not isinstance(observation, gymnasium.spaces.Box):
-        raise UnsupportedSpace(f"envpool:{name} has observations {observation}; klimb reads one-dimensional boxes")
-    low, high = observation.low.astype(np.float32), observation.high.astype(np.float32)
+        raise UnsupportedSpace(f"envpool:{name} has observations {observation}; klimb reads boxes")
+    if PictureObservations.from_space(observation) is None:
+        low, high = observation.low.astype(np.float32), observation.high.astype(np.float32)
+        observation = gymnasium.spaces.Box(low, high)
     if isinstance(action, gymnasium.spaces.Box):
         action = gymnasium.spaces.Box(action.low.astype(np.float32), action.high.astype(np.float32))
-    return EnvPoolEnvironment(f"envpool:{name}", name, gymnasium.spaces.Box(low, high), action)
+    return EnvPoolEnvironment(f"envpool:{name}", name, observation, action)
 
 
 @contextlib.contextmanager

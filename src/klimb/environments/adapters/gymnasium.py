@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Num
 
 from klimb.environments import returns, simulator_state
 from klimb.environments.adapters.action_masks import ActionMask, MaskSource, mask_source, unmasked
@@ -28,6 +28,7 @@ from klimb.policies.actions import action_spec
 from klimb.policies.observation_parts import MaskedObservations
 from klimb.policies.observation_spec import ObservationSpec
 from klimb.policies.observations import observation_spec
+from klimb.policies.picture_observations import PictureObservations
 
 logger = logging.getLogger("klimb")
 
@@ -39,8 +40,8 @@ IMAGE_SIZE = 2048
 class GymnasiumEnvironment(HostEnvironment):
     """A Gymnasium environment, from the registry or from a function that makes one.
 
-    Observations that are not one-dimensional boxes (discrete, images, dictionaries) are flattened with Gymnasium's
-    `FlattenObservation`; discrete ones become one-hot rows.
+    Observations that are neither one-dimensional boxes nor pictures (discrete, dictionaries) are flattened with
+    Gymnasium's `FlattenObservation`; discrete ones become one-hot rows.
     """
 
     id: str
@@ -129,12 +130,12 @@ class GymnasiumEnvironment(HostEnvironment):
 
 
 def flattened(env: gym.Env) -> gym.Env:
-    """The environment `env`, wrapped so that observations are one-dimensional boxes.
+    """The environment `env`, wrapped so that observations are one-dimensional boxes, or pictures as they are.
 
     Raises UnsupportedSpace for observations without a fixed size.
     """
     space = env.observation_space
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+    if isinstance(space, gym.spaces.Box) and (len(space.shape) == 1 or PictureObservations.from_space(space)):
         return env
     if not isinstance(space, gym.spaces.Space):
         raise UnsupportedSpace(
@@ -153,16 +154,16 @@ def adapted(env: gym.Env, mask: MaskSource | None) -> gym.Env:
 
 
 def image_shape(space: gym.Space) -> tuple[int, ...] | None:
-    """The shape of the largest part of a space that looks like an image, and that flattening makes a vector of.
+    """The shape of the largest part of a space that looks like an image and is none to klimb, which makes a vector of
+    it.
 
-    space: of observations as the environment gives them. Images are boxes of three dimensions of uint8, and boxes of
-    at least two dimensions with many numbers.
+    space: of observations as the environment gives them. Pictures are bytes, or floats from 0 to 1; other boxes of at
+    least two dimensions with many numbers only look like them.
     """
     match space:
         case gym.spaces.Box():
-            has_pixels = space.dtype == np.uint8 and len(space.shape) == 3
             is_large = len(space.shape) > 1 and math.prod(space.shape) >= IMAGE_SIZE
-            return space.shape if has_pixels or is_large else None
+            return space.shape if is_large and PictureObservations.from_space(space) is None else None
         case gym.spaces.Dict() | gym.spaces.Tuple():
             parts = space.spaces.values() if isinstance(space, gym.spaces.Dict) else space.spaces
             shapes = [shape for part in parts if (shape := image_shape(part)) is not None]
@@ -216,20 +217,23 @@ class GymnasiumVector(HostVector):
             self._envs.append(self._made(copy))
         self._actions = action_spec(self._envs[0].action_space)
         self._all_valid = np.ones(copies, bool)
-        self._shape = self._envs[0].observation_space.shape or ()
-        self._dtype: np.dtype = np.dtype(self._envs[0].observation_space.dtype)
+        space = self._envs[0].observation_space
+        self._shape = space.shape or ()
+        self._dtype: np.dtype = np.dtype(space.dtype)
+        picture = PictureObservations.from_space(space)
+        self._kept: type[np.generic] = np.float32 if picture is None else picture.dtype
         self._failed_last = np.zeros(copies, bool)
         self._seeds: list[int] = []
         self._faults: list[Fault] = []
         self._differentiator: Differentiator | None = None
 
-    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Float[np.ndarray, " M *obs"]:
+    def reset(self, seeds: Integer[np.ndarray, " M"]) -> Num[np.ndarray, " M *obs"]:
         """Start a new episode in every copy. Returns the first observations.
 
         seeds: one per copy. A copy that is restarted after a fault gets the `restart_seed` of its own.
         """
         self._seeds = seeds.tolist()
-        return np.stack([self._begin(copy) for copy in range(len(self._envs))])
+        return np.stack([self._begin(copy) for copy in range(len(self._envs))]).astype(self._kept, copy=False)
 
     def step(self, action: np.ndarray) -> HostStep:
         """Step every copy with its row of `action`. Raises EnvironmentFault as the class says."""
@@ -258,7 +262,7 @@ class GymnasiumVector(HostVector):
             rewards.append(reward)
             if ends or is_cut:
                 terminated[copy], truncated[copy] = ends, is_cut
-        successor = np.frombuffer(b"".join(rows), dtype).reshape(count, *shape).astype(np.float32)
+        successor = np.frombuffer(b"".join(rows), dtype).reshape(count, *shape).astype(self._kept)
         for copy, other in others.items():
             successor[copy] = other
         current, ended = successor, np.flatnonzero(terminated | truncated)

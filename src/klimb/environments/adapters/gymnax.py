@@ -11,7 +11,7 @@ import gymnasium.spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Num, PRNGKeyArray, PyTree
 
 from klimb.environments.base import CompiledEnvironment, Transition
 from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
@@ -52,7 +52,7 @@ class GymnaxEnvironment(CompiledEnvironment):
         """Steps after which an episode is truncated."""
         return int(self.params.max_steps_in_episode)
 
-    def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Float[Array, " *obs_shape"]]:
+    def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Num[Array, " *obs_shape"]]:
         """gymnax's state, and the observation, at the start of an episode."""
         obs, state = self.env.reset_env(key, self.params)
         return _without_weak_types(state), self._observe(obs)
@@ -71,7 +71,7 @@ class GymnaxEnvironment(CompiledEnvironment):
             truncated=jnp.asarray(self.env.is_truncated(state, self.params), bool),
         )
 
-    def _observe(self, obs: Array) -> Float[Array, " *obs_shape"]:
+    def _observe(self, obs: Array) -> Num[Array, " *obs_shape"]:
         space = self.env.observation_space(self.params)
         if hasattr(space, "n"):
             return jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
