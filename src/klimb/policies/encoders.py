@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -21,6 +22,10 @@ class Encoder(eqx.Module):
     A custom encoder is a subclass with `num_features` and `features`; the arrays of its convolutions or embeddings are
     fields. It is called with one observation at a time, under vmap.
     """
+
+    rows_at_once: ClassVar[int | None] = None
+    """Observations after which a CPU begins anew where only values are wanted, because what is between the layers would
+    not fit into its cache; None for all at once."""
 
     @property
     @abc.abstractmethod

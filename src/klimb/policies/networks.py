@@ -20,6 +20,7 @@ from klimb.policies.architectures import encoder_of
 from klimb.policies.distributions import Distribution
 from klimb.policies.encoders import Encoder
 from klimb.policies.exploration import marginal_log_std, standard_noise
+from klimb.policies.few_at_once import over_rows
 from klimb.policies.layers import Initialization, LayerOptions
 from klimb.policies.mlp import MLP, Activation
 from klimb.policies.normalizer import VARIANCE_FLOOR, Normalizer, Rescaling
@@ -358,7 +359,7 @@ def state_values(critic: Critic, obs: Num[Array, "T N *obs"]) -> Float[Array, "T
 
     critic: called with one observation at a time, under vmap. obs: of every step and environment.
     """
-    return jax.vmap(jax.vmap(critic))(obs)
+    return over_rows(critic, obs, 2)
 
 
 def _encoder(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from klimb.policies.encoders import Encoder, FlatEncoder
 from klimb.policies.normalizer import Rescaling
-from klimb.policies.pictures import PictureEncoder
+from klimb.policies.pictures import ROWS_AT_ONCE, PictureEncoder
 
 
 class PartsEncoder(Encoder):
@@ -23,6 +23,8 @@ class PartsEncoder(Encoder):
     numbers: FlatEncoder | None
     pictures: tuple[PictureEncoder, ...]
     starts: tuple[int, ...] = eqx.field(static=True)
+
+    rows_at_once = ROWS_AT_ONCE
 
     @property
     def num_features(self) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from klimb.errors import WrongObject, shown
 from klimb.policies.distributions import Distribution
+from klimb.policies.few_at_once import over_rows
 from klimb.policies.normalizer import Rescaling
 from klimb.precision import full_precision
 
@@ -135,6 +136,4 @@ def action_distribution(policy: Policy, obs: Array, *, axes: int = 1) -> Distrib
 
     Returns distributions with the same leading axes.
     """
-    for _ in range(axes):
-        policy = jax.vmap(policy)
-    return policy(obs)
+    return over_rows(policy, obs, axes)
