@@ -83,6 +83,11 @@ def works() -> list[Work]:
         critic = {"critic_learning_rate": 3e-4, "critic_epochs": 4}
         return klimb("klimb", "ppo", "jax:CartPole-v1", iterations, rule, **sizes, **critic, **options)
 
+    def pictures(name: str, iterations: int, **options) -> Contender:
+        rule = {"epochs": 4, "num_minibatches": 4}
+        sizes = {"num_envs": 8, "num_steps": 128, "critic_epochs": 4, "critic_num_minibatches": 4}
+        return klimb(name, "ppo", "envpool:Breakout-v5", iterations, rule, **sizes, **options)
+
     return [
         *(
             Work(
@@ -139,6 +144,13 @@ def works() -> list[Work]:
                 (peer("rejax PPO, vmap", "rejax_many.py", seeds, max(2, 512 // seeds), 4, 128),),
             )
             for seeds in (8, 64, 256)
+        ),
+        Work(
+            "breakout-ppo: Atari Breakout, 84 × 84 × 4, nature, PPO, 8 × 128, 4 epochs × 4 minibatches",
+            pictures("klimb, EnvPool", 3),
+            (peer("SB3 PPO, CnnPolicy", "sb3.py", "sb3-atari", "BreakoutNoFrameskip-v4", 8, 128, 3 * 1024),),
+            (pictures("klimb, EnvPool, a small critic", 3, critic_network="minatar", critic_hidden=[64]),),
+            turns=3,
         ),
         Work(
             "cartpole-trpo: CartPole-v1, TRPO, 8 × 256, 15 CG iterations, 10 critic epochs of minibatches of 128",

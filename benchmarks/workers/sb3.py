@@ -1,7 +1,8 @@
 """Stable-Baselines3's PPO, sb3-contrib's TRPO or SBX's PPO at their defaults, on DummyVecEnv.
 
-Same protocol as klimb_training.py. Arguments: sb3-ppo | sb3-trpo | sbx-ppo, the environment's id, the number of
-environments, steps of each a rollout, steps a turn.
+Same protocol as klimb_training.py. Arguments: sb3-ppo | sb3-trpo | sbx-ppo | sb3-atari, the id of the environment, the
+number of environments, steps of each a rollout, steps a turn. sb3-atari is PPO with CnnPolicy, 4 epochs of minibatches
+of 256.
 """
 
 import sys
@@ -14,16 +15,26 @@ NUM_ENVS, NUM_STEPS, STEPS = map(int, sys.argv[3:])
 ITERATION = NUM_ENVS * NUM_STEPS
 TURN = -(-STEPS // ITERATION) * ITERATION  # whole iterations
 
-envs = make_vec_env(ENV, n_envs=NUM_ENVS, seed=0)
+POLICY, OPTIONS = "MlpPolicy", {}
+if RULE == "sb3-atari":
+    import ale_py  # registers the games
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    assert ale_py
+    envs = VecFrameStack(make_atari_env(ENV, n_envs=NUM_ENVS, seed=0), 4)
+    POLICY, OPTIONS = "CnnPolicy", {"n_epochs": 4, "batch_size": 256}
+else:
+    envs = make_vec_env(ENV, n_envs=NUM_ENVS, seed=0)
 match RULE:
-    case "sb3-ppo":
+    case "sb3-ppo" | "sb3-atari":
         from stable_baselines3 import PPO as Algorithm
     case "sb3-trpo":
         from sb3_contrib import TRPO as Algorithm
     case "sbx-ppo":
         from sbx import PPO as Algorithm
 
-model = Algorithm("MlpPolicy", envs, n_steps=NUM_STEPS, device="cpu", seed=0)
+model = Algorithm(POLICY, envs, n_steps=NUM_STEPS, device="cpu", seed=0, **OPTIONS)
 
 model.learn(total_timesteps=ITERATION)
 print("ready", flush=True)

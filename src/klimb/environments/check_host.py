@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -51,7 +51,7 @@ def host_findings(
     if environment.image_shape is not None:
         yield _image(environment)
     if isinstance(environment, GymnasiumEnvironment):
-        yield from _raw_observations(environment, min(steps, WORKER_STEPS), seed)
+        yield from _raw_observations(environment, min(steps, WORKER_STEPS), seed, can_act=can_act)
         yield from _gymnasiums_own(environment)
 
 
@@ -211,22 +211,25 @@ def _image(environment: HostEnvironment) -> Finding:
     )
 
 
-def _raw_observations(environment: GymnasiumEnvironment, steps: int, seed: int) -> Iterator[Finding]:
+def _raw_observations(environment: GymnasiumEnvironment, steps: int, seed: int, *, can_act: bool) -> Iterator[Finding]:
     """Whether observations are in their space, before klimb flattens and converts them."""
     try:
         env = environment.make()
-        layer = env.env if isinstance(env, gym.wrappers.FlattenObservation | ActionMask) else env
-        space = layer.observation_space
-        layer.action_space.seed(seed)
-        rows = [layer.reset(seed=seed)[0]]
+        if isinstance(env, gym.wrappers.FlattenObservation | ActionMask):
+            env.env = returned = _Returned(env.env)
+        else:
+            env = returned = _Returned(env)
+        obs, _ = env.reset(seed=seed)
+        choose = _allowed(environment, seed) if can_act else lambda _: environment.action_space.sample()
+        environment.action_space.seed(seed)
         for _ in range(steps):
-            obs, _, terminated, truncated, _ = layer.step(layer.action_space.sample())
-            rows.append(obs)
+            obs, _, terminated, truncated, _ = env.step(choose(obs))
             if terminated or truncated:
-                rows.append(layer.reset()[0])
+                obs, _ = env.reset()
         env.close()
     except Exception:  # said by the trial
         return
+    rows, space = returned.observations, returned.observation_space
     wrong = [text for obs in rows if (text := outside(obs, space)) is not None]
     if not wrong:
         yield Finding("observation space", "ok", f"contains all {len(rows)} observations")
@@ -237,6 +240,35 @@ def _raw_observations(environment: GymnasiumEnvironment, steps: int, seed: int) 
             f"{len(wrong)} of {len(rows)} observations are not in it: {wrong[0]}",
             "klimb converts and normalises observations but does not clip them; correct the space",
         )
+
+
+def _allowed(environment: GymnasiumEnvironment, seed: int) -> Callable[[Any], Any]:
+    """From an observation with its mask, if it has one, to a random action that is allowed."""
+    actions, space = environment.actions, environment.action_space
+    allowed = AllowedActions(environment.observations, actions, seed)
+
+    def choose(obs: Any) -> Any:
+        return actions.unflatten(allowed(np.asarray(obs)[None], actions.clip(actions.flatten(space.sample()))))
+
+    return choose
+
+
+class _Returned(gym.Wrapper):
+    """Keeps all observations, as the environment returns them."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.observations: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        result = self.env.reset(seed=seed, options=options)
+        self.observations.append(result[0])
+        return result
+
+    def step(self, action: Any) -> Any:
+        result = self.env.step(action)
+        self.observations.append(result[0])
+        return result
 
 
 def outside(obs: Any, space: gym.Space) -> str | None:

@@ -132,3 +132,12 @@ def test_a_mask_of_another_size_in_the_space_is_refused():
 
     with pytest.raises(UnsupportedSpace, match="the part action_mask of the observations has 4 flags, and the actions"):
         GymnasiumEnvironment.from_maker("wrong", Wrong)
+
+
+@pytest.mark.parametrize("mask", ["observation", "info", "method"])
+def test_observations_are_checked_under_allowed_actions(mask):
+    """This environment raises on forbidden ones, which would hide what observations are."""
+    check = klimb.check_env(valves(mask), steps=30)
+    (finding,) = [finding for finding in check.findings if finding.name == "observation space"]
+    assert finding.status == "ok"
+    assert "contains all" in finding.text
