@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
+COMPUTES := tests/policies tests/improve tests/estimate tests/guided tests/tabular tests/test_contract.py tests/test_contract_spaces.py tests/test_picture_tasks.py
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-shapes test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -27,9 +28,12 @@ lint: $(DEV)  ## check style and formatting
 types: $(DEV)  ## check types
 	$(BIN)/mypy
 
-# Shapes are checked by the fast tests; here that would be a sixth of the time.
+# By jaxtyping and beartype, which twice as much time is spent on: not in all tests.
+test-shapes: $(DEV)  ## fast tests of what computes with arrays, with the shapes and types of all arguments checked
+	timeout -s KILL 600 $(BIN)/python -m pytest $(COMPUTES) --jaxtyping-packages=klimb,beartype.beartype --numprocesses 2 --dist loadfile
+
 test-slow: $(DEV)  ## the slow tests, which take many minutes
-	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --jaxtyping-packages= --numprocesses 2 --dist worksteal
+	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## all tests of faults; writes the tables of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md
@@ -96,6 +100,9 @@ results-page: $(DEV)  ## write docs/results.md and docs/ablations.md from the re
 
 zoo: $(DEV)  ## put the best policies of the returns measured here into the zoo
 	$(BIN)/python benchmarks/zoo.py
+
+bench-minatar: $(DEV)  ## returns on MinAtar beside rejax's PPO; writes docs/minatar.md (an hour and a half)
+	$(BIN)/python benchmarks/minatar.py
 
 bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO contributes; writes docs/ideas.md (twenty minutes)
 	$(BIN)/python benchmarks/ideas.py

@@ -15,10 +15,12 @@ import klimb
 from klimb.errors import ConfigError, PolicyFileError
 from klimb.policies.architectures import encoder_of
 from klimb.policies.encoders import FlatEncoder
+from klimb.policies.networks import state_values
 from klimb.policies.observations import observations_from_json
 from klimb.policies.parts_encoder import PartsEncoder
 from klimb.policies.picture_observations import PictureObservations
 from klimb.policies.pictures import Convolution, PictureEncoder, convolution, products_of_patches
+from klimb.policies.policy import action_distribution
 from problems import assert_same_bits
 
 INF = np.inf
@@ -179,6 +181,26 @@ def test_axes_of_pictures(dimensions):
     obs = jnp.asarray(obs)
     np.testing.assert_allclose(encoder(obs), expected.reshape(4, -1) / 255, rtol=1e-6)
     assert encoder(obs[0]).shape == (encoder.num_features,)
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_few_rows_at_once_are_all_of_them(axes):
+    """Values and derivatives of 70 pictures, of which 32 are evaluated at a time."""
+    spec, actions = PictureObservations((8, 8, 2)), klimb.action_spec(spaces.Box(-1, 1, (2,)))
+    policy = klimb.NetworkPolicy(spec, actions, hidden=(5,), key=key())
+    critic = klimb.Critic(spec, hidden=(5,), key=key(1))
+    obs = jnp.asarray(np.random.default_rng(0).integers(0, 256, (70, 8, 8, 2), np.uint8))
+    rows = obs if axes == 1 else obs.reshape(7, 10, 8, 8, 2)
+
+    def loss(policy, distribution):
+        return jnp.sum(jnp.square(distribution(policy).mean)) + jnp.sum(distribution(policy).log_std)
+
+    few, all_rows = (lambda p: action_distribution(p, rows, axes=axes)), (lambda p: jax.vmap(p)(obs))
+    np.testing.assert_allclose(few(policy).mean.reshape(70, 2), all_rows(policy).mean, rtol=1e-5, atol=1e-6)
+    for one, other in zip(*(jax.tree.leaves(eqx.filter_grad(loss)(policy, of)) for of in (few, all_rows)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    if axes == 2:
+        np.testing.assert_allclose(state_values(critic, rows).reshape(-1), jax.vmap(critic)(obs), rtol=1e-5, atol=1e-6)
 
 
 def test_parts_of_a_dictionary_have_an_encoder_each():
