@@ -199,7 +199,7 @@ def test_an_environment_object_is_never_mistaken_for_its_default(tmp_path):
 
 
 def test_pictures_need_a_network_of_their_own():
-    with pytest.raises(klimb.UnsupportedSpace, match=r"shape \[5, 5\] need a network of their own.*--policy"):
+    with pytest.raises(klimb.UnsupportedSpace, match=r"shape \[5, 5\] need a network of their own.*--network"):
         klimb.train(own_code.Spot(), klimb.TRPO(), **SMALL)
 
 
