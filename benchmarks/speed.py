@@ -149,7 +149,6 @@ def works() -> list[Work]:
             "breakout-ppo: Atari Breakout, 84 × 84 × 4, nature, PPO, 8 × 128, 4 epochs × 4 minibatches",
             pictures("klimb, EnvPool", 3),
             (peer("SB3 PPO, CnnPolicy", "sb3.py", "sb3-atari", "BreakoutNoFrameskip-v4", 8, 128, 3 * 1024),),
-            (pictures("klimb, EnvPool, a small critic", 3, critic_network="minatar", critic_hidden=[64]),),
             turns=3,
         ),
         Work(
