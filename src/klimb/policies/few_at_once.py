@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,10 @@ def over_rows(network: Callable[[Array], Any], rows: Num[Array, "..."], axes: in
     """
     encoder = getattr(network, "encoder", None)
     at_once = encoder.rows_at_once if isinstance(encoder, Encoder) else None
-    lead, rest = rows.shape[:axes], rows.shape[axes:]
-    flat = rows.reshape(-1, *rest) if axes > 0 else rows
-    if at_once is None or axes == 0 or len(flat) <= at_once or jax.default_backend() != "cpu":
+    lead = rows.shape[:axes]
+    if at_once is None or math.prod(lead) <= at_once or jax.default_backend() != "cpu":
         return _all_at_once(network, rows, axes)
+    flat = rows.reshape(-1, *rows.shape[axes:])
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), _few_at_once(network, flat, at_once))
 
 

@@ -33,7 +33,8 @@ class Replay:
 
     def empty(self, rollout: Rollout, policy: PyTree) -> History:
         """A history of nothing. rollout, policy: the shapes of a rollout and of the policy's arrays."""
-        return History.empty(self.length, rollout.with_all_successors(), policy, keeps_policies=self.keeps_policies)
+        stored = jax.eval_shape(Rollout.with_all_successors, rollout)
+        return History.empty(self.length, stored, policy, keeps_policies=self.keeps_policies)
 
     def training_batch(
         self,
