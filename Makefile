@@ -6,11 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
-COMPUTES := tests/policies tests/improve tests/estimate tests/guided tests/tabular tests/test_contract.py tests/test_contract_spaces.py tests/test_picture_tasks.py
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-shapes test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -28,12 +27,9 @@ lint: $(DEV)  ## check style and formatting
 types: $(DEV)  ## check types
 	$(BIN)/mypy
 
-# By jaxtyping and beartype, which twice as much time is spent on: not in all tests.
-test-shapes: $(DEV)  ## fast tests of what computes with arrays, with the shapes and types of all arguments checked
-	timeout -s KILL 600 $(BIN)/python -m pytest $(COMPUTES) --jaxtyping-packages=klimb,beartype.beartype --numprocesses 2 --dist loadfile
-
+# Shapes are checked by the fast tests; here that would be a sixth of the time.
 test-slow: $(DEV)  ## the slow tests, which take many minutes
-	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
+	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --jaxtyping-packages= --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## all tests of faults; writes the tables of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md

@@ -1,4 +1,4 @@
-"""Shared fixtures. `make test-shapes` runs tests with jaxtyping and beartype on `klimb`: shapes are checked then."""
+"""Shared fixtures. Shapes are checked everywhere: the fast tests run with jaxtyping's hook and beartype on `klimb`."""
 
 from __future__ import annotations
 

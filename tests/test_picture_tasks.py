@@ -41,7 +41,8 @@ def test_workers_decide_as_this_process(tmp_path):
     np.testing.assert_allclose(one, other, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [NAME, pytest.param(PARTS, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [NAME, PARTS])
 def test_an_interrupted_run_resumes_to_the_same_bytes(name, tmp_path):
     """Its policy is read back, acts on what the environment gives, and is evaluated by name.
 
