@@ -203,6 +203,15 @@ def test_few_rows_at_once_are_all_of_them(axes):
         np.testing.assert_allclose(state_values(critic, rows).reshape(-1), jax.vmap(critic)(obs), rtol=1e-5, atol=1e-6)
 
 
+def test_derivatives_in_pictures_are_those_of_all_rows():
+    critic = klimb.Critic(PictureObservations((8, 8, 2), "float32"), hidden=(5,), key=key())
+    rows = jax.random.uniform(key(1), (7, 10, 8, 8, 2))
+    few = jax.grad(lambda rows: jnp.sum(state_values(critic, rows)))(rows)
+    expected = jax.grad(lambda rows: jnp.sum(jax.vmap(critic)(rows)))(rows.reshape(70, 8, 8, 2))
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(few.reshape(expected.shape), expected, rtol=1e-4, atol=1e-6)
+
+
 def test_parts_of_a_dictionary_have_an_encoder_each():
     space = spaces.Dict(camera=bytes_of(9, 8, 2), speed=spaces.Box(-INF, INF, (3,)), goal=spaces.Discrete(4))
     observations = klimb.observation_spec(space)

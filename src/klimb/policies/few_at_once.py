@@ -42,5 +42,5 @@ def _few_at_once(network: Callable[[Array], Any], rows: Array, at_once: int) -> 
 def _derivatives(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
     """Derivatives of few at once would take longer than of all."""
     network, rows, _ = primals
-    own, _, _ = tangents
-    return eqx.filter_jvp(lambda network: jax.vmap(network)(rows), (network,), (own,))
+    of_network, of_rows, _ = tangents
+    return eqx.filter_jvp(lambda network, rows: jax.vmap(network)(rows), (network, rows), (of_network, of_rows))
