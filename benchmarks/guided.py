@@ -45,7 +45,7 @@ PAGE = learning.DOCS / "guided.md"
 SWING_UP, THRESHOLD, EVALUATION_SEED = "CartPoleSwingUp-v0", -80.0, 10_000
 # Others than those that the settings were chosen on: guided's on 0 to 4 and 10 to 12, TRPO's on 5 and 6.
 SEEDS, TRYING = range(20, 25), range(5, 7)
-GUIDED = {"guiding_samples": 1, "memory": 4, "supervised_iterations": 50}
+GUIDED = {"guiding_samples": 1, "kept_iterations": 4, "supervised_iterations": 50}
 GUIDED_OPTIONS = {"num_envs": 4, "num_steps": 200}
 GUIDED_LIMIT, GUIDED_EVERY = 20_000, 1
 TRPO_TRIED = [

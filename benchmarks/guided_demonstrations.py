@@ -34,7 +34,7 @@ from klimb.training.program import Program
 from results_file import HERE, read_results, write_results
 
 RUNS = HERE.parent / "runs" / "guided-demonstrations"
-RULE = GuidedPolicySearch(guiding_samples=1, memory=4, supervised_iterations=50)
+RULE = GuidedPolicySearch(guiding_samples=1, kept_iterations=4, supervised_iterations=50)
 OPTIONS: dict[str, Any] = {"num_envs": 4, "num_steps": 200}
 SEEDS, EPISODES, EVALUATION_KEY = range(20, 25), 50, 10_000
 

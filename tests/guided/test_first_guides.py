@@ -30,7 +30,13 @@ from klimb.training.program import Program
 HORIZON = 6
 LENGTHS = (3, 8, 6, 1)
 SAMPLED = GuidedPolicySearch(
-    guiding_samples=1, restarts=2, supervised_iterations=2, supervised_steps=20, memory=2, subset=3, gradient_steps=3
+    guiding_samples=1,
+    restarts=2,
+    supervised_iterations=2,
+    supervised_steps=20,
+    kept_iterations=2,
+    subset=3,
+    gradient_steps=3,
 )
 MIRROR = GuidedPolicySearch(method="mirror_descent", projection_epochs=2, minibatch_size=32)
 SMALL = {"num_envs": 3, "num_steps": 16, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}

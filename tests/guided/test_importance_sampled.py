@@ -44,7 +44,7 @@ RULE = GuidedPolicySearch(
     supervised_iterations=SUPERVISED,
     supervised_steps=30,
     supervised_learning_rate=0.03,
-    memory=2,
+    kept_iterations=2,
     subset=4,
     gradient_steps=5,
 )
@@ -92,7 +92,7 @@ class Course(NamedTuple):
 
     def newest(self, iteration: int) -> GuidedSamples:
         """What iteration `iteration` sampled."""
-        slot = iteration % RULE.memory
+        slot = iteration % RULE.kept_iterations
         return jax.tree.map(lambda x: x[0, slot], self.states[iteration + 1].rule_state.samples)
 
 
@@ -127,7 +127,7 @@ def test_every_step_in_the_environment_is_counted(course: Course) -> None:
     assert course.program.config.num_iterations == course.program.length.iterations == ITERATIONS
     assert [metrics["env_steps"] for metrics in course.metrics] == [each * (k + 1) for k in range(ITERATIONS)]
     samples = course.states[-1].rule_state.samples
-    assert samples.reward.shape == (1, RULE.memory, ENVS, STEPS, 2 + GUIDES)
+    assert samples.reward.shape == (1, RULE.kept_iterations, ENVS, STEPS, 2 + GUIDES)
 
 
 @pytest.mark.slow
@@ -430,8 +430,8 @@ def test_phi_is_climbed_on_the_newest_starts_and_the_best_explained(course: Cour
     remembered = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), samples)
     explained = np.asarray(of_starts(course.rule, policy, remembered, W_R).log_normaliser, float).mean(axis=1)
     choose = eqx.filter_jit(ImportanceSampled._chosen)
-    for slot in range(RULE.memory):
-        others = [s for s in range(RULE.memory * ENVS) if s // ENVS != slot]
+    for slot in range(RULE.kept_iterations):
+        others = [s for s in range(RULE.kept_iterations * ENVS) if s // ENVS != slot]
         best = max(others, key=lambda s: explained[s])
         chosen = choose(course.rule, policy, samples, jnp.int32(slot), W_R)
         expected = {*range(slot * ENVS, (slot + 1) * ENVS), best}

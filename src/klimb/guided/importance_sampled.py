@@ -108,7 +108,7 @@ class ImportanceSampled:
     supervised_iterations: int
     supervised_steps: int
     supervised_learning_rate: float | Array
-    memory: int
+    kept_iterations: int
     subset: int
     regularisation: float | Array
     gradient_steps: int
@@ -136,7 +136,7 @@ class ImportanceSampled:
 
         policy: the first one.
         """
-        runs = (self.memory, self.starts, self.guides.horizon, self._runs_per_start)
+        runs = (self.kept_iterations, self.starts, self.guides.horizon, self._runs_per_start)
         environment = self.guides.environment
         obs = jax.eval_shape(lambda key: environment.observe(environment.initial(key)), jax.random.key(0))
         require_gaussian(policy, obs)
@@ -172,7 +172,7 @@ class ImportanceSampled:
         imitates = state.iterations < self.supervised_iterations
         sampler = self._sampler(policy, eqx.combine(state.best, static), state.iterations, imitates)
         new, usable_guides = sampler.sample(key_runs, rollout)
-        slot = state.iterations % self.memory
+        slot = state.iterations % self.kept_iterations
         samples = jax.tree.map(lambda rows, row: rows.at[slot].set(row), state.samples, new)
 
         comparison = self._compare(new, imitates)

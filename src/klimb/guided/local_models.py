@@ -193,14 +193,15 @@ def _derivatives_of(fitted: Dynamics, paths: Paths) -> Derivatives:
 
 def _fitted_value(batch: Batch) -> QuadraticModel:
     """A quadratic model of the value targets in the observation."""
-    return QuadraticModel.fit(batch.obs, batch.value_target[:, None], batch.weight)
+    return QuadraticModel.fit(batch.obs_rows, batch.value_target[:, None], batch.weight)
 
 
 def _require_usable(policy: PyTree, batch: Batch) -> Rollout:
     if batch.trajectory is None:
         raise ConfigError("guided policy search fits a model to rollouts, and this batch has none (trajectory=None)")
-    require_gaussian(policy, batch.obs[0])
-    states, actions = batch.obs.shape[1:], batch.action.shape[-1]
+    obs = batch.obs_rows
+    require_gaussian(policy, obs[0])
+    states, actions = obs.shape[1:], batch.action.shape[-1]
     if len(states) != 1 or actions > LARGEST or states[0] + actions > MAX_COORDINATES:
         raise ConfigError(
             f"guided policy search fits products of at most {MAX_COORDINATES} coordinates, {LARGEST} of them actions, "

@@ -62,7 +62,7 @@ class GuidedPolicySearch:
     """Gradient steps on KL(guide‖π_θ) in each of these iterations."""
     supervised_learning_rate: Positive = 3e-3
     """Adam's step size at the first of these steps; it falls linearly to 0 at the last."""
-    memory: Annotated[int, Field(ge=1, le=2**10)] = 6
+    kept_iterations: Annotated[int, Field(ge=1, le=2**10)] = 6
     """Number of iterations whose samples are kept: the last ones."""
     subset: Count = 64
     """Number of start states whose samples Φ uses: the newest, then those most probable under the policy."""
@@ -95,7 +95,9 @@ class GuidedPolicySearch:
             return replace(path_traits(self._models(None)), binds=True, **demonstrations)
         # Runs of the guides and of the best policy take environment steps in addition to the rollout's.
         steps = 2 + self.guiding_samples
-        return replace(SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.memory * steps, **demonstrations)
+        return replace(
+            SAMPLED_TRAITS, env_steps_per_row=steps, rows_kept=self.kept_iterations * steps, **demonstrations
+        )
 
     def bind(self, environment: Any, setting: Setting) -> Rule:
         """The rule of the chosen method for an environment.
@@ -181,7 +183,7 @@ class GuidedPolicySearch:
             supervised_iterations=self.supervised_iterations,
             supervised_steps=self.supervised_steps,
             supervised_learning_rate=self.supervised_learning_rate,
-            memory=self.memory,
+            kept_iterations=self.kept_iterations,
             subset=self.subset,
             regularisation=self.regularisation,
             gradient_steps=self.gradient_steps,

@@ -18,10 +18,10 @@ from klimb.estimate.advantages import ADVANTAGES
 from klimb.estimate.estimator import Estimator
 from klimb.fields import MAX_NAME, Count, Iterations, Name, build, checked
 from klimb.improve.critic_fit import CriticFit
-from klimb.improve.minibatches import require_divisible
+from klimb.improve.minibatches import require_divisible, require_sequences
 from klimb.improve.rule import Rule, Traits, is_offline, traits_of
 from klimb.modules import module_of, require_trust
-from klimb.policies.networks import NetworkOptions
+from klimb.policies.network_options import NetworkOptions
 from klimb.rules import RULES, UnknownRule, rule_class, rule_name
 from klimb.runs.toml import parse_toml, read_toml, toml_value
 
@@ -31,6 +31,7 @@ Part = TypeVar("Part")
 _RENAMED = {
     ("dual-descent", "enough"): "max_overshoot",
     ("behaviour-cloning", "patience"): "holdout_patience",
+    ("guided", "memory"): "kept_iterations",
 }
 """(rule, field) in files of klimb 0.1.0, and what the field is called since."""
 
@@ -195,6 +196,9 @@ class RunConfig:
                 )
             try:
                 require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
+                if options.memory is not None:
+                    chunks = options.num_steps // (options.chunk_steps or options.num_steps)
+                    require_sequences(options.num_envs * chunks, parts, what=name)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         if traits.advantage_epochs > 0:
@@ -401,6 +405,13 @@ def check_sizes(options: TrainOptions) -> None:
             f"num_seeds × num_envs × num_steps = {options.num_seeds} × {options.num_envs} × {options.num_steps} are "
             f"{rows} rows per iteration; there have to be fewer than {MAX_ROWS}: reduce one of them"
         )
+    if options.memory is not None:
+        weights = options.num_seeds * 4 * options.memory_size**2
+        if weights > MAX_WEIGHTS:
+            raise ConfigError(
+                f"memory_size = {options.memory_size} with num_seeds = {options.num_seeds} makes up to {weights} "
+                f"weights; there can be at most {MAX_WEIGHTS}: choose a smaller one"
+            )
     for name in ("hidden", "critic_hidden"):
         sizes = getattr(options, name) or ()
         weights = options.num_seeds * num_weights(sizes)
