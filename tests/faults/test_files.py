@@ -648,7 +648,7 @@ def cases(examples: int, names: Collection[str], *marks: pytest.MarkDecorator) -
     ]
 
 
-@pytest.mark.parametrize(("fuzz", "name", "examples"), cases(25, QUICK) + cases(400, LOADERS, pytest.mark.slow))
+@pytest.mark.parametrize(("fuzz", "name", "examples"), cases(25, QUICK) + cases(150, LOADERS, pytest.mark.slow))
 def test_anything_is_taken_or_refused_in_one_line(whole, fuzz, name, examples):
     fuzz(name, whole, examples)
 

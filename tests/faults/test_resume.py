@@ -103,10 +103,9 @@ def test_killed_a_few_times(uninterrupted, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", range(1, 4))
-@fault("a training is killed (SIGKILL) at random moments, 30 times in three runs", "the same bytes every time")
-def test_killed_many_times(uninterrupted, tmp_path, seed):
-    assert kill_and_resume(tmp_path / "run", 10, seed) >= 5
+@fault("a training is killed (SIGKILL) at random moments, 12 times", "the same bytes every time")
+def test_killed_many_times(uninterrupted, tmp_path):
+    assert kill_and_resume(tmp_path / "run", 12, seed=1) >= 6
     require_same_run(tmp_path / "run", uninterrupted)
 
 

@@ -48,17 +48,11 @@ RULES = {
 ENVIRONMENTS = [
     "jax:CartPole-v1",
     "jax:Pendulum-v1",
-    "jax:Acrobot-v1",
     "jax:MountainCarContinuous-v0",
-    "jax:CartPoleSwingUp-v0",
-    "jax:PlanarReacher-v0",
     "jax:LinearQuadratic-v0",
     "jax:FrozenLake-v1",
-    "gymnasium:CartPole-v1",
-    "gymnasium:Hopper-v5",
     "gymnasium:HalfCheetah-v5",
     "gymnasium:Ant-v5",
-    "gymnasium:Reacher-v5",
 ]
 QUICK = {("trpo", "jax:Pendulum-v1")}
 CASES = [("trpo", env) for env in ENVIRONMENTS] + [
