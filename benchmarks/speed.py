@@ -88,6 +88,16 @@ def works() -> list[Work]:
         sizes = {"num_envs": 8, "num_steps": 128, "critic_epochs": 4, "critic_num_minibatches": 4}
         return klimb(name, "ppo", "envpool:Breakout-v5", iterations, rule, **sizes, **options)
 
+    def remembering(name: str, prefix: str, **options) -> Contender:
+        rule = {"epochs": 10, "num_minibatches": 8}
+        sizes = {"num_envs": 8, "num_steps": 128, "critic_epochs": 10, "critic_num_minibatches": 8}
+        return klimb(name, "ppo", f"{prefix}:CartPole-v1", 10, rule, memory="lstm", **sizes, **options)
+
+    def masked(name: str) -> Contender:
+        rule = {"epochs": 10, "num_minibatches": 16}
+        sizes = {"num_envs": 8, "num_steps": 128, "critic_epochs": 10, "critic_num_minibatches": 16}
+        return klimb(name, "ppo", "gymnasium:Taxi-v4", 10, rule, **sizes)
+
     return [
         *(
             Work(
@@ -150,6 +160,23 @@ def works() -> list[Work]:
             pictures("klimb, EnvPool", 3),
             (peer("SB3 PPO, CnnPolicy", "sb3.py", "sb3-atari", "BreakoutNoFrameskip-v4", 8, 128, 3 * 1024),),
             turns=3,
+        ),
+        Work(
+            "memory-ppo: CartPole-v1, LSTM of 64 units, PPO, 8 × 128, 10 epochs × 8 minibatches",
+            remembering("klimb, Gymnasium, worker processes", "gymnasium"),
+            (peer("sb3-contrib RecurrentPPO", "sb3.py", "sb3-recurrent", "CartPole-v1", 8, 128, 3 * 1024),),
+            (
+                remembering("klimb, Gymnasium, --chunk-steps 16", "gymnasium", chunk_steps=16),
+                remembering("klimb, compiled", "jax"),
+                remembering("klimb, compiled, --chunk-steps 16", "jax", chunk_steps=16),
+            ),
+            turns=5,
+        ),
+        Work(
+            "masked-ppo: Taxi-v4 with its mask, PPO, 8 × 128, 10 epochs × 16 minibatches",
+            masked("klimb, Gymnasium, worker processes"),
+            (peer("sb3-contrib MaskablePPO", "sb3.py", "sb3-masked", "Taxi-v4", 8, 128, 3 * 1024),),
+            turns=5,
         ),
         Work(
             "cartpole-trpo: CartPole-v1, TRPO, 8 × 256, 15 CG iterations, 10 critic epochs of minibatches of 128",

@@ -1,4 +1,4 @@
-"""What every rule keeps to, for actions of several parts, masks and pictures, as tests/test_contract.py has it."""
+"""What every rule keeps to, for actions of several parts, masks, pictures and memory, as test_contract.py has it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
 import klimb
-from klimb import PPO, TRPO, VMPO, Batch, BehaviourCloning, DualDescent, Status
+from klimb import PPO, TRPO, VMPO, Batch, BehaviourCloning, DualDescent, Sequences, Status
 from klimb.improve.fisher import fisher_rows, fisher_vector_product
 from klimb.improve.warm_up import take_step
 from klimb.policies.architectures import encoder_of
 from klimb.policies.distributions import Categorical
+from klimb.policies.layers import MemoryKind
 from klimb.policies.observations import MaskedObservations
 from klimb.policies.parameters import flatten
 from klimb.policies.picture_observations import pictures_in
@@ -34,6 +35,8 @@ from problems import assert_same_bits, slow_except
 from test_contract import RULES, direction, given, rule_id
 
 ROWS, PADDING, OBSERVED = 64, 4, 3
+PARTS, COLUMNS = 2, 4
+"""Of a batch of sequences: its padding is the last step of every column."""
 HYBRID = spaces.Dict(gate=spaces.Discrete(3), force=spaces.Box(-2, 2, (2,)), lamps=spaces.MultiBinary(2))
 PICTURE = spaces.Box(0, 255, (7, 8, 2), np.uint8)
 VECTOR = spaces.Box(-np.inf, np.inf, (OBSERVED,))
@@ -44,6 +47,7 @@ class Kind(NamedTuple):
     actions: spaces.Space
     masked: bool = False
     observations: spaces.Space = VECTOR
+    memory: MemoryKind | None = None
 
 
 KINDS = {
@@ -53,9 +57,11 @@ KINDS = {
     "masked product": Kind(spaces.MultiDiscrete([3, 2, 4]), True),
     "masked hybrid": Kind(HYBRID, True),
     "picture": Kind(spaces.Box(-1, 1, (2,)), observations=PICTURE),
-    "masked hybrid and dictionary": Kind(HYBRID, True, BOTH),
+    "memory": Kind(spaces.Box(-1, 1, (2,)), memory="gru"),
+    "masked hybrid, dictionary, memory": Kind(HYBRID, True, BOTH, "lstm"),
 }
-QUICK = {("masked hybrid and dictionary", TRPO()), ("masked hybrid and dictionary", PPO())}
+EVERYTHING = "masked hybrid, dictionary, memory"
+QUICK = {(EVERYTHING, TRPO()), (EVERYTHING, PPO())}
 
 
 class Case(NamedTuple):
@@ -97,7 +103,7 @@ def small_encoder(observations, key):
 @functools.cache
 def make_case(kind: str, seed: int = 0) -> Case:
     """An on-policy batch of a policy away from its symmetric start; its last rows are padding."""
-    space, masked, observed = KINDS[kind]
+    space, masked, observed, _ = KINDS[kind]
     actions, rng = klimb.action_spec(space), np.random.default_rng(seed)
     observations = klimb.observation_spec(observed)
     obs = random_observations(observed, rng)
@@ -106,13 +112,25 @@ def make_case(kind: str, seed: int = 0) -> Case:
         obs = observations.with_mask(obs, random_masks(actions.choices, ROWS, rng))
     obs = observations.flatten(obs)  # of dictionaries, one vector
     encoder = small_encoder(observations, jax.random.key(seed + 2))
-    policy = klimb.NetworkPolicy(observations, actions, hidden=(8,), encoder=encoder, key=jax.random.key(seed))
+    policy = klimb.NetworkPolicy(
+        observations,
+        actions,
+        hidden=(8,),
+        encoder=encoder,
+        memory=KINDS[kind].memory,
+        memory_size=5,
+        key=jax.random.key(seed),
+    )
     theta, rebuild = flatten(policy)
     policy = rebuild(theta + jnp.asarray(0.3 * rng.normal(size=theta.shape), theta.dtype))
-    distribution = jax.vmap(policy)(jnp.asarray(obs))
+    inputs = jnp.asarray(obs)
+    if policy.carry_size is not None:
+        carry = rng.normal(size=(PARTS, COLUMNS, policy.carry_size))
+        inputs = Sequences(inputs, jnp.asarray(rng.random(ROWS) < 0.2), jnp.asarray(carry, theta.dtype))
+    distribution = action_distribution(policy, inputs)
     action = distribution.sample(jax.random.key(seed + 1))
     batch = Batch(
-        obs=jnp.asarray(obs),
+        obs=inputs,
         action=action,
         log_prob=distribution.log_prob(action),
         advantage=jnp.asarray(rng.normal(size=ROWS), theta.dtype),
@@ -185,8 +203,16 @@ CASES = [
     pytest.param(kind, rule, id=f"{kind}-{rule_id(rule)}", marks=[] if (kind, rule) in QUICK else pytest.mark.slow)
     for kind in KINDS
     for rule in RULES
-    if kind == "masked hybrid and dictionary" or isinstance(rule, TRPO | PPO | DualDescent | VMPO)
+    if kind == EVERYTHING or isinstance(rule, TRPO | PPO | DualDescent | VMPO)
 ]
+
+
+def with_junk(column):
+    return column.at[-PADDING:].set(7 if jnp.issubdtype(column.dtype, jnp.integer) else jnp.nan)
+
+
+def observed_rows(batch):
+    return batch.obs.obs if isinstance(batch.obs, Sequences) else batch.obs
 
 
 @pytest.mark.parametrize(("kind", "rule"), CASES)
@@ -208,11 +234,9 @@ def test_rules_keep_to_the_contract(kind, rule):
         np.testing.assert_allclose(getattr(info, field), value, rtol=1e-3, atol=2e-6, err_msg=field)
     assert float(jnp.abs(flatten(new).theta - flatten(case.policy).theta).max()) > 1e-5
     # Padding has no say, whatever it holds; in integers as well.
-    columns = {name: getattr(case.batch, name) for name in ("obs", "action", "log_prob", "advantage", "value_target")}
-    junk = {
-        name: x.at[-PADDING:].set(7 if jnp.issubdtype(x.dtype, jnp.integer) else jnp.nan) for name, x in columns.items()
-    }
-    spoilt = dataclasses.replace(case.batch, **junk)
+    names = ("action", "log_prob", "advantage", "value_target")
+    spoilt = dataclasses.replace(case.batch, **{name: with_junk(getattr(case.batch, name)) for name in names})
+    spoilt = eqx.tree_at(observed_rows, spoilt, with_junk(case.batch.obs_rows))
     assert_same_bits(take(case.policy, rule.init(case.policy), spoilt), (new, state, info))
     # What is not finite is rejected whole.
     broken = eqx.tree_at(lambda b: b.advantage, case.batch, case.batch.advantage.at[7].set(jnp.nan))
@@ -233,9 +257,7 @@ def test_ratios_are_one_and_divergences_zero_at_the_old_policy(kind):
     assert not np.any(sampled.value)
 
 
-@pytest.mark.parametrize(
-    "kind", slow_except({"masked hybrid and dictionary"}, ["product", "picture", "masked hybrid and dictionary"])
-)
+@pytest.mark.parametrize("kind", slow_except({"memory"}, ["product", "picture", "memory", EVERYTHING]))
 def test_fisher_products_are_those_of_the_matrix_and_of_the_kls_hessian(kind, x64):
     policy, batch = jax.tree.map(
         lambda x: jnp.asarray(x, float) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else x, make_case(kind)
@@ -261,7 +283,7 @@ def test_no_forbidden_choice_is_ever_sampled(kind):
     """10⁵ samples in JAX; tests/collect/host/test_numpy_products.py has them in NumPy."""
     policy, batch = make_case(kind)
     actions = policy.actions
-    masks = np.asarray(batch.obs[:, policy.observations.observed.size :])
+    masks = np.asarray(batch.obs_rows[:, policy.observations.observed.size :])
     distribution = action_distribution(policy, batch.obs)
     draws = 100_000 // ROWS + 1
     sampled = jax.jit(lambda d, key: jax.vmap(d.sample_from)(d.noise(key, (draws,))))(distribution, jax.random.key(0))

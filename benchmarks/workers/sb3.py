@@ -1,8 +1,9 @@
 """Stable-Baselines3's PPO, sb3-contrib's TRPO or SBX's PPO at their defaults, on DummyVecEnv.
 
-Same protocol as klimb_training.py. Arguments: sb3-ppo | sb3-trpo | sbx-ppo | sb3-atari, the id of the environment, the
-number of environments, steps of each a rollout, steps a turn. sb3-atari is PPO with CnnPolicy, 4 epochs of minibatches
-of 256.
+Same protocol as klimb_training.py. Arguments: sb3-ppo | sb3-trpo | sbx-ppo | sb3-atari | sb3-recurrent | sb3-masked,
+the id of the environment, the number of environments, steps of each a rollout, steps a turn. sb3-atari is PPO with
+CnnPolicy, 4 epochs of minibatches of 256; sb3-recurrent is sb3-contrib's RecurrentPPO with LSTMs of 64 units;
+sb3-masked its MaskablePPO, on Gymnasium's Taxi.
 """
 
 import sys
@@ -24,6 +25,15 @@ if RULE == "sb3-atari":
     assert ale_py
     envs = VecFrameStack(make_atari_env(ENV, n_envs=NUM_ENVS, seed=0), 4)
     POLICY, OPTIONS = "CnnPolicy", {"n_epochs": 4, "batch_size": 256}
+elif RULE == "sb3-masked":
+    from sb3_contrib.common.wrappers import ActionMasker
+
+    def allowed(env):
+        return env.unwrapped.action_mask(env.unwrapped.s).astype(bool)
+
+    envs = make_vec_env(
+        ENV, n_envs=NUM_ENVS, seed=0, wrapper_class=ActionMasker, wrapper_kwargs={"action_mask_fn": allowed}
+    )
 else:
     envs = make_vec_env(ENV, n_envs=NUM_ENVS, seed=0)
 match RULE:
@@ -33,6 +43,12 @@ match RULE:
         from sb3_contrib import TRPO as Algorithm
     case "sbx-ppo":
         from sbx import PPO as Algorithm
+    case "sb3-recurrent":
+        from sb3_contrib import RecurrentPPO as Algorithm
+
+        POLICY, OPTIONS = "MlpLstmPolicy", {"policy_kwargs": {"lstm_hidden_size": 64}}
+    case "sb3-masked":
+        from sb3_contrib import MaskablePPO as Algorithm
 
 model = Algorithm(POLICY, envs, n_steps=NUM_STEPS, device="cpu", seed=0, **OPTIONS)
 

@@ -19,6 +19,7 @@ from .training.loop import NotSaved as NotSaved
 from .collect.evaluation import evaluate as evaluate
 from .collect.evaluation import Evaluation as Evaluation
 from .policies.acting import act as act
+from .policies.acting import act_with_memory as act_with_memory
 from .runs.policy_file import load_policy as load_policy
 from .runs.policy_file import save_policy as save_policy
 from .collect.recording import record as record
@@ -71,7 +72,7 @@ from .policies.policy import action_distribution as action_distribution
 # networks of one's own
 from .policies.policy import Policy as Policy
 from .policies.networks import NetworkPolicy as NetworkPolicy
-from .policies.networks import Critic as Critic
+from .policies.critic import Critic as Critic
 from .policies.encoders import Encoder as Encoder
 from .policies.encoders import FlatEncoder as FlatEncoder
 from .policies.normalizer import Normalizer as Normalizer
@@ -119,6 +120,7 @@ from .theory.checks import verify as verify
 # types
 from .types import Batch as Batch
 from .types import Rollout as Rollout
+from .types import Sequences as Sequences
 from .types import Trajectory as Trajectory
 from .types import Status as Status
 from .types import StepErrors as StepErrors

@@ -1,7 +1,8 @@
 """The types that everything else passes around. Every array's axes are named here, once.
 
 Axes: T time steps, N environments, E kept successors, B rows of a batch, A discrete actions, D action dimensions,
-`obs` the axes of one observation, `act` the axes of one action (none for discrete actions).
+`obs` the axes of one observation, `act` the axes of one action (none for discrete actions). With memory: M parts of a
+rollout in time, S sequences of L steps each, C and G numbers that policy and critic remember.
 """
 
 from __future__ import annotations
@@ -62,6 +63,66 @@ _STATUS_MESSAGES = {
 }
 
 
+class Sequences(eqx.Module):
+    """Observations that networks with memory read in order, in place of the rows `[B, *obs]` that others read.
+
+    The B = M·L·N rows are those of a rollout in their usual order, step after step. Each of its N columns is cut into M
+    parts of L steps: S = M·N sequences, through each of which derivatives flow, and at whose start the memory is given.
+    begins: rows before which everything is forgotten, because an episode begins. carry: what the policy remembers at
+    the start of every sequence, a constant. critic_carry: the same of the critic; None for one without memory.
+    """
+
+    obs: Num[Array, " B *obs"]
+    begins: Bool[Array, " B"]
+    carry: Float[Array, "M N C"]
+    critic_carry: Float[Array, "M N G"] | None = None
+
+    @property
+    def count(self) -> int:
+        """S."""
+        return self.carry.shape[0] * self.carry.shape[1]
+
+    @property
+    def steps(self) -> int:
+        """L."""
+        return len(self.begins) // self.count
+
+    def in_order(self, rows: Shaped[Array, " B *rest"]) -> Shaped[Array, "L S *rest"]:
+        """Rows as sequences. rows: in the order of `obs`."""
+        parts, columns = self.carry.shape[:2]
+        by_part = rows.reshape(parts, self.steps, columns, *rows.shape[1:])
+        return jnp.moveaxis(by_part, 0, 1).reshape(self.steps, self.count, *rows.shape[1:])
+
+    def in_rows(self, ordered: Shaped[Array, "L S *rest"]) -> Shaped[Array, " B *rest"]:
+        """The inverse of `in_order`. ordered: sequences."""
+        parts, columns = self.carry.shape[:2]
+        by_step = ordered.reshape(self.steps, parts, columns, *ordered.shape[2:])
+        return jnp.moveaxis(by_step, 1, 0).reshape(-1, *ordered.shape[2:])
+
+    def rows_of(self, numbers: Int[Array, "*some s"]) -> Int[Array, "*some r"]:
+        """The rows of some sequences, r = L·s, in the order that `take` wants. numbers: of the sequences."""
+        columns = self.carry.shape[1]
+        first = numbers // columns * (self.steps * columns) + numbers % columns
+        rows = first[..., None, :] + columns * jnp.arange(self.steps, dtype=numbers.dtype)[:, None]
+        return rows.reshape(*numbers.shape[:-1], -1)
+
+    def take(self, rows: Int[Array, " r"]) -> Sequences:
+        """Some of the sequences. rows: theirs, as `rows_of` gives them."""
+        columns = self.carry.shape[1]
+        first = rows[: len(rows) // self.steps]
+        part, column = first // (self.steps * columns), first % columns
+
+        def of_sequences(carry: Array | None) -> Array | None:
+            return None if carry is None else carry[part, column][None]
+
+        return Sequences(
+            take_rows(self.obs, rows),
+            take_rows(self.begins, rows),
+            self.carry[part, column][None],
+            of_sequences(self.critic_carry),
+        )
+
+
 class Derivatives(eqx.Module):
     """First derivatives of every step in its simulator state x and its action u, at the values that occurred.
 
@@ -91,6 +152,8 @@ class Rollout(eqx.Module):
     the steps, of an environment that is differentiated by differences, for a rule that asks for them
     (`Traits.records_derivatives`), else None; rows that are not valid hold zeros.
     With `whole_episodes` every column is one trajectory: an episode from its first step to its end, then padding.
+    `carry` is what a policy with memory remembered at the start of each of M equal parts of the rollout, else None;
+    `critic_carry` the same of the critic.
     """
 
     obs: Num[Array, "T N *obs"]
@@ -106,6 +169,24 @@ class Rollout(eqx.Module):
     whole_episodes: bool = eqx.field(static=True, default=False)
     derivatives: Derivatives | None = None
     successor_step: Int[Array, "E N"] | None = None
+    carry: Float[Array, "M N C"] | None = None
+    critic_carry: Float[Array, "M N G"] | None = None
+
+    @property
+    def inputs(self) -> Num[Array, " B *obs"] | Sequences:
+        """What policy and critic read: the observations of all rows; with memory, sequences of them."""
+        obs = jnp.reshape(self.obs, (-1, *self.obs.shape[2:]))
+        if self.carry is None:
+            return obs
+        return Sequences(obs, jnp.reshape(self.begins, -1), self.carry, self.critic_carry)
+
+    @property
+    def begins(self) -> Bool[Array, "T N"]:
+        """Rows with which an episode begins."""
+        if self.time is not None:
+            return self.time == 0
+        before = (self.terminated | self.truncated | ~self.valid)[:-1]
+        return jnp.concatenate([jnp.zeros_like(before[:1], shape=(1, self.reward.shape[1])), before])
 
     @property
     def next_obs(self) -> Num[Array, "T N *obs"]:
@@ -195,9 +276,10 @@ class Batch(eqx.Module):
     `gamma` is the discount per step that they were estimated with; None where it is not known.
     `epoch_advantage` holds advantages for each of E epochs, for a rule that wants them computed anew with the values of
     the critic at that stage of its fit (`Traits.advantage_epochs`), else None. `advantage` is then the first of them.
+    `obs` is what `klimb.action_distribution` takes: rows, or where the policy has memory the same rows as `Sequences`.
     """
 
-    obs: Num[Array, " B *obs"]
+    obs: Num[Array, " B *obs"] | Sequences
     action: Float[Array, " B *act"] | Int[Array, " B *act"]
     log_prob: Float[Array, " B"]
     advantage: Float[Array, " B"]
@@ -208,6 +290,11 @@ class Batch(eqx.Module):
     advantage_scale: Float[Array, ""] | float = 1.0
     gamma: Float[Array, ""] | float | None = None
     epoch_advantage: Float[Array, "E B"] | None = None
+
+    @property
+    def obs_rows(self) -> Num[Array, " B *obs"]:
+        """The observations themselves."""
+        return self.obs.obs if isinstance(self.obs, Sequences) else self.obs
 
     def mean(self, value: Float[Array, " B"]) -> Float[Array, ""]:
         """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds."""
@@ -220,7 +307,9 @@ class Batch(eqx.Module):
         def blank(column: Array) -> Array:
             return jnp.where(jnp.reshape(counted, counted.shape + (1,) * (column.ndim - 1)), column, 0)
 
-        columns: dict[str, Any] = {name: blank(getattr(self, name)) for name in _COLUMNS}
+        columns: dict[str, Any] = {name: blank(getattr(self, name)) for name in _COLUMNS if name != "obs"}
+        obs = self.obs
+        columns["obs"] = eqx.tree_at(lambda s: s.obs, obs, blank(obs.obs)) if isinstance(obs, Sequences) else blank(obs)
         epochs = None if self.epoch_advantage is None else jax.vmap(blank)(self.epoch_advantage)
         return dataclasses.replace(self, **columns, epoch_advantage=epochs)
 
@@ -241,7 +330,10 @@ class Batch(eqx.Module):
         return dataclasses.replace(self, **columns, epoch_advantage=gather_rows(self.epoch_advantage))
 
     def take(self, rows: Int[Array, " b"]) -> Batch:
-        """A minibatch: some of the rows, without the trajectory they came from."""
+        """A minibatch: some of the rows, without the trajectory they came from.
+
+        rows: their numbers; those of whole sequences (`Sequences.rows_of`) where the policy has memory.
+        """
         columns = {name: take_rows(getattr(self, name), rows) for name in _COLUMNS}
         scalars = {name: getattr(self, name) for name in ("fraction_done", "advantage_scale", "gamma")}
         return Batch(**columns, **scalars)
@@ -251,11 +343,17 @@ _COLUMNS = ("obs", "action", "log_prob", "advantage", "value_target", "weight")
 
 
 def take_rows(tree: PyTree, rows: Int[Array, "..."]) -> PyTree:
-    """The same rows of every array of a tree.
+    """The same rows of every array, and of all sequences, of a tree.
 
     rows: numbers of rows of the leading axis, none of them twice; they are not checked.
     """
-    return spread_rows(jax.tree.map(lambda x: jnp.take(x, rows, axis=0, unique_indices=True, mode="clip"), tree))
+
+    def take(x: Array | Sequences) -> Array | Sequences:
+        if isinstance(x, Sequences):
+            return x.take(rows)
+        return jnp.take(x, rows, axis=0, unique_indices=True, mode="clip")
+
+    return spread_rows(jax.tree.map(take, tree, is_leaf=lambda x: isinstance(x, Sequences)))
 
 
 def weighted_mean(value: Float[Array, " B *rest"], weight: Float[Array, " B"]) -> Float[Array, " *rest"]:
@@ -325,7 +423,8 @@ class TrainState(eqx.Module):
     """Everything a run is made of: exactly what a checkpoint holds. Leaves carry a leading axis of seeds.
 
     `previous` is what the next iteration needs to measure the realised improvement of this one. `history` holds
-    the last rollouts for a rule that learns from several, else ().
+    the last rollouts for a rule that learns from several, else (). `critic_carry` is what a critic with memory
+    remembers of the running episodes, `[N, G]`; else ().
     """
 
     policy: PyTree
@@ -338,3 +437,4 @@ class TrainState(eqx.Module):
     iteration: Int[Array, ""]
     env_steps: UInt32[Array, ""]
     key: PRNGKeyArray
+    critic_carry: PyTree = ()

@@ -16,7 +16,8 @@ import klimb
 from klimb.collect.host.collector import VectorCollector
 from klimb.environments.seeds import environment_seeds
 from klimb.estimate.values import values
-from klimb.policies.networks import Critic, NetworkPolicy
+from klimb.policies.critic import Critic
+from klimb.policies.networks import NetworkPolicy
 from klimb.types import Rollout
 from problems import column_of
 

@@ -14,7 +14,7 @@ import pytest
 import klimb
 from klimb.estimate.values import explained_variance
 from klimb.improve.critic_fit import CriticFit
-from klimb.policies.networks import Critic
+from klimb.policies.critic import Critic
 from klimb.types import Batch
 
 ROWS, SIZE = 256, 3

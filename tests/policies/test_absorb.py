@@ -10,8 +10,9 @@ import pytest
 
 from klimb.improve.optimizer import Optimizer, moments_after
 from klimb.policies.actions import Box, Discrete
+from klimb.policies.critic import Critic
 from klimb.policies.encoders import Encoder, FlatEncoder
-from klimb.policies.networks import Critic, NetworkPolicy
+from klimb.policies.networks import NetworkPolicy
 from klimb.policies.normalizer import Normalizer, Rescaling
 from klimb.policies.observations import BoxObservations
 from klimb.policies.parameters import flatten

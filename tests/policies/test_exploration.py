@@ -107,7 +107,7 @@ def test_one_action_given_its_state_has_the_distribution(style):
     @jax.jit
     def sample(obs):
         held = jax.random.normal(jax.random.key(1), (draws, *policy.held_noise))
-        distribution, action = sampled_action(policy, jnp.broadcast_to(obs, (draws, 4)), held)
+        distribution, action, _ = sampled_action(policy, jnp.broadcast_to(obs, (draws, 4)), held)
         return (action - distribution.mean) * jnp.exp(-distribution.log_std), distribution.log_std
 
     for number, row in enumerate(obs):
@@ -199,7 +199,9 @@ def test_held_for_one_step_the_noise_is_independent():
     noise = rollout_noise(policy, jax.random.key(0), jnp.zeros((ENVS, 3)), 4000, 1)
     assert noise.shape == (4000, ENVS, *policy.held_noise)
     obs = observations(1, 3)
-    _, action = jax.jit(jax.vmap(lambda noise: sampled_action(policy, jnp.broadcast_to(obs, (ENVS, 3)), noise)))(noise)
+    _, action, _ = jax.jit(jax.vmap(lambda noise: sampled_action(policy, jnp.broadcast_to(obs, (ENVS, 3)), noise)))(
+        noise
+    )
     action = np.asarray(action)[..., 0]
     correlations = [np.corrcoef(action[1:, n], action[:-1, m])[0, 1] for n in range(ENVS) for m in range(ENVS)]
     assert np.abs(correlations).max() < 4.5 / np.sqrt(4000)

@@ -19,10 +19,11 @@ from klimb.improve.critic_fit import rescale
 from klimb.improve.warm_up import take_step
 from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.actions import Box, Discrete, action_spec
+from klimb.policies.critic import Critic
 from klimb.policies.distributions import Categorical, DiagGaussian, TanhGaussian
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.mlp import MLP
-from klimb.policies.networks import Critic, NetworkPolicy
+from klimb.policies.networks import NetworkPolicy
 from klimb.policies.normalizer import Normalizer
 from klimb.policies.observations import BoxObservations, observation_spec
 from klimb.policies.weights import orthogonal

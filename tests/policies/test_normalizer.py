@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from klimb.policies.actions import Box, Discrete
-from klimb.policies.networks import Critic, NetworkPolicy
+from klimb.policies.critic import Critic
+from klimb.policies.networks import NetworkPolicy
 from klimb.policies.normalizer import Normalizer
 from klimb.policies.parameters import flatten, trainable_filter
 

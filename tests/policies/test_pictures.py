@@ -14,8 +14,8 @@ from gymnasium import spaces
 import klimb
 from klimb.errors import ConfigError, PolicyFileError
 from klimb.policies.architectures import encoder_of
+from klimb.policies.critic import state_values
 from klimb.policies.encoders import FlatEncoder
-from klimb.policies.networks import state_values
 from klimb.policies.observations import observations_from_json
 from klimb.policies.parts_encoder import PartsEncoder
 from klimb.policies.picture_observations import PictureObservations

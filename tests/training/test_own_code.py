@@ -16,7 +16,7 @@ from klimb.environments.control.cartpole import CartPole
 from klimb.environments.registry import recorded_name
 from klimb.errors import ConfigError, EnvironmentNotFound, UntrustedEnvironment
 from klimb.improve.rule import Traits, traits_of
-from klimb.policies.networks import as_critic
+from klimb.policies.critic import as_critic
 from klimb.rules import UnknownRule, rule_class, rule_name
 from klimb.runs.directory import RunDirectory
 from klimb.runs.policy_file import policy_name

@@ -20,7 +20,7 @@ from klimb.collect.history import History
 from klimb.environments.control.cartpole import CartPole
 from klimb.estimate.importance import mixture_by_shares
 from klimb.policies.actions import Discrete
-from klimb.policies.networks import as_critic
+from klimb.policies.critic import as_critic
 from klimb.training.replay import Replay
 from klimb.types import Batch, Demonstrated, Mixture, TrainState
 from problems import make_mdp

@@ -15,16 +15,21 @@ from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import traced
 from klimb.mesh import spread_environments
 from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
+from klimb.policies.memory import NO_MEMORY, Memory, forget
 from klimb.types import Rollout
 
 
 class CollectorState(NamedTuple):
-    """Where N running episodes stand: the environments' states, what was last seen, and the tally so far."""
+    """Where N running episodes stand: the environments' states, what was last seen, and the tally so far.
+
+    carry: what the policy remembers of them; None for one without memory.
+    """
 
     env_state: PyTree
     obs: Num[Array, " N *obs"]
     time: Int[Array, " N"]
     episode_return: Float[Array, " N"]
+    carry: Float[Array, "N C"] | None = None
 
 
 class _Step(NamedTuple):
@@ -58,13 +63,16 @@ class CompiledCollector:
     """Whether rollouts hold the simulator's states too, of an environment of classic control."""
     exploration_steps: int | None = None
     """Steps for which a policy that explores with gSDE holds its noise; None for a whole rollout."""
+    memory: Memory = NO_MEMORY
+    """Of the policy."""
 
     def init(self, key: PRNGKeyArray) -> CollectorState:
         """All environments at the start of an episode."""
         with traced(self.environment.id):
             env_state, obs = jax.vmap(self.environment.reset)(jax.random.split(key, self.num_envs))
         nothing = jnp.zeros(self.num_envs, obs.dtype if jnp.issubdtype(obs.dtype, jnp.inexact) else float)
-        return CollectorState(env_state, obs, jnp.zeros(self.num_envs, jnp.int32), nothing)
+        time = jnp.zeros(self.num_envs, jnp.int32)
+        return CollectorState(env_state, obs, time, nothing, self.memory.empty(self.num_envs))
 
     def collect(
         self, key: PRNGKeyArray, policy: PyTree, state: CollectorState
@@ -80,10 +88,12 @@ class CompiledCollector:
         reset = traced(environment.id)(jax.vmap(environment.reset))
         held, draws = self._draws(key, policy, state, reset)
         state = spread_environments(state)
+        remembered = state.carry
 
         def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
             noise, key_step, fresh = drawn
-            distribution, action = sampled_action(policy, carry.obs, noise if held is None else held[noise])
+            noise = noise if held is None else held[noise]
+            distribution, action, remembered = sampled_action(policy, carry.obs, noise, carry.carry)
             actions = environment.actions
             taken = actions.unflatten(actions.clip(distribution.to_environment(action)))
             with traced(environment.id):
@@ -114,6 +124,7 @@ class CompiledCollector:
                 obs=restart(fresh_obs, after.obs),
                 time=jnp.where(ended, 0, carry.time + 1),
                 episode_return=jnp.where(ended, 0, episode_return),
+                carry=forget(remembered, ended),
             )
             return carry, row
 
@@ -127,6 +138,8 @@ class CompiledCollector:
         state, rows = spread_environments(state), spread_environments(rows, axis=1)
         columns = {name: column for name, column in rows._asdict().items() if name != "episode_return"}
         rollout = Rollout(**columns, valid=valid, whole_episodes=self.whole_episodes)
+        if remembered is not None:
+            rollout = self.memory.replayed(policy, rollout, remembered)
         ended = valid & (rows.terminated | rows.truncated)
         return state, rollout, summarise(ended, rows.episode_return, rows.time + 1)
 

@@ -81,8 +81,9 @@ def action_log_prob(arrays: PyTree, static: PyTree, rollout: Rollout) -> Float[A
 
     arrays, static: of the policy. rollout: `[T, N]`.
     """
-    distribution = action_distribution(eqx.combine(arrays, static), rollout.obs, axes=2)
-    return distribution.log_prob(rollout.action)
+    distribution = action_distribution(eqx.combine(arrays, static), rollout.inputs)
+    action = rollout.action.reshape(-1, *rollout.action.shape[2:])
+    return distribution.log_prob(action).reshape(rollout.reward.shape)
 
 
 def merge_slots(x: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,8 +17,9 @@ from klimb.environments.faults import traced
 from klimb.environments.host import HostEnvironment, HostVector
 from klimb.environments.registry import Environment
 from klimb.errors import EnvironmentFault, PolicyFileError
+from klimb.policies.memory import Memory, carry_size, forget
+from klimb.policies.memory import step as remembering_step
 from klimb.policies.networks import NetworkPolicy
-from klimb.policies.policy import action_distribution
 from klimb.precision import full_precision
 
 MAX_HOST_COPIES = 16
@@ -88,7 +90,7 @@ class WholeEpisodes:
         if isinstance(environment, CompiledEnvironment):
             self._start, self._advance = _compiled(environment, keep, episodes, deterministic)
         else:
-            self._act = eqx.filter_jit(lambda key, policy, obs: _act(key, policy, obs, deterministic))
+            self._act = eqx.filter_jit(partial(_act, deterministic=deterministic))
 
     def __call__(self, policy: PyTree, seed: int, on_episodes: OnEpisodes | None = None) -> tuple[np.ndarray, ...]:
         """The rows of all episodes, one episode after the other: the columns that are kept, `[R, ...]` each.
@@ -115,7 +117,7 @@ class WholeEpisodes:
 
     def _side_by_side(self, policy: PyTree, seed: int, ended: _Ended) -> tuple[np.ndarray, ...]:
         """All episodes of a compiled environment, each in a copy of its own, until the last of them has ended."""
-        carry, chunks = self._start(jax.random.key(seed)), []
+        carry, chunks = self._start(jax.random.key(seed), Memory(carry_size(policy))), []
         while (running := int(carry[-1].sum())) > 0:
             ended.tell(self._episodes - running)
             carry, rows = self._advance(policy, carry)
@@ -144,9 +146,11 @@ class WholeEpisodes:
         running: list[list[tuple]] = [[] for _ in share]
         finished: list[tuple] = []
         key, obs = jax.random.key(seed), vector.reset(np.random.SeedSequence(seed).generate_state(len(share)))
+        carry = Memory(carry_size(policy)).empty(len(share))
         while share.any():
             key, key_act = jax.random.split(key)
-            action, log_prob = (np.asarray(x) for x in self._act(key_act, policy, obs))
+            *made, carry = self._act(key_act, policy, obs, carry)
+            action, log_prob = (np.asarray(x) for x in made)
             step = vector.step(environment.actions.clip(action))
             row = EpisodeStep(obs, action, log_prob, step.reward, step.terminated, step.truncated, step.next_obs)
             columns = self._keep(row)
@@ -163,7 +167,7 @@ class WholeEpisodes:
             remaining = zip(running, share, strict=True)
             if any(len(rows) > self._max_steps for rows, left in remaining if left > 0):
                 raise endless(environment.id, self._max_steps)
-            obs = step.obs
+            obs, carry = step.obs, forget(carry, step.terminated | step.truncated | ~step.valid)
         return tuple(np.stack(column) for column in zip(*finished, strict=True))
 
 
@@ -201,43 +205,49 @@ def require_fit(policy: PyTree, environment: Environment) -> None:
         )
 
 
-def _act(key: PRNGKeyArray, policy: PyTree, obs: Array, deterministic: bool) -> tuple[Array, Array]:
-    """Actions in the environment's units, and their log-probs; a policy that takes its mode has no density: NaN."""
-    distribution = action_distribution(policy, obs)
+@full_precision
+def _act(
+    key: PRNGKeyArray, policy: PyTree, obs: Array, carry: Array | None, deterministic: bool
+) -> tuple[Array, Array, Array | None]:
+    """Actions in the environment's units, their log-probs, and what the policy remembers.
+
+    A policy that takes its mode has no density: NaN. carry: what it remembers before the step.
+    """
+    distribution, carry = remembering_step(policy, obs, carry)
     action = distribution.mode() if deterministic else distribution.sample(key)
     log_prob = jnp.where(deterministic, jnp.nan, distribution.log_prob(action))
-    return distribution.to_environment(action), log_prob
+    return distribution.to_environment(action), log_prob, carry
 
 
 def _compiled(
     environment: CompiledEnvironment, keep: Keep, episodes: int, deterministic: bool
-) -> tuple[Callable[[PRNGKeyArray], tuple], Callable[[PyTree, tuple], tuple[tuple, tuple]]]:
-    """Two programs: the start of all episodes from a key, and `STEPS_PER_CALL` steps of them under a policy."""
+) -> tuple[Callable[[PRNGKeyArray, Memory], tuple], Callable[[PyTree, tuple], tuple[tuple, tuple]]]:
+    """Two programs: the start of all episodes, and `STEPS_PER_CALL` steps of them under a policy."""
     actions = environment.actions
 
     @eqx.filter_jit
     @full_precision
     def advance(policy: PyTree, carry: tuple) -> tuple[tuple, tuple]:
         def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
-            key, state, obs, alive = carry
+            key, state, obs, remembered, alive = carry
             key, key_act, key_step = jax.random.split(key, 3)
-            action, log_prob = _act(key_act, policy, obs, deterministic)
+            action, log_prob, remembered = _act(key_act, policy, obs, remembered, deterministic)
             with traced(environment.id):
                 taken = actions.unflatten(actions.clip(action))
                 after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, taken)
             row = EpisodeStep(obs, action, log_prob, after.reward, after.terminated, after.truncated, after.obs)
             goes_on = alive & ~(after.terminated | after.truncated)
-            return (key, after.state, after.obs, goes_on), (*keep(row), alive)
+            return (key, after.state, after.obs, remembered, goes_on), (*keep(row), alive)
 
         return jax.lax.scan(step, carry, None, STEPS_PER_CALL)
 
-    @jax.jit
+    @partial(jax.jit, static_argnums=1)
     @full_precision
-    def start(key: PRNGKeyArray) -> tuple:
+    def start(key: PRNGKeyArray, memory: Memory) -> tuple:
         key, key_reset = jax.random.split(key)
         with traced(environment.id):
             state, obs = jax.vmap(environment.reset)(jax.random.split(key_reset, episodes))
-        return key, state, obs, jnp.ones(episodes, bool)
+        return key, state, obs, memory.empty(episodes), jnp.ones(episodes, bool)
 
     return start, advance
 

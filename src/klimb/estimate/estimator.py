@@ -21,7 +21,7 @@ from klimb.estimate.advantages import (
 )
 from klimb.estimate.values import values
 from klimb.fields import UnitInterval, checked
-from klimb.policies.networks import Critic
+from klimb.policies.critic import Critic
 from klimb.types import Batch, Residuals, Rollout, Trajectory
 
 
@@ -92,7 +92,7 @@ class Estimator:
             flat_advantage = flat_advantage / scale
         residual, decay = advantage_residuals(self.advantage, data, settings)
         return Batch(
-            obs=rows.obs,
+            obs=rollout.inputs,
             action=rows.action,
             log_prob=rows.log_prob,
             advantage=flat_advantage,

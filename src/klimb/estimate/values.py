@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from klimb.policies.networks import Critic, state_values
-from klimb.types import Rollout, weighted_mean
+from klimb.policies.critic import Critic, state_values
+from klimb.policies.memory import part_carries
+from klimb.types import Rollout, Sequences, weighted_mean
 
 
 def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
@@ -18,6 +21,8 @@ def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float
 
     critic: V. rollout: `[T, N]` steps.
     """
+    if critic.carry_size is not None:
+        return _values_with_memory(critic, rollout)
     value = state_values(critic, rollout.obs)
     last = rollout.successor[-1:] if rollout.successor_step is None else rollout.successor[:1]
     following = jnp.concatenate([value[1:], state_values(critic, last)])
@@ -27,6 +32,36 @@ def values(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float
         return jnp.where(rollout.truncated, exact, following)
 
     return value, jax.lax.cond(jnp.any(rollout.truncated), with_truncated_successors, lambda: following)
+
+
+def remember(critic: Critic, rollout: Rollout, carry: PyTree) -> tuple[Rollout, PyTree]:
+    """A rollout with what the critic remembers at the start of each of its parts, and what it remembers at its end.
+
+    critic: V. rollout: `[T, N]` steps. carry: what it remembers at the start, `[N, G]`; () without memory.
+    """
+    if critic.carry_size is None:
+        return rollout, carry
+    assert rollout.carry is not None, "the policy has no memory"
+    whole = dataclasses.replace(rollout, carry=rollout.carry[:1], critic_carry=carry[None])
+    assert isinstance(whole.inputs, Sequences)
+    _, carries = critic.replay(whole.inputs)
+    parts = part_carries(carry, carries, len(rollout.carry))
+    return dataclasses.replace(rollout, critic_carry=parts), carries[-1]
+
+
+def _values_with_memory(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
+    """`values` of a critic that remembers: that of a successor follows from what it remembers after the step."""
+    sequences = rollout.inputs
+    assert isinstance(sequences, Sequences)
+    rows, carries = critic.replay(sequences)
+    shape = rollout.reward.shape
+    value = rows.reshape(shape)
+    after = sequences.in_rows(carries).reshape(*shape, -1)
+    if rollout.successor_step is not None:
+        # Where a column has fewer successors the step is T, and what comes of it is dropped.
+        after = after[jnp.minimum(rollout.successor_step, shape[0] - 1), jnp.arange(shape[1])]
+    successors, _ = jax.vmap(jax.vmap(critic.step))(rollout.successor, after)
+    return value, rollout.with_successors(value, successors)
 
 
 def explained_variance(

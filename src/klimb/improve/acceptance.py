@@ -68,8 +68,9 @@ def finite_batch(batch: Batch) -> Array:
     batch: the rows.
     """
     rows = jnp.isfinite(batch.advantage) & jnp.isfinite(batch.log_prob)
-    if jnp.issubdtype(batch.obs.dtype, jnp.inexact):
-        rows &= jnp.all(jnp.isfinite(batch.obs), axis=tuple(range(1, batch.obs.ndim)))
+    obs = batch.obs_rows
+    if jnp.issubdtype(obs.dtype, jnp.inexact):
+        rows &= jnp.all(jnp.isfinite(obs), axis=tuple(range(1, obs.ndim)))
     return jnp.all(rows | (batch.weight <= 0)) & jnp.any(batch.weight > 0)
 
 

@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from klimb.fields import Count, Positive, checked
 from klimb.improve.acceptance import all_finite, choose
-from klimb.improve.minibatches import require_divisible, shuffled
+from klimb.improve.minibatches import random_minibatches, require_minibatches
 from klimb.improve.optimizer import Optimizer
 from klimb.improve.schedules import Schedule, scheduled
 from klimb.mesh import gather_rows
-from klimb.policies.networks import Critic
+from klimb.policies.critic import Critic
 from klimb.policies.parameters import flatten
-from klimb.types import Batch, take_rows, weighted_mean
+from klimb.types import Batch, Sequences, take_rows, weighted_mean
 
 
 class CriticInfo(NamedTuple):
@@ -113,24 +113,22 @@ class CriticFit:
         key: for the order of the rows. critic: before them. old: of the same scale, from whose values changes are
         clipped. state: Adam's moments. batch: rows with value targets. epochs: their number.
         """
-        num_rows = batch.value_target.shape[0]
         learning_rate = scheduled(self.critic_learning_rate, self.critic_learning_rate_schedule, batch.fraction_done)
-        require_divisible(num_rows, self.critic_num_minibatches, what="critic_num_minibatches")
+        require_minibatches(batch.obs, self.critic_num_minibatches, what="critic_num_minibatches")
         theta, rebuild = flatten(critic)
         target = (batch.value_target - critic.target.mean) / critic.target_scale
         # Rows of weight 0 are zeroed: a NaN in one would reach the gradient as 0·NaN.
         counted = batch.weight > 0
         # The part of the encoding that does not depend on θ is computed once.
-        inputs = jax.vmap(critic.encoder.inputs)(batch.obs)
-        inputs = jnp.where(jnp.reshape(counted, counted.shape + (1,) * (inputs.ndim - 1)), inputs, 0)
+        inputs = critic.inputs(batch.blank_padding().obs)
         eps = self.critic_clip_eps
-        before = None if eps is None else jax.vmap(old.scaled)(inputs)
+        before = None if eps is None else old.scaled_rows(inputs)
         rows = gather_rows((inputs, jnp.where(counted, target, 0), batch.weight, before))
 
-        def loss(vector: Array, minibatch: tuple[Array, Array, Array, Array | None]) -> Array:
+        def loss(vector: Array, minibatch: tuple[Array | Sequences, Array, Array, Array | None]) -> Array:
             """vector: the critic's parameters. minibatch: encoder inputs, scaled targets, weights, values before."""
             x, y, weight, start = minibatch
-            value = jax.vmap(rebuild(vector).scaled)(x)
+            value = rebuild(vector).scaled_rows(x)
             error = jnp.square(value - y)
             if start is not None and eps is not None:
                 clipped = start + jnp.clip(value - start, -eps, eps)
@@ -146,7 +144,9 @@ class CriticFit:
 
         def epoch(carry: tuple, key_shuffle: PRNGKeyArray) -> tuple[tuple, Array]:
             """carry: parameters and moments. key_shuffle: for the order of the rows in this pass."""
-            carry, losses = jax.lax.scan(descend, carry, shuffled(key_shuffle, num_rows, self.critic_num_minibatches))
+            carry, losses = jax.lax.scan(
+                descend, carry, random_minibatches(key_shuffle, batch.obs, self.critic_num_minibatches)
+            )
             return carry, jnp.mean(losses)
 
         (theta, moments), losses = jax.lax.scan(epoch, (theta, state), jax.random.split(key, epochs))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from klimb.policies.distributions import Distribution
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
-from klimb.types import Batch
+from klimb.types import Batch, Sequences
 
 Vector = Float[Array, " P"]
 FisherKind = Literal["exact", "empirical"]
@@ -63,7 +63,7 @@ def linearise(
 
 
 def fisher_vector_product(
-    policy: PyTree, obs: Array, weight: Float[Array, " B"] | None = None, *, action: Array | None = None
+    policy: PyTree, obs: Array | Sequences, weight: Float[Array, " B"] | None = None, *, action: Array | None = None
 ) -> Callable[[Vector], Vector]:
     """v ↦ F v, F = E_s E_a[∇log π ∇log πᵀ].
 
@@ -71,24 +71,29 @@ def fisher_vector_product(
     (`klimb.policies.parameters.trainable_filter`). The policy is linearised once per call of this function: reuse
     the function that is returned.
 
-    policy: a callable pytree. obs: `[B, *obs]`. weight: of every observation, ≥ 0; None for equal weights.
-    action: sampled actions `[B, *act]` for the empirical Fisher matrix; None for the exact expectation over actions.
+    policy: a callable pytree. obs: `[B, *obs]`, or sequences of B rows for one with memory. weight: of every
+    observation, ≥ 0; None for equal weights. action: sampled actions `[B, *act]` for the empirical Fisher matrix; None
+    for the exact expectation over actions.
     """
     theta, rebuild = flatten(policy)
-    weight = jnp.ones(obs.shape[0], theta.dtype) if weight is None else weight
+    if weight is None:
+        weight = jnp.ones(len(obs.obs if isinstance(obs, Sequences) else obs), theta.dtype)
     return linearise(lambda v: action_distribution(rebuild(v), obs), theta, weight, action=action).product
 
 
 def fisher_rows(policy: PyTree, batch: Batch, kind: FisherKind) -> Float[Array, "R P"]:
     """U with UᵀU = F: one row per sample (empirical), or one per sample and distribution parameter (exact).
 
-    For batches with fewer rows than parameters, and for the explicit matrix of small policies. R × P numbers.
+    For batches with fewer rows than parameters, and for the explicit matrix of small policies. R × P numbers. With
+    memory every step's derivatives are those through all steps before it in its sequence.
 
     policy: a callable pytree. batch: the samples with their weights.
     kind: exact for the expectation over all actions, empirical for the sampled actions.
     """
     theta, rebuild = flatten(policy)
     share = _share(batch.weight)
+    if isinstance(batch.obs, Sequences):
+        return _rows_of_sequences(policy, batch, batch.obs, kind)
 
     def root(vector: Vector, obs: Array, action: Array, share: Array) -> Array:
         """The function of θ whose Jacobian at the policy's θ is one sample's part of U.
@@ -105,6 +110,31 @@ def fisher_rows(policy: PyTree, batch: Batch, kind: FisherKind) -> Float[Array, 
         return jnp.sqrt(share) * _inner(score, jax.tree.map(lambda x: x[None], parameters))
 
     rows = jax.vmap(jax.jacrev(root), (None, 0, 0, 0))(theta, batch.obs, batch.action, share)
+    return rows.reshape(-1, theta.size)
+
+
+def _rows_of_sequences(policy: PyTree, batch: Batch, sequences: Sequences, kind: FisherKind) -> Float[Array, "R P"]:
+    """`fisher_rows` of a policy with memory, one sequence after the other."""
+    theta, rebuild = flatten(policy)
+    share = _share(batch.weight)
+
+    def of_one(number: Array) -> Array:
+        """number: of the sequence."""
+        rows = sequences.rows_of(number[None])
+        obs, action, weight = sequences.take(rows), batch.action[rows], share[rows]
+        current = action_distribution(policy, obs)
+
+        def roots(vector: Vector) -> Array:
+            parameters = action_distribution(rebuild(vector), obs)
+            if kind == "exact":
+                values = jax.vmap(lambda now, moved: ravel_pytree(now.fisher_root(moved))[0])(current, parameters)
+            else:
+                values = _inner(_score(current, action), parameters)[:, None]
+            return jnp.sqrt(weight)[:, None] * values
+
+        return jax.jacrev(roots)(theta)
+
+    rows = jax.lax.map(of_one, jnp.arange(sequences.count))
     return rows.reshape(-1, theta.size)
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from klimb.types import Sequences
+
 
 def require_divisible(num_rows: int, num_minibatches: int, *, what: str, num_envs: int = 1) -> None:
     """Raise ValueError unless the rows can be split into minibatches of equal size.
@@ -28,6 +30,47 @@ def require_divisible(num_rows: int, num_minibatches: int, *, what: str, num_env
         f"num_steps × num_envs = {num_rows} is not divisible by {what} = {num_minibatches}; "
         f"choose num_steps = {remedy}" + (f" (with num_envs = {num_envs})" if num_envs > 1 else "")
     )
+
+
+def require_minibatches(obs: Array | Sequences, num_minibatches: int, *, what: str) -> None:
+    """Raise ValueError unless a batch can be split into minibatches of equal size.
+
+    obs: of the batch. num_minibatches, what: as for `require_divisible`.
+    """
+    if isinstance(obs, Sequences):
+        require_sequences(obs.count, num_minibatches, what=what)
+    else:
+        require_divisible(len(obs), num_minibatches, what=what)
+
+
+def require_sequences(count: int, num_minibatches: int, *, what: str) -> None:
+    """Raise ValueError unless whole sequences can be shared out equally. count: of the sequences. others: as above."""
+    if count % num_minibatches:
+        raise ValueError(
+            f"with memory, minibatches are made of whole sequences, and {count} of them (num_envs × num_steps / "
+            f"chunk_steps) are not divisible by {what} = {num_minibatches}: choose another {what}, num_envs or "
+            "chunk_steps"
+        )
+
+
+def random_minibatches(key: PRNGKeyArray, obs: Array | Sequences, num_minibatches: int) -> Int[Array, "M b"]:
+    """The row numbers of every minibatch of a pass, in random order; with memory, of whole sequences.
+
+    key: for the order. obs: of the batch. num_minibatches: M.
+    """
+    if isinstance(obs, Sequences):
+        return obs.rows_of(shuffled(key, obs.count, num_minibatches))
+    return shuffled(key, len(obs), num_minibatches)
+
+
+def random_rows(key: PRNGKeyArray, obs: Array | Sequences, fraction: float) -> Int[Array, " b"]:
+    """The numbers of a fraction of the rows, at random; with memory, of whole sequences. At least one.
+
+    key: for the choice. obs: of the batch. fraction: in (0, 1].
+    """
+    count = obs.count if isinstance(obs, Sequences) else len(obs)
+    chosen = jax.random.permutation(key, count)[: max(1, round(fraction * count))]
+    return obs.rows_of(chosen) if isinstance(obs, Sequences) else chosen
 
 
 def shuffled(key: PRNGKeyArray, num_rows: int, num_minibatches: int) -> Int[Array, "M b"]:

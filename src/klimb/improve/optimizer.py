@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from klimb.improve.minibatches import shuffled
+from klimb.improve.minibatches import random_minibatches
 from klimb.policies.normalizer import Rescaling
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import Observing
@@ -191,7 +191,7 @@ def fit_epochs(
             theta, moments, norm = ascend(theta, moments, rows_of.take(rows))
             return (theta, moments), norm
 
-        order = shuffled(key, batch.log_prob.shape[0], num_minibatches)
+        order = random_minibatches(key, batch.obs, num_minibatches)
         (theta, moments), norms = jax.lax.scan(body, (theta, moments), order)
         return theta, moments, norms[-1]
 

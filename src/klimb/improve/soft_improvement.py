@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from klimb.improve.divergences import kl_divergence
-from klimb.improve.minibatches import require_divisible
+from klimb.improve.minibatches import require_minibatches
 from klimb.improve.objectives import has_signal, log_likelihood, log_ratio, with_entropy
 from klimb.improve.optimizer import FitResult, Optimizer, fit_epochs
 from klimb.improve.rule import KLDirection
@@ -168,7 +168,7 @@ class WeightedFit(NamedTuple):
         key: for the order of the rows. policy: π. moments: Adam's. batch: the rows. weight: w of every row.
         kl_coef: ≥ 0; None for no penalty. Raises ValueError if `num_minibatches` does not divide the number of rows.
         """
-        require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
+        require_minibatches(batch.obs, self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
         target = TargetKL.of(self, policy, batch, self.kl_direction)
 

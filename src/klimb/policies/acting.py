@@ -9,9 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from klimb.errors import ConfigError, shown
+from klimb.errors import ConfigError, WrongObject, shown
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.distributions import Distribution
+from klimb.policies.memory import carry_size
 from klimb.policies.observation_parts import MaskedObservations
 from klimb.policies.observation_spec import ObservationSpec
 from klimb.policies.policy import Policy, action_distribution
@@ -52,8 +53,58 @@ def act(
     Returns the action as the space has it: an array with the leading axes of `obs` (a NumPy scalar for one of a
     Discrete space), or a dictionary or tuple of these.
     Raises ConfigError when the observation has another shape than the policy reads, or is no array of numbers; and for
-    a policy that does not hold its spaces, where they are not given.
+    a policy that does not hold its spaces, where they are not given. WrongObject for a policy with memory, which
+    `act_with_memory` is for.
     """
+    if carry_size(policy) is not None:
+        raise WrongObject(
+            f"{type(policy).__name__} has memory: action, carry = klimb.act_with_memory(policy, obs, carry), and start "
+            "every episode with carry = None"
+        )
+    return _act(policy, obs, None, deterministic, rng, action_mask, observations, actions)[0]
+
+
+def act_with_memory(
+    policy: Any,
+    obs: Any,
+    carry: Any,
+    *,
+    deterministic: bool = True,
+    rng: np.random.Generator | None = None,
+    action_mask: Any = None,
+    observations: ObservationSpec | None = None,
+    actions: ActionSpec | None = None,
+) -> tuple[Any, np.ndarray]:
+    """The action for the environment, as `act` gives it, and what the policy remembers after the step.
+
+    policy: with memory. carry: what it remembers before the step, `[C]` with the leading axes of `obs`; None for
+    episodes that begin. obs and all others: as for `act`.
+
+    Raises ConfigError as `act` does, and for a carry of another shape; WrongObject for a policy without memory.
+    """
+    size = carry_size(policy)
+    if size is None:
+        raise WrongObject(f"{type(policy).__name__} has no memory: klimb.act(policy, obs) is for it")
+    remembered = np.zeros(size, np.float32) if carry is None else np.asarray(carry)
+    if remembered.shape[-1:] != (size,):
+        raise ConfigError(
+            f"the carry has the shape {remembered.shape}, and the policy remembers {size} numbers: give what the last "
+            "call returned, and None for the first step of an episode"
+        )
+    return _act(policy, obs, remembered, deterministic, rng, action_mask, observations, actions)
+
+
+def _act(
+    policy: Any,
+    obs: Any,
+    carry: np.ndarray | None,
+    deterministic: bool,
+    rng: np.random.Generator | None,
+    action_mask: Any,
+    observations: ObservationSpec | None,
+    actions: ActionSpec | None,
+) -> tuple[Any, Any]:
+    """The action and the carry after it. All arguments are those of `act_with_memory`; carry: None without memory."""
     observations, actions = _spaces(policy, observations, actions)
     rows = _rows(obs, action_mask, observations)
     flags = observations.mask(rows)
@@ -65,14 +116,18 @@ def act(
         )
     axes = rows.ndim - len(observations.shape)
     words = np.zeros(2, np.uint32) if deterministic else _words(rng)
-    taken = np.asarray(_decide(policy, rows, words, axes, deterministic))
+    if carry is not None:
+        carry = np.broadcast_to(carry, (*rows.shape[:axes], carry.shape[-1]))
+    decided, remembered = _decide(policy, rows, carry, words, axes, deterministic)
+    taken = np.asarray(decided)
     if taken.shape != (*rows.shape[:axes], *actions.shape):
         raise ConfigError(
             f"the policy {type(policy).__name__} returns an action of shape {taken.shape[axes:]} for one observation, "
             f"but the actions {actions} have the shape {actions.shape}: it was made for other actions"
         )
     # The index turns an array without axes into a scalar, which environments can use as a key or an index.
-    return actions.unflatten(actions.clip(taken).astype(actions.dtype, copy=False)[()])
+    action = actions.unflatten(actions.clip(taken).astype(actions.dtype, copy=False)[()])
+    return action, None if remembered is None else np.asarray(remembered)
 
 
 def _of_part(part: int | None, actions: ActionSpec) -> str:
@@ -82,9 +137,20 @@ def _of_part(part: int | None, actions: ActionSpec) -> str:
 
 @eqx.filter_jit
 @full_precision
-def _decide(policy: Policy, obs: Any, words: Any, axes: int, deterministic: bool) -> Array:
-    """Actions in the environment's units, not clipped yet. words: `[2]`, uint32, for the random numbers."""
-    distribution = action_distribution(policy, obs, axes=axes)
+def _decide(
+    policy: Any, obs: Any, carry: Any, words: Any, axes: int, deterministic: bool
+) -> tuple[Array, Array | None]:
+    """Actions in the environment's units, not clipped yet, and what is remembered.
+
+    words: `[2]`, uint32, for the random numbers. carry: None without memory.
+    """
+    if carry is None:
+        distribution = action_distribution(policy, obs, axes=axes)
+    else:
+        step = policy.step
+        for _ in range(axes):
+            step = jax.vmap(step)
+        distribution, carry = step(obs, carry)
     if not isinstance(distribution, Distribution):
         answer = "an array" if isinstance(distribution, jax.Array) else type(distribution).__name__
         raise ConfigError(
@@ -92,9 +158,9 @@ def _decide(policy: Policy, obs: Any, words: Any, axes: int, deterministic: bool
             "klimb.Distribution, such as klimb.Categorical or klimb.DiagGaussian"
         )
     if deterministic:
-        return distribution.to_environment(distribution.mode())
+        return distribution.to_environment(distribution.mode()), carry
     key = jax.random.fold_in(jax.random.key(words[0]), words[1])
-    return distribution.to_environment(distribution.sample(key))
+    return distribution.to_environment(distribution.sample(key)), carry
 
 
 def _words(rng: np.random.Generator | None) -> np.ndarray:

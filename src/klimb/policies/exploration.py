@@ -11,7 +11,7 @@ successive actions share W is not part of it: an importance ratio is one of thes
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from klimb.policies.action_spec import EXPLORATION_VARIANCE
 from klimb.policies.distributions import Distribution
-from klimb.policies.policy import action_distribution
+from klimb.policies.few_at_once import over_rows
+from klimb.policies.memory import step
 from klimb.precision import full_precision
 
 
@@ -79,7 +80,7 @@ def rollout_noise(
     """
     shape = held_noise(policy)
     if shape is None:
-        return action_distribution(policy, obs).noise(key, (num_steps,))
+        return over_rows(policy, obs, 1).noise(key, (num_steps,))
     rows = -(-num_steps // noise_steps(policy, num_steps, exploration_steps))
     return jax.random.normal(key, (rows, len(obs), *shape))
 
@@ -93,14 +94,25 @@ def noise_steps(policy: Any, num_steps: int, exploration_steps: int | None) -> i
     return 1 if held_noise(policy) is None else min(exploration_steps or num_steps, num_steps)
 
 
-@full_precision
-def sampled_action(policy: Any, obs: Num[Array, " N *obs"], noise: Array) -> tuple[Distribution, Array]:
-    """π(·|s) and the actions that noise makes of it, `[N, *act]`, as the policy has them.
+class Decision(NamedTuple):
+    """One step of N copies: π(·|s), actions `[N, *act]` as the policy has them, and what it remembers afterwards."""
 
-    policy: a callable pytree. obs: of N environments. noise: their row of `rollout_noise`.
+    distribution: Distribution
+    action: Array
+    carry: Array | None
+
+
+@full_precision
+def sampled_action(
+    policy: Any, obs: Num[Array, " N *obs"], noise: Array, carry: Float[Array, "N C"] | None = None
+) -> Decision:
+    """The actions that noise makes of π(·|s).
+
+    policy: a callable pytree. obs: of N environments. noise: their row of `rollout_noise`. carry: what the policy
+    remembers; None for one without memory.
     """
     if held_noise(policy) is None:
-        distribution = action_distribution(policy, obs)
+        distribution, carry = step(policy, obs, carry)
     else:
         distribution, noise = jax.vmap(policy.explore)(obs, noise)
-    return distribution, distribution.sample_from(noise)
+    return Decision(distribution, distribution.sample_from(noise), carry)

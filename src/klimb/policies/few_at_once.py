@@ -18,7 +18,7 @@ def over_rows(network: Callable[[Array], Any], rows: Num[Array, "..."], axes: in
 
     network: called with one observation at a time, under vmap. rows: the observations. axes: number of leading axes.
     """
-    encoder = getattr(network, "encoder", None)
+    encoder = network if isinstance(network, Encoder) else getattr(network, "encoder", None)
     at_once = encoder.rows_at_once if isinstance(encoder, Encoder) else None
     lead = rows.shape[:axes]
     if at_once is None or math.prod(lead) <= at_once or jax.default_backend() != "cpu":

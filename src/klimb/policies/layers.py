@@ -1,10 +1,11 @@
-"""What the hidden layers of klimb's networks can do. Imports no JAX, because worker processes import it."""
+"""What the layers of klimb's networks can do. Imports no JAX, because worker processes import it."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 Initialization = Literal["orthogonal", "glorot", "he", "lecun"]
+MemoryKind = Literal["gru", "lstm"]
 LAYER_NORM_FLOOR = 1e-5
 """Added to the variance that layer normalisation divides by."""
 

@@ -1,103 +1,33 @@
-"""Policy and critic networks: an encoder and dense layers each. They share no parameters."""
+"""The policy network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
-from pydantic import model_validator
 
 from klimb.errors import ConfigError
-from klimb.fields import LayerSizes, Name, checked
-from klimb.policies.acting import act
+from klimb.policies.acting import act, act_with_memory
 from klimb.policies.action_spec import ActionSpec, Exploration, GaussianStyle
-from klimb.policies.architectures import encoder_of
+from klimb.policies.body import NetworkBody, as_spec
 from klimb.policies.distributions import Distribution
 from klimb.policies.encoders import Encoder
 from klimb.policies.exploration import marginal_log_std, standard_noise
 from klimb.policies.few_at_once import over_rows
-from klimb.policies.layers import Initialization, LayerOptions
-from klimb.policies.mlp import MLP, Activation
-from klimb.policies.normalizer import VARIANCE_FLOOR, Normalizer, Rescaling
-from klimb.policies.observations import BoxObservations, ObservationSpec
-from klimb.policies.pictures import NETWORKS
+from klimb.policies.layers import Initialization, LayerOptions, MemoryKind
+from klimb.policies.mlp import Activation
+from klimb.policies.observation_spec import ObservationSpec
 
 TYPICAL_INPUTS = 256
 """Standard normal inputs of the network from which gSDE's initial σ is computed."""
 
 
-@checked
-class NetworkOptions:
-    """The networks of a run."""
-
-    normalize_observations: bool = True
-    """Scale observations by their running mean and standard deviation, kept inside the policy."""
-    hidden: LayerSizes = (64, 64)
-    """Hidden layer sizes of the policy, and of the critic unless critic_hidden is given."""
-    critic_hidden: LayerSizes | None = None
-    """Hidden layer sizes of the critic; none: the same as for the policy."""
-    activation: Activation = "tanh"
-    """Activation of the hidden layers."""
-    layer_norm: bool = False
-    """Normalise the units of each hidden layer before its activation, in policy and critic."""
-    residual: bool = False
-    """Add the input of a hidden layer to its output where both have one size, in policy and critic."""
-    initialization: Initialization = "orthogonal"
-    """Distribution of the initial weights of policy and critic."""
-    initial_log_std: float = 0.0
-    """Initial log standard deviation of a Gaussian policy; the unit of σ is the half-width of the action box."""
-    state_dependent_std: bool = False
-    """Compute the standard deviation from the observation; continuous actions only."""
-    tanh_squash: bool = False
-    """Squash Gaussian actions into the action box by tanh instead of clipping them; bounded boxes only."""
-    log_std_bounds: tuple[float, float] | None = None
-    """Minimum and maximum log standard deviation of a Gaussian policy, as for initial_log_std; none: no bounds."""
-    exploration: Exploration = "independent"
-    """Noise of Gaussian actions. independent: drawn at every step; gsde: a function of the state, smooth in time."""
-    network: Name | None = None
-    """Network that reads pictures: minatar, nature, impala, or mlp for none; or a function of your own, module:name."""
-    critic_network: Name | None = None
-    """Network that reads pictures in the critic; none: the same as for the policy."""
-    critic_observes: tuple[Name, ...] | None = None
-    """Parts of Dict observations that only the critic sees; none: both see all parts."""
-    policy: Name | None = None
-    """A function of your own, module:name, that makes the policy: (observations, actions, key) -> policy."""
-    critic: Name | None = None
-    """A function of your own, module:name, that makes the critic: (observations, key) -> critic."""
-
-    @model_validator(mode="after")
-    def _require_valid_style(self) -> NetworkOptions:
-        self.style.require_valid(self.initial_log_std, self.hidden)
-        return self
-
-    @property
-    def own(self) -> dict[str, str]:
-        """The functions of the user's own that make policy and critic, `module:name`, by the option that names them."""
-        named = {name: getattr(self, name) for name in ("policy", "critic", "network", "critic_network")}
-        return {name: value for name, value in named.items() if value is not None and value not in NETWORKS}
-
-    @property
-    def own_policy(self) -> str | None:
-        """The function of the user's own without which policies in files can't be read; None where there is none."""
-        return self.own.get("policy", self.own.get("network"))
-
-    @property
-    def style(self) -> GaussianStyle:
-        """How the network's outputs become a Gaussian."""
-        return GaussianStyle(self.state_dependent_std, self.tanh_squash, self.log_std_bounds, self.exploration)
-
-    @property
-    def layers(self) -> LayerOptions:
-        """What the hidden layers do besides a product and an activation."""
-        return LayerOptions(self.layer_norm, self.residual, self.initialization)
-
-
-class NetworkPolicy(eqx.Module):
+class NetworkPolicy(NetworkBody):
     """observation → encoder → dense layers → distribution: categorical for discrete actions, Gaussian for a box.
 
     The network's output is rescaled to the action box: 0 is the middle of the box and 1 its edge, and the standard
@@ -107,11 +37,11 @@ class NetworkPolicy(eqx.Module):
     With `log_std_bounds` the log standard deviation is clipped to them.
     With `exploration` = gsde `log_std` is that of the matrix W `[F, D]` of the noise Wᵀ φ, φ the F features of the last
     hidden layer, and the standard deviation of an action follows from both.
+    With `memory` a recurrent layer stands between encoder and dense layers, and the policy is `Remembering`: called
+    with an observation alone it is at the start of an episode.
     It accepts one observation or any leading axes.
     """
 
-    encoder: Encoder
-    network: MLP
     log_std: Float[Array, "*F D"] | None
     observations: ObservationSpec = eqx.field(static=True)
     actions: ActionSpec = eqx.field(static=True)
@@ -134,6 +64,8 @@ class NetworkPolicy(eqx.Module):
         initialization: Initialization = "orthogonal",
         network: str | None = None,
         encoder: Encoder | None = None,
+        memory: MemoryKind | None = None,
+        memory_size: int = 64,
         key: PRNGKeyArray,
     ) -> None:
         """A fresh policy.
@@ -146,27 +78,41 @@ class NetworkPolicy(eqx.Module):
         state_dependent_std, tanh_squash, log_std_bounds, exploration: as in `GaussianStyle`; for continuous actions
         only. layer_norm, residual, initialization: as in `LayerOptions`. network: of the pictures in observations, a
         name as `klimb.policies.architectures` has them; None for one that suits their size. encoder: your own, in place
-        of that; None for klimb's. key: for the weights.
+        of that; None for klimb's. memory: kind of recurrent layer; None for none. memory_size: its units. key: for the
+        weights.
 
         Raises UnsupportedSpace for observations that are neither vectors nor pictures without an encoder, for
-        `tanh_squash` in a box
-        without bounds, and for any of these options with discrete actions; ConfigError for an initial standard
-        deviation outside its bounds, and for gsde with `state_dependent_std` or without a hidden layer.
+        `tanh_squash` in a box without bounds, and for any of these options with discrete actions; ConfigError for an
+        initial standard deviation outside its bounds, and for gsde with `state_dependent_std`, with memory or without a
+        hidden layer.
         """
+        if memory is not None and exploration == "gsde":
+            raise ConfigError("exploration = gsde is for policies without memory")
         self.style = GaussianStyle(state_dependent_std, tanh_squash, log_std_bounds, exploration)
         self.style.require_valid(initial_log_std, hidden)
         outputs = actions.num_outputs(self.style)
-        self.observations = _spec(observations)
-        self.encoder = _encoder(self.observations, encoder, network, initialization, key)
-        sizes = [self.encoder.num_features, *hidden, outputs]
-        # Gain 0.01 of the last layer: the initial policy hardly depends on the random weights.
-        layers = LayerOptions(layer_norm, residual, initialization)
-        self.network = MLP(sizes, activation=activation, output_gain=0.01, key=key, layers=layers)
+        self.observations = as_spec(observations)
+        super().__init__(
+            self.observations,
+            hidden,
+            outputs,
+            activation=activation,
+            # The initial policy hardly depends on the random weights.
+            output_gain=0.01,
+            layers=LayerOptions(layer_norm, residual, initialization),
+            network=network,
+            encoder=encoder,
+            memory=memory,
+            memory_size=memory_size,
+            key=key,
+        )
         free = actions.num_log_std
         if free and exploration == "gsde":
-            typical = self.network.hidden(jax.random.normal(jax.random.fold_in(key, 1), (TYPICAL_INPUTS, sizes[0])))
+            typical = self.network.hidden(
+                jax.random.normal(jax.random.fold_in(key, 1), (TYPICAL_INPUTS, self.network.sizes[0]))
+            )
             variance = jnp.mean(jnp.sum(jnp.square(typical), axis=-1))
-            self.log_std = jnp.full((sizes[-2], free), initial_log_std - 0.5 * jnp.log(variance), float)
+            self.log_std = jnp.full((self.network.sizes[-2], free), initial_log_std - 0.5 * jnp.log(variance), float)
         else:
             self.log_std = jnp.full(free, initial_log_std, float) if free else None
         self.actions = actions
@@ -178,7 +124,40 @@ class NetworkPolicy(eqx.Module):
                 f"the observation has the shape {shape}, and the policy reads the shape {expected}, with any leading "
                 "axes: it was made for another environment"
             )
-        return self._distribution(self.network.hidden(self.encoder(obs)), self.observations.mask(obs))
+        return self._of_features(self._at_start(self.encoder(obs)), obs)
+
+    @property
+    def initial_carry(self) -> Float[Array, " C"]:
+        """What it remembers when an episode begins: zeros. Only with memory."""
+        return jnp.zeros(self._remembered.carry_size)
+
+    def step(self, obs: Num[Array, "..."], carry: Float[Array, "*batch C"]) -> tuple[Distribution, Array]:
+        """π(·|s, memory), and what is remembered after the step: see `Remembering.step`.
+
+        obs: one observation, or any leading axes. carry: with the same leading axes.
+        """
+        carry = self._remembered(self.encoder(obs), carry)
+        return self._of_features(self._remembered.units(carry), obs), carry
+
+    def unroll(
+        self, obs: Num[Array, "L S *obs"], carry: Float[Array, "S C"], begins: Bool[Array, "L S"]
+    ) -> tuple[Distribution, Float[Array, "L S C"]]:
+        """π(·|s, memory) of every step of sequences: see `Unrolling.unroll`.
+
+        obs: of the steps. carry: before the first. begins: before which everything is forgotten.
+        """
+        carries = self._remembered.over_time(over_rows(self.encoder, obs, 2), carry, begins)
+        features = self._remembered.units(carries)
+
+        def in_rows(x: Array) -> Array:
+            return x.reshape(-1, *x.shape[2:])
+
+        rows = jax.vmap(self._of_features)(in_rows(features), in_rows(obs))
+        return jax.tree.map(lambda x: x.reshape(*begins.shape, *x.shape[1:]), rows), carries
+
+    def _of_features(self, features: Float[Array, "*batch F"], obs: Num[Array, "..."]) -> Distribution:
+        """features: that the dense layers read. obs: the observations, for their action masks."""
+        return self._distribution(self.network.hidden(features), self.observations.mask(obs))
 
     @property
     def held_noise(self) -> tuple[int, ...] | None:
@@ -222,12 +201,21 @@ class NetworkPolicy(eqx.Module):
         """
         return act(self, obs, deterministic=deterministic, rng=rng, action_mask=action_mask)
 
-    def observe(self, obs: Num[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[NetworkPolicy, Rescaling | None]:
-        """The same function with its encoder's statistics updated by a batch: see `Observing.observe`.
+    def act_with_memory(
+        self,
+        obs: Any,
+        carry: Any,
+        *,
+        deterministic: bool = True,
+        rng: np.random.Generator | None = None,
+        action_mask: Any = None,
+    ) -> tuple[Any, np.ndarray]:
+        """The action for the environment, and what the policy remembers after the step (`klimb.act_with_memory`).
 
-        obs: rows. weight: of every row; rows of weight 0 are left out.
+        obs, deterministic, rng, action_mask: as for `act`. carry: what it remembers before the step, None where an
+        episode begins.
         """
-        return _observe(self, obs, weight)
+        return act_with_memory(self, obs, carry, deterministic=deterministic, rng=rng, action_mask=action_mask)
 
     def within_bounds(self) -> NetworkPolicy:
         """The same function with a free log σ that a step has moved beyond a bound put back to it.
@@ -239,141 +227,3 @@ class NetworkPolicy(eqx.Module):
         if bounds is None or depends or self.log_std is None:
             return self
         return eqx.tree_at(lambda policy: policy.log_std, self, jnp.clip(self.log_std, *bounds))
-
-    def absorb(self, rescaling: Rescaling) -> NetworkPolicy:
-        """The policy whose dense layers read features that were rescaled.
-
-        rescaling: of the features.
-        """
-        return eqx.tree_at(lambda policy: policy.network, self, self.network.absorb(rescaling))
-
-
-class Critic(eqx.Module):
-    """State value V(s) of the policy being improved.
-
-    The network's output is relative to the running mean and standard deviation of the value targets, so that one
-    learning rate fits rewards of any scale. Updating these statistics leaves V(s) unchanged (PopArt, van Hasselt
-    et al. 2016).
-    """
-
-    encoder: Encoder
-    network: MLP
-    target: Normalizer
-
-    def __init__(
-        self,
-        observations: int | ObservationSpec,
-        *,
-        hidden: Sequence[int] = (64, 64),
-        activation: Activation = "tanh",
-        layer_norm: bool = False,
-        residual: bool = False,
-        initialization: Initialization = "orthogonal",
-        network: str | None = None,
-        encoder: Encoder | None = None,
-        key: PRNGKeyArray,
-    ) -> None:
-        """A fresh critic.
-
-        observations: the observation space; an integer n is short for n real numbers. hidden: sizes of the hidden
-        layers between features and value. activation: of the hidden layers. layer_norm, residual, initialization: as in
-        `klimb.policies.layers.LayerOptions`. network, encoder: as for `NetworkPolicy`. key: for the weights.
-
-        Raises UnsupportedSpace if the observations are neither vectors nor pictures and there is no encoder.
-        """
-        self.encoder = _encoder(_spec(observations), encoder, network, initialization, key)
-        sizes = [self.encoder.num_features, *hidden, 1]
-        layers = LayerOptions(layer_norm, residual, initialization)
-        self.network = MLP(sizes, activation=activation, output_gain=1.0, key=key, layers=layers)
-        self.target = Normalizer.identity(())
-
-    def __call__(self, obs: Num[Array, "..."]) -> Float[Array, "..."]:
-        return self.scaled(self.encoder.inputs(obs)) * self.target_scale + self.target.mean
-
-    @property
-    def target_scale(self) -> Float[Array, ""]:
-        """Standard deviation of the value targets, at least √VARIANCE_FLOOR, in units of reward."""
-        return jnp.sqrt(jnp.maximum(self.target.variance, VARIANCE_FLOOR))
-
-    def scaled(self, inputs: Num[Array, "..."]) -> Float[Array, "..."]:
-        """The value in units of the targets: before it is multiplied by `target_scale` and shifted.
-
-        inputs: returned by `encoder.inputs`.
-        """
-        return self.network(self.encoder.features(inputs))[..., 0]
-
-    def observe(self, obs: Num[Array, " B *obs"], weight: Float[Array, " B"]) -> tuple[Critic, Rescaling | None]:
-        """The same function with its encoder's statistics updated by a batch: see `Observing.observe`.
-
-        obs: rows. weight: of every row; rows of weight 0 are left out.
-        """
-        return _observe(self, obs, weight)
-
-    def absorb(self, rescaling: Rescaling) -> Critic:
-        """The critic whose dense layers read features that were rescaled.
-
-        rescaling: of the features.
-        """
-        return eqx.tree_at(lambda critic: critic.network, self, self.network.absorb(rescaling))
-
-
-Network = TypeVar("Network", NetworkPolicy, Critic)
-
-
-def _observe(network: Network, obs: Array, weight: Array) -> tuple[Network, Rescaling | None]:
-    """The network with a batch in its encoder's statistics; its dense layers absorb what that changes."""
-    encoder, rescaling = network.encoder.observe(obs, weight)
-    absorbed = network if rescaling is None else network.absorb(rescaling)
-    return eqx.tree_at(lambda n: n.encoder, absorbed, encoder), rescaling
-
-
-class FunctionEncoder(Encoder):
-    """A custom critic, a pytree that maps one observation to a number, as an encoder with a single feature."""
-
-    function: Callable[[Array], Array]
-
-    @property
-    def num_features(self) -> int:
-        return 1
-
-    def features(self, inputs: Num[Array, "..."]) -> Float[Array, " 1"]:
-        return jnp.reshape(self.function(inputs), (1,))
-
-
-def as_critic(critic: Any) -> Critic:
-    """A `Critic` made of any pytree that maps one observation to a number.
-
-    Its value is scaled and shifted by two numbers, which follow the targets' running mean and standard deviation and
-    are trained together with it.
-
-    critic: the pytree, or a `Critic`, which is returned as it is.
-    """
-    if isinstance(critic, Critic):
-        return critic
-    wrapped = Critic(1, hidden=(), encoder=FunctionEncoder(critic), key=jax.random.key(0))
-    return eqx.tree_at(lambda c: c.network.weights, wrapped, (jnp.ones((1, 1)),))
-
-
-def state_values(critic: Critic, obs: Num[Array, "T N *obs"]) -> Float[Array, "T N"]:
-    """V(s) of a rollout's observations.
-
-    critic: called with one observation at a time, under vmap. obs: of every step and environment.
-    """
-    return over_rows(critic, obs, 2)
-
-
-def _encoder(
-    observations: ObservationSpec,
-    given: Encoder | None,
-    network: str | None,
-    initialization: Initialization,
-    key: PRNGKeyArray,
-) -> Encoder:
-    if given is not None:
-        return given
-    # Not the key of the dense layers.
-    return encoder_of(observations, jax.random.fold_in(key, 2), network=network, initialization=initialization)
-
-
-def _spec(observations: int | ObservationSpec) -> ObservationSpec:
-    return BoxObservations((observations,)) if isinstance(observations, int) else observations

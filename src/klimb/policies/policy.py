@@ -13,8 +13,10 @@ from jaxtyping import Array
 from klimb.errors import WrongObject, shown
 from klimb.policies.distributions import Distribution
 from klimb.policies.few_at_once import over_rows
+from klimb.policies.memory import carry_size, replay
 from klimb.policies.normalizer import Rescaling
 from klimb.precision import full_precision
+from klimb.types import Sequences
 
 
 @runtime_checkable
@@ -127,13 +129,23 @@ def keeps_statistics(network: Any, obs: jax.ShapeDtypeStruct) -> bool:
 
 
 @full_precision
-def action_distribution(policy: Policy, obs: Array, *, axes: int = 1) -> Distribution:
+def action_distribution(policy: Policy, obs: Array | Sequences, *, axes: int = 1) -> Distribution:
     """π(·|s) for many observations. The policy is called with one observation at a time, under vmap.
 
     policy: a callable pytree.
-    obs: observations with `axes` leading axes: `[B, *obs]`, or `[T, N, *obs]` with `axes=2`.
+    obs: observations with `axes` leading axes: `[B, *obs]`, or `[T, N, *obs]` with `axes=2`; or `Sequences`, which a
+    policy with memory reads in order.
     axes: number of leading axes; 0 for a single observation.
 
-    Returns distributions with the same leading axes.
+    Returns distributions with the same leading axes; of sequences `[B]`. Raises WrongObject for a policy with memory
+    and observations without one.
     """
+    remembers = carry_size(policy) is not None
+    if isinstance(obs, Sequences):
+        return replay(policy, obs)[0] if remembers else over_rows(policy, obs.obs, 1)
+    if remembers:
+        raise WrongObject(
+            f"{type(policy).__name__} has memory, and single observations do not say what it remembers: give "
+            "klimb.Sequences, or call policy.step(obs, carry) for one step after the other"
+        )
     return over_rows(policy, obs, axes)

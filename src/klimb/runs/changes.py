@@ -43,6 +43,8 @@ FIXED: dict[str, str] = {
         name: _NETWORKS
         for name in ("critic_observes", "layer_norm", "residual", "initialization", "network", "critic_network")
     },
+    **{name: _NETWORKS for name in ("memory", "memory_size", "critic_memory")},
+    "chunk_steps": "rollouts that are kept are cut into parts of this length",
     "normalize_observations": "the networks have been trained on observations scaled in this way",
 }
 """Training options that can't change when a run is resumed, each with the reason. All others may."""

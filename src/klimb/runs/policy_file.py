@@ -29,6 +29,7 @@ from klimb.policies.action_spec import Exploration, GaussianStyle
 from klimb.policies.actions import actions_from_json
 from klimb.policies.architectures import encoder_of
 from klimb.policies.encoders import Encoder, FlatEncoder
+from klimb.policies.layers import MemoryKind
 from klimb.policies.mlp import Activation
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.normalizer import Normalizer
@@ -36,6 +37,7 @@ from klimb.policies.observations import BoxObservations, ObservationSpec, observ
 from klimb.policies.parts_encoder import PartsEncoder
 from klimb.policies.pictures import NETWORKS, PictureEncoder
 from klimb.policies.policy import policy_of
+from klimb.policies.recurrent import RECURRENT_LAYERS
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
 from klimb.runs.zoo import located
@@ -82,8 +84,9 @@ UNWRITTEN_LIMITS = NormalizerLimits(clip=10.0, variance_floor=1e-8)
 class PolicyDescription:
     """What `policy.json` holds: all that has to be known to build the network before its parameters are read.
 
-    Version 4 may have `log_std_bounds`, `exploration`, `layer_norm` and `residual`, and of pictures `network`; a policy
-    with none of them is written as version 3. A policy that only reads pictures has no `normalizer`.
+    Version 4 may have `log_std_bounds`, `exploration`, `layer_norm`, `residual` and `memory` with `memory_size`, and of
+    pictures `network`; a policy with none of them is written as version 3. A policy that only reads pictures has no
+    `normalizer`.
     Version 2 has no `normalizer`. Version 1, of klimb 0.1.0, has `observation_size` in place of `observations` as
     well, and other names for some arrays.
     """
@@ -104,6 +107,8 @@ class PolicyDescription:
     layer_norm: bool = False
     residual: bool = False
     network: str | None = None
+    memory: MemoryKind | None = None
+    memory_size: Width | None = None
 
     @property
     def style(self) -> GaussianStyle:
@@ -130,7 +135,13 @@ class PolicyDescription:
         # Shapes alone: what a file asks for may be too large for any memory.
         shapes = eqx.filter_eval_shape(encoder)
         of_pictures = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(pictures_of(shapes)))
-        weights = of_pictures + num_weights([shapes.num_features, *self.hidden, outputs])
+        if (self.memory is None) != (self.memory_size is None):
+            raise ValueError("it has one of memory and memory_size, and needs both or none")
+        features, of_memory = shapes.num_features, 0
+        if self.memory is not None and self.memory_size is not None:
+            of_memory = RECURRENT_LAYERS[self.memory].gates * self.memory_size * (features + self.memory_size)
+            features = self.memory_size
+        weights = of_pictures + of_memory + num_weights([features, *self.hidden, outputs])
         if weights > MAX_WEIGHTS:
             raise ValueError(f"its network has {weights} weights; klimb reads at most {MAX_WEIGHTS}")
 
@@ -145,6 +156,8 @@ class PolicyDescription:
                 **self.style._asdict(),
                 initial_log_std=0.0 if self.log_std_bounds is None else self.log_std_bounds[0],
                 encoder=encoder(),
+                memory=self.memory,
+                memory_size=self.memory_size or 1,
                 key=jax.random.key(0),
             )
         )
@@ -172,6 +185,9 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
     layers = {"layer_norm": bool(policy.network.norms), "residual": policy.network.residual}
     added: dict[str, Any] = {name: True for name, used in layers.items() if used}
     added |= {"network": pictures[0].network} if pictures else {}
+    if policy.memory is not None:
+        kind = next(kind for kind, layer in RECURRENT_LAYERS.items() if type(policy.memory) is layer)
+        added |= {"memory": kind, "memory_size": policy.memory.size}
     limits = None if numbers is None else dataclasses.asdict(NormalizerLimits.of(numbers.normalizer))
     return {
         "format": "klimb-policy",
@@ -279,7 +295,9 @@ def policy_iteration(path: str | Path, *, seed: int | None = None) -> int | None
 
 def _is_described(policy: PyTree) -> bool:
     """Whether `policy.json` says all that has to be known: klimb's own network with klimb's own encoder."""
-    return type(policy) is NetworkPolicy and type(policy.encoder) in (FlatEncoder, PictureEncoder, PartsEncoder)
+    own_encoder = (FlatEncoder, PictureEncoder, PartsEncoder)
+    own_memory = (type(None), *RECURRENT_LAYERS.values())
+    return type(policy) is NetworkPolicy and type(policy.encoder) in own_encoder and type(policy.memory) in own_memory
 
 
 def _require_numbers(policy: NetworkPolicy) -> None:

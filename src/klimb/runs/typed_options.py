@@ -87,6 +87,14 @@ class TrainOptionsDict(TypedDict, total=False):
     """Network that reads pictures: minatar, nature, impala, or mlp for none; or a function of your own, module:name."""
     critic_network: str | None
     """Network that reads pictures in the critic; none: the same as for the policy."""
+    memory: Literal["gru", "lstm"] | None
+    """Memory of policy and critic, a recurrent layer behind what reads observations: gru or lstm; none: no memory."""
+    memory_size: int
+    """Units of that layer."""
+    chunk_steps: int | None
+    """Steps over which derivatives flow back in time, a divisor of num_steps; none: over a whole rollout."""
+    critic_memory: bool
+    """Whether the critic has a memory too; off where it observes what the policy has to remember."""
     critic_observes: Sequence[int] | int | None
     """Parts of Dict observations that only the critic sees; none: both see all parts."""
     init_from: str | None

@@ -14,7 +14,7 @@ from klimb.estimate.improvement import MeanResidual, mean_residual, realised_imp
 from klimb.estimate.values import explained_variance, values
 from klimb.improve.critic_fit import CriticInfo
 from klimb.improve.divergences import kl_divergence
-from klimb.policies.networks import Critic
+from klimb.policies.critic import Critic
 from klimb.policies.policy import action_distribution
 from klimb.types import Batch, Rollout, TrainState, UpdateInfo
 

@@ -18,13 +18,14 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
 from klimb.estimate.estimator import Estimator
+from klimb.estimate.values import remember
 from klimb.improve.acceptance import choose
 from klimb.improve.critic_fit import CriticFit, CriticInfo
 from klimb.improve.returned import require_state
 from klimb.improve.rule import Rule, traits_of
 from klimb.improve.warm_up import step_unless
 from klimb.mesh import gather_environments, spread_rows
-from klimb.policies.networks import Critic
+from klimb.policies.critic import Critic
 from klimb.training.devices import run_concurrently
 from klimb.training.diagnostics import Diagnostics, Metrics
 from klimb.training.length import Length
@@ -92,6 +93,7 @@ class Iteration:
         policy = eqx.combine(state.policy, self.policy_static)
         critic = eqx.combine(state.critic, self.critic_static)
         rollout = gather_environments(spread_rows(rollout, axis=1))
+        rollout, critic_carry = remember(critic, rollout, state.critic_carry)
         value, next_value = self.estimator.values(critic, rollout)
         fraction_done = self.length.fraction_done(state.iteration, state.env_steps)
 
@@ -109,7 +111,7 @@ class Iteration:
             )
         improved = eqx.combine(improved, self.policy_static)
         learned = Learned(improved, eqx.combine(fitted, self.critic_static), rule_state, critic_state)
-        learned, exact = self.normalizers.update(learned, batch.obs, batch.weight)
+        learned, exact = self.normalizers.update(learned, batch.obs_rows, batch.weight)
         metrics = {
             **self.diagnostics.measure(state, batch, data, value, next_value, info, fit, episodes),
             **self.diagnostics.normalizer_move(improved, learned.policy, batch, exact),
@@ -126,6 +128,7 @@ class Iteration:
             iteration=state.iteration + 1,
             env_steps=self._env_steps_after(state, rollout),
             key=key,
+            critic_carry=critic_carry,
         )
         return state, {"iteration": state.iteration, "env_steps": state.env_steps, **metrics}
 
@@ -166,10 +169,11 @@ class Iteration:
             state.rule_state,
             state.critic_state,
         )
+        _, critic_carry = remember(learned.critic, rollout, state.critic_carry)
         obs = rollout.obs.reshape(-1, *rollout.obs.shape[2:])
         learned, _ = self.normalizers.update(learned, obs, rollout.valid.reshape(-1).astype(rollout.reward.dtype))
         return eqx.tree_at(
-            lambda s: (s.policy, s.critic, s.rule_state, s.critic_state, s.env_steps),
+            lambda s: (s.policy, s.critic, s.rule_state, s.critic_state, s.env_steps, s.critic_carry),
             state,
             (
                 eqx.filter(learned.policy, eqx.is_array),
@@ -177,6 +181,7 @@ class Iteration:
                 learned.rule_state,
                 learned.critic_state,
                 self._env_steps_after(state, rollout),
+                critic_carry,
             ),
         )
 
@@ -232,12 +237,18 @@ class Iteration:
     def _advantage_epochs(self) -> int:
         return traits_of(self.rule).advantage_epochs
 
-    def init(self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None) -> TrainState:
+    def init(
+        self, key: PRNGKeyArray, policy: PyTree, critic: Critic, rollout: Rollout | None = None, *, num_envs: int = 1
+    ) -> TrainState:
         """The state before the first iteration.
 
         key: of the whole run. policy, critic: to start from. rollout: the shapes of one, for a rule that learns from
-        the last several.
+        the last several. num_envs: in parallel.
         """
+        critic_carry = () if critic.carry_size is None else jnp.zeros((num_envs, critic.carry_size))
+        if rollout is not None and critic.carry_size is not None:
+            assert rollout.carry is not None, "the policy has no memory"
+            rollout = replace(rollout, critic_carry=jnp.zeros((*rollout.carry.shape[:2], critic.carry_size)))
         key, key_collect = jax.random.split(key)
         arrays = eqx.filter(policy, eqx.is_array)
         return TrainState(
@@ -251,4 +262,5 @@ class Iteration:
             iteration=jnp.int32(0),
             env_steps=jnp.uint32(0),
             key=key,
+            critic_carry=critic_carry,
         )

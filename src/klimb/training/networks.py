@@ -16,8 +16,10 @@ from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.policies.actions import remarks
+from klimb.policies.critic import Critic, as_critic
 from klimb.policies.distributions import Distribution
-from klimb.policies.networks import Critic, NetworkOptions, NetworkPolicy, as_critic
+from klimb.policies.network_options import NetworkOptions
+from klimb.policies.networks import NetworkPolicy
 from klimb.runs.config import RunConfig
 from klimb.runs.policy_file import load_policy, policy_iteration
 
@@ -70,6 +72,8 @@ class Networks:
             exploration=options.exploration,
             **options.layers._asdict(),
             network=options.network,
+            memory=options.memory,
+            memory_size=options.memory_size,
             key=key,
         )
 
@@ -87,6 +91,8 @@ class Networks:
             activation=options.activation,
             **options.layers._asdict(),
             network=options.network if options.critic_network is None else options.critic_network,
+            memory=options.memory if options.critic_memory else None,
+            memory_size=options.memory_size,
             key=key,
         )
 

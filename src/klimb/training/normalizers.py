@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from klimb.improve.optimizer import moments_after
-from klimb.policies.networks import Critic
+from klimb.policies.critic import Critic
 from klimb.policies.policy import observe
 
 

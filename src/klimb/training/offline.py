@@ -47,10 +47,10 @@ def demonstration_batch(policy: PyTree, demonstrations: Rollout, *, fraction_don
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), demonstrations)
     zeros = jnp.zeros_like(rows.reward)
     return Batch(
-        obs=rows.obs,
+        obs=demonstrations.inputs,
         action=rows.action,
         # Measured against the policy as it is: who the demonstrator was may not be known.
-        log_prob=action_distribution(policy, rows.obs).log_prob(rows.action),
+        log_prob=action_distribution(policy, demonstrations.inputs).log_prob(rows.action),
         advantage=zeros,
         value_target=zeros,
         weight=rows.valid.astype(zeros.dtype),

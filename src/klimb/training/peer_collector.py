@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Integer, Key, PyTree
 
 from klimb.collect.episodes import EpisodeSummary
-from klimb.collect.host.collector import HostRollout, VectorCollector
+from klimb.collect.host.collector import STANDS, HostRollout, VectorCollector
 from klimb.collect.host.shares import Shares
 from klimb.environments.host import Fault, HostEnvironment
 from klimb.training import peers
@@ -89,7 +89,7 @@ class PeerCollector(VectorCollector):
 
 
 def _states(captured: dict[str, Any]) -> dict[str, Any]:
-    return {name: captured[name] for name in ("states", "obs")}
+    return {name: captured[name] for name in STANDS if name in captured}
 
 
 def _together(parts: EpisodeSummary) -> EpisodeSummary:

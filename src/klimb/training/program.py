@@ -34,7 +34,8 @@ from klimb.improve.rule import (
     with_values,
 )
 from klimb.policies.exploration import held_noise
-from klimb.policies.policy import action_distribution, keeps_statistics, observe
+from klimb.policies.memory import Memory, carry_size
+from klimb.policies.policy import keeps_statistics, observe
 from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
 from klimb.training import peers
@@ -44,6 +45,7 @@ from klimb.training.diagnostics import Diagnostics
 from klimb.training.iteration import Iteration
 from klimb.training.jax_settings import require_trainable
 from klimb.training.length import length_of
+from klimb.training.memory import memory_of
 from klimb.training.networks import Networks
 from klimb.training.normalizers import NormalizerUpdates
 from klimb.training.replay import Replay
@@ -110,13 +112,17 @@ class Program:
         self._warn_of_short_episodes()
         self._networks.warn_of_images()
         self._networks.warn_of_actions()
+        spread = self._spread(len(devices))
+        self._memory = memory_of(
+            self._networks, config, demonstrations=self.demonstrations is not None, spread=spread is not None
+        )
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._copies = Copies(
             options.seed,
             options.num_seeds,
             variations,
             own(devices)[:1] if is_offline(config.rule) else devices,
-            self._spread(len(devices)),
+            spread,
         )
         self._bound = self._bind(config.rule)
         self._uses_critic = options.part(Estimator).uses_critic
@@ -346,7 +352,8 @@ class Program:
             return CompiledSource(learner, self.iteration.collector, rows)
         assert isinstance(self._environment, HostEnvironment)
         derivatives = traits_of(self._bound).records_derivatives
-        return HostSource(learner, self._environment, options, cores(), rows, derivatives, self._cluster)
+        of_memory = self._memory.chunk_steps
+        return HostSource(learner, self._environment, options, cores(), rows, derivatives, self._cluster, of_memory)
 
     def _compiled_collector(self) -> CompiledCollector | None:
         """What collects inside the program; None where experience comes from outside."""
@@ -367,6 +374,7 @@ class Program:
             options.batch == "episodes",
             traits_of(self._bound).records_env_state,
             options.exploration_steps,
+            self._memory,
         )
 
     def _initial_state(self, key: PRNGKeyArray, values: dict[str, Array]) -> TrainState:
@@ -379,7 +387,7 @@ class Program:
             rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.demonstrations.rollout)
             policy, _ = observe(policy, rows.obs, rows.valid.astype(rows.reward.dtype))
         rollout = None if traits_of(self._bound).history == 1 else self.source.rollout_shapes(policy)
-        return self._iteration_under(values).init(key, policy, critic, rollout)
+        return self._iteration_under(values).init(key, policy, critic, rollout, num_envs=options.num_envs)
 
     def _result(self, policy: PyTree, rule_state: PyTree, values: dict[str, Array]) -> PyTree:
         """The arrays of the policy that one copy's training results in. policy: the arrays of the last one."""
@@ -409,11 +417,13 @@ class Program:
         rollout = demonstrations.rollout(demonstrations.num_episodes) if whole else demonstrations.rollout()
         # Only the kind of distribution matters here, not its numbers.
         distribution = eqx.filter_eval_shape(
-            partial(action_distribution, axes=0), self._networks.template, rollout.obs[0, 0]
+            lambda policy, obs: policy(obs), self._networks.template, rollout.obs[0, 0]
         )
         rollout = eqx.tree_at(lambda r: r.action, rollout, distribution.from_environment(rollout.action))
         if offline:
-            return rollout
+            # Every column begins with an episode.
+            remembered = Memory(carry_size(self._networks.template)).empty(rollout.reward.shape[1])
+            return rollout if remembered is None else dataclasses.replace(rollout, carry=remembered[None])
         num_steps = options.num_steps
 
         def cut(x: Array) -> Array:

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from klimb.collect.history import History, action_log_prob
 from klimb.estimate.estimator import Estimator
 from klimb.estimate.importance import mixture_by_shares
-from klimb.policies.networks import Critic
+from klimb.policies.critic import Critic
 from klimb.types import Batch, Demonstrated, Mixture, Rollout, TrainState
 
 

@@ -189,9 +189,10 @@ class HostSource(Source):
         rows_per_iteration: int,
         derivatives: bool,
         cluster: str | None = None,
+        chunk_steps: int | None = None,
     ) -> None:
         """cores: worker processes where the options leave their number open. derivatives: whether to record them.
-        cluster: of Ray, whose actors are the workers; None for processes here."""
+        cluster: of Ray, whose actors are the workers; None for processes here. chunk_steps: of a policy with memory."""
         self._learner = learner
         self.rows_per_iteration = rows_per_iteration
         self._num_envs = options.num_envs
@@ -212,6 +213,7 @@ class HostSource(Source):
             restart=options.env_fault == "restart",
             timeout=options.env_timeout,
             straggler_timeout=options.straggler_timeout,
+            chunk_steps=chunk_steps,
         )
         self._may_be_late = options.straggler_timeout is not None
         self._complete = self._collector.completion

@@ -19,6 +19,7 @@ from klimb.collect.host.numpy_policy import NumpyPolicySpec
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.exploration import held_noise, sampled_action
+from klimb.policies.memory import carry_size
 from klimb.policies.networks import NetworkPolicy
 from problems import slow_except
 
@@ -41,6 +42,8 @@ KINDS = {
     "layer norm": (UNEVEN, {"layer_norm": True}),
     "residual layer norm": (Discrete(5), {"layer_norm": True, "residual": True, "hidden": (6, 6, 5)}),
     "squashed, state-dependent std": (UNEVEN, {"tanh_squash": True, "state_dependent_std": True}),
+    "gru": (UNEVEN, {"memory": "gru", "memory_size": 7}),
+    "lstm": (Discrete(5), {"memory": "lstm", "memory_size": 7}),
 }
 
 
@@ -64,6 +67,8 @@ def policies(actions, seeds, **options):
         policy,
         ((*weights[:-1], 100 * weights[-1]), tuple(like(bias) for bias in biases)),
     )
+    memory = jax.tree.map(lambda x: x + like(x), policy.memory)
+    policy = eqx.tree_at(lambda p: p.memory, policy, memory, is_leaf=lambda x: x is None)
     norms = jax.tree.map(lambda x: x + like(x), policy.network.norms)
     policy = eqx.tree_at(lambda p: p.network.norms, policy, norms)
     if policy.log_std is not None:
@@ -79,14 +84,22 @@ def parameters_of(policy, static):
     return VectorCollector._parameters(SimpleNamespace(_static=static), policy)
 
 
+def remembered(static, obs):
+    """What policies remember of copies in the middle of episodes; nothing of those without memory."""
+    size = carry_size(static) or 0
+    return np.random.default_rng(2).normal(size=(*obs.shape[:2], size)).astype(np.float32)
+
+
 def in_jax(policy, static, obs, noise):
-    """Actions of every seed, and as the environment gets them, without the clipping at the box."""
+    """Actions of every seed, as the environment gets them without the clipping at the box, and what is remembered."""
+    carry = remembered(static, obs)
 
-    def one_seed(arrays, obs, noise):
-        distribution, action = sampled_action(eqx.combine(arrays, static), obs, noise)
-        return action, distribution.to_environment(action)
+    def one_seed(arrays, obs, noise, carry):
+        own = carry if carry.shape[1] else None
+        distribution, action, after = sampled_action(eqx.combine(arrays, static), obs, noise, own)
+        return action, distribution.to_environment(action), carry if after is None else after
 
-    return [np.asarray(x) for x in jax.jit(jax.vmap(one_seed))(policy, obs, noise)]
+    return [np.asarray(x) for x in jax.jit(jax.vmap(one_seed))(policy, obs, noise, carry)]
 
 
 def require_agreement(actions, seeds, limits=None, **options):
@@ -109,8 +122,9 @@ def require_agreement(actions, seeds, limits=None, **options):
     kept = obs.copy()
     numbers = parameters_of(jax.tree.map(np.array, policy), static)
     assert numbers.shape == (seeds, spec.size)
-    action, taken = spec.decider(numbers)(obs, noise)
-    expected, expected_taken = in_jax(policy, static, obs, noise)
+    action, taken, carry = spec.decider(numbers)(obs, noise, remembered(static, obs))
+    expected, expected_taken, expected_carry = in_jax(policy, static, obs, noise)
+    np.testing.assert_allclose(carry, expected_carry, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(obs, kept, err_msg="a rollout's observations are not the policy's to change")
     assert action.dtype == expected.dtype
     if isinstance(actions, Discrete):
@@ -124,10 +138,10 @@ def require_agreement(actions, seeds, limits=None, **options):
         np.testing.assert_allclose(taken, np.clip(expected_taken, low, high), rtol=1e-5, atol=1e-5)
         assert ((taken >= low) & (taken <= high)).all()
     if options.get("log_std_bounds"):
-        free, _ = in_jax(*policies(actions, seeds, **{**options, "log_std_bounds": None}), obs, noise)
+        free, *_ = in_jax(*policies(actions, seeds, **{**options, "log_std_bounds": None}), obs, noise)
         assert (np.abs(action - free) > 0.01).any(), "bounds that are not reached show nothing"
     if seeds > 1:
-        mixed, _ = in_jax(jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), policy), static, obs, noise)
+        mixed, *_ = in_jax(jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), policy), static, obs, noise)
         assert (np.abs(action - mixed).reshape(seeds, -1).max(1) > 0.1).all(), "seeds that agree show nothing"
 
 
@@ -155,7 +169,8 @@ def test_no_action_without_probability_is_taken():
     policy = eqx.tree_at(lambda p: p.network.biases, policy, (*policy.network.biases[:-1], bias))
     obs = observations(1, 2, np.random.default_rng(0))
     noise = np.array([[0.0, np.nextafter(np.float32(1), np.float32(0))]], np.float32)
-    action, _ = numpy_policy_spec(static).decider(parameters_of(policy, static))(obs, noise)
+    decide = numpy_policy_spec(static).decider(parameters_of(policy, static))
+    action, *_ = decide(obs, noise, remembered(static, obs))
     np.testing.assert_array_equal(action, in_jax(policy, static, obs, noise)[0])
     np.testing.assert_array_equal(action, [[1, 2]])
 

@@ -29,6 +29,11 @@ def observations(policy, seeds, rows, rng):
     return np.concatenate([obs, masks], axis=-1)
 
 
+def nothing(obs):
+    """What a policy without memory remembers."""
+    return np.zeros((*obs.shape[:2], 0), np.float32)
+
+
 def stacked(kind, seeds):
     """The policies of several seeds, the part that is no array, and a decider."""
     parts = [eqx.partition(make_case(kind, seed).policy, eqx.is_array) for seed in range(seeds)]
@@ -48,11 +53,11 @@ def test_actions_are_those_of_the_jax_policy(kind, seeds):
     actions = static.actions
     noise = rng.random((seeds, 100, *actions.shape), np.float32)
     kept = obs.copy()
-    action, taken = decide(obs, noise)
+    action, taken, _ = decide(obs, noise, nothing(obs))
     np.testing.assert_array_equal(obs, kept)
 
     def one_seed(arrays, obs, noise):
-        distribution, action = sampled_action(eqx.combine(arrays, static), obs, noise)
+        distribution, action, _ = sampled_action(eqx.combine(arrays, static), obs, noise)
         return action, actions.clip(distribution.to_environment(action))
 
     expected, expected_taken = jax.jit(jax.vmap(one_seed))(arrays, jnp.asarray(obs), jnp.asarray(noise))
@@ -74,6 +79,6 @@ def test_no_forbidden_choice_is_ever_taken(kind):
         noise = rng.random((1, 1000, *static.actions.shape), np.float32)
         if turn < 2:
             noise[:] = [0, 1 - 2.0**-23][turn]
-        action, taken = decide(obs, noise)
+        action, taken, _ = decide(obs, noise, nothing(obs))
         assert allowed_everywhere(static.actions, action, masks)
         assert allowed_everywhere(static.actions, taken, masks)

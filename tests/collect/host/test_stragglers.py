@@ -22,7 +22,8 @@ from klimb.environments.seeds import environment_seeds
 from klimb.estimate.advantages import AdvantageKind, normalise
 from klimb.estimate.estimator import Estimator
 from klimb.policies.actions import action_spec
-from klimb.policies.networks import Critic, NetworkPolicy
+from klimb.policies.critic import Critic
+from klimb.policies.networks import NetworkPolicy
 from klimb.report.page import write_report
 from klimb.types import Rollout
 from slow_environment import EPISODE, MODULE, SLOW_SEED
@@ -53,10 +54,10 @@ def test_cut_rollouts_are_one_long_rollout_in_parts(monkeypatch):
         columns = Columns.empty(Columns.layout((steps, 2, 2), cartpole.observations, cartpole.actions))
         parts = []
 
-        def decide(t, obs):
+        def decide(t, obs, carry):
             clock.now += 1.0
             action = (obs[..., 2] > 0).astype(np.int32)
-            return action, action
+            return action, action, carry
 
         for seconds in limits:
             for column in columns:
@@ -79,7 +80,7 @@ def test_cut_rollouts_are_one_long_rollout_in_parts(monkeypatch):
 
 def next_obs_of(columns):
     """The true successors of all rows, `[T, K, N, ...]`."""
-    names = {name: column for name, column in columns._asdict().items() if name != "derivatives"}
+    names = {name: column for name, column in columns._asdict().items() if name not in ("derivatives", "carry")}
     of_a_seed = jax.vmap(lambda x: Rollout(**x, log_prob=x["reward"]).next_obs, in_axes=1, out_axes=1)
     return np.asarray(of_a_seed(names))
 
@@ -109,7 +110,7 @@ def rows_made(rows, next_obs, made):
         ends = np.flatnonzero((own[3] | own[4])[: steps - 1, n])
         kept = np.concatenate([[count - 1], ends[: steps - 1]])
         step[: len(kept), n], successor[: len(kept), n] = kept, next_obs[kept, n]
-    return Columns(*own, step, successor)
+    return Columns(*own, np.zeros((1, len(made), 0), np.float32), step, successor)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ here. Either way JAX is asked for a rollout's noise once before it and for its l
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -31,15 +32,19 @@ from klimb.errors import ConfigError, RunError
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
+from klimb.policies.memory import NO_MEMORY, Memory, carry_size
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.observations import ObservationSpec
 from klimb.policies.policy import action_distribution
+from klimb.policies.recurrent import RECURRENT_LAYERS
 from klimb.types import Derivatives, Rollout
 
 logger = logging.getLogger("klimb")
 
 EPISODE_STEPS = 8
 """What a rollout has room for at first: episodes of so many steps, one after the other in every column."""
+STANDS = ("states", "obs", "carry")
+"""What is saved of every copy; `carry` of a policy with memory only."""
 
 
 class HostRollout(NamedTuple):
@@ -80,6 +85,7 @@ class VectorCollector:
     timeout: seconds that a worker process may take for a rollout. straggler_timeout: seconds from the start of its own
     work on, after which it hands over the steps that it has made: the other rows are not valid, and its environments
     go on from where they are in the next rollout. None: every worker makes all steps.
+    chunk_steps: of a policy with memory, as in `klimb.policies.memory.Memory`.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class VectorCollector:
         timeout: float = 300.0,
         cluster: str | None = None,
         straggler_timeout: float | None = None,
+        chunk_steps: int | None = None,
     ) -> None:
         self.shape, self.whole_episodes = (num_steps, num_seeds, num_envs), whole_episodes
         self._actions, self._observations = environment.actions, environment.observations
@@ -108,8 +115,14 @@ class VectorCollector:
         self._noise = NoiseLayout.of(num_steps, steps, held_noise(policy_static) or self._actions.shape)
         self._act = jax.jit(partial(_act, policy_static, self._actions))
         self._sizes = environment.derivatives if derivatives else None
+        self._memory = Memory(carry_size(policy_static), chunk_steps)
+        remembered = self._memory.size or 0
         self._layout = Columns.layout(
-            self.shape, self._observations, self._actions, 0 if self._sizes is None else self._sizes.numbers
+            self.shape,
+            self._observations,
+            self._actions,
+            0 if self._sizes is None else self._sizes.numbers,
+            remembered,
         )
         self._complete = jax.jit(jax.vmap(self.completion))
         self._tally = EpisodeTally(num_seeds, num_envs)
@@ -123,6 +136,7 @@ class VectorCollector:
             "whole_episodes": whole_episodes,
             "noise": self._noise,
             "derivatives": self._layout.derivatives.shape[-1],
+            "remembered": remembered,
             "restart": restart,
             "timeout": timeout,
         }
@@ -157,6 +171,7 @@ class VectorCollector:
                 self._decider,
                 noise_steps=self._noise.steps,
                 whole_episodes=whole_episodes,
+                remembered=remembered,
             )
         self._under_way = False
         self._state_known = True
@@ -194,7 +209,7 @@ class VectorCollector:
             # A checkpoint of an older version has none.
             self._room = self._room_for(max(captured.get("room", [0])))
             self._tally.restore(captured["tally"])
-            self._stepping.restore({name: captured[name] for name in ("states", "obs")})
+            self._stepping.restore({name: captured[name] for name in STANDS if name in captured})
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise RunError(
                 f"the checkpoint does not contain the state of the environments ({type(error).__name__})"
@@ -271,7 +286,9 @@ class VectorCollector:
     @property
     def completion(self) -> Callable[[PyTree, HostRollout], Rollout]:
         """From a policy's arrays and a host rollout of one seed to a `Rollout`: `complete`, for this collector."""
-        return partial(complete, self._static, whole_episodes=self.whole_episodes, sizes=self._sizes)
+        return partial(
+            complete, self._static, whole_episodes=self.whole_episodes, sizes=self._sizes, memory=self._memory
+        )
 
     def blank(self) -> HostRollout:
         """A rollout of nothing, `[K, T, N, ...]`, with the shapes and dtypes of every other."""
@@ -334,21 +351,22 @@ class VectorCollector:
         """A network policy's arrays `[K, …]`, in the order of `NumpyPolicySpec.shapes`: `[K, spec.size]`."""
         own = eqx.combine(policy, self._static)
         normalizer, network = own.encoder.normalizer, own.network
+        memory = jax.tree.leaves(own.memory)
         layers = [x for pair in zip(network.weights, network.biases, strict=True) for x in pair]
         layers += [x for norm in network.norms for x in (norm.scale, norm.offset)]
         log_std = [] if own.log_std is None else [own.log_std]
         # In NumPy, as `Normalizer.scale` has it.
         scale = np.where(normalizer.variance > normalizer.variance_floor, np.sqrt(normalizer.variance), 1)
-        arrays = [normalizer.mean, scale, *layers, *log_std]
+        arrays = [normalizer.mean, scale, *memory, *layers, *log_std]
         return np.concatenate([np.reshape(x, (len(x), -1)) for x in arrays], axis=1).astype(np.float32)
 
     def _decider(self, policy: PyTree) -> Decide:
         if self._numpy_spec is not None:
             return self._numpy_spec.decider(self._parameters(policy))
 
-        def decide(obs: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            action, taken = self._act(policy, obs, noise)
-            return np.asarray(action), np.asarray(taken)
+        def decide(obs: np.ndarray, noise: np.ndarray, carry: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            action, taken, carry = (np.asarray(x) for x in self._act(policy, obs, noise, carry))
+            return action, taken, carry
 
         return decide
 
@@ -359,15 +377,16 @@ class VectorCollector:
         structure = jax.tree.structure(policy_shapes)
         every = [jax.ShapeDtypeStruct((num_seeds, *x.shape), x.dtype) for x in one]
 
-        def act(*arguments: Array) -> tuple[Array, Array]:
-            *arrays, obs, noise = arguments
-            return _act(self._static, self._actions, jax.tree.unflatten(structure, arrays), obs, noise)
+        def act(*arguments: Array) -> tuple[Array, Array, Array]:
+            *arrays, obs, noise, carry = arguments
+            return _act(self._static, self._actions, jax.tree.unflatten(structure, arrays), obs, noise, carry)
 
         programs = {}
         for width in {part.stop - part.start for part in parts(num_envs, workers)}:
             obs = jax.ShapeDtypeStruct((num_seeds, width, *self._observations.shape), self._observations.dtype)
             noise = jax.ShapeDtypeStruct((num_seeds, width, *self._noise.shape), jnp.float32)
-            exported = jax.export.export(jax.jit(act), platforms=["cpu"])(*every, obs, noise)
+            carry = jax.ShapeDtypeStruct((num_seeds, width, self._memory.size or 0), jnp.float32)
+            exported = jax.export.export(jax.jit(act), platforms=["cpu"])(*every, obs, noise, carry)
             programs[width] = bytes(exported.serialize())
         return ExportedPolicySpec(tuple((x.shape, str(x.dtype)) for x in one), programs)
 
@@ -377,7 +396,10 @@ def numpy_policy_spec(policy_static: PyTree) -> NumpyPolicySpec | None:
     # A subclass may be called otherwise.
     if type(policy_static) is not NetworkPolicy or type(policy_static.encoder) is not FlatEncoder:
         return None
-    observations = policy_static.observations
+    observations, layer = policy_static.observations, policy_static.memory
+    memory = next((kind for kind, own in RECURRENT_LAYERS.items() if type(layer) is own), None)
+    if layer is not None and memory is None:
+        return None
     return NumpyPolicySpec(
         sizes=policy_static.network.sizes,
         activation=policy_static.network.activation,
@@ -388,6 +410,8 @@ def numpy_policy_spec(policy_static: PyTree) -> NumpyPolicySpec | None:
         layer_norm=bool(policy_static.network.norms),
         residual=policy_static.network.residual,
         mask_start=None if observations.encoded is observations else observations.encoded.size,
+        inputs=None if layer is None else layer.inputs,
+        memory=memory,
     )
 
 
@@ -414,14 +438,21 @@ def _draw(
     return jnp.swapaxes(jax.vmap(one_seed)(policy, keys), 0, 1)
 
 
-def _act(static: PyTree, actions: ActionSpec, policy: PyTree, obs: Array, noise: Array) -> tuple[Array, Array]:
-    """Actions of every seed, and as the environment gets them: obs `[K, n, O]`, noise `[K, n, ...]`."""
+def _act(
+    static: PyTree, actions: ActionSpec, policy: PyTree, obs: Array, noise: Array, carry: Array
+) -> tuple[Array, Array, Array]:
+    """Actions of every seed, as the environment gets them, and what is remembered.
 
-    def one_seed(arrays: PyTree, rows: Array, draws: Array) -> tuple[Array, Array]:
-        distribution, action = sampled_action(eqx.combine(arrays, static), rows, draws)
-        return action, actions.clip(distribution.to_environment(action))
+    obs: `[K, n, O]`. noise: `[K, n, ...]`. carry: what was remembered, `[K, n, C]`.
+    """
+    remembers = carry_size(static) is not None
 
-    return jax.vmap(one_seed)(policy, obs, noise)
+    def one_seed(arrays: PyTree, rows: Array, draws: Array, carry: Array) -> tuple[Array, Array, Array]:
+        made = sampled_action(eqx.combine(arrays, static), rows, draws, carry if remembers else None)
+        taken = actions.clip(made.distribution.to_environment(made.action))
+        return made.action, taken, carry if made.carry is None else made.carry
+
+    return jax.vmap(one_seed)(policy, obs, noise, carry)
 
 
 def complete(
@@ -431,22 +462,27 @@ def complete(
     *,
     whole_episodes: bool = False,
     sizes: DerivativeSizes | None = None,
+    memory: Memory = NO_MEMORY,
 ) -> Rollout:
     """One seed's rollout, with the log-probs of the policy that acted.
 
     static, policy: the part of it that is no array, and its arrays. rollout: `[T, N]`. whole_episodes: whether every
-    column of it is one episode. sizes: of the derivatives, where there are some.
+    column of it is one episode. sizes: of the derivatives, where there are some. memory: of the policy.
     """
-    # In one row, as the rules will see them: the same program then computes the same numbers once.
-    columns = rollout.columns
-    obs, action = (jnp.reshape(x, (-1, *x.shape[2:])) for x in (columns.obs, columns.action))
-    log_prob = action_distribution(eqx.combine(policy, static), obs).log_prob(action)
+    columns, whole = rollout.columns, eqx.combine(policy, static)
     # A restart cuts off the episode that came before; the row of a reset comes after an end anyway.
     breaks = jnp.concatenate([~jnp.asarray(columns.valid[1:]), jnp.zeros_like(columns.valid[:1])])
     truncated = columns.truncated | (breaks & ~columns.terminated)
     derivatives = None if sizes is None else _unpacked(jnp.asarray(columns.derivatives), sizes)
     fields = {**columns._asdict(), "truncated": truncated, "time": rollout.time, "derivatives": derivatives}
-    return Rollout(log_prob=log_prob.reshape(columns.reward.shape), **fields, whole_episodes=whole_episodes)
+    carry = fields.pop("carry")
+    made = Rollout(log_prob=jnp.zeros_like(columns.reward), **fields, whole_episodes=whole_episodes)
+    if memory.size is not None:
+        return memory.replayed(whole, made, jnp.asarray(carry[0]))
+    # In one row, as the rules will see them: the same program then computes the same numbers once.
+    obs, action = (jnp.reshape(x, (-1, *x.shape[2:])) for x in (columns.obs, columns.action))
+    log_prob = action_distribution(whole, obs).log_prob(action)
+    return dataclasses.replace(made, log_prob=log_prob.reshape(columns.reward.shape))
 
 
 def _unpacked(numbers: Array, sizes: DerivativeSizes) -> Derivatives:

@@ -10,8 +10,9 @@ import numpy as np
 from klimb.collect.host.exported_policy import ExportedPolicySpec
 from klimb.collect.host.numpy_policy import NumpyPolicySpec
 
-Decide = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(observations `[K, n, …]`, noise `[K, n, …]`) ↦ actions, as the policy has them and as the environment gets them."""
+Decide = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""(observations `[K, n, …]`, noise `[K, n, …]`, what is remembered `[K, n, C]`) ↦ actions, as the policy has them and
+as the environment gets them, and what is remembered after the step. C is 0 for a policy without memory."""
 
 PolicySpec = NumpyPolicySpec | ExportedPolicySpec
 KINDS: dict[str, type[NumpyPolicySpec] | type[ExportedPolicySpec]] = {

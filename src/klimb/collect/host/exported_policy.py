@@ -24,7 +24,8 @@ class ExportedPolicySpec:
     """A policy's program and the layout of its parameters.
 
     leaves: (shape, dtype) of one seed's arrays, in order. programs: from the number of environments of a worker to the
-    serialised program `(*leaves [K, …], obs [K, n, …], noise [K, n, …]) ↦ (actions, actions for the environment)`.
+    serialised program `(*leaves [K, …], obs [K, n, …], noise [K, n, …], carry [K, n, C]) ↦ (actions, actions for the
+    environment, carry)`.
     """
 
     leaves: tuple[tuple[tuple[int, ...], str], ...]
@@ -56,7 +57,7 @@ class ExportedPolicySpec:
             start += _words(shape, dtype)
         return packed
 
-    def decider(self, parameters: Array) -> Callable[[Array, Array], tuple[Array, Array]]:
+    def decider(self, parameters: Array) -> Callable[[Array, Array, Array], tuple[Array, Array, Array]]:
         """The decisions of K seeds' policies. parameters: `[K, size]` as `pack` makes them."""
         arrays, start, raw = [], 0, parameters.view(np.uint8)
         for shape, dtype in self.leaves:
@@ -65,9 +66,10 @@ class ExportedPolicySpec:
             arrays.append(rows.view(dtype).reshape(len(raw), *shape))
             start += _words(shape, dtype)
 
-        def decide(obs: Array, noise: Array) -> tuple[Array, Array]:
-            action, taken = _load(self.programs[obs.shape[1]])(*arrays, obs, noise)
-            return np.asarray(action), np.asarray(taken)
+        def decide(obs: Array, noise: Array, carry: Array) -> tuple[Array, Array, Array]:
+            decision = _load(self.programs[obs.shape[1]])(*arrays, obs, noise, carry)
+            action, taken, carry = (np.asarray(x) for x in decision)
+            return action, taken, carry
 
         return decide
 

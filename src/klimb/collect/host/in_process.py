@@ -18,7 +18,8 @@ class InProcess:
 
     vector: the running copies. seeds: K. empty: makes the columns of a rollout. decider: from the policies' arrays
     `[K, …]` to their decisions. noise_steps: for which a row of the noise is used.
-    whole_episodes: whether a rollout is one episode of every copy, after a reset.
+    whole_episodes: whether a rollout is one episode of every copy, after a reset. remembered: numbers that a policy
+    remembers of each.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class InProcess:
         *,
         noise_steps: int = 1,
         whole_episodes: bool = False,
+        remembered: int = 0,
     ) -> None:
         self._noise_steps = noise_steps
-        self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=whole_episodes)
+        self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=whole_episodes, remembered=remembered)
         self._empty, self._decider = empty, decider
         self._thread = ThreadPoolExecutor(1, "klimb-collect")
         self._result: Callable[[], Stepped] | None = None
@@ -73,5 +75,5 @@ class InProcess:
 
     def _roll(self, policy: PyTree, noise: np.ndarray) -> Stepped:
         columns, decide = self._empty(), self._decider(policy)
-        self._stepper.roll(lambda t, obs: decide(obs, noise[t // self._noise_steps]), columns)
+        self._stepper.roll(lambda t, obs, carry: decide(obs, noise[t // self._noise_steps], carry), columns)
         return Stepped(columns, self._stepper.vector.take_faults())

@@ -17,7 +17,7 @@ import numpy as np
 
 from klimb.policies.action_spec import EXPLORATION_VARIANCE, ActionSpec, GaussianStyle
 from klimb.policies.actions import actions_from_json
-from klimb.policies.layers import LAYER_NORM_FLOOR
+from klimb.policies.layers import LAYER_NORM_FLOOR, MemoryKind
 
 Array = np.ndarray
 
@@ -39,13 +39,74 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def _sigmoid(x: Array) -> Array:
+    return 0.5 + 0.5 * np.tanh(0.5 * x)
+
+
+class GRUCell:
+    """As `klimb.policies.recurrent.GRU`. The arguments are its parameters."""
+
+    gates = 3
+    has_reset_bias = True
+
+    def __init__(self, weight: Array, recurrent: Array, bias: Array, reset_bias: Array) -> None:
+        self._weight, self._recurrent, self._bias, self._reset_bias = weight, recurrent, bias, reset_bias
+        self._size = reset_bias.shape[-1]
+
+    def __call__(self, x: Array, h: Array) -> Array:
+        """What is remembered after a step. x: `[..., F]`. h: what was remembered before it."""
+        size = self._size
+        projected = x @ self._weight
+        projected += self._bias
+        recurrent = h @ self._recurrent
+        gates = _sigmoid(projected[..., : 2 * size] + recurrent[..., : 2 * size])
+        reset, update = gates[..., :size], gates[..., size:]
+        n = np.tanh(projected[..., 2 * size :] + reset * (recurrent[..., 2 * size :] + self._reset_bias))
+        return n + update * (h - n)
+
+    def units(self, carry: Array) -> Array:
+        """What the dense layers read. carry: what is remembered."""
+        return carry
+
+
+class LSTMCell:
+    """As `klimb.policies.recurrent.LSTM`. The arguments are its parameters."""
+
+    gates = 4
+    has_reset_bias = False
+
+    def __init__(self, weight: Array, recurrent: Array, bias: Array) -> None:
+        self._weight, self._recurrent, self._bias = weight, recurrent, bias
+        self._size = bias.shape[-1] // 4
+
+    def __call__(self, x: Array, carry: Array) -> Array:
+        """What is remembered after a step. x: `[..., F]`. carry: h and c, what was remembered before it."""
+        size = self._size
+        total = x @ self._weight
+        total += carry[..., :size] @ self._recurrent
+        total += self._bias
+        gates = _sigmoid(total)
+        c = gates[..., size : 2 * size] * carry[..., size:]
+        c += gates[..., :size] * np.tanh(total[..., 2 * size : 3 * size])
+        return np.concatenate([gates[..., 3 * size :] * np.tanh(c), c], axis=-1)
+
+    def units(self, carry: Array) -> Array:
+        """What the dense layers read. carry: what is remembered."""
+        return carry[..., : self._size]
+
+
+Cell = GRUCell | LSTMCell
+CELLS: dict[MemoryKind, type[GRUCell] | type[LSTMCell]] = {"gru": GRUCell, "lstm": LSTMCell}
+
+
 @dataclass(frozen=True)
 class NumpyPolicySpec:
     """A `NetworkPolicy` without its parameters, as plain data.
 
     sizes: of the layers, from observations to outputs. columns: which numbers of an observation are read; None for the
     first ones. mask_start: where in an observation the action mask begins; None where there is none. layer_norm,
-    residual: as in `klimb.policies.layers.LayerOptions`.
+    residual: as in `klimb.policies.layers.LayerOptions`. inputs: numbers that are read. memory: kind of its recurrent
+    layer, whose units the first dense layer reads; None for none.
     """
 
     sizes: tuple[int, ...]
@@ -57,19 +118,29 @@ class NumpyPolicySpec:
     mask_start: int | None = None
     layer_norm: bool = False
     residual: bool = False
+    inputs: int | None = None
+    memory: MemoryKind | None = None
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of one seed's parameters, in order: mean and scale of the normaliser, weights and biases by layer, scales and
-        offsets of its normalisation by layer, log σ."""
-        inputs = (self.sizes[0],)
+        """Of one seed's parameters, in order: mean and scale of the normaliser, what the recurrent layer has, weights
+        and biases by layer, scales and offsets of its normalisation by layer, log σ."""
+        inputs: tuple[int, ...] = (self.sizes[0] if self.inputs is None else self.inputs,)
+        before = [inputs, inputs, *self._of_memory(*inputs)]
         layers = [shape for i, o in zip(self.sizes[:-1], self.sizes[1:], strict=True) for shape in ((i, o), (o,))]
         if self.layer_norm:
             layers += [(size,) for size in self.sizes[1:-1] for _ in range(2)]
         free = self.actions.num_log_std
         if self.style.exploration == "gsde":
-            return [inputs, inputs, *layers, (self.sizes[-2], free)]
-        return [inputs, inputs, *layers, *([(free,)] if free else [])]
+            return [*before, *layers, (self.sizes[-2], free)]
+        return [*before, *layers, *([(free,)] if free else [])]
+
+    def _of_memory(self, inputs: int) -> list[tuple[int, ...]]:
+        if self.memory is None:
+            return []
+        units, cell = self.sizes[0], CELLS[self.memory]
+        gates = cell.gates * units
+        return [(inputs, gates), (units, gates), (gates,), *([(units,)] if cell.has_reset_bias else [])]
 
     @property
     def size(self) -> int:
@@ -88,6 +159,8 @@ class NumpyPolicySpec:
             "mask_start": self.mask_start,
             "layer_norm": self.layer_norm,
             "residual": self.residual,
+            "inputs": self.inputs,
+            "memory": self.memory,
         }
 
     @classmethod
@@ -103,6 +176,8 @@ class NumpyPolicySpec:
             fields["mask_start"],
             fields["layer_norm"],
             fields["residual"],
+            fields["inputs"],
+            fields["memory"],
         )
 
     def decider(self, parameters: Array) -> NumpyPolicy:
@@ -131,6 +206,11 @@ class NumpyPolicy:
             parts.append(part[0] if self._single else part if len(shape) == 2 else part[:, None])
         self._mean, scale, *layers = parts
         self._inverse_scale = 1 / scale
+        self._cell: Cell | None = None
+        if spec.memory is not None:
+            kind = CELLS[spec.memory]
+            count = 3 + kind.has_reset_bias
+            self._cell, layers = kind(*layers[:count]), layers[count:]
         log_std = layers.pop() if spec.actions.num_log_std else None
         self._matrix_std: Array | None = None
         if spec.style.exploration == "gsde":
@@ -147,11 +227,11 @@ class NumpyPolicy:
         self._norms = list(zip(norms[::2], norms[1::2], strict=True)) if spec.layer_norm else None
         self._adds = [spec.residual and i == o for i, o in itertools.pairwise(spec.sizes)]
 
-    def __call__(self, obs: Array, noise: Array) -> tuple[Array, Array]:
-        """The actions `[K, n, *act]`, and as the environment gets them.
+    def __call__(self, obs: Array, noise: Array, carry: Array) -> tuple[Array, Array, Array]:
+        """The actions `[K, n, *act]`, as the environment gets them, and what is remembered after the step.
 
         obs: `[K, n, O]`, with the action mask at its end if there is one. noise: `[K, n, *act]`, as the distribution
-        draws it; with gSDE `[K, n, F + 1, D]`, as `NetworkPolicy.explore` takes it.
+        draws it; with gSDE `[K, n, F + 1, D]`, as `NetworkPolicy.explore` takes it. carry: `[K, n, C]`.
         """
         mask = None if self._mask_start is None else obs[..., self._mask_start :] > 0.5
         if self._columns is not None:
@@ -159,6 +239,9 @@ class NumpyPolicy:
         x = (obs[0] if self._single else obs) - self._mean
         x *= self._inverse_scale
         np.minimum(np.maximum(x, -self._clip, out=x), self._clip, out=x)
+        if self._cell is not None:
+            remembered = self._cell(x, carry[0] if self._single else carry)
+            x, carry = self._cell.units(remembered), remembered[None] if self._single else remembered
         for layer, (weight, bias) in enumerate(self._layers[:-1]):
             units = x @ weight
             units += bias
@@ -172,7 +255,8 @@ class NumpyPolicy:
         if self._matrix_std is not None:
             log_std, noise = self._explore(x, noise[0] if self._single else noise)
             output, noise = np.concatenate([output, log_std], axis=-1), noise[None] if self._single else noise
-        return self._sample(output[None] if self._single else output, noise, mask)
+        action, taken = self._sample(output[None] if self._single else output, noise, mask)
+        return action, taken, carry
 
     def _explore(self, features: Array, held: Array) -> tuple[Array, Array]:
         """log σ and standard normal noise of gSDE, as `klimb.policies.exploration` has them.

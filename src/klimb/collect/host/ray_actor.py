@@ -79,7 +79,7 @@ class EnvironmentActor:
         self._spec = decisions.from_dict(task["policy"])
         steps, seeds, width = task["shape"]
         observations, actions = observations_from_json(task["observations"]), actions_from_json(task["actions"])
-        layout = Columns.layout((steps, seeds, width), observations, actions, task["derivatives"])
+        layout = Columns.layout((steps, seeds, width), observations, actions, task["derivatives"], task["remembered"])
         # One block of memory for all rollouts: of a new one every page would be written for the first time.
         self._layout, self._memory = layout, bytearray(bytes_of(layout))
         self._columns = Columns.within(layout, memoryview(self._memory))
@@ -103,7 +103,8 @@ class EnvironmentActor:
             vector = GymnasiumVector(environment, seeds * width, restart=self._task["restart"])
         except EnvironmentFault as fault:
             return Answer(fatal=(str(fault), fault.environment_traceback))
-        self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=self._task["whole_episodes"])
+        whole, remembered = self._task["whole_episodes"], self._task["remembered"]
+        self._stepper = Stepper(vector, slice(None), seeds, whole_episodes=whole, remembered=remembered)
         return Answer()
 
     def restore(self, start: Start) -> Answer:
@@ -131,7 +132,9 @@ class EnvironmentActor:
             own = np.array(np.frombuffer(parameters, np.float32).reshape(self._seeds, -1))
             policy, draws = self._spec.decider(own), np.frombuffer(noise, np.float32).reshape(self._noise_shape)
             made = stepper.roll(
-                lambda t, obs: policy(obs, draws[t // self._noise.steps]), self._columns, self._task["seconds"]
+                lambda t, obs, carry: policy(obs, draws[t // self._noise.steps], carry),
+                self._columns,
+                self._task["seconds"],
             )
             answer = Answer(Rolled(made, stepper.vector.take_faults(), stepper.capture()))
             return answer, *self._columns_in_pieces()

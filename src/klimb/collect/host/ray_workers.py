@@ -70,6 +70,7 @@ class RayWorkers:
         whole_episodes: bool = False,
         noise: NoiseLayout | None = None,
         derivatives: int = 0,
+        remembered: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
         straggler_timeout: float | None = None,
@@ -78,7 +79,7 @@ class RayWorkers:
         self._cluster, self._ray, self._pack = cluster, cluster.ray, pack
         self._shares = Shares(shape[1], shape[2], count)
         self._restart, self._timeout, self._packages = restart, timeout, list(packages)
-        self._layout: ColumnsLayout = Columns.layout(shape, observations, actions, derivatives)
+        self._layout: ColumnsLayout = Columns.layout(shape, observations, actions, derivatives, remembered)
         self._task = {
             "policy": decisions.to_dict(spec),
             "observations": observations.to_json(),
@@ -87,13 +88,14 @@ class RayWorkers:
             "env_spec": env_spec,
             "whole_episodes": whole_episodes,
             "derivatives": derivatives,
+            "remembered": remembered,
             "restart": restart,
             "packages": self._packages,
             "seconds": straggler_timeout,
         }
         self._shape, self._told_cpu = shape, False
         self._layouts = [
-            Columns.layout((*shape[:2], part.stop - part.start), observations, actions, derivatives)
+            Columns.layout((*shape[:2], part.stop - part.start), observations, actions, derivatives, remembered)
             for part in self._shares.parts
         ]
         self._pieces = [pieces_of(layout) for layout in self._layouts]

@@ -15,9 +15,9 @@ from klimb.environments.host import Fault, HostStep, HostVector
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.observations import ObservationSpec
 
-Decide = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(time step, observations `[K, n, ...]`) ↦ actions `[K, n, ...]`, as the policy samples them and as the environment
-gets them (clipped)."""
+Decide = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""(time step, observations `[K, n, ...]`, what is remembered `[K, n, C]`) ↦ actions `[K, n, ...]`, as the policy
+samples them and as the environment gets them (clipped), and what is remembered after the step."""
 
 
 class ArraySpec(NamedTuple):
@@ -42,6 +42,7 @@ class ColumnsLayout(NamedTuple):
     truncated: ArraySpec
     valid: ArraySpec
     derivatives: ArraySpec
+    carry: ArraySpec
     successor_step: ArraySpec
     successor: ArraySpec
 
@@ -66,8 +67,9 @@ class Columns(NamedTuple):
     """What environments and policies return in a rollout of K seeds, `[T, K, N, ...]`; JAX computes the rest.
 
     derivatives: of every step, the arrays of `klimb.types.Derivatives` one after the other; none, `[T, K, N, 0]`, where
-    they are not recorded. successor, successor_step: as in `klimb.types.Rollout`, `[E, K, N, ...]`, except that the
-    first ones are of the last rows that were made. There is room for E of a column; they come last, so that what is
+    they are not recorded. carry: what the policy remembered at the start of the rollout, `[1, K, N, C]`; none, C = 0,
+    of a policy without memory. successor, successor_step: as in `klimb.types.Rollout`, `[E, K, N, ...]`, except that
+    the first ones are of the last rows that were made. There is room for E of a column; they come last, so that what is
     not used can be left out where the rest is sent.
     """
 
@@ -78,22 +80,30 @@ class Columns(NamedTuple):
     truncated: np.ndarray
     valid: np.ndarray
     derivatives: np.ndarray
+    carry: np.ndarray
     successor_step: np.ndarray
     successor: np.ndarray
 
     @classmethod
     def layout(
-        cls, shape: tuple[int, int, int], observations: ObservationSpec, actions: ActionSpec, derivatives: int = 0
+        cls,
+        shape: tuple[int, int, int],
+        observations: ObservationSpec,
+        actions: ActionSpec,
+        derivatives: int = 0,
+        remembered: int = 0,
     ) -> ColumnsLayout:
         """Shapes and dtypes of the columns, with room for as many successors as there are rows.
 
         shape: (T, K, N). observations, actions: what one of each is. derivatives: how many numbers those of a step are.
+        remembered: C.
         """
         obs = ArraySpec((*shape, *observations.shape), observations.dtype)
         action = ArraySpec((*shape, *actions.shape), actions.dtype)
         reward, flag = ArraySpec(shape, np.float32), ArraySpec(shape, np.bool_)
         numbers = ArraySpec((*shape, derivatives), np.float32)
-        return ColumnsLayout(obs, action, reward, flag, flag, flag, numbers, ArraySpec(shape, np.int32), obs)
+        carry, step = ArraySpec((1, *shape[1:], remembered), np.float32), ArraySpec(shape, np.int32)
+        return ColumnsLayout(obs, action, reward, flag, flag, flag, numbers, carry, step, obs)
 
     @classmethod
     def empty(cls, layout: ColumnsLayout) -> Columns:
@@ -123,7 +133,7 @@ class Columns(NamedTuple):
     @property
     def rows(self) -> tuple[np.ndarray, ...]:
         """The columns that have a value for every step, `[T, K, N, ...]`."""
-        return self[:-2]
+        return self[:-3]
 
     def part(self, part: slice) -> Columns:
         """The columns of some of the N environments. part: which."""
@@ -134,6 +144,7 @@ class Columns(NamedTuple):
         for column in self.rows:
             column[start:] = 0
         if start == 0:
+            self.carry[:] = 0
             self.successor_step[:] = len(self.reward)
 
     @property
@@ -175,23 +186,31 @@ def bytes_of(layout: ColumnsLayout) -> int:
 
 
 class Stepper:
-    """Running copies of an environment, and the observations they wait in.
+    """Running copies of an environment, the observations they wait in, and what the policy remembers of them.
 
     vector: the copies, n of each of K seeds. part: which n of the N columns of a rollout they fill. seeds: K.
-    whole_episodes: whether a rollout is one episode of every copy, after a reset.
+    whole_episodes: whether a rollout is one episode of every copy, after a reset. remembered: C, numbers that the
+    policy remembers of each.
     """
 
-    def __init__(self, vector: HostVector, part: slice, seeds: int, *, whole_episodes: bool = False) -> None:
+    def __init__(
+        self, vector: HostVector, part: slice, seeds: int, *, whole_episodes: bool = False, remembered: int = 0
+    ) -> None:
         self.vector, self._part, self._seeds = vector, part, seeds
-        self._whole_episodes = whole_episodes
+        self._whole_episodes, self._remembered = whole_episodes, remembered
         self._obs: np.ndarray | None = None
+        self._carry = np.zeros((seeds, 0, remembered), np.float32)
 
     def start_from(self, obs: np.ndarray) -> None:
         """Set the copies' observations after a reset, `[K·n, ...]`."""
         self._obs = self._by_seed(obs)
+        self._carry = np.zeros((*self._obs.shape[:2], self._remembered), np.float32)
 
     def capture(self) -> dict[str, list] | None:
-        """States and observations of all copies, as plain data by seed and copy; None where they can't be saved."""
+        """States, observations and what is remembered of all copies, as plain data by seed and copy.
+
+        None where the states can't be saved.
+        """
         states = self.vector.capture()
         if states is None or self._obs is None:
             return None
@@ -199,16 +218,20 @@ class Stepper:
         return {
             "states": [states[i * copies : (i + 1) * copies] for i in range(self._seeds)],
             "obs": self._obs.tolist(),
+            **({"carry": self._carry.tolist()} if self._remembered else {}),
         }
 
     def restore(self, captured: dict[str, list]) -> None:
         """Restore, after a reset, what `capture` returned. RunError or ValueError when it does not fit."""
         with np.errstate(over="ignore"):
             obs = np.array(captured["obs"], np.float32 if self._obs is None else self._obs.dtype)
+            carry = np.array(captured["carry"], np.float32) if self._remembered else self._carry
         if self._obs is None or obs.shape != self._obs.shape:
             raise ValueError(f"observations of the shape {obs.shape}")
+        if carry.shape != self._carry.shape:
+            raise ValueError(f"a memory of the shape {carry.shape}")
         self.vector.restore([state for seed in captured["states"] for state in seed])
-        self._obs = obs
+        self._obs, self._carry = obs, carry
 
     def roll(self, decide: Decide, columns: Columns, seconds: float | None = None) -> int:
         """Run all steps of a rollout; of whole episodes, until the last of them has ended. Returns how many were made.
@@ -238,7 +261,8 @@ class Stepper:
         end: seconds of `time.monotonic` after which no step is begun but the first. before_step: called before each.
         """
         assert self._obs is not None
-        obs, action, reward, terminated, truncated, valid, _, _, _ = own
+        obs, action, reward, terminated, truncated, valid, *_ = own
+        own.carry[0] = self._carry
         successors = _Successors(own)
         running = np.ones(reward.shape[1:], bool)
         made = len(reward)
@@ -249,7 +273,7 @@ class Stepper:
                 break
             if before_step is not None:
                 before_step()
-            action[t], clipped = decide(t, self._obs)
+            action[t], clipped, carry = decide(t, self._obs, self._carry)
             step: HostStep = self.vector.step(clipped.reshape(-1, *clipped.shape[2:]))
             obs[t] = self._obs
             for column, values in (
@@ -259,12 +283,15 @@ class Stepper:
                 (valid, step.valid),
             ):
                 column[t] = self._by_seed(values)
-            successors.keep(t, self._by_seed(step.next_obs), (terminated[t] | truncated[t]) & running)
+            ended = terminated[t] | truncated[t]
+            if self._remembered:
+                self._carry = np.where((ended | ~valid[t])[..., None], np.float32(0), carry)
+            successors.keep(t, self._by_seed(step.next_obs), ended & running)
             self._obs = self._by_seed(step.obs)
             if self._whole_episodes:
                 valid[t] &= running
                 # A fault, after which the row is not valid, ends an episode too.
-                running &= valid[t] & ~(terminated[t] | truncated[t])
+                running &= valid[t] & ~ended
         successors.end(made)
         if self._whole_episodes:
             truncated[-1] |= running

@@ -75,6 +75,7 @@ def serve(parent: int) -> None:
         observations_from_json(task["observations"]),
         actions_from_json(task["actions"]),
         task["derivatives"],
+        task["remembered"],
     )
     rows, steps, one = task["noise"]
     noise = NoiseLayout(rows, steps, tuple(one))
@@ -98,7 +99,7 @@ def _serve(task: dict[str, Any], shared: SharedRollout, spec: PolicySpec, noise_
     order = {"do": "make"}
     try:
         vector = GymnasiumVector(make, seeds * (part.stop - part.start), restart=task["restart"])
-        stepper = Stepper(vector, part, seeds, whole_episodes=task["whole_episodes"])
+        stepper = Stepper(vector, part, seeds, whole_episodes=task["whole_episodes"], remembered=task["remembered"])
         answer(done="make")
         for line in sys.stdin:
             order = json.loads(line)
@@ -122,7 +123,9 @@ def _obey(
             stepper.start_from(vector.reset(np.array(order["seeds"])))
         case "roll":
             policy, noise = spec.decider(shared.parameters), shared.noise[:, :, part]
-            made = stepper.roll(lambda t, obs: policy(obs, noise[t // noise_steps]), shared.columns, order["seconds"])
+            made = stepper.roll(
+                lambda t, obs, carry: policy(obs, noise[t // noise_steps], carry), shared.columns, order["seconds"]
+            )
             return {"faults": vector.take_faults(), "made": made}
         case "capture":
             return {"captured": stepper.capture()}

@@ -32,7 +32,7 @@ class Workers:
     observations, actions: of the environment. count: number of processes, at most N. pack: from the policies' arrays
     `[K, …]` to their parameters `[K, spec.size]`. whole_episodes: whether a rollout is one episode of every copy, after
     a reset. noise: how it is laid out; None for one of the shape of an action at every step. derivatives: how many
-    numbers those of a step are, 0 where they are not wanted.
+    numbers those of a step are, 0 where they are not wanted. remembered: how many numbers the policy remembers.
     timeout: seconds that a worker may take to answer. straggler_timeout: seconds after which a worker hands over the
     steps of a rollout that it has made; None: it makes all of them.
     restart: whether a worker that is lost (ended, hanging) is restarted; the rows of its environments are then not
@@ -53,6 +53,7 @@ class Workers:
         whole_episodes: bool = False,
         noise: NoiseLayout | None = None,
         derivatives: int = 0,
+        remembered: int = 0,
         restart: bool = False,
         timeout: float = 300.0,
         straggler_timeout: float | None = None,
@@ -60,7 +61,7 @@ class Workers:
         self._straggler_timeout = straggler_timeout
         self._shares = Shares(shape[1], shape[2], count)
         self._restart, self._timeout, self._pack = restart, timeout, pack
-        layout = Columns.layout(shape, observations, actions, derivatives)
+        layout = Columns.layout(shape, observations, actions, derivatives, remembered)
         noise = NoiseLayout.of(shape[0], 1, actions.shape) if noise is None else noise
         self._file = _memory_file(SharedRollout.size(spec, shape, layout, noise))
         self._memory = mmap.mmap(self._file.fileno(), 0)
@@ -75,6 +76,7 @@ class Workers:
             "env_spec": env_spec,
             "whole_episodes": whole_episodes,
             "derivatives": derivatives,
+            "remembered": remembered,
             "restart": restart,
         }
         self._losses = [0] * len(self._shares)

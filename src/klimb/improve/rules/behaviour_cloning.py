@@ -17,7 +17,7 @@ from klimb.improve.rule import Traits
 from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
 from klimb.policies.parameters import flatten
 from klimb.policies.policy import action_distribution
-from klimb.types import Batch, Metric, Rollout, Status, UpdateInfo
+from klimb.types import Batch, Metric, Rollout, Sequences, Status, UpdateInfo
 
 
 class CloningState(NamedTuple):
@@ -116,7 +116,7 @@ class BehaviourCloning:
             train,
             learning_rate=now.learning_rate,
             epochs=1,
-            num_minibatches=max(1, len(batch.weight) // self.minibatch_size),
+            num_minibatches=self._num_minibatches(batch),
         )
         candidate = rebuild(fitted.theta)
         better = _log_likelihood(candidate, judge) > _log_likelihood(policy, judge)
@@ -148,6 +148,11 @@ class BehaviourCloning:
     @property
     def _optimizer(self) -> Optimizer:
         return Optimizer.make("adam", self.max_grad_norm)
+
+    def _num_minibatches(self, batch: Batch) -> int:
+        """With memory there are no more of them than sequences."""
+        count = max(1, len(batch.weight) // self.minibatch_size)
+        return min(count, batch.obs.count) if isinstance(batch.obs, Sequences) else count
 
     def _split(self, batch: Batch) -> tuple[Batch, Batch]:
         """(the rows to train on, the rows held out): the same batch twice, with weight 0 for the others."""

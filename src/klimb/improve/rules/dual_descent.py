@@ -14,7 +14,7 @@ from pydantic import Field
 from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import dual_ascent
-from klimb.improve.minibatches import require_divisible
+from klimb.improve.minibatches import require_minibatches
 from klimb.improve.objectives import Divergence, divergence, has_signal, penalised_gain, with_entropy
 from klimb.improve.optimizer import FitResult, Optimizer, fit_epochs
 from klimb.improve.rule import AT_START, KLDirection, KLLimit, Traits
@@ -123,7 +123,7 @@ class DualDescent:
         before clipping; with a target_kl epochs_done of the last inner ascent; and what has a schedule. Raises
         ValueError if `num_minibatches` does not divide the number of rows.
         """
-        require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
+        require_minibatches(batch.obs, self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
         old = action_distribution(policy, batch.obs)
         now, scheduled = current(self, batch)

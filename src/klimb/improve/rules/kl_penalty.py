@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
-from klimb.improve.minibatches import require_divisible
+from klimb.improve.minibatches import require_minibatches
 from klimb.improve.objectives import divergence_of, has_signal, penalised_gain, with_entropy
 from klimb.improve.optimizer import Optimizer, fit_epochs
 from klimb.improve.rule import KLDirection, KLLimit, Traits
@@ -86,7 +86,7 @@ class KLPenalty:
         `info.extra`: multiplier (λ), grad_norm of the last minibatch, before clipping; with a target_kl epochs_done;
         and what has a schedule. Raises ValueError if `num_minibatches` does not divide the number of rows.
         """
-        require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
+        require_minibatches(batch.obs, self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
         now, scheduled = current(self, batch, state)
         target = TargetKL.of(self, policy, batch, self.kl_direction)

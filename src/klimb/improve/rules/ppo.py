@@ -12,7 +12,7 @@ from pydantic import model_validator
 from klimb.fields import Count, Fraction, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.dual import adapt
-from klimb.improve.minibatches import require_divisible
+from klimb.improve.minibatches import require_minibatches
 from klimb.improve.objectives import divergence_of, has_signal, log_ratio, penalised_gain, with_entropy
 from klimb.improve.optimizer import Optimizer, fit_epochs
 from klimb.improve.rule import AT_START, KLDirection, KLLimit, Traits
@@ -139,7 +139,7 @@ class PPO:
         also multiplier, the λ that was used; and what has a schedule. Raises ValueError if `num_minibatches` does not
         divide the number of rows.
         """
-        require_divisible(batch.log_prob.shape[0], self.num_minibatches, what="num_minibatches")
+        require_minibatches(batch.obs, self.num_minibatches, what="num_minibatches")
         theta, rebuild = flatten(policy)
         by_penalty = self.penalty == "kl"
         now, scheduled = current(self, batch, state.moments)

@@ -14,6 +14,7 @@ from klimb.fields import Count, Fraction, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.fisher import FisherKind, Linearised, linearise
 from klimb.improve.line_search import LineSearch, backtrack, grow
+from klimb.improve.minibatches import random_rows
 from klimb.improve.natural_direction import Direction, conjugate_gradient
 from klimb.improve.objectives import directed_kl, surrogate_gain, with_entropy
 from klimb.improve.rule import KLDirection, KLLimit, Traits
@@ -106,7 +107,8 @@ class TRPO:
         old, product, pull_back = self._linearise(rebuild, theta, batch)
         gradient = pull_back(jax.grad(objective)(old))
         if self.fisher_fraction < 1:
-            product = self._linearise(rebuild, theta, self._subsample(key, batch)).product
+            some = batch.take(random_rows(key, batch.obs, self.fisher_fraction))
+            product = self._linearise(rebuild, theta, some).product
         direction = self._direction(gradient, product)
         step_size = direction.step_size(now.max_kl)
         full_step = step_size * direction.x
@@ -164,8 +166,3 @@ class TRPO:
             tolerance=self.cg_tolerance,
         )
         return Direction.of(gradient, solve, product, damping=self.damping)
-
-    def _subsample(self, key: PRNGKeyArray, batch: Batch) -> Batch:
-        rows = batch.log_prob.shape[0]
-        count = max(1, round(self.fisher_fraction * rows))
-        return batch.take(jax.random.permutation(key, rows)[:count])
