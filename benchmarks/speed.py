@@ -175,7 +175,7 @@ def works() -> list[Work]:
         Work(
             "masked-ppo: Taxi-v4 with its mask, PPO, 8 × 128, 10 epochs × 16 minibatches",
             masked("klimb, Gymnasium, worker processes"),
-            (peer("sb3-contrib MaskablePPO", "sb3.py", "sb3-masked", "Taxi-v4", 8, 128, 3 * 1024),),
+            (peer("sb3-contrib MaskablePPO, Taxi-v3", "sb3.py", "sb3-masked", "Taxi-v3", 8, 128, 3 * 1024),),
             turns=5,
         ),
         Work(

@@ -351,7 +351,9 @@ def test_a_training_and_its_resumption_tell_the_logger_and_the_view(tmp_path, ca
     assert re.fullmatch(r"trained: 3 iterations in 0:00:\d\d", lines[-1])
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == lines
+    # On a slow machine one of both has another line, of an iteration in between: each looks at the clock by itself.
+    certain = [line for line in lines if line.startswith(("training", "compiling", "trained", "iteration 3/3"))]
+    assert [line for line in err.splitlines() if line in certain] == certain
     view = Told()
     caplog.clear()
     klimb.resume(path, progress=view)
