@@ -114,13 +114,13 @@ class CriticFit:
         clipped. state: Adam's moments. batch: rows with value targets. epochs: their number.
         """
         learning_rate = scheduled(self.critic_learning_rate, self.critic_learning_rate_schedule, batch.fraction_done)
-        require_minibatches(batch.obs, self.critic_num_minibatches, what="critic_num_minibatches")
         theta, rebuild = flatten(critic)
         target = (batch.value_target - critic.target.mean) / critic.target_scale
         # Rows of weight 0 are zeroed: a NaN in one would reach the gradient as 0·NaN.
         counted = batch.weight > 0
         # The part of the encoding that does not depend on θ is computed once.
         inputs = critic.inputs(batch.blank_padding().obs)
+        require_minibatches(inputs, self.critic_num_minibatches, what="critic_num_minibatches")
         eps = self.critic_clip_eps
         before = None if eps is None else old.scaled_rows(inputs)
         rows = gather_rows((inputs, jnp.where(counted, target, 0), batch.weight, before))
@@ -145,7 +145,7 @@ class CriticFit:
         def epoch(carry: tuple, key_shuffle: PRNGKeyArray) -> tuple[tuple, Array]:
             """carry: parameters and moments. key_shuffle: for the order of the rows in this pass."""
             carry, losses = jax.lax.scan(
-                descend, carry, random_minibatches(key_shuffle, batch.obs, self.critic_num_minibatches)
+                descend, carry, random_minibatches(key_shuffle, inputs, self.critic_num_minibatches)
             )
             return carry, jnp.mean(losses)
 

@@ -18,7 +18,7 @@ from klimb.estimate.advantages import ADVANTAGES
 from klimb.estimate.estimator import Estimator
 from klimb.fields import MAX_NAME, Count, Iterations, Name, build, checked
 from klimb.improve.critic_fit import CriticFit
-from klimb.improve.minibatches import require_divisible, require_sequences
+from klimb.improve.minibatches import require_divisible
 from klimb.improve.rule import Rule, Traits, is_offline, traits_of
 from klimb.modules import module_of, require_trust
 from klimb.policies.network_options import NetworkOptions
@@ -196,9 +196,6 @@ class RunConfig:
                 )
             try:
                 require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
-                if options.memory is not None:
-                    chunks = options.num_steps // (options.chunk_steps or options.num_steps)
-                    require_sequences(options.num_envs * chunks, parts, what=name)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         if traits.advantage_epochs > 0:

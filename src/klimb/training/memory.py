@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from klimb.errors import ConfigError
+from klimb.improve.minibatches import require_sequences
 from klimb.improve.rule import is_offline, traits_of
 from klimb.policies.memory import Memory, carry_size
 from klimb.rules import rule_name
@@ -33,6 +34,14 @@ def memory_of(networks: Networks, config: RunConfig, *, demonstrations: bool, sp
             f"{max(d for d in range(1, chunk + 1) if options.num_steps % d == 0)}, or num_steps = "
             f"{-(-options.num_steps // chunk) * chunk}"
         )
+    counts = {"num_minibatches": traits_of(rule).num_minibatches}
+    if options.uses_critic and networks.critic_template.carry_size is not None:
+        counts["critic_num_minibatches"] = options.critic_num_minibatches
+    for name, parts in counts.items() if not is_offline(rule) else ():
+        try:
+            require_sequences(options.num_envs * memory.parts(options.num_steps), parts, what=name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     without = " of a policy without memory: leave --memory out"
     if traits_of(rule).binds:
         raise ConfigError(f"{rule_name(rule)} plans with states, and follows its plans with the help{without}")
