@@ -139,7 +139,7 @@ class Derivatives(eqx.Module):
 
 
 class Rollout(eqx.Module):
-    """What every collector returns: T steps of N environments, in order. Leaves are `[T, N, ...]`.
+    """What every collector returns: T steps of N environments, in order. Leaves are `[T, N, ...]`, or as they say.
 
     `next_obs`, the true successor of `obs` before any reset, is the next row's `obs` but where an episode ends, and
     after the last row. Only the successors of such rows are kept: `successor`, `[E, N]`, with the numbers of their rows
@@ -207,7 +207,7 @@ class Rollout(eqx.Module):
         return following.at[self.successor_step, column].set(of_successors, mode="drop")
 
     def with_all_successors(self) -> Rollout:
-        """The same rollout, every leaf of which is `[T, N, ...]`: for parts of it, and to put it beside another."""
+        """The same rollout with a successor of every row, `[T, N]`: for parts of it, and to put it beside another."""
         return dataclasses.replace(self, successor=self.next_obs, successor_step=None)
 
     @property

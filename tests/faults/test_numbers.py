@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import equinox as eqx
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import klimb
-from klimb import PPO, TRPO, Batch, KLPenalty, NaturalGradient, NetworkPolicy, Reinforce, Status, TrainingFailed
+from klimb import (
+    PPO,
+    TRPO,
+    Batch,
+    KLPenalty,
+    NaturalGradient,
+    NetworkPolicy,
+    Reinforce,
+    Status,
+    TrainingFailed,
+    Transition,
+)
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.control.cartpole import CartPole
 from klimb.improve.warm_up import take_step
@@ -299,3 +311,53 @@ def test_a_nan_of_a_host_environment_is_named():
 def test_checking_changes_nothing():
     runs = [klimb.train("CartPole-v1", TRPO(), **SMALL, env_steps=4 * 128, check_finite=on) for on in (False, True)]
     assert eqx.tree_equal(runs[0].policy, runs[1].policy)
+
+
+class Endless(CompiledEnvironment):
+    """Noise without an end, and a NaN in one observation. Its state is the time."""
+
+    id = "test:Endless"
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    bad_step = 40
+
+    def reset(self, key):
+        return jnp.int32(0), jnp.zeros(2)
+
+    def step(self, key, state, action):
+        obs = jnp.where(state == self.bad_step, jnp.nan, jax.random.normal(key, (2,)))
+        never = jnp.bool_(False)
+        return Transition(state + 1, obs, action.astype(float), never, never)
+
+
+class EndlessInPython(gymnasium.Env):
+    """The same."""
+
+    observation_space, action_space = Endless.observation_space, Endless.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        obs = np.full(2, np.nan) if self.time == Endless.bad_step else self.np_random.normal(size=2)
+        return obs.astype(np.float32), float(action), False, False, {}
+
+
+@fault(
+    "a policy with memory sees a NaN, in an episode without an end",
+    "one step is rejected; what was remembered is forgotten, and the next one is taken",
+)
+@pytest.mark.parametrize("kind", ["compiled", "host"])
+def test_a_nan_is_not_remembered(kind):
+    env = Endless() if kind == "compiled" else klimb.GymnasiumEnvironment.from_maker("endless", EndlessInPython)
+    options = {**SMALL, "num_envs": 2, "num_steps": 16, "env_steps": 2 * 16 * 7, "memory": "gru", "memory_size": 4}
+    run = klimb.train(env, TRPO(), eval_episodes=0, normalize_observations=False, **options)
+    status = [record["status"] for record in run.history]
+    assert status.count("NONFINITE") == 1
+    assert status.index("NONFINITE") == 2
+    assert set(status[3:]) == {"ACCEPTED"}
+    assert np.isfinite([record["value_loss"] for record in run.history[3:]]).all()
+    assert finite(run.state)

@@ -204,9 +204,11 @@ def test_values_are_those_of_stepping_and_of_successors_after_it(parts, x64):
     np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(end, remembered[-1], rtol=1e-12, atol=1e-14)
     of_successors, _ = critic.step(rollout.successor, remembered)
-    np.testing.assert_allclose(next_value, of_successors, rtol=1e-12, atol=1e-14)
-    # With only some successors kept.
     ended = np.asarray(rollout.terminated | rollout.truncated)
+    cut = np.asarray(rollout.truncated) | (np.arange(STEPS) == STEPS - 1)[:, None]
+    np.testing.assert_allclose(next_value[cut], of_successors[cut], rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(next_value[:-1][~ended[:-1]], value[1:][~ended[:-1]], rtol=1e-12, atol=1e-14)
+    # With only some successors kept.
     step = np.full((STEPS, COLUMNS), STEPS, np.int32)
     successor = np.zeros((STEPS, COLUMNS, FEATURES))
     for n in range(COLUMNS):
@@ -214,7 +216,6 @@ def test_values_are_those_of_stepping_and_of_successors_after_it(parts, x64):
         step[: len(kept), n], successor[: len(kept), n] = kept, np.asarray(rollout.successor)[kept, n]
     sparse = dataclasses.replace(held, successor=jnp.asarray(successor), successor_step=jnp.asarray(step))
     _, of_kept = values(critic, sparse)
-    cut = np.asarray(rollout.truncated) | (np.arange(STEPS) == STEPS - 1)[:, None]
     np.testing.assert_allclose(of_kept[cut], next_value[cut], rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(of_kept[:-1][~ended[:-1]], value[1:][~ended[:-1]], rtol=1e-12, atol=1e-14)
 
@@ -280,9 +281,11 @@ def test_acting_says_what_is_missing():
         plain.act_with_memory(obs, None)
     with pytest.raises(ConfigError, match=r"the carry has the shape \(4,\), and the policy remembers 5 numbers"):
         policy.act_with_memory(obs, np.zeros(4))
+    with pytest.raises(ConfigError, match=r"for each of observations of shape \(8,\)"):
+        policy.act_with_memory(np.zeros((8, FEATURES), np.float32), np.zeros(5))
 
 
 def test_noise_that_is_held_does_not_go_with_memory():
     box = Box((-1.0,), (1.0,))
-    with pytest.raises(ConfigError, match="gsde is for policies without memory"):
+    with pytest.raises(ConfigError, match="exploration = gsde makes noise from what the policy sees"):
         NetworkPolicy(FEATURES, box, exploration="gsde", memory="gru", key=jax.random.key(0))

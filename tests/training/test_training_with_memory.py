@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +12,21 @@ from hidden_velocities import HiddenVelocities
 from t_maze import TMaze
 
 import klimb
-from klimb import PPO, TRPO, BehaviourCloning, GuidedPolicySearch, OffPolicyGradient
+from klimb import (
+    PPO,
+    TRPO,
+    BehaviourCloning,
+    Categorical,
+    GuidedPolicySearch,
+    OffPolicyGradient,
+    RunConfig,
+    TrainOptions,
+)
 from klimb.collect.compiled import CompiledCollector
 from klimb.errors import ConfigError
 from klimb.policies.memory import Memory
 from klimb.policies.policy import action_distribution
+from klimb.training.program import Program
 from memory_tasks import Counting
 from problems import assert_same_bits, without_timing
 
@@ -194,6 +205,71 @@ def test_what_does_not_go_with_memory_is_said(rule, options, message):
         return
     with pytest.raises(ConfigError, match=message):
         klimb.train(env, rule, **arguments)
+
+
+class Growing(Counting):
+    """Its carry is longer after a step than before it."""
+
+    def step(self, obs, carry):
+        distribution, _ = super().step(obs, carry)
+        return distribution, jnp.zeros(2)
+
+
+class Holding(Counting):
+    """It holds its noise, too."""
+
+    held_noise = (3, 1)
+
+    def explore(self, obs, held):
+        return self(obs), held[0]
+
+
+class Unknown(eqx.Module):
+    """How much it remembers stands in an array."""
+
+    weight: jax.Array
+
+    @property
+    def carry_size(self):
+        return self.weight.shape[0]
+
+    def step(self, obs, carry):
+        return Categorical(logits=self.weight[:2]), carry
+
+    def __call__(self, obs):
+        return self.step(obs, jnp.zeros(self.carry_size))[0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (Growing(jnp.asarray(1.0), 2), r"returns a carry of shape \[2\].*has to return 1 numbers"),
+        (Holding(jnp.asarray(1.0), 2), "has memory and holds noise for several steps"),
+        (Unknown(jnp.zeros(3)), "carry_size that depends on its arrays"),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, eqx.Module) else "",
+)
+def test_what_is_wrong_with_a_class_of_ones_own_is_said(policy, message):
+    with pytest.raises(ConfigError, match=message):
+        klimb.train("CartPole-v1", TRPO(), policy=policy, **{**SMALL, "env_steps": 64})
+
+
+def test_a_critic_remembers_as_the_policy_that_a_training_starts_from(tmp_path):
+    env = klimb.make("CartPole-v1")
+    policy = klimb.NetworkPolicy(
+        env.observations, env.actions, hidden=(8,), memory="lstm", memory_size=3, key=jax.random.key(0)
+    )
+    klimb.save_policy(policy, tmp_path / "policy")
+    for options, size in (({}, 6), ({"memory": "gru"}, 6), ({"critic_memory": False}, None)):
+        config = RunConfig("CartPole-v1", TRPO(), TrainOptions(**SMALL, env_steps=64, init_from="there", **options))
+        assert Program(config, env, policy).iteration.critic_static.carry_size == size
+
+
+def test_values_that_can_not_be_trained_are_refused_before_a_sweep_begins():
+    """4 environments of one sequence each are no 8 minibatches."""
+    options = {**SMALL, "memory": "gru", "env_steps": 64}
+    with pytest.raises(ConfigError, match="num_minibatches = 8"):
+        klimb.sweep("CartPole-v1", PPO(epochs=1), {"num_minibatches": [8, 4]}, **options)
 
 
 def test_planning_rules_take_no_memory():

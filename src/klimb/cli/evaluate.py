@@ -13,7 +13,9 @@ import jax
 from klimb.cli import compilation_cache
 from klimb.cli.parser import Command, RunWord
 from klimb.environments.registry import Environment, make, make_named_in
+from klimb.errors import ConfigError
 from klimb.modules import require_trust
+from klimb.policies.memory import carry_size
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
 from klimb.runs.ending import Ending
@@ -69,6 +71,8 @@ def evaluate(arguments: EvaluateArguments) -> None:
     writer, ending = directory.writer, directory.ending()
     if not flags.json:
         print_policy(iteration, env_steps, writer, ending)
+    if flags.exact and any(carry_size(policy) is not None for policy in policies):
+        raise ConfigError("--exact is for policies without memory: leave it out")
     mode = not flags.stochastic
     with view_of_episodes() as view:
         result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, mode, view.episodes)

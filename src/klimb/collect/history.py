@@ -16,9 +16,9 @@ from klimb.types import Rollout
 class History(eqx.Module):
     """A ring buffer of K slots. Slots not filled yet hold rows with `valid` False.
 
-    rollouts: leaves `[K, T, N, ...]`, with all successors. policies: their array leaves `[K, ...]`. log_prob: at
-    `[k, j]` log π_k of the actions in slot j. policies and log_prob are None unless the mixture of the policies is
-    needed. count: rollouts pushed so far.
+    rollouts: the leaves of a rollout behind an axis of K, with all successors. policies: their array leaves `[K, ...]`.
+    log_prob: at `[k, j]` log π_k of the actions in slot j. policies and log_prob are None unless the mixture of the
+    policies is needed. count: rollouts pushed so far.
     """
 
     rollouts: Rollout

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from klimb.policies.critic import Critic, state_values
-from klimb.policies.memory import part_carries
+from klimb.policies.memory import forget, part_carries
 from klimb.types import Rollout, Sequences, weighted_mean
 
 
@@ -46,7 +46,7 @@ def remember(critic: Critic, rollout: Rollout, carry: PyTree) -> tuple[Rollout, 
     assert isinstance(whole.inputs, Sequences)
     _, carries = critic.replay(whole.inputs)
     parts = part_carries(carry, carries, len(rollout.carry))
-    return dataclasses.replace(rollout, critic_carry=parts), carries[-1]
+    return dataclasses.replace(rollout, critic_carry=parts), forget(carries[-1], jnp.zeros(len(carry), bool))
 
 
 def _values_with_memory(critic: Critic, rollout: Rollout) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
@@ -60,8 +60,14 @@ def _values_with_memory(critic: Critic, rollout: Rollout) -> tuple[Float[Array, 
     if rollout.successor_step is not None:
         # Where a column has fewer successors the step is T, and what comes of it is dropped.
         after = after[jnp.minimum(rollout.successor_step, shape[0] - 1), jnp.arange(shape[1])]
-    successors, _ = jax.vmap(jax.vmap(critic.step))(rollout.successor, after)
-    return value, rollout.with_successors(value, successors)
+    first = slice(-1, None) if rollout.successor_step is None else slice(1)
+    following = jnp.concatenate([value[1:], critic.values_after(rollout.successor[first], after[first])])
+
+    def with_truncated_successors() -> Array:
+        exact = rollout.with_successors(value, critic.values_after(rollout.successor, after))
+        return jnp.where(rollout.truncated, exact, following)
+
+    return value, jax.lax.cond(jnp.any(rollout.truncated), with_truncated_successors, lambda: following)
 
 
 def explained_variance(

@@ -120,6 +120,8 @@ class CriticFit:
         counted = batch.weight > 0
         # The part of the encoding that does not depend on θ is computed once.
         inputs = critic.inputs(batch.blank_padding().obs)
+        if not isinstance(inputs, Sequences):
+            inputs = jnp.where(jnp.reshape(counted, counted.shape + (1,) * (inputs.ndim - 1)), inputs, 0)
         require_minibatches(inputs, self.critic_num_minibatches, what="critic_num_minibatches")
         eps = self.critic_clip_eps
         before = None if eps is None else old.scaled_rows(inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -85,19 +85,33 @@ def act_with_memory(
     size = carry_size(policy)
     if size is None:
         raise WrongObject(f"{type(policy).__name__} has no memory: klimb.act(policy, obs) is for it")
-    remembered = np.zeros(size, np.float32) if carry is None else np.asarray(carry)
-    if remembered.shape[-1:] != (size,):
-        raise ConfigError(
-            f"the carry has the shape {remembered.shape}, and the policy remembers {size} numbers: give what the last "
-            "call returned, and None for the first step of an episode"
-        )
-    return _act(policy, obs, remembered, deterministic, rng, action_mask, observations, actions)
+    return _act(policy, obs, _Carry(size, carry), deterministic, rng, action_mask, observations, actions)
+
+
+class _Carry(NamedTuple):
+    """What a policy remembers before a step. size: C. given: `[..., C]`, or None where episodes begin."""
+
+    size: int
+    given: Any
+
+    def of(self, lead: tuple[int, ...]) -> np.ndarray:
+        """For observations with these leading axes. ConfigError where it is of others."""
+        if self.given is None:
+            return np.zeros((*lead, self.size), np.float32)
+        carry = np.asarray(self.given)
+        if carry.shape != (*lead, self.size):
+            raise ConfigError(
+                f"the carry has the shape {carry.shape}, and the policy remembers {self.size} numbers for each of "
+                f"observations of shape {lead}: give what the last call returned, and None for the first step of "
+                "episodes"
+            )
+        return carry
 
 
 def _act(
     policy: Any,
     obs: Any,
-    carry: np.ndarray | None,
+    carry: _Carry | None,
     deterministic: bool,
     rng: np.random.Generator | None,
     action_mask: Any,
@@ -116,9 +130,8 @@ def _act(
         )
     axes = rows.ndim - len(observations.shape)
     words = np.zeros(2, np.uint32) if deterministic else _words(rng)
-    if carry is not None:
-        carry = np.broadcast_to(carry, (*rows.shape[:axes], carry.shape[-1]))
-    decided, remembered = _decide(policy, rows, carry, words, axes, deterministic)
+    before = None if carry is None else carry.of(rows.shape[:axes])
+    decided, remembered = _decide(policy, rows, before, words, axes, deterministic)
     taken = np.asarray(decided)
     if taken.shape != (*rows.shape[:axes], *actions.shape):
         raise ConfigError(

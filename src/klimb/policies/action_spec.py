@@ -12,6 +12,7 @@ import gymnasium.spaces
 import numpy as np
 
 from klimb.errors import ConfigError, UnsupportedSpace
+from klimb.policies.layers import MemoryKind
 
 if TYPE_CHECKING:
     from klimb.policies.distributions import Distribution
@@ -63,12 +64,18 @@ class GaussianStyle(NamedTuple):
         plain: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
         return cls(**plain)
 
-    def require_valid(self, initial_log_std: float, hidden: Sequence[int]) -> None:
+    def require_valid(self, initial_log_std: float, hidden: Sequence[int], memory: MemoryKind | None) -> None:
         """ConfigError unless the fields fit together, and a policy with these bounds can start with this value.
 
-        initial_log_std: log standard deviation that a policy starts with. hidden: sizes of its hidden layers.
+        initial_log_std: log standard deviation that a policy starts with. hidden: sizes of its hidden layers. memory:
+        kind of its recurrent layer.
         """
         if self.exploration == "gsde":
+            if memory is not None:
+                raise ConfigError(
+                    "exploration = gsde makes noise from what the policy sees, and not from what it remembers: leave "
+                    "memory or gsde out"
+                )
             if self.state_dependent_std:
                 raise ConfigError(
                     "exploration = gsde computes the standard deviation from the hidden features: leave "

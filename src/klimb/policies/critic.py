@@ -82,6 +82,14 @@ class Critic(NetworkBody):
         carry = self._remembered(self.encoder(obs), carry)
         return self._in_reward(self._of_features(self._remembered.units(carry))), carry
 
+    def values_after(self, obs: Num[Array, "T N *obs"], carry: Float[Array, "T N G"]) -> Float[Array, "T N"]:
+        """V(s, memory) of observations; only with memory.
+
+        obs: one after each of some steps. carry: what was remembered after these steps.
+        """
+        features = over_rows(self.encoder, obs, 2)
+        return self._in_reward(self._of_features(self._remembered.units(self._remembered(features, carry))))
+
     def replay(self, sequences: Sequences) -> tuple[Float[Array, " B"], Float[Array, "L S G"]]:
         """V(s, memory) of every row, and what is remembered after each step of the sequences; only with memory.
 

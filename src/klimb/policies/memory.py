@@ -55,8 +55,16 @@ def carry_size(policy: Any) -> int | None:
 
 
 def forget(carry: Array | None, where: Bool[Array | np.ndarray, " N"]) -> Array | None:
-    """What is remembered after episodes have ended. carry: `[N, C]`, or None. where: of which copies, `[N]`."""
-    return None if carry is None else jnp.where(where[:, None], 0, carry)
+    """What is remembered where episodes go on. After an end, and of numbers that are not finite, it is nothing.
+
+    A NaN that was seen once would stay in the memory for as long as the episode goes on, and make every batch useless.
+
+    carry: `[N, C]`, or None. where: the copies whose episodes have ended.
+    """
+    if carry is None:
+        return None
+    usable = jnp.all(jnp.isfinite(carry), axis=-1) & ~jnp.asarray(where)
+    return jnp.where(usable[:, None], carry, 0)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from klimb.errors import ConfigError
 from klimb.fields import Count, LayerSizes, Name, Width, checked
 from klimb.policies.action_spec import Exploration, GaussianStyle
 from klimb.policies.layers import Initialization, LayerOptions, MemoryKind
@@ -61,16 +60,7 @@ class NetworkOptions:
 
     @model_validator(mode="after")
     def _require_valid_style(self) -> NetworkOptions:
-        self.style.require_valid(self.initial_log_std, self.hidden)
-        return self
-
-    @model_validator(mode="after")
-    def _require_memory(self) -> NetworkOptions:
-        if self.memory is not None and self.exploration == "gsde":
-            raise ConfigError(
-                "exploration = gsde makes noise from what the policy sees, and not from what it remembers: leave "
-                "memory or gsde out"
-            )
+        self.style.require_valid(self.initial_log_std, self.hidden, self.memory)
         return self
 
     @property

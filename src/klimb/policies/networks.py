@@ -86,10 +86,8 @@ class NetworkPolicy(NetworkBody):
         initial standard deviation outside its bounds, and for gsde with `state_dependent_std`, with memory or without a
         hidden layer.
         """
-        if memory is not None and exploration == "gsde":
-            raise ConfigError("exploration = gsde is for policies without memory")
         self.style = GaussianStyle(state_dependent_std, tanh_squash, log_std_bounds, exploration)
-        self.style.require_valid(initial_log_std, hidden)
+        self.style.require_valid(initial_log_std, hidden, memory)
         outputs = actions.num_outputs(self.style)
         self.observations = as_spec(observations)
         super().__init__(

@@ -167,3 +167,11 @@ class LSTM(RecurrentLayer):
 
 
 RECURRENT_LAYERS: dict[MemoryKind, type[RecurrentLayer]] = {"gru": GRU, "lstm": LSTM}
+
+
+def kind_of(layer: RecurrentLayer | None) -> MemoryKind | None:
+    """The name of a layer of klimb's own; None for none, and for one of another class.
+
+    layer: with or without its arrays.
+    """
+    return next((kind for kind, own in RECURRENT_LAYERS.items() if type(layer) is own), None)

@@ -18,7 +18,7 @@ from klimb.estimate.advantages import ADVANTAGES
 from klimb.estimate.estimator import Estimator
 from klimb.fields import MAX_NAME, Count, Iterations, Name, build, checked
 from klimb.improve.critic_fit import CriticFit
-from klimb.improve.minibatches import require_divisible
+from klimb.improve.minibatches import require_divisible, require_sequences
 from klimb.improve.rule import Rule, Traits, is_offline, traits_of
 from klimb.modules import module_of, require_trust
 from klimb.policies.network_options import NetworkOptions
@@ -198,8 +198,33 @@ class RunConfig:
                 require_divisible(options.batch_size, parts, what=name, num_envs=options.num_envs)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+        if options.memory is not None and not is_offline(self.rule):
+            self.check_sequences(critic=options.critic_memory and options.critic is None)
         if traits.advantage_epochs > 0:
             self._check_recomputed(traits)
+
+    def check_sequences(self, *, critic: bool) -> None:
+        """ConfigError unless rollouts of a policy with memory can be cut into parts, and their sequences shared out.
+
+        critic: whether the critic has memory too.
+        """
+        options, chunk = self.options, self.options.chunk_steps
+        if chunk is not None and options.num_steps % chunk:
+            raise ConfigError(
+                f"num_steps = {options.num_steps} is not divisible by chunk_steps = {chunk}: choose chunk_steps = "
+                f"{max(d for d in range(1, min(chunk, options.num_steps) + 1) if options.num_steps % d == 0)}, or "
+                f"num_steps = {-(-options.num_steps // chunk) * chunk}"
+            )
+        counts = {"num_minibatches": traits_of(self.rule).num_minibatches}
+        if critic and options.uses_critic:
+            counts["critic_num_minibatches"] = options.critic_num_minibatches
+        for name, parts in counts.items():
+            try:
+                require_sequences(
+                    options.num_envs * options.num_steps // (chunk or options.num_steps), parts, what=name
+                )
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
 
     def _check_stragglers(self) -> None:
         options, seconds = self.options, self.options.straggler_timeout

@@ -37,7 +37,7 @@ from klimb.policies.observations import BoxObservations, ObservationSpec, observ
 from klimb.policies.parts_encoder import PartsEncoder
 from klimb.policies.pictures import NETWORKS, PictureEncoder
 from klimb.policies.policy import policy_of
-from klimb.policies.recurrent import RECURRENT_LAYERS
+from klimb.policies.recurrent import RECURRENT_LAYERS, kind_of
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
 from klimb.runs.zoo import located
@@ -186,8 +186,7 @@ def describe(policy: NetworkPolicy) -> dict[str, Any]:
     added: dict[str, Any] = {name: True for name, used in layers.items() if used}
     added |= {"network": pictures[0].network} if pictures else {}
     if policy.memory is not None:
-        kind = next(kind for kind, layer in RECURRENT_LAYERS.items() if type(policy.memory) is layer)
-        added |= {"memory": kind, "memory_size": policy.memory.size}
+        added |= {"memory": kind_of(policy.memory), "memory_size": policy.memory.size}
     limits = None if numbers is None else dataclasses.asdict(NormalizerLimits.of(numbers.normalizer))
     return {
         "format": "klimb-policy",

@@ -31,6 +31,7 @@ from klimb.training.demonstrator import Demonstrator, clone
 from klimb.training.given import given_policy, options_of, require_rule
 from klimb.training.length import length_of
 from klimb.training.loop import drive
+from klimb.training.memory import demonstrations_need_no_memory
 from klimb.training.networks import Networks
 from klimb.training.ongoing_run import Callback
 from klimb.training.program import Program
@@ -413,6 +414,8 @@ def demonstrations_for(
     demonstrations = load_demonstrations(source) if given is None else given
     demonstrations.check_fit(environment)
     weighted = not is_offline(config.rule) and traits_of(config.rule).demonstrations_in_batch
+    if weighted and config.options.memory is not None:
+        raise demonstrations_need_no_memory()
     if weighted and config.options.demonstrator == "recorded":
         demonstrations.check_log_probs()
     return demonstrations

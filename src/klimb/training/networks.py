@@ -9,6 +9,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from klimb import modules
@@ -18,8 +19,10 @@ from klimb.errors import ConfigError
 from klimb.policies.actions import remarks
 from klimb.policies.critic import Critic, as_critic
 from klimb.policies.distributions import Distribution
+from klimb.policies.memory import carry_size
 from klimb.policies.network_options import NetworkOptions
 from klimb.policies.networks import NetworkPolicy
+from klimb.policies.recurrent import kind_of
 from klimb.runs.config import RunConfig
 from klimb.runs.policy_file import load_policy, policy_iteration
 
@@ -91,10 +94,19 @@ class Networks:
             activation=options.activation,
             **options.layers._asdict(),
             network=options.network if options.critic_network is None else options.critic_network,
-            memory=options.memory if options.critic_memory else None,
-            memory_size=options.memory_size,
+            **self._critic_memory,
             key=key,
         )
+
+    @property
+    def _critic_memory(self) -> dict[str, Any]:
+        """Arguments of the critic: as the options say, or as a policy of klimb's that the training starts from."""
+        options, given = self._options, self._given_policy
+        if not options.critic_memory:
+            return {}
+        if options.memory is None and isinstance(given, NetworkPolicy) and given.memory is not None:
+            return {"memory": kind_of(given.memory), "memory_size": given.memory.size}
+        return {"memory": options.memory, "memory_size": options.memory_size}
 
     def warn_of_images(self) -> None:
         """A warning when klimb's own network gets images as flat vectors."""
@@ -135,12 +147,47 @@ class Networks:
                 f"the policy {name} fails for an observation of shape {list(observations.shape)} of "
                 f"{self._environment.id}: {str(error).splitlines()[0]}"
             ) from error
+        self._require_step(name, obs, answer)
         if not isinstance(answer, Distribution):
             kind = "an array" if isinstance(answer, jax.ShapeDtypeStruct) else type(answer).__name__
             raise ConfigError(
                 f"the policy {name} returns {kind} for an observation; it has to return a "
                 "klimb.Distribution, such as klimb.Categorical or klimb.DiagGaussian"
             )
+
+    def _require_step(self, name: str, obs: jax.ShapeDtypeStruct, alone: Any) -> None:
+        """ConfigError unless a policy with memory steps from what it remembers to as much.
+
+        name: of the policy. obs: of one observation. alone: what the policy returns for an observation alone.
+        """
+        size, static = carry_size(self.template), eqx.filter(self.template, lambda x: not _is_array(x))
+        if size != carry_size(static):
+            raise ConfigError(
+                f"the policy {name} has a carry_size that depends on its arrays: it has to be known without them, as a "
+                "static field or a constant (docs/memory.md)"
+            )
+        if size is None:
+            return
+        carry = jax.ShapeDtypeStruct((size,), jnp.result_type(float))
+        try:
+            answer, after = eqx.filter_eval_shape(lambda policy, *x: policy.step(*x), self.template, obs, carry)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the step of the policy {name} fails for an observation of shape {list(obs.shape)} and a carry of "
+                f"{size} numbers: {str(error).splitlines()[0]}"
+            ) from error
+        if type(answer) is not type(alone):
+            raise ConfigError(f"the step of the policy {name} returns another distribution than a call of the policy")
+        if (getattr(after, "shape", None), getattr(after, "dtype", None)) != (carry.shape, carry.dtype):
+            raise ConfigError(
+                f"the step of the policy {name} returns a carry of shape {list(getattr(after, 'shape', ()))} and type "
+                f"{getattr(after, 'dtype', type(after).__name__)}, and has to return {size} numbers of type "
+                f"{carry.dtype}, as its carry_size says"
+            )
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def load_policies_of_one_iteration(

@@ -34,7 +34,6 @@ from klimb.improve.rule import (
     with_values,
 )
 from klimb.policies.exploration import held_noise
-from klimb.policies.memory import Memory, carry_size
 from klimb.policies.policy import keeps_statistics, observe
 from klimb.precision import full_precision
 from klimb.runs.config import RunConfig
@@ -99,10 +98,6 @@ class Program:
         self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, _is_array)
         self._demonstrator_static = eqx.partition(demonstrator, eqx.is_array)[1]
         self._recorded = demonstrations
-        self.demonstrations: Demonstrated | None = None
-        if demonstrations is not None and traits_of(config.rule).demonstrations_in_batch:
-            self.demonstrations = self._demonstrated(demonstrations, demonstrator)
-
         if options.cores is not None and peers.count() > 1:
             raise ConfigError(
                 f"cores = {options.cores}: a training in several processes uses all devices; leave it out"
@@ -113,9 +108,11 @@ class Program:
         self._networks.warn_of_images()
         self._networks.warn_of_actions()
         spread = self._spread(len(devices))
-        self._memory = memory_of(
-            self._networks, config, demonstrations=self.demonstrations is not None, spread=spread is not None
-        )
+        in_batch = demonstrations is not None and traits_of(config.rule).demonstrations_in_batch
+        self._memory = memory_of(self._networks, config, demonstrations=in_batch, spread=spread is not None)
+        self.demonstrations: Demonstrated | None = None
+        if demonstrations is not None and in_batch:
+            self.demonstrations = self._demonstrated(demonstrations, demonstrator)
         # A rule that learns from demonstrations alone fits no critic: there is one role only.
         self._copies = Copies(
             options.seed,
@@ -414,15 +411,16 @@ class Program:
                 f"{demonstrations.source} has episodes of up to {demonstrations.lengths.max()} steps, and batch = "
                 f"episodes needs whole episodes: give --num-steps {demonstrations.lengths.max()} or more"
             )
-        rollout = demonstrations.rollout(demonstrations.num_episodes) if whole else demonstrations.rollout()
+        # An episode is a sequence that a policy with memory reads from its start.
+        by_episode = whole or self._memory.size is not None
+        rollout = demonstrations.rollout(demonstrations.num_episodes) if by_episode else demonstrations.rollout()
         # Only the kind of distribution matters here, not its numbers.
         distribution = eqx.filter_eval_shape(
             lambda policy, obs: policy(obs), self._networks.template, rollout.obs[0, 0]
         )
         rollout = eqx.tree_at(lambda r: r.action, rollout, distribution.from_environment(rollout.action))
         if offline:
-            # Every column begins with an episode.
-            remembered = Memory(carry_size(self._networks.template)).empty(rollout.reward.shape[1])
+            remembered = self._memory.empty(rollout.reward.shape[1])
             return rollout if remembered is None else dataclasses.replace(rollout, carry=remembered[None])
         num_steps = options.num_steps
 

@@ -36,7 +36,7 @@ from klimb.policies.memory import NO_MEMORY, Memory, carry_size
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.observations import ObservationSpec
 from klimb.policies.policy import action_distribution
-from klimb.policies.recurrent import RECURRENT_LAYERS
+from klimb.policies.recurrent import kind_of
 from klimb.types import Derivatives, Rollout
 
 logger = logging.getLogger("klimb")
@@ -397,7 +397,7 @@ def numpy_policy_spec(policy_static: PyTree) -> NumpyPolicySpec | None:
     if type(policy_static) is not NetworkPolicy or type(policy_static.encoder) is not FlatEncoder:
         return None
     observations, layer = policy_static.observations, policy_static.memory
-    memory = next((kind for kind, own in RECURRENT_LAYERS.items() if type(layer) is own), None)
+    memory = kind_of(layer)
     if layer is not None and memory is None:
         return None
     return NumpyPolicySpec(

@@ -285,7 +285,9 @@ class Stepper:
                 column[t] = self._by_seed(values)
             ended = terminated[t] | truncated[t]
             if self._remembered:
-                self._carry = np.where((ended | ~valid[t])[..., None], np.float32(0), carry)
+                # As `klimb.policies.memory.forget`.
+                usable = valid[t] & ~ended & np.isfinite(carry).all(-1)
+                self._carry = np.where(usable[..., None], carry, np.float32(0))
             successors.keep(t, self._by_seed(step.next_obs), ended & running)
             self._obs = self._by_seed(step.obs)
             if self._whole_episodes:

@@ -150,9 +150,12 @@ class BehaviourCloning:
         return Optimizer.make("adam", self.max_grad_norm)
 
     def _num_minibatches(self, batch: Batch) -> int:
-        """With memory there are no more of them than sequences."""
+        """With memory each has the same number of whole sequences; less than one minibatch of them is left out."""
         count = max(1, len(batch.weight) // self.minibatch_size)
-        return min(count, batch.obs.count) if isinstance(batch.obs, Sequences) else count
+        if not isinstance(batch.obs, Sequences):
+            return count
+        sequences = batch.obs.count
+        return sequences // -(-sequences // min(count, sequences))
 
     def _split(self, batch: Batch) -> tuple[Batch, Batch]:
         """(the rows to train on, the rows held out): the same batch twice, with weight 0 for the others."""
