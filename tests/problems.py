@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +17,8 @@ import numpy as np
 import pytest
 from jaxtyping import Array, PyTree
 
-from klimb import Batch, OngoingRun, TabularMDP, exact_batch
+import klimb
+from klimb import Batch, NetworkPolicy, OngoingRun, TabularMDP, exact_batch
 from klimb.improve.rule import with_values
 from klimb.improve.warm_up import take_step
 from klimb.tabular.table import SoftmaxTable
@@ -105,6 +109,18 @@ def same_bits(a: PyTree, b: PyTree) -> bool:
     """Whether two trees of the same structure are equal to the bit."""
     pairs = zip(jax.tree.leaves(arrays_of(a)), jax.tree.leaves(arrays_of(b)), strict=True)
     return all((x.dtype, x.tobytes()) == (y.dtype, y.tobytes()) for x, y in pairs)
+
+
+def trained_apart(folder: Path, *words: str) -> NetworkPolicy:
+    """The policy that `klimb train` results in, in a process whose programs are optimised: for long trainings.
+
+    folder: for the run, which does not exist. words: of the command.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "klimb", "train", *words, "--run-dir", str(folder)]
+    options = ["--eval-episodes", "0", "--cores", "1", "--workers", "0", "--quiet"]
+    subprocess.run([*command, *options], env=environment, check=True, stdout=subprocess.DEVNULL)
+    return klimb.load_policy(folder)
 
 
 def without_timing(history: list[dict]) -> list[dict]:

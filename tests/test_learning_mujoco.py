@@ -13,7 +13,7 @@ import jax
 import pytest
 
 import klimb
-from klimb.rules import RULES
+from problems import trained_apart
 
 pytestmark = pytest.mark.slow
 
@@ -47,13 +47,13 @@ GUARDS = [
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.rule)
-def test_returns_do_not_fall(guard):
-    preset = klimb.preset(guard.rule, guard.env)
-    rule, options = (RULES[guard.rule](), {}) if preset is None else (preset.rule(), preset.options)
-    # As in the recorded trainings: environments in this process.
-    run = klimb.train(guard.env, rule, env_steps=guard.env_steps, seed=20, workers=0, certificate=False, **options)
+def test_returns_do_not_fall(guard, tmp_path):
+    """With its preset, which the command finds."""
+    steps = str(guard.env_steps)
+    words = (guard.rule, guard.env, "--env-steps", steps, "--seed", "20", "--no-certificate")
+    policy = trained_apart(tmp_path / "run", *words)
     env = klimb.make(guard.env)
     fresh = klimb.NetworkPolicy(env.observations, env.actions, key=jax.random.key(0))
-    untrained, trained = (klimb.evaluate(policy, env, episodes=5, seed=1).mean for policy in (fresh, run.policy))
+    untrained, trained = (klimb.evaluate(policy, env, episodes=5, seed=1).mean for policy in (fresh, policy))
     assert untrained < 0.5 * guard.threshold
     assert trained > guard.threshold
