@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -29,7 +29,10 @@ types: $(DEV)  ## check types
 
 # Shapes are checked by the fast tests; here that would be a sixth of the time.
 test-slow: $(DEV)  ## the slow tests, which take many minutes
-	timeout -s KILL 2400 $(BIN)/python -m pytest -m slow --jaxtyping-packages= --numprocesses 2 --dist worksteal
+	timeout -s KILL 2400 $(BIN)/python -m pytest -m "slow and not long" --jaxtyping-packages= --numprocesses 2 --dist worksteal
+
+test-long: $(DEV)  ## the longest of the slow tests
+	timeout -s KILL 1800 $(BIN)/python -m pytest -m long --jaxtyping-packages= --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## all tests of faults; writes the tables of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md

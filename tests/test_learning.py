@@ -62,6 +62,12 @@ class Task:
     gamma: float = 0.99
     slow: bool = False
 
+    @property
+    def marks(self) -> list[pytest.MarkDecorator]:
+        """The pendulum's need longer."""
+        slow = [pytest.mark.slow] if self.slow else []
+        return [*slow, pytest.mark.long] if self.env == PENDULUM["env"] else slow
+
     @functools.cached_property
     def run(self) -> klimb.Run:
         return klimb.train(
@@ -111,7 +117,7 @@ TASKS = [
 ]
 each_task = pytest.mark.parametrize(
     "task",
-    [pytest.param(task, marks=[pytest.mark.slow] if task.slow else []) for task in TASKS],
+    [pytest.param(task, marks=task.marks) for task in TASKS],
     ids=lambda task: f"{type(task.rule).__name__}-{task.env}",
 )
 
@@ -166,6 +172,7 @@ def test_a_clone_of_twenty_episodes_solves_the_task_and_stays_good_when_trained_
     assert mean_return(tuned.policy, task) >= 450
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_trpo_is_within_five_percent_of_the_best_on_the_frozen_lake(tmp_path):

@@ -46,7 +46,14 @@ GUARDS = [
 ]
 
 
-@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.rule)
+IN_THE_TABLE = ("trpo", "ppo", "natural-gradient", "reinforce")
+
+
+@pytest.mark.parametrize(
+    "guard",
+    [pytest.param(guard, marks=[] if guard.rule in IN_THE_TABLE else pytest.mark.long) for guard in GUARDS],
+    ids=lambda guard: guard.rule,
+)
 def test_returns_do_not_fall(guard, tmp_path):
     """With its preset, which the command finds."""
     steps = str(guard.env_steps)

@@ -44,6 +44,7 @@ def test_a_clone_of_recorded_episodes_has_both_kinds_of_actions():
     assert klimb.evaluate(clone, env, episodes=100).mean > LEARNED
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_taxi_with_its_mask_is_solved():
     """Without the mask the same training stays at −200 for many more steps (docs/environments.md)."""

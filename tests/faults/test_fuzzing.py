@@ -148,6 +148,7 @@ def test_the_corpus(whole, name, topic):
     assert not failures, "\n".join(failures)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(10 * SECONDS)
 @fault("any file that is read is mutated at random, for half a minute", OUTCOME)

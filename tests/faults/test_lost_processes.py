@@ -49,6 +49,7 @@ def require_the_same_after_resuming(path, whole):
     assert (path / "run" / "policy.safetensors").read_bytes() == (whole / "policy.safetensors").read_bytes()
 
 
+@pytest.mark.long
 @fault("one of two processes that train together is killed (SIGKILL)", "one line within seconds; resuming: same bytes")
 def test_a_process_is_killed(whole, tmp_path):
     first, second = stopped(tmp_path, 1, signal.SIGKILL)

@@ -101,6 +101,7 @@ def test_killed_a_few_times(uninterrupted, tmp_path):
     require_same_run(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @fault("a training is killed (SIGKILL) at random moments, 12 times", "the same bytes every time")

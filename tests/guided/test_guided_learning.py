@@ -12,6 +12,7 @@ from klimb.policies.networks import NetworkPolicy
 from problems import trained_apart
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_importance_sampling_swings_the_pendulum_up(tmp_path) -> None:
@@ -25,7 +26,7 @@ def test_importance_sampling_swings_the_pendulum_up(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", ["mirror_descent", "constrained"])
+@pytest.mark.parametrize("method", ["mirror_descent", pytest.param("constrained", marks=pytest.mark.long)])
 def test_with_the_simulators_derivatives_a_pole_is_balanced_whose_reward_has_no_slope(method: str) -> None:
     """The reward is 1 until the pole falls, so that all there is to climb is the value after the look-ahead."""
     pytest.importorskip("mujoco")

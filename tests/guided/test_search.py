@@ -187,6 +187,7 @@ def interrupted_and_resumed(name: str, rule: GuidedPolicySearch, iterations: int
     return whole
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interrupted_run_of_importance_sampling_resumes_to_the_same_bytes(tmp_path) -> None:
     """At the end of imitation, with samples of the past in the state. It results in the best policy."""
@@ -207,6 +208,7 @@ def test_an_interrupted_run_with_derivatives_resumes_to_the_same_bytes(env: str,
     assert whole.state.rule_state.multiplier > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_interrupted_run_with_demonstrations_resumes_to_the_same_bytes(tmp_path) -> None:
     """Within imitation, where plans start from them."""
@@ -266,6 +268,7 @@ def test_mirror_descent_knows_that_collection_overlaps() -> None:
     assert float(earlier.improvement[0]) == pytest.approx(records[1]["promised_improvement"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_temperatures_are_swept_in_one_program() -> None:
     """Of rules that plan: guides of a high temperature scatter more, and get less."""

@@ -33,7 +33,7 @@ def require_same_run(path, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", ["rows", "environments"])
+@pytest.mark.parametrize("spread", [pytest.param("rows", marks=pytest.mark.long), "environments"])
 def test_two_processes_train_what_two_devices_train(spread, tmp_path):
     options = ["--env-steps", 6 * 128, "--spread", spread, "--eval-every", 256, "--run-dir", tmp_path / "two"]
     assert finish(start(["train", "trpo", "CartPole-v1", *SMALL, *options], tmp_path)) == [0, 0]

@@ -160,7 +160,7 @@ def perfect_demonstrations(env, episodes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("rule", [TRPO(), PPO()])
+@pytest.mark.parametrize("rule", [TRPO(), pytest.param(PPO(), marks=pytest.mark.long)])
 def test_the_t_maze_is_learned_with_memory_alone(rule):
     """Without memory no policy gets more than 0 on average; an untrained one gets less."""
     env = ShortMaze()

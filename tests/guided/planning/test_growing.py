@@ -50,6 +50,7 @@ def test_the_pendulum_is_swung_up_from_everywhere() -> None:
     assert np.max(np.abs(plans.actions)) == LIMIT
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_swing_up_costs_what_dynamic_programming_finds() -> None:
     reference = Grid(angles=721, rates=641, torques=11).cost(STATES)
@@ -59,6 +60,7 @@ def test_the_swing_up_costs_what_dynamic_programming_finds() -> None:
     np.testing.assert_array_less(0.98 * reference, costs)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_pole_on_the_cart_is_swung_up_from_three_states() -> None:
     environment = CartPoleSwingUp()
