@@ -160,7 +160,7 @@ class Networks:
 
         name: of the policy. obs: of one observation. alone: what the policy returns for an observation alone.
         """
-        size, static = carry_size(self.template), eqx.filter(self.template, lambda x: not _is_array(x))
+        size, static = carry_size(self.template), eqx.filter(self.template, lambda x: not is_array(x))
         if size != carry_size(static):
             raise ConfigError(
                 f"the policy {name} has a carry_size that depends on its arrays: it has to be known without them, as a "
@@ -186,7 +186,8 @@ class Networks:
             )
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf of a policy, or of its shapes, is an array."""
     return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 

@@ -45,7 +45,7 @@ from klimb.training.iteration import Iteration
 from klimb.training.jax_settings import require_trainable
 from klimb.training.length import length_of
 from klimb.training.memory import memory_of
-from klimb.training.networks import Networks
+from klimb.training.networks import Networks, is_array
 from klimb.training.normalizers import NormalizerUpdates
 from klimb.training.replay import Replay
 from klimb.training.sources import CompiledSource, DemonstrationSource, HostSource, Learner, Source
@@ -95,7 +95,7 @@ class Program:
         if cluster is not None and peers.count() > 1:
             raise ConfigError("the processes of a training step the environments themselves: leave --ray off")
         self._networks = Networks(environment, options, policy, critic)
-        self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, _is_array)
+        self._policy_shapes, self.policy_static = eqx.partition(self._networks.template, is_array)
         self._demonstrator_static = eqx.partition(demonstrator, eqx.is_array)[1]
         self._recorded = demonstrations
         if options.cores is not None and peers.count() > 1:
@@ -164,7 +164,7 @@ class Program:
         """
         bound = self._bind(rule)
         state = eqx.filter_eval_shape(bound.init, self._networks.template)
-        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(state, _is_array))
+        leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(state, is_array))
         traits = traits_of(bound)
         kept = ("history", traits.history, traits.keeps_policies, traits.env_steps_per_row, traits.owns_normalizer)
         return [kept, *((jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves)]
@@ -250,7 +250,7 @@ class Program:
                 raise ConfigError(f"learn_on = {options.learn_on}: a clone learns on one device; leave it out")
             return None
         networks = (self._policy_shapes, self._networks.critic_template)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(networks) if _is_array(leaf))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(networks) if is_array(leaf))
         return spread_of(
             options.learn_on,
             options.spread,
@@ -290,7 +290,7 @@ class Program:
         return Iteration(
             rule=self._bound,
             policy_static=self.policy_static,
-            critic_static=eqx.partition(self._networks.critic_template, _is_array)[1],
+            critic_static=eqx.partition(self._networks.critic_template, is_array)[1],
             collector=collector,
             estimator=estimator,
             replay=Replay(
@@ -430,8 +430,3 @@ class Program:
             return x.reshape(num_steps, -1, *x.shape[3:])
 
         return dataclasses.replace(jax.tree.map(cut, rollout), whole_episodes=whole)
-
-
-def _is_array(leaf: Any) -> bool:
-    """Whether a leaf of a policy, or of its shapes, is an array."""
-    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
