@@ -21,7 +21,7 @@ from results_file import read_results, write_results
 from speed import HERE, THEIRS, install_peers
 
 GAMES, STEPS, SEEDS = ("Breakout", "Asterix", "SpaceInvaders"), 1_000_000, 3
-SIZES = "--num-envs 64 --num-steps 128 --env-steps 1000000"
+SIZES = "--num-envs 64 --num-steps 128 --env-steps 1000000 --hidden 64 64"
 RULES = {
     "TRPO": f"trpo {SIZES} --critic-epochs 4",
     "PPO": f"ppo {SIZES} --epochs 4 --num-minibatches 8 --learning-rate 0.001 --learning-rate-schedule linear "

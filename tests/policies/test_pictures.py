@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 import klimb
 from klimb.errors import ConfigError, PolicyFileError
+from klimb.policies.actions import Discrete
 from klimb.policies.architectures import encoder_of
 from klimb.policies.critic import state_values
 from klimb.policies.encoders import FlatEncoder
@@ -160,6 +161,15 @@ def test_pictures_get_the_network_that_suits_their_size():
     )
     assert make(10, 10, 4) == "minatar"
     assert make(36, 40, 3) == "nature"
+
+
+def test_outputs_read_the_last_layer_of_a_picture_network_directly():
+    """As in the papers; tanh layers behind it saturate. `mlp` has no layers of its own, and gets hidden ones."""
+    observations, actions, key = PictureObservations((10, 10, 4)), Discrete(3), jax.random.key(0)
+    assert klimb.NetworkPolicy(observations, actions, key=key).network.sizes == (128, 3)
+    assert klimb.Critic(observations, key=key).network.sizes == (128, 1)
+    assert klimb.NetworkPolicy(observations, actions, hidden=(5,), key=key).network.sizes == (128, 5, 3)
+    assert klimb.NetworkPolicy(observations, actions, network="mlp", key=key).network.sizes == (400, 64, 64, 3)
 
 
 @pytest.mark.parametrize("dimensions", [(9, 8), (9, 8, 2), (2, 9, 8), (3, 9, 8, 2)])

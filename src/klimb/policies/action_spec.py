@@ -64,10 +64,11 @@ class GaussianStyle(NamedTuple):
         plain: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
         return cls(**plain)
 
-    def require_valid(self, initial_log_std: float, hidden: Sequence[int], memory: MemoryKind | None) -> None:
+    def require_valid(self, initial_log_std: float, hidden: Sequence[int] | None, memory: MemoryKind | None) -> None:
         """ConfigError unless the fields fit together, and a policy with these bounds can start with this value.
 
-        initial_log_std: log standard deviation that a policy starts with. hidden: sizes of its hidden layers. memory:
+        initial_log_std: log standard deviation that a policy starts with. hidden: sizes of its hidden layers, None
+        for those that suit its observations. memory:
         kind of its recurrent layer.
         """
         if self.exploration == "gsde":
@@ -81,7 +82,7 @@ class GaussianStyle(NamedTuple):
                     "exploration = gsde computes the standard deviation from the hidden features: leave "
                     "state_dependent_std off"
                 )
-            if len(hidden) == 0:
+            if hidden is not None and len(hidden) == 0:
                 raise ConfigError(
                     "exploration = gsde is noise in the features of the last hidden layer, and the network has none: "
                     "give hidden a layer"

@@ -31,7 +31,7 @@ class NetworkBody(eqx.Module):
     def __init__(
         self,
         observations: ObservationSpec,
-        hidden: Sequence[int],
+        hidden: Sequence[int] | None,
         outputs: int,
         *,
         activation: Activation,
@@ -45,9 +45,9 @@ class NetworkBody(eqx.Module):
     ) -> None:
         """A fresh network.
 
-        observations: that it reads. hidden: sizes of the hidden layers. outputs: of the last layer, whose weights have
-        the gain `output_gain`. activation, layers: of the dense layers. network, encoder, memory, memory_size: as for
-        `NetworkPolicy`. key: for the weights.
+        observations: that it reads. hidden: sizes of the hidden layers; None for those that suit the encoder. outputs:
+        of the last layer, whose weights have the gain `output_gain`. activation, layers: of the dense layers. network,
+        encoder, memory, memory_size: as for `NetworkPolicy`. key: for the weights.
         """
         initialization = layers.initialization
         if encoder is None:
@@ -63,7 +63,7 @@ class NetworkBody(eqx.Module):
                 features, memory_size, initialization=initialization, key=jax.random.fold_in(key, 3)
             )
             features = memory_size
-        sizes = [features, *hidden, outputs]
+        sizes = [features, *(encoder.hidden_behind if hidden is None else hidden), outputs]
         self.network = MLP(sizes, activation=activation, output_gain=output_gain, key=key, layers=layers)
 
     @property

@@ -36,7 +36,7 @@ class Critic(NetworkBody):
         self,
         observations: int | ObservationSpec,
         *,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         activation: Activation = "tanh",
         layer_norm: bool = False,
         residual: bool = False,

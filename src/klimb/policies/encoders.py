@@ -15,6 +15,8 @@ from klimb.errors import UnsupportedSpace
 from klimb.policies.normalizer import Normalizer, Rescaling
 from klimb.policies.observation_spec import ObservationSpec
 
+DEFAULT_HIDDEN = (64, 64)
+
 
 class Encoder(eqx.Module):
     """A pytree that maps observations to feature vectors. Policy and critic have one each.
@@ -31,6 +33,11 @@ class Encoder(eqx.Module):
     @abc.abstractmethod
     def num_features(self) -> int:
         """F, the length of a feature vector."""
+
+    @property
+    def hidden_behind(self) -> tuple[int, ...]:
+        """Sizes of the hidden layers between features and outputs, where none are asked for."""
+        return DEFAULT_HIDDEN
 
     def inputs(self, obs: Num[Array, "..."]) -> Num[Array, "..."]:
         """The part of the encoding without trainable arrays: the critic's fit computes it once for all its epochs.

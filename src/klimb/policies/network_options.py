@@ -17,8 +17,8 @@ class NetworkOptions:
 
     normalize_observations: bool = True
     """Scale observations by their running mean and standard deviation, kept inside the policy."""
-    hidden: LayerSizes = (64, 64)
-    """Hidden layer sizes of the policy, and of the critic unless critic_hidden is given."""
+    hidden: LayerSizes | None = None
+    """Hidden layer sizes, of the critic too unless critic_hidden is given; none: 64 64, no layers behind pictures."""
     critic_hidden: LayerSizes | None = None
     """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Activation = "tanh"

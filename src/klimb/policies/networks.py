@@ -52,7 +52,7 @@ class NetworkPolicy(NetworkBody):
         observations: int | ObservationSpec,
         actions: ActionSpec,
         *,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         activation: Activation = "tanh",
         initial_log_std: float = 0.0,
         state_dependent_std: bool = False,
@@ -71,7 +71,8 @@ class NetworkPolicy(NetworkBody):
         """A fresh policy.
 
         observations: the observation space; an integer n is short for n real numbers. actions: the action space.
-        hidden: sizes of the hidden layers between features and outputs. activation: of the hidden layers.
+        hidden: sizes of the hidden layers between features and outputs; None for 64 and 64, and for none behind a
+        network for pictures. activation: of the hidden layers.
         initial_log_std: initial log standard deviation of a Gaussian; the unit of σ is the half-width of the box.
         With gsde it is that of an action where the network's inputs are standard normal, as normalised observations
         about are: the elements of W start at exp(initial_log_std) / √E[Σ_j φ_j²].

@@ -132,6 +132,12 @@ class PictureEncoder(Encoder):
     def num_features(self) -> int:
         return self.observed.size if self.dense is None else self.dense.bias.shape[-1]
 
+    @property
+    def hidden_behind(self) -> tuple[int, ...]:
+        # The dense layer is the last one before the outputs in all three papers. Of its features, which are large,
+        # tanh layers would be ±1 for every picture after a few updates, and their derivatives 0.
+        return super().hidden_behind if self.dense is None else ()
+
     @full_precision
     def features(self, inputs: Shaped[Array, "*batch_and_picture"]) -> Float[Array, "*batch F"]:
         x = self._channels_last(inputs).astype(float if self.dense is None else self.dense.bias.dtype)

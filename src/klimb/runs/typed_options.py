@@ -61,8 +61,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """Scale each batch's advantages to standard deviation 1 and mean 0; those without a baseline keep their mean."""
     normalize_observations: bool
     """Scale observations by their running mean and standard deviation, kept inside the policy."""
-    hidden: Sequence[int] | int
-    """Hidden layer sizes of the policy, and of the critic unless critic_hidden is given."""
+    hidden: Sequence[int] | int | None
+    """Hidden layer sizes, of the critic too unless critic_hidden is given; none: 64 64, no layers behind pictures."""
     critic_hidden: Sequence[int] | int | None
     """Hidden layer sizes of the critic; none: the same as for the policy."""
     activation: Literal["tanh", "relu", "silu", "gelu"]

@@ -19,6 +19,7 @@ from klimb.errors import ConfigError
 from klimb.policies.actions import remarks
 from klimb.policies.critic import Critic, as_critic
 from klimb.policies.distributions import Distribution
+from klimb.policies.encoders import DEFAULT_HIDDEN
 from klimb.policies.memory import carry_size
 from klimb.policies.network_options import NetworkOptions
 from klimb.policies.networks import NetworkPolicy
@@ -114,7 +115,10 @@ class Networks:
         image = environment.image_shape if isinstance(environment, HostEnvironment) else None
         if image is None or self._given_policy is not None or self._make_policy is not None:
             return
-        inputs, units = environment.observations.size, next(iter(options.hidden), None)
+        inputs, units = (
+            environment.observations.size,
+            next(iter(DEFAULT_HIDDEN if options.hidden is None else options.hidden), None),
+        )
         weights = f" × {units} units" if units is not None else ""
         logger.warning(
             "%s: observations of shape %s look like images and are flattened: the first layer has %d inputs%s, and "
