@@ -47,6 +47,31 @@ each_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 
 @each_space
+def test_rows_of_compiled_environments_are_the_same(space):
+    """What a traced program makes of an observation is what NumPy makes of it."""
+    spec = flat_observations(space)
+    space.seed(1)
+    row = jax.jit(lambda obs: spec.row(obs, jnp))
+    for _ in range(5):
+        obs = space.sample()
+        made = row(obs)
+        np.testing.assert_array_equal(made, np.float32(spec.flatten(obs)))
+        assert (made.shape, made.dtype) == (spec.shape, spec.dtype)
+
+
+def test_the_row_of_a_picture_keeps_its_bytes_and_a_mask_stands_at_the_end():
+    picture = spaces.Box(0, 255, (9, 8, 3), np.uint8)
+    spec = flat_observations(picture)
+    obs = picture.sample()
+    np.testing.assert_array_equal(spec.row(obs, jnp), obs)
+    assert spec.row(obs, jnp).dtype == np.uint8
+    both = flat_observations(spaces.Dict({"picture": picture, "speed": spaces.Box(-1, 1, (2,))}))
+    masked = MaskedObservations(both, 3)
+    given, mask = {"picture": obs, "speed": np.float32([0.5, -0.5])}, np.array([True, False, True])
+    np.testing.assert_array_equal(masked.row((given, mask), jnp), masked.with_mask(given, mask))
+
+
+@each_space
 def test_observations_are_flattened_as_gymnasium_does_it(space):
     spec = flat_observations(space)
     space.seed(0)

@@ -170,7 +170,7 @@ def test_a_preset_has_a_rule_and_options(name, cart):
     assert preset.rule(max_kl=0.005, damping=0.2) == TRPO(max_kl=0.005, damping=0.2)
     assert TrainOptions(**preset.options | {"gamma": 0.5}) == TrainOptions(gamma=0.5, num_steps=64, hidden=(8, 8))
     assert preset.settings() == {
-        "max_kl": (0.02, 0.01), "gamma": (0.9, 0.99), "num_steps": (64, 128), "hidden": ((8, 8), (64, 64)),
+        "max_kl": (0.02, 0.01), "gamma": (0.9, 0.99), "num_steps": (64, 128), "hidden": ((8, 8), None),
     }  # fmt: skip
     with pytest.raises(klimb.ConfigError, match="maxkl"):
         preset.rule(maxkl=1)

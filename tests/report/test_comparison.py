@@ -126,7 +126,7 @@ def test_labels_say_what_differs_and_nothing_else(tmp_path):
     assert read_comparison(paths).labels == ["TRPO max_kl=0.01", "TRPO max_kl=0.02", "PPO"]
     paths.append(make_run(tmp_path / "d", PPO(), hidden=(32, 32), env_steps=99))
     assert read_comparison(paths[2:]).labels == [
-        f"PPO env_steps={ITERATIONS * BATCH} hidden=64×64",
+        f"PPO env_steps={ITERATIONS * BATCH} hidden=none",
         "PPO env_steps=99 hidden=32×32",
     ]
 

@@ -55,6 +55,9 @@ class BoxObservations(ObservationSpec):
                 return rows.reshape(*lead, *self.dimensions)
         return require_shape(rows, self.dimensions)
 
+    def row(self, obs: Any, xp: Any) -> Any:
+        return xp.reshape(xp.asarray(obs, dtype=self.dtype), self.dimensions)
+
 
 @dataclass(frozen=True)
 class OneHotObservations(ObservationSpec):
@@ -96,6 +99,9 @@ class OneHotObservations(ObservationSpec):
                 f"{self.start + self.n - 1} nor a one-hot vector of length {self.n}"
             )
         return np.eye(self.n, dtype=self.dtype)[numbers.astype(int)]
+
+    def row(self, obs: Any, xp: Any) -> Any:
+        return xp.asarray(xp.arange(self.n) == xp.asarray(obs) - self.start, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,10 @@ class MultiOneHotObservations(ObservationSpec):
         flat = np.zeros((*lead, sum(self.n)), self.dtype)
         np.put_along_axis(flat, columns, 1, axis=-1)
         return flat
+
+    def row(self, obs: Any, xp: Any) -> Any:
+        numbers = np.concatenate([np.arange(start, start + n) for n, start in zip(self.n, self.start, strict=True)])
+        return xp.asarray(xp.repeat(xp.ravel(xp.asarray(obs)), np.array(self.n)) == numbers, dtype=self.dtype)
 
 
 def as_numbers(obs: Any, expected: tuple[int, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -107,6 +108,11 @@ class PartsObservations(ObservationSpec):
         lead = np.broadcast_shapes(*(x.shape[:-1] for x in own))
         return np.concatenate([np.broadcast_to(x, (*lead, x.shape[-1])) for x in own], axis=-1, dtype=self.dtype)
 
+    def row(self, obs: Any, xp: Any) -> Any:
+        own = obs if self.names is None else [obs[name] for name in self.names]
+        rows = [xp.ravel(part.row(x, xp)) for part, x in zip(self.parts, own, strict=True)]
+        return xp.concatenate([xp.asarray(row, dtype=self.dtype) for row in rows])
+
 
 @dataclass(frozen=True)
 class MaskedObservations(ObservationSpec):
@@ -171,17 +177,27 @@ class MaskedObservations(ObservationSpec):
             raise ConfigError(NEEDS_MASK)
         return require_shape(rows, self.shape)
 
+    def row(self, obs: Any, xp: Any) -> Any:
+        """obs: what is observed, and the flags of the mask."""
+        observed, mask = obs
+        rows = xp.ravel(self.observed.row(observed, xp)), xp.ravel(xp.asarray(mask))
+        return xp.concatenate([xp.asarray(row, dtype=self.dtype) for row in rows])
+
     def with_mask(self, obs: Any, mask: Any) -> np.ndarray:
         """Observations with their masks, as arrays hold them.
 
-        obs: without a mask, as the space has them. mask: flags of the choices, with the same leading axes.
+        obs: without a mask, as the space has them. mask: flags of the choices, in one axis or
+        several, with the same leading axes.
         """
         rows, flags = _vectors(self.observed, obs), as_numbers(mask, (self.choices,))
-        if flags.shape != (*rows.shape[:-1], self.choices):
+        lead = rows.shape[:-1]
+        if flags.shape[: len(lead)] != lead or flags.size != math.prod(lead) * self.choices:
             raise ConfigError(
-                f"the action mask has the shape {flags.shape}, and {(*rows.shape[:-1], self.choices)} is expected: "
+                f"the action mask has the shape {flags.shape}, and {(*lead, self.choices)} is expected: "
                 "a flag for each choice, for every observation"
             )
+        # Some libraries arrange the flags of several numbers, or of their combinations, in rows and columns.
+        flags = flags.reshape(*lead, self.choices)
         return np.concatenate([rows, flags], axis=-1, dtype=self.dtype)
 
 

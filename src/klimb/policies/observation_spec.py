@@ -58,6 +58,13 @@ class ObservationSpec(abc.ABC):
         obs: as the space has them, or as arrays hold them, with any leading axes. Raises ConfigError for anything else.
         """
 
+    @abc.abstractmethod
+    def row(self, obs: Any, xp: Any) -> Any:
+        """One observation as arrays hold it, `[*shape]`, unchecked: what compiled environments do in their programs.
+
+        obs: as the space has it. xp: the module of array functions, such as jax.numpy.
+        """
+
     @property
     def scaled(self) -> tuple[bool, ...]:
         """Which numbers networks scale by their running mean and standard deviation, of an observation as a vector."""

@@ -109,6 +109,9 @@ class PictureObservations(ObservationSpec):
             )
         return rows.astype(self.dtype)
 
+    def row(self, obs: Any, xp: Any) -> Any:
+        return xp.asarray(obs, dtype=self.dtype)
+
     def _holds(self, obs: Any) -> bool:
         """Whether an observation is of these numbers already."""
         return isinstance(obs, np.ndarray) and obs.dtype == self.dtype
