@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, summarise
+from klimb.collect.first_states import first_states
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import traced
 from klimb.mesh import spread_environments
@@ -86,12 +87,14 @@ class CompiledCollector:
             state = self.init(key_start)
         environment = self.environment
         reset = traced(environment.id)(jax.vmap(environment.reset))
-        held, draws = self._draws(key, policy, state, reset)
+        held, noise, step_keys, reset_keys = self._draws(key, policy, state)
         state = spread_environments(state)
         remembered = state.carry
+        begun = (state.env_state, state.obs) if self.whole_episodes else None
+        first = first_states(environment, reset, reset_keys, begun)
 
-        def step(carry: CollectorState, drawn: tuple) -> tuple[CollectorState, _Step]:
-            noise, key_step, fresh = drawn
+        def step(carries: tuple[CollectorState, PyTree], drawn: tuple) -> tuple[tuple, _Step]:
+            (carry, count), (noise, key_step, column) = carries, drawn
             noise = noise if held is None else held[noise]
             distribution, action, remembered = sampled_action(policy, carry.obs, noise, carry.carry)
             actions = environment.actions
@@ -114,7 +117,7 @@ class CompiledCollector:
                 env_state=carry.env_state.physics if self.records_env_state else None,
                 episode_return=episode_return,
             )
-            fresh_state, fresh_obs = fresh if environment.prefetch_resets else reset(fresh)
+            fresh_state, fresh_obs = first.at(column, count)
 
             def restart(fresh: Array, old: Array) -> Array:
                 return jnp.where(jnp.reshape(ended, ended.shape + (1,) * (old.ndim - 1)), fresh, old)
@@ -126,13 +129,14 @@ class CompiledCollector:
                 episode_return=jnp.where(ended, 0, episode_return),
                 carry=forget(remembered, ended),
             )
-            return carry, row
+            return (carry, first.after(count, ended)), row
 
+        start, draws = (state, first.count), (noise, step_keys, first.columns)
         if self.whole_episodes:
-            state, rows, valid = _until_all_have_ended(step, state, draws)
+            (state, _), rows, valid = _until_all_have_ended(step, start, draws)
         else:
             # Twice a turn: 4 % of an iteration less, and more than that brings nothing.
-            state, rows = jax.lax.scan(step, state, draws, unroll=2)
+            (state, _), rows = jax.lax.scan(step, start, draws, unroll=2)
             # A constant, not a column of the scan: XLA then knows that every weight is 1.
             valid = jnp.ones((self.num_steps, self.num_envs), bool)
         state, rows = spread_environments(state), spread_environments(rows, axis=1)
@@ -144,11 +148,12 @@ class CompiledCollector:
         return state, rollout, summarise(ended, rows.episode_return, rows.time + 1)
 
     def _draws(
-        self, key: PRNGKeyArray, policy: PyTree, state: CollectorState, reset: Callable[[Array], PyTree]
-    ) -> tuple[Array | None, tuple]:
-        """The noise that is held for several steps, None where each has its own, and what each step gets, `[T, ...]`.
+        self, key: PRNGKeyArray, policy: PyTree, state: CollectorState
+    ) -> tuple[Array | None, Array, Key[Array, "T N"], Key[Array, "T N"]]:
+        """The noise that is held for several steps, None where each has its own; and `[T, ...]` of each step: its
+        noise, or which of the held one; the keys of the copies' steps, and of their resets.
 
-        key, policy, state: as for `collect`. reset: of all environments, from their keys.
+        key, policy, state: as for `collect`.
         """
         shape = (self.num_steps, self.num_envs)
         key_act, key_step, key_reset = jax.random.split(key, 3)
@@ -158,29 +163,25 @@ class CompiledCollector:
         if held is not None:
             noise = jnp.arange(self.num_steps) // noise_steps(policy, self.num_steps, self.exploration_steps)
         step_keys, reset_keys = jax.random.split(key_step, shape), jax.random.split(key_reset, shape)
-        step_keys, reset_keys = spread_environments((step_keys, reset_keys), axis=1)
-        resets = jax.vmap(reset)(reset_keys) if self.environment.prefetch_resets else reset_keys
-        return held, (noise, step_keys, resets)
+        return held, noise, *spread_environments((step_keys, reset_keys), axis=1)
 
 
 def _until_all_have_ended(
-    step: Callable[[CollectorState, Any], tuple[CollectorState, _Step]], state: CollectorState, draws: PyTree
-) -> tuple[CollectorState, _Step, Bool[Array, "T N"]]:
-    """The first episode of every copy: (state, rows, which rows are part of it).
+    step: Callable[[tuple, Any], tuple[tuple, _Step]], start: tuple[CollectorState, PyTree], draws: PyTree
+) -> tuple[tuple[CollectorState, PyTree], _Step, Bool[Array, "T N"]]:
+    """The first episode of every copy: (what the step carries, rows, which rows are part of it).
 
-    step: of all copies, which begins a new episode where one has ended. state: at the start of an episode everywhere.
-    draws: what each step gets, `[T, ...]`. When no episode is left nothing is computed any more.
+    step: of all copies, which begins a new episode where one has ended. start: what it carries, at the start of an
+    episode everywhere. draws: what each step gets, `[T, ...]`. When no episode is left nothing is computed any more.
     """
-    shapes = jax.eval_shape(step, state, jax.tree.map(lambda x: x[0], draws))[1]
+    shapes = jax.eval_shape(step, start, jax.tree.map(lambda x: x[0], draws))[1]
     blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def turn(
-        carry: tuple[CollectorState, Array], drawn: PyTree
-    ) -> tuple[tuple[CollectorState, Array], tuple[_Step, Array]]:
+    def turn(carry: tuple[tuple, Array], drawn: PyTree) -> tuple[tuple[tuple, Array], tuple[_Step, Array]]:
         """carry: the copies, and which of them are in their first episode. drawn: what the step gets."""
-        state, running = carry
-        state, row = jax.lax.cond(jnp.any(running), step, lambda state, _: (state, blank), state, drawn)
-        return (state, running & ~(row.terminated | row.truncated)), (row, running)
+        copies, running = carry
+        copies, row = jax.lax.cond(jnp.any(running), step, lambda copies, _: (copies, blank), copies, drawn)
+        return (copies, running & ~(row.terminated | row.truncated)), (row, running)
 
-    (state, running), (rows, valid) = jax.lax.scan(turn, (state, jnp.ones(state.time.shape, bool)), draws)
-    return state, rows._replace(truncated=rows.truncated.at[-1].set(rows.truncated[-1] | running)), valid
+    (copies, running), (rows, valid) = jax.lax.scan(turn, (start, jnp.ones(start[0].time.shape, bool)), draws)
+    return copies, rows._replace(truncated=rows.truncated.at[-1].set(rows.truncated[-1] | running)), valid

@@ -6,8 +6,10 @@ import abc
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import gymnasium
 import gymnasium.spaces
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
 
 from klimb.policies.action_spec import ActionSpec
@@ -47,6 +49,14 @@ class CompiledEnvironment(abc.ABC):
 
     prefetch_resets: bool = False
     """Whether states are so small that the initial states of a whole rollout can be drawn in advance."""
+
+    bank_resets: bool = False
+    """Whether the first states of episodes are drawn before each rollout, and taken from there when an episode ends:
+    for environments whose reset costs about as much as a step. Otherwise every copy is reset at every step, and what
+    is not needed is thrown away."""
+
+    critic_only: tuple[str, ...] = ()
+    """Parts of dictionaries of observations that only the critic sees, unless `critic_observes` names others."""
 
     packages: tuple[str, ...] = ()
     """Packages that the environment is made of; a run records their versions."""
@@ -88,6 +98,13 @@ class CompiledEnvironment(abc.ABC):
         key: for the randomness of the step. state: before the step. action: in the action space (the collector clips it
         to a Box's bounds): an array, or a dictionary or tuple of arrays.
         """
+
+    def write_reference(self, state: PyTree, reference: gymnasium.Env) -> None:
+        """Put a Gymnasium environment that does the same into a state, so that `klimb check-env` can compare them.
+
+        state: of this environment, as NumPy arrays. reference: the Gymnasium environment, unwrapped.
+        """
+        raise NotImplementedError
 
 
 class Clocked(NamedTuple):
@@ -148,6 +165,10 @@ class ClassicControl(CompiledEnvironment):
         At the bound, where good plans often are, a clipped function has no derivative.
         """
         return self
+
+    def write_reference(self, state: Clocked, reference: gymnasium.Env) -> None:
+        """Put Gymnasium's environment of classic control, whose attribute `state` is the physics, into a state."""
+        vars(reference)["state"] = np.asarray(state.physics, np.float64)
 
     def reset(self, key: PRNGKeyArray) -> tuple[Clocked, Array]:
         """(state, obs) at the start of an episode, drawn with `key`."""

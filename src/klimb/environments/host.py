@@ -126,6 +126,9 @@ class HostEnvironment(abc.ABC):
     """Whether the last numbers of an observation are an action mask: 1 for each choice of the action space that is
     allowed, 0 for each that is not."""
 
+    critic_only: tuple[str, ...] = ()
+    """Parts of dictionaries of observations that only the critic sees, unless `critic_observes` names others."""
+
     packages: tuple[str, ...] = ()
     """Packages that the environment is made of; a run records their versions."""
 
