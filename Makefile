@@ -7,9 +7,10 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 ENVPOOL := $(VENV)/.envpool
+SUITES := $(VENV)/.suites
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-long test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -33,6 +34,9 @@ test-slow: $(DEV)  ## the slow tests, which take many minutes
 
 test-long: $(DEV)  ## the longest of the slow tests
 	timeout -s KILL 1800 $(BIN)/python -m pytest -m long --jaxtyping-packages= --numprocesses 2 --dist worksteal
+
+test-suites: $(SUITES)  ## tests of the compiled environments of other libraries, which are installed apart from the rest
+	timeout -s KILL 1500 $(VENV)/suites/bin/python -m pytest -m suites tests/environments/suites --jaxtyping-packages= --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## all tests of faults; writes the tables of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md
@@ -103,6 +107,9 @@ zoo: $(DEV)  ## put the best policies of the returns measured here into the zoo
 bench-minatar: $(DEV)  ## returns on MinAtar beside rejax's PPO; writes docs/minatar.md (an hour and a half)
 	$(BIN)/python benchmarks/minatar.py
 
+bench-suites: $(SUITES)  ## compiled environments of other libraries: returns, speed, resets; writes docs/compiled-worlds.md (an hour)
+	$(VENV)/suites/bin/python benchmarks/suites.py
+
 bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO contributes; writes docs/ideas.md (twenty minutes)
 	$(BIN)/python benchmarks/ideas.py
 
@@ -125,6 +132,12 @@ $(DEV): $(CORE)
 # EnvPool's assets are 750 MB, so it is installed only for the benchmarks that need it.
 $(ENVPOOL): $(DEV)
 	$(INSTALL) '.[envpool]'
+	touch $@
+
+# Apart from the rest: together they take more than a gigabyte, and bring tools of their own.
+$(SUITES): $(CORE)
+	test -x $(VENV)/suites/bin/python || $(PYTHON) -m venv $(VENV)/suites
+	$(VENV)/suites/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[suites,dev]'
 	touch $@
 
 clean:  ## remove the virtual environment, caches and builds

@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg
 
 from klimb.cli.parser import Command
 from klimb.environments.registry import BUILT_IN
+from klimb.environments.suites.library import SUITES
 from klimb.errors import KlimbError
 from klimb.improve.rule import traits_of
 from klimb.presets.preset import Preset, written
@@ -29,7 +30,7 @@ Section = Literal["rules", "environments", "presets", "figures", "metrics", "zoo
 
 OTHER_ENVIRONMENTS = {
     "gymnasium:ID": "any environment registered with Gymnasium, stepped in Python",
-    "gymnax:ID": "compiled, from gymnax (pip install 'klimb[gymnax]')",
+    "SUITE:NAME": f"compiled, SUITE being {', '.join(SUITES)} (pip install 'klimb[SUITE]')",
     "envpool:ID": "stepped in EnvPool's threads (pip install 'klimb[envpool]')",
     "MODULE:NAME": "your own: what makes a klimb environment, or a Gymnasium id that MODULE registers",
 }

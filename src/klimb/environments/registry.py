@@ -12,6 +12,7 @@ from klimb.environments.adapters.wrappers import NamedWrapper, split_name
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import Trouble
 from klimb.environments.host import HostEnvironment
+from klimb.environments.suites.library import SUITES, make_suite
 from klimb.errors import ConfigError, EnvironmentNotFound, KlimbError, MissingExtra, WrongObject, nearest, one_line
 
 Environment = CompiledEnvironment | HostEnvironment
@@ -31,7 +32,9 @@ BUILT_IN = {
 }
 """Compiled environments: (module, class or function). An id that Gymnasium has too is the same environment."""
 
-PREFIXES = ("jax", "gymnasium", "gymnax", "envpool")
+PREFIXES = ("jax", "gymnasium", "envpool", *SUITES)
+OF_NAMES = ("jax", "envpool", *SUITES)
+"""Prefixes of environments that are made by name alone: no module of the user's is imported, and no wrapper fits."""
 
 KNOWN_NAMESPACES = {"ALE": "ale_py"}
 """Gymnasium's namespaces and the packages that register their environments."""
@@ -76,12 +79,21 @@ def canonical_name(name: str) -> str:
 def _makes(name: str, environment: CompiledEnvironment) -> bool:
     """Whether a built-in name makes an environment equal to this one."""
     prefix, _, identifier = name.partition(":")
-    if prefix == "gymnax":
-        return True
+    if prefix in SUITES:
+        return _makes_suite(name, environment)
     if prefix != "jax" or identifier not in BUILT_IN:
         return False
     made = _built_in(identifier)
     return type(made) is type(environment) and (made == environment or identifier in TOY_TEXT)
+
+
+def _makes_suite(name: str, environment: CompiledEnvironment) -> bool:
+    """Whether the name of a library's environment makes this one: with the same object of the library's class."""
+    prefix, _, identifier = name.partition(":")
+    try:
+        return make_suite(prefix, identifier) is environment
+    except KlimbError:
+        return False
 
 
 def _own_name(environment: Environment) -> str | None:
@@ -101,7 +113,8 @@ def make(environment: str | Any) -> Environment:
     jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1; klimb's own
                     CartPoleSwingUp-v0, PlanarReacher-v0, LinearQuadratic-v0; and from their tables FrozenLake-v1,
                     FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4
-    gymnax:ID       compiled, from gymnax (extra `gymnax`)
+    gymnax:ID       compiled, from gymnax; and in the same way brax:, playground:, jumanji:, craftax:, navix: and pgx:,
+                    each with the extra of its name; some take options, brax:ant(backend=spring)
     gymnasium:ID    any Gymnasium id, stepped in Python
     envpool:ID      stepped in EnvPool's threads (extra `envpool`)
     module:NAME     a class or function of `module` that makes a klimb environment; else an id that `module` registers
@@ -131,10 +144,8 @@ def make(environment: str | Any) -> Environment:
         return _built_in(environment) if environment in BUILT_IN else _gymnasium(environment)
     if prefix == "jax":
         return _built_in(name)
-    if prefix == "gymnax":
-        from klimb.environments.adapters.gymnax import make_gymnax
-
-        return make_gymnax(name)
+    if prefix in SUITES:
+        return make_suite(prefix, name)
     if prefix == "envpool":
         from klimb.environments.adapters.envpool import make_envpool
 
@@ -179,7 +190,7 @@ def require_trust(name: str, source: str | Path) -> None:
 def imported_module(name: str) -> str | None:
     """A module that an environment's name, or that of a wrapper, makes klimb import; None when there is none."""
     base, wrappers = split_name(name)
-    if base.partition(":")[0] in ("jax", "gymnax", "envpool", GIVEN):
+    if base.partition(":")[0] in (*OF_NAMES, GIVEN):
         return None
     own = [NamedWrapper.read(text).name for text in wrappers]
     return next(filter(None, map(modules.module_of, [base.removeprefix("gymnasium:"), *own])), None)
@@ -220,7 +231,7 @@ def _namespace_hint(identifier: str) -> str:
 def _wrapped(name: str, base: str, wrappers: tuple[str, ...]) -> Environment:
     """A Gymnasium environment in wrappers. name: of all. base: of the environment. wrappers: innermost first."""
     prefix = base.partition(":")[0] if modules.module_of(base) is not None else ""
-    if prefix in ("jax", "gymnax", "envpool", GIVEN):
+    if prefix in (*OF_NAMES, GIVEN):
         raise ConfigError(
             f"{one_line(name, 80)}: wrappers are Gymnasium's, and are for its environments: write gymnasium:ID"
         )

@@ -63,9 +63,10 @@ class Networks:
             return self._given_policy
         if self._make_policy is not None:
             return self._make_policy(environment.observations, environment.actions, key)
-        unseen = options.critic_observes
+        named = options.critic_observes
+        unseen = environment.critic_only if named is None else named
         return NetworkPolicy(
-            environment.observations if unseen is None else environment.observations.hiding(unseen),
+            environment.observations.hiding(unseen) if unseen else environment.observations,
             environment.actions,
             hidden=options.hidden,
             activation=options.activation,

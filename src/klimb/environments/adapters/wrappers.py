@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 
 from klimb import modules
+from klimb.environments.arguments import Arguments, read_arguments
 from klimb.environments.faults import Trouble
 from klimb.environments.returns import described
 from klimb.errors import ConfigError, one_line
@@ -36,24 +35,18 @@ class NamedWrapper:
     """
 
     name: str
-    arguments: tuple[tuple[str, Any], ...] = ()
+    arguments: Arguments = ()
 
     @classmethod
     def read(cls, text: str) -> NamedWrapper:
         """From its text; the module is not imported. ConfigError for what is none."""
         match = _WRAPPER.fullmatch(text)
-        try:
-            assert match is not None
-            call = ast.parse(f"f({match[2] or ''})", mode="eval").body
-            assert isinstance(call, ast.Call)
-            assert not call.args
-            arguments = tuple((str(one.arg), ast.literal_eval(one.value)) for one in call.keywords if one.arg)
-            assert len(arguments) == len(call.keywords)
-        except (AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
+        arguments = None if match is None else read_arguments(match[2] or "")
+        if match is None or arguments is None:
             raise ConfigError(
                 f"wrapper {one_line(text, 80)!r}: write module:Wrapper, or module:Wrapper(argument=value) with "
                 "numbers, texts, True, False, None, or tuples of these"
-            ) from None
+            )
         return cls(match[1], arguments)
 
     def __call__(self, env: gym.Env) -> gym.Env:

@@ -1,0 +1,245 @@
+"""Environments of other JAX libraries: returns, the share of the environment's own rate, and what a bank of first
+states brings. `make bench-suites` writes the tables of docs/compiled-worlds.md.
+
+What has been measured is not measured again: it can be stopped at any moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import klimb
+from klimb.cli import compilation_cache, train
+from klimb.cli.commands import load
+from klimb.collect.compiled import CompiledCollector
+from klimb.environments.base import CompiledEnvironment
+from klimb.training.driver import start
+from results_file import HERE, Line, read_results, write_results
+
+PAGE = HERE.parent / "docs" / "compiled-worlds.md"
+BEGIN, END = "<!-- begin {}: make bench-suites -->", "<!-- end {} -->"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An environment, and the flags with which a rule trains in it. sampled: whether evaluations sample actions."""
+
+    env: str
+    flags: dict[str, str]
+    seeds: int
+    sampled: bool = False
+
+
+def both(flags: str, ppo: str = "--num-minibatches 8") -> dict[str, str]:
+    return {"trpo": flags, "ppo": f"{flags} {ppo}"}
+
+
+TASKS = (
+    Task("playground:CartpoleBalance", both("--env-steps 512000 --num-envs 64 --num-steps 32"), 10),
+    Task("brax:inverted_pendulum(backend=spring)", both("--env-steps 256000 --num-envs 64 --num-steps 32"), 3),
+    Task("jumanji:Snake-v1", both("--env-steps 512000 --num-envs 64 --num-steps 64 --critic-epochs 4"), 3),
+    Task("navix:Navix-Empty-5x5-v0", both("--env-steps 65536 --num-envs 16 --num-steps 64"), 10),
+    Task("pgx:2048", both("--env-steps 512000 --num-envs 64 --num-steps 64"), 3, sampled=True),
+    Task("pgx:connect_four", both("--env-steps 256000 --num-envs 64 --num-steps 32"), 3),
+    Task(
+        "craftax:Craftax-Classic-Symbolic-v1", both("--env-steps 256000 --num-envs 64 --num-steps 32"), 1, sampled=True
+    ),
+)
+
+
+def trained(task: Task, rule: str, seed: int) -> dict[str, Any]:
+    """The final return, the rate of the training, and the KL of its steps."""
+    words = [rule, task.env, *shlex.split(task.flags[rule]), "--seed", str(seed)]
+    config, _ = train.configuration(load("train").parse(words))
+    began = time.perf_counter()
+    run = start(config, klimb.make(config.env))
+    seconds = time.perf_counter() - began
+    result = klimb.evaluate(run.policy, config.env, episodes=100, deterministic=not task.sampled)
+    rates = [record["steps_per_second"] for record in run.history[1:]]
+    return Line(
+        final=round(float(result.mean), 3), seconds=round(seconds, 1), steps_per_second=round(statistics.median(rates))
+    )
+
+
+def untrained(task: Task) -> dict[str, Any]:
+    """The return of a policy before its training."""
+    environment = compiled(task.env)
+    policy = klimb.NetworkPolicy(environment.observations, environment.actions, key=jax.random.key(0))
+    return Line(final=round(float(klimb.evaluate(policy, environment, episodes=100, deterministic=False).mean), 3))
+
+
+def compiled(name: str) -> CompiledEnvironment:
+    """The environment of a name."""
+    environment = klimb.make(name)
+    assert isinstance(environment, CompiledEnvironment)
+    return environment
+
+
+def seconds_of(program: Callable[[], Any], calls: int = 5) -> list[float]:
+    """Of each call, after one that compiles."""
+    jax.block_until_ready(program())
+    found = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        jax.block_until_ready(program())
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def alone(task: Task, num_envs: int, num_steps: int = 64) -> dict[str, Any]:
+    """Steps per second of the environment alone: known actions, no policy, no resets."""
+    environment = compiled(task.env)
+    actions = environment.actions
+    rows = jnp.zeros((num_envs, *actions.shape), actions.dtype)
+    keys = jax.random.split(jax.random.key(0), (num_steps, num_envs))
+    first = jax.jit(jax.vmap(environment.reset))(keys[0])[0]
+
+    @jax.jit
+    def steps(state: Any) -> Any:
+        def one(state: Any, keys: Any) -> tuple:
+            after = jax.vmap(environment.step)(keys, state, actions.unflatten(rows))
+            return after.state, after.reward
+
+        return jax.lax.scan(one, state, keys)
+
+    return Line(steps_per_second=round(num_envs * num_steps / min(seconds_of(partial(steps, first)))))
+
+
+def bank(name: str, num_envs: int = 64, num_steps: int = 32) -> dict[str, Any]:
+    """Collecting without a bank of first states, in turns with collecting with it: medians, and their ratio."""
+    environment, programs = compiled(name), {}
+    policy = klimb.NetworkPolicy(environment.observations, environment.actions, key=jax.random.key(0))
+    for kind, banked in (("every step", False), ("bank", True)):
+        environment.bank_resets = banked
+        collector = CompiledCollector(environment, num_envs, num_steps)
+        state = jax.jit(collector.init)(jax.random.key(0))
+        collect = jax.jit(lambda key, state, collector=collector: collector.collect(key, policy, state)[0])
+        programs[kind] = partial(collect, jax.random.key(1), state)
+        jax.block_until_ready(programs[kind]())  # compiled while `bank_resets` is as it has to be
+    environment.bank_resets = True
+    turns: dict[str, list[float]] = {kind: [] for kind in programs}
+    for _ in range(9):
+        for kind, program in programs.items():
+            turns[kind] += seconds_of(program, 1)
+    ratios = [a / b for a, b in zip(turns["every step"], turns["bank"], strict=True)]
+    milliseconds = {kind: round(1e3 * statistics.median(found) / num_steps, 4) for kind, found in turns.items()}
+    return Line(
+        milliseconds, ratio=round(statistics.median(ratios), 2), low=round(min(ratios), 2), high=round(max(ratios), 2)
+    )
+
+
+def seeds_of(rows: dict[str, Any], task: Task, rule: str) -> list[dict[str, Any]]:
+    """What was measured of a rule's seeds."""
+    return [rows[key] for seed in range(task.seeds) if (key := f"{task.env} {rule} {seed}") in rows]
+
+
+def returns_table(rows: dict[str, Any]) -> list[str]:
+    lines = [
+        "| environment | steps | untrained | TRPO | PPO | seeds | seconds of a seed, TRPO and PPO |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        found = {rule: seeds_of(rows, task, rule) for rule in task.flags}
+        if not all(found.values()):
+            continue
+        steps = int(task.flags["trpo"].split()[1])
+        cells = [_cell([one["final"] for one in own]) for own in found.values()]
+        seconds = ", ".join(f"{statistics.median(one['seconds'] for one in own):.0f}" for own in found.values())
+        before, seeds = rows[f"{task.env} untrained"]["final"], len(found["trpo"])
+        lines.append(f"| `{task.env}` | {steps:,} | {before:.3g} | {' | '.join(cells)} | {seeds} | {seconds} |")
+    return lines
+
+
+def _cell(values: list[float]) -> str:
+    mean = statistics.mean(values)
+    return f"{mean:.4g} ({min(values):.4g} to {max(values):.4g})" if len(values) > 1 else f"{mean:.4g}"
+
+
+def speed_table(rows: dict[str, Any]) -> list[str]:
+    lines = [
+        "| environment | alone, steps/s | TRPO, steps/s | share | PPO, steps/s | share |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        own = rows.get(f"{task.env} alone")
+        rates = {rule: [one["steps_per_second"] for one in seeds_of(rows, task, rule)] for rule in task.flags}
+        if own is None or not all(rates.values()):
+            continue
+        medians = [statistics.median(found) for found in rates.values()]
+        cells = [f"{rate:,.0f} | {rate / own['steps_per_second']:.2f}" for rate in medians]
+        lines.append(f"| `{task.env}` | {own['steps_per_second']:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def bank_table(rows: dict[str, Any]) -> list[str]:
+    lines = [
+        "| environment | reset at every step, ms a step of 64 | bank, ms | ratio |",
+        "|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        if name.endswith(" bank"):
+            spread = f"{row['ratio']} ({row['low']}–{row['high']})"
+            lines.append(f"| `{name.removesuffix(' bank')}` | {row['every step']} | {row['bank']} | {spread} |")
+    return lines
+
+
+def commands(rows: dict[str, Any]) -> list[str]:
+    return [
+        "```",
+        *(f'klimb train {rule} "{task.env}" {flags}' for task in TASKS for rule, flags in task.flags.items()),
+        "```",
+    ]
+
+
+def write_page(rows: dict[str, Any]) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    tables = {"returns": returns_table, "commands": commands, "speed": speed_table, "bank": bank_table}
+    for name, table in tables.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n" + "\n".join(table(rows)) + f"\n{end}" + rest.split(end)[1]
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="measure what has this in its name")
+    only = parser.parse_args().only
+    warnings.simplefilter("ignore")
+    compilation_cache.enable()
+    rows = read_results("suites").get("rows", {})
+    work: dict[str, Callable[[], Any]] = {
+        f"{name} bank": partial(bank, name)
+        for name in ("playground:CartpoleBalance", "jumanji:Snake-v1", "navix:Navix-Empty-5x5-v0", "pgx:2048")
+    }
+    for task in TASKS:
+        num_envs = int(task.flags["trpo"].split("--num-envs ")[1].split()[0])
+        work[f"{task.env} alone"] = partial(alone, task, num_envs)
+        work[f"{task.env} untrained"] = partial(untrained, task)
+        for rule in task.flags:
+            for seed in range(task.seeds):
+                work[f"{task.env} {rule} {seed}"] = partial(trained, task, rule, seed)
+    for name, measure in work.items():
+        if name not in rows and only in name:
+            rows[name] = measure()
+            print(name, dict(rows[name]), flush=True)
+            rows = {key: Line(rows[key]) for key in work if key in rows}
+            write_results("suites", rows=rows)
+    write_page(rows)
+
+
+if __name__ == "__main__":
+    np.set_printoptions(precision=3)
+    main()

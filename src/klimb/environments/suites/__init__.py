@@ -1,0 +1,1 @@
+"""Environments of other libraries that are written in JAX, one file a library; each is imported when one is made."""

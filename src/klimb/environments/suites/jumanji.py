@@ -1,0 +1,91 @@
+"""Jumanji (Bonnet et al. 2024): packing, routing, logic puzzles and games, many with action masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium.spaces
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from klimb.environments.suites.spaces import gymnasium_space, named_parts, observation_space
+from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, legacy_key, require_known
+from klimb.errors import UnsupportedSpace
+from klimb.policies.observation_parts import ACTION_MASK
+
+
+class JumanjiEnvironment(SuiteEnvironment):
+    """A Jumanji environment.
+
+    An action of several numbers whose mask has a flag for each *combination* becomes one choice among all
+    combinations: of a mask for each number alone the policy could not learn which combinations are allowed.
+
+    id: the name that `klimb.make` takes. env: Jumanji's. Raises UnsupportedSpace for several agents with a reward each.
+    """
+
+    packages = ("jumanji",)
+
+    def __init__(self, id: str, env: Any) -> None:
+        if env.reward_spec.shape != ():
+            raise UnsupportedSpace(
+                f"{id} has a reward for each of {env.reward_spec.shape[0]} agents, and klimb trains one policy by one "
+                "reward: give the sum from an environment of your own (docs/own-environment.md)"
+            )
+        space, actions = env.observation_spec, gymnasium_space(env.action_spec, f"{id}'s action")
+        mask = getattr(space, ACTION_MASK, None)
+        self.combinations = _combinations(actions, mask)
+        if self.combinations is not None:
+            actions = gymnasium.spaces.Discrete(int(np.prod(self.combinations)))
+        observed = observation_space(space, f"{id}'s observation")
+        if isinstance(observed, gymnasium.spaces.Dict):
+            parts = [(name, part) for name, part in observed.spaces.items() if name != ACTION_MASK]
+            observed = gymnasium.spaces.Dict(parts)
+        masked = mask is not None and not isinstance(actions, gymnasium.spaces.Box)
+        super().__init__(id, env, observed, actions, masked=masked, max_episode_steps=_limit(env))
+
+    def begin(self, key: PRNGKeyArray) -> Step:
+        """The start of an episode. key: that it is drawn with."""
+        state, first = self.env.reset(legacy_key(key))
+        return self._seen(state, first)
+
+    def advance(self, key: PRNGKeyArray, state: PyTree, action: Array) -> Step:
+        """One step, without a reset.
+
+        key: is not used: Jumanji keeps one in its state. state: Jumanji's. action: in the action space.
+        """
+        if self.combinations is not None:
+            action = jnp.stack(jnp.unravel_index(action, self.combinations), axis=-1).astype(jnp.int32)
+        state, after = self.env.step(state, action)
+        ended, goes_on_in_value = after.last(), after.discount > 0
+        return self._seen(state, after)._replace(
+            reward=after.reward, terminated=ended & ~goes_on_in_value, truncated=ended & goes_on_in_value
+        )
+
+    def _seen(self, state: PyTree, timestep: Any) -> Step:
+        obs = named_parts(timestep.observation, self.env.observation_spec)
+        return Step(state, obs, obs[ACTION_MASK] if self.masked else None)
+
+
+def _combinations(actions: gymnasium.spaces.Space, mask: Any) -> tuple[int, ...] | None:
+    """The sizes of the numbers of an action, if the mask has a flag for each combination of them; else None."""
+    if mask is None or not isinstance(actions, gymnasium.spaces.MultiDiscrete):
+        return None
+    sizes = tuple(int(n) for n in actions.nvec)
+    return sizes if tuple(mask.shape) == sizes else None
+
+
+def _limit(env: Any) -> int | None:
+    limit = getattr(env, "time_limit", None)
+    return None if limit is None else int(limit)
+
+
+def make_jumanji(name: str) -> JumanjiEnvironment:
+    """The Jumanji environment `name`, e.g. `Snake-v1`.
+
+    Raises MissingExtra if Jumanji is not installed, EnvironmentNotFound for an unknown name, UnsupportedSpace for
+    several agents with a reward each.
+    """
+    jumanji = import_library("jumanji", f"jumanji:{name}", "jumanji")
+    require_known(name, jumanji.registered_environments(), "Jumanji")
+    return JumanjiEnvironment(f"jumanji:{name}", jumanji.make(name))

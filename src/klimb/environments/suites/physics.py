@@ -1,0 +1,68 @@
+"""What Brax's and MuJoCo Playground's environments have in common: a state that holds observation, reward and end."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium.spaces
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from klimb.environments.suites.spaces import box
+from klimb.environments.suites.suite import Step, SuiteEnvironment, legacy_key
+
+
+class Clocked(NamedTuple):
+    """State of a simulation: the library's, the steps since the episode began, and the model's own parameters.
+
+    model: the parts of the physical model that were drawn for this episode; none without domain randomisation.
+    """
+
+    inner: Any
+    time: Int[Array, ""]
+    model: PyTree = ()
+
+
+class PhysicsEnvironment(SuiteEnvironment):
+    """A simulated robot. Its time limit is klimb's, since the libraries have theirs in wrappers.
+
+    id: the name that `klimb.make` takes. env: the library's, without wrappers. max_episode_steps: its time limit.
+    """
+
+    def __init__(self, id: str, env: Any, max_episode_steps: int) -> None:
+        obs = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).obs
+        actions = box((int(env.action_size),), -1, 1)
+        self._time_limit = max_episode_steps
+        super().__init__(id, env, _space(obs), actions, max_episode_steps=max_episode_steps)
+
+    def begin(self, key: PRNGKeyArray) -> Step:
+        """The start of an episode. key: that it is drawn with."""
+        return self._seen(Clocked(self.env.reset(legacy_key(key)), jnp.int32(0)))
+
+    def advance(self, key: PRNGKeyArray, state: Clocked, action: Array) -> Step:
+        """One step, without a reset.
+
+        key: is not used: the libraries keep one in their states. state: before the step. action: from −1 to 1.
+        """
+        after = self.env.step(state.inner, action)
+        return self._ended(state._replace(inner=after, time=state.time + 1))
+
+    def _ended(self, state: Clocked) -> Step:
+        """What a step returns. state: after it."""
+        return self._seen(state)._replace(
+            reward=state.inner.reward,
+            terminated=state.inner.done > 0.5,
+            truncated=state.time >= self._time_limit,
+        )
+
+    def _seen(self, state: Clocked) -> Step:
+        return Step(state, state.inner.obs)
+
+
+def _space(obs: PyTree) -> gymnasium.spaces.Space:
+    """The space of observations of these shapes: numbers without bounds, as one array or by name."""
+    if isinstance(obs, dict):
+        return gymnasium.spaces.Dict([(name, _space(part)) for name, part in obs.items()])
+    return box(obs.shape, -np.inf, np.inf)

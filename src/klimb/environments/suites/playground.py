@@ -1,0 +1,124 @@
+"""MuJoCo Playground (Zakka et al. 2025): control suite, locomotion and manipulation, simulated by MJX."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from klimb.environments.suites.physics import Clocked, PhysicsEnvironment
+from klimb.environments.suites.suite import Step, import_library, legacy_key, require_known
+from klimb.errors import ConfigError, nearest
+from klimb.policies.observation_parts import PartsObservations
+
+IMPLEMENTATIONS = ("jax", "warp")
+"""Of MJX. Playground's own choice is warp, whose arrays of contacts have no axis of environments."""
+Randomizer = Callable[[Any, Array], tuple[Any, Any]]
+"""Playground's: from a model and keys, the models of as many robots, and which of their arrays differ among them."""
+
+
+class PlaygroundEnvironment(PhysicsEnvironment):
+    """An environment of MuJoCo Playground, without its wrappers.
+
+    Where observations are a dictionary, the policy sees the part `state`, and the critic all parts.
+
+    id, env, max_episode_steps: as for any simulated robot. randomizer: draws the model of each episode; None for one
+    model in all of them.
+    """
+
+    packages = ("playground", "mujoco-mjx", "mujoco")
+
+    def __init__(self, id: str, env: Any, max_episode_steps: int, randomizer: Randomizer | None = None) -> None:
+        self.randomizer = randomizer
+        self._differ: set[tuple] | None = None
+        super().__init__(id, env, max_episode_steps)
+        names = self._observed.names or () if isinstance(self._observed, PartsObservations) else ()
+        self.critic_only = tuple(name for name in names if name != "state") if "state" in names else ()
+
+    def begin(self, key: PRNGKeyArray) -> Step:
+        """The start of an episode, with a model of its own if models are randomised. key: that it is drawn with."""
+        if self.randomizer is None:
+            return super().begin(key)
+        key, key_model = jax.random.split(key)
+        drawn = self._draw(legacy_key(key_model))
+        with self._model(drawn):
+            return self._seen(Clocked(self.env.reset(legacy_key(key)), jnp.int32(0), drawn))
+
+    def advance(self, key: PRNGKeyArray, state: Clocked, action: Array) -> Step:
+        """One step, without a reset.
+
+        key: is not used. state: before the step. action: from −1 to 1.
+        """
+        if self.randomizer is None:
+            return super().advance(key, state, action)
+        with self._model(state.model):
+            return super().advance(key, state, action)
+
+    def _draw(self, key: Array) -> list[Array]:
+        """The arrays of one model that are randomised. key: that they are drawn with."""
+        assert self.randomizer is not None
+        models, axes = self.randomizer(self.env.mjx_model, key[None])
+        differ = _paths(axes)
+        return [leaf[0] for path, leaf in jax.tree_util.tree_leaves_with_path(models) if path in differ]
+
+    @contextlib.contextmanager
+    def _model(self, drawn: list[Array]) -> Iterator[None]:
+        """The environment with these arrays in its model, while a program is traced."""
+        unwrapped, randomizer = self.env.unwrapped, self.randomizer
+        assert randomizer is not None
+        model = unwrapped._mjx_model
+        if self._differ is None:
+            keys = jax.ShapeDtypeStruct((1, 2), jnp.uint32)
+            self._differ = _paths(jax.eval_shape(lambda keys: randomizer(model, keys)[1], keys))
+        own, differ = iter(drawn), self._differ
+        try:
+            unwrapped._mjx_model = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: next(own) if path in differ else leaf, model
+            )
+            yield
+        finally:
+            unwrapped._mjx_model = model
+
+
+def _paths(axes: PyTree) -> set[tuple]:
+    """Where in a model the arrays are that differ among robots: those with an axis, which the others have not."""
+    return {path for path, _ in jax.tree_util.tree_leaves_with_path(axes)}
+
+
+def make_playground(
+    name: str, *, implementation: str = "jax", randomize: bool = False, **overrides: Any
+) -> PlaygroundEnvironment:
+    """The environment `name` of MuJoCo Playground, e.g. `CartpoleBalance`, with its own time limit.
+
+    implementation: of the physics: jax runs everywhere. randomize: whether each episode has a model of its own, drawn
+    as Playground defines it for its robots. overrides: other entries of the environment's configuration.
+
+    Raises MissingExtra if Playground is not installed, EnvironmentNotFound for an unknown name, and ConfigError for
+    options that it does not have.
+    """
+    full = f"playground:{name}"
+    registry = import_library("mujoco_playground", full, "playground").registry
+    require_known(name, registry.ALL_ENVS, "Playground")
+    if implementation not in IMPLEMENTATIONS:
+        raise ConfigError(f"{full}: implementation = {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "warp":
+        raise ConfigError(
+            f"{full}: with implementation = warp the arrays of contacts have no axis of environments, which klimb's "
+            "collectors need; leave it out"
+        )
+    config = registry.get_default_config(name)
+    config.impl = implementation
+    for option, value in overrides.items():
+        if option not in config:
+            raise ConfigError(f"{full} has no option {option}{nearest(option, config)}")
+        config[option] = value
+    randomizer = registry.get_domain_randomizer(name) if randomize else None
+    if randomize and randomizer is None:
+        raise ConfigError(f"{full}: Playground defines no randomisation for it; leave randomize out")
+    options = [*(["randomize=True"] if randomize else []), *(f"{key}={value!r}" for key, value in overrides.items())]
+    id = full + (f"({', '.join(options)})" if options else "")
+    return PlaygroundEnvironment(id, registry.load(name, config=config), int(config.episode_length), randomizer)
