@@ -353,3 +353,122 @@ def test_pictures_of_a_compiled_environment_need_a_network():
     assert found(check, "images").status == "note"
     assert "[5, 5]" in found(check, "images").text
     assert check.trainable
+
+
+class Port(Line):
+    """The line again, as a port of a Gymnasium environment. What `flaw` says is wrong with it."""
+
+    id = "port"
+
+    def __init__(self, flaw=None):
+        self.flaw = flaw
+
+    def reset(self, key):
+        place = jax.random.uniform(key, minval=-0.5, maxval=0.5)
+        return place, place[None]
+
+    def step(self, key, state, action):
+        after = super().step(key, state, action)
+        return after._replace(
+            reward=after.reward + (0.01 if self.flaw == "reward" else 0),
+            obs=jnp.where(after.obs > 0.2, (1.01 if self.flaw == "observation" else 1) * after.obs, after.obs),
+            terminated=jnp.abs(after.state) > (0.5 if self.flaw == "end" else 0.75),
+        )
+
+    def write_reference(self, state, reference):
+        reference.place = float(state)
+
+
+class Original(gymnasium.Env):
+    """The line in Python."""
+
+    observation_space, action_space = Line.observation_space, Line.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.over = self.np_random.uniform(-0.5, 0.5), False
+        return np.float32([self.place]), {}
+
+    def step(self, action):
+        assert not self.over
+        self.place += 0.1 * (2 * action - 1)
+        self.over = abs(self.place) > 0.75
+        return np.float32([self.place]), -abs(self.place), self.over, False, {}
+
+
+@pytest.fixture
+def original():
+    gymnasium.register("Original-v0", lambda: Original(), max_episode_steps=9)
+    yield "Original-v0"
+    del gymnasium.registry["Original-v0"]
+
+
+def against(port, reference):
+    return found(klimb.check_env(port, reference=reference, steps=60), "the same as the reference")
+
+
+def test_a_port_is_compared_with_its_original(original):
+    finding = against(Port(), original)
+    assert finding.status == "ok"
+    assert finding.text.startswith("60 steps as Original-v0 makes them")
+    assert against(klimb.make("Pendulum-v1"), "Pendulum-v1").status == "ok"
+    assert against(klimb.make("CartPole-v1"), "gymnasium:CartPole-v1").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("flaw", "text"),
+    [
+        ("reward", r"reward of step \d+: -?[\d.e-]+ and not -?[\d.e-]+$"),
+        ("observation", r"observation of step \d+, number 0: [\d.]+ and not [\d.]+$"),
+        ("end", r"step \d+ terminates$"),
+    ],
+)
+def test_what_a_port_does_otherwise_is_shown_with_its_step(original, flaw, text):
+    finding = against(Port(flaw), original)
+    assert finding.status == "fails"
+    assert re.search(text, finding.text)
+
+
+def test_a_port_has_to_say_how_its_state_is_written(original):
+    finding = against(Line(), original)
+    assert finding.status == "fails"
+    assert "write_reference" in finding.remedy
+    assert "1 numbers as observation, and this one 3" not in finding.text
+    assert "4 numbers as observation, and this one 1" in against(Port(), "CartPole-v1").text
+
+
+def test_a_reference_is_a_gymnasium_id_and_for_compiled_environments(original):
+    with pytest.raises(klimb.EnvironmentNotFound, match="the reference is no Gymnasium id: 'Origina-v0'; did you"):
+        against(Port(), "Origina-v0")
+    with pytest.raises(klimb.ConfigError, match="a reference is for compiled ones"):
+        klimb.check_env(klimb.make(f"gymnasium:{original}"), reference=original, steps=5, in_worker=False)
+
+
+class Dear(Line):
+    """A line whose first state takes long to find, and has Python's numbers in it."""
+
+    def reset(self, key):
+        far = jax.lax.fori_loop(0, 300, lambda _, x: jnp.sin(x) + jnp.cos(x), jax.random.normal(key, (50,)))
+        return (1e-9 * far.sum(), 0), jnp.zeros(1)
+
+    def step(self, key, state, action):
+        place, time = state
+        after = super().step(key, place, action)
+        return after._replace(state=(after.state, jnp.int32(time) + 1))
+
+
+def test_what_a_reset_costs_is_said_and_what_to_do_about_it():
+    check = klimb.check_env(Dear(), steps=20)
+    speed = found(check, "speed")
+    assert speed.status == "note"
+    assert re.fullmatch(r"[\d,]+ steps/s alone with 64 copies; a reset costs [\d.]+ × a step", speed.text)
+    assert "bank_resets = True" in speed.remedy
+    types = found(check, "types of the state")
+    assert types.status == "note"
+    assert types.text.startswith("[1]: Python's number")
+    assert found(check, "first observations").text == "the same in every episode"
+    Dear.bank_resets = True
+    try:
+        assert found(klimb.check_env(Dear(), steps=20), "speed").status == "ok"
+    finally:
+        del Dear.bank_resets

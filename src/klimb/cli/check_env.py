@@ -19,6 +19,8 @@ class CheckEnvArguments:
 
     env: Annotated[str, Positional, arg(metavar="ENV")]
     """The environment: any Gymnasium id, MODULE:NAME for one of your own, or one of `klimb list environments`."""
+    reference: Annotated[str | None, Positional, arg(metavar="REFERENCE")] = None
+    """A Gymnasium id that a compiled environment is a port of: their steps are compared, from the same states."""
     steps: int = STEPS
     """Number of steps with random actions, at least 1."""
     seed: int = 0
@@ -32,7 +34,7 @@ def check(arguments: CheckEnvArguments) -> None:
     """
     if arguments.steps < 1:
         raise ConfigError(f"--steps {arguments.steps}: a check needs at least 1")
-    result = check_env(arguments.env, steps=arguments.steps, seed=arguments.seed)
+    result = check_env(arguments.env, reference=arguments.reference, steps=arguments.steps, seed=arguments.seed)
     for finding in result.findings:
         if finding.traceback is not None:
             write_error(finding.traceback, end="")

@@ -24,7 +24,7 @@ COMMANDS = {
     "tune": Entry("RULE ENV --over FIELD:LOW:HIGH... [FLAGS]", "search for good values of options with Optuna"),
     "resume": Entry("RUN [FLAGS]", "continue a run, a sweep or a search from its newest checkpoints"),
     "evaluate": Entry("RUN [FLAGS]", "run whole episodes with a run's policy, and print their returns"),
-    "check-env": Entry("ENV [FLAGS]", "check an environment of your own before training in it"),
+    "check-env": Entry("ENV [REFERENCE] [FLAGS]", "check an environment of your own before training in it"),
     "record": Entry("RUN [FLAGS]", "record episodes of a run's policy as demonstrations"),
     "report": Entry("RUN [FLAGS]", "write the report of a run, or of a search, again"),
     "compare": Entry("RUN... [FLAGS]", "compare runs, with confidence intervals"),

@@ -8,27 +8,32 @@ from typing import Any
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.check_compiled import compiled_findings
 from klimb.environments.check_host import host_findings
+from klimb.environments.check_reference import reference_finding
 from klimb.environments.findings import EnvironmentCheck, Finding
 from klimb.environments.registry import Environment, make
-from klimb.errors import EnvironmentFault, UnsupportedSpace, one_line
+from klimb.errors import ConfigError, EnvironmentFault, UnsupportedSpace, one_line
 from klimb.policies.actions import remarks
 
 STEPS = 1000
 
 
-def check_env(env: str | Any, *, steps: int = STEPS, seed: int = 0, in_worker: bool = True) -> EnvironmentCheck:
+def check_env(
+    env: str | Any, *, reference: str | None = None, steps: int = STEPS, seed: int = 0, in_worker: bool = True
+) -> EnvironmentCheck:
     """Check an environment before it is trained in. The result can be printed.
 
     Its spaces, what `reset` and `step` return over some steps with random actions, whether rewards and observations are
     finite and in their space, whether the same seed gives the same episodes, whether episodes end, whether its
     simulator's state can be saved (a resumed run is then exact), whether it runs in worker processes, and what
-    Gymnasium's own checker says.
+    Gymnasium's own checker says. Of a compiled environment also how fast it is alone, and what a reset costs; and with
+    a reference, whether it does what that one does, step by step.
 
-    env: a name (see `klimb.make`) or an environment object. steps: how many, at least 1. seed: of the environment and
-    of the actions. in_worker: whether a new process is started to try the environment there.
+    env: a name (see `klimb.make`) or an environment object. reference: the id of a Gymnasium environment that a
+    compiled one is a port of; it needs a method `write_reference`. steps: how many, at least 1. seed: of the
+    environment and of the actions. in_worker: whether a new process is started to try the environment there.
 
-    Raises EnvironmentNotFound and the other errors of `klimb.make` for a name that is none; whatever is wrong with an
-    environment that exists is a finding.
+    Raises EnvironmentNotFound and the other errors of `klimb.make` for a name that is none, and ConfigError for a
+    reference for an environment that is not compiled; whatever is wrong with an environment that exists is a finding.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}; a check needs at least 1")
@@ -39,6 +44,11 @@ def check_env(env: str | Any, *, steps: int = STEPS, seed: int = 0, in_worker: b
         return EnvironmentCheck(one_line(name), (_not_made(error),))
     kind = "compiled" if isinstance(environment, CompiledEnvironment) else "stepped in Python"
     findings = tuple(_findings(environment, steps, seed, in_worker))
+    if reference is not None:
+        if not isinstance(environment, CompiledEnvironment):
+            raise ConfigError(f"{one_line(environment.id, 60)} is stepped in Python: a reference is for compiled ones")
+        if not any(finding.status == "fails" for finding in findings):
+            findings = (*findings, reference_finding(environment, reference, steps, seed))
     return EnvironmentCheck(f"{one_line(environment.id)} ({kind})", findings)
 
 

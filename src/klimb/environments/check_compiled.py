@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,9 @@ from klimb.errors import one_line
 from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.picture_observations import PictureObservations
 
+COPIES, SPEED_STEPS = 64, 64
+DEAR = 0.2
+"""A reset that costs more than this share of a step is worth a bank of first states."""
 KINDS = {"float": jnp.inexact, "uint8": jnp.uint8, "a number": jnp.number, "bool": jnp.bool_}
 
 
@@ -50,6 +55,9 @@ def compiled_findings(environment: CompiledEnvironment, steps: int, seed: int) -
     # Traced again: whatever Python-side state or NumPy's random numbers have put into the program shows.
     yield compared(trial, _run(environment, actions, seed).digests, "a second program")
     yield episodes(trial, environment.max_episode_steps)
+    yield _first_states(environment, seed)
+    yield from _weak_types(environment, environment.actions.unflatten(actions[0]))
+    yield _speed(environment, actions, seed)
     if len(environment.observations.shape) != 1 and not isinstance(environment.observations, PictureObservations):
         yield Finding(
             "images",
@@ -87,6 +95,71 @@ def _wrong_shapes(environment: CompiledEnvironment, action: PyTree) -> list[Find
     if _kinds(state) != _kinds(after.state):
         found.append("step must return a state of the same structure, shapes and dtypes as reset does")
     return [Finding("reset and step", "fails", text) for text in found]
+
+
+def _weak_types(environment: CompiledEnvironment, action: PyTree) -> Iterator[Finding]:
+    """Numbers of a state that are Python's in `reset` and an array's in `step`, or the reverse."""
+    key = jax.random.key(0)
+    state, _ = jax.eval_shape(environment.reset, key)
+    after = jax.eval_shape(environment.step, key, state, action)
+    both = zip(jax.tree.leaves_with_path(state), jax.tree.leaves(after.state), strict=True)
+    names = [jax.tree_util.keystr(path) for (path, one), other in both if one.weak_type != other.weak_type]
+    if names:
+        yield Finding(
+            "types of the state",
+            "note",
+            f"{one_line(', '.join(names), 80)}: Python's number in reset or step and an array in the other, so that "
+            "programs are compiled twice",
+            "start with jnp.int32(0) or jnp.float32(0) instead of 0",
+        )
+
+
+def _first_states(environment: CompiledEnvironment, seed: int) -> Finding:
+    """Whether the first observation depends on the key."""
+    first = jax.jit(jax.vmap(lambda key: environment.reset(key)[1]))(jax.random.split(jax.random.key(seed), 8))
+    rows = np.asarray(first).reshape(8, -1)
+    different = len(np.unique(rows, axis=0))
+    text = "the same in every episode" if different == 1 else f"drawn: {different} different ones of 8"
+    return Finding("first observations", "ok", text)
+
+
+def _speed(environment: CompiledEnvironment, actions: Array, seed: int) -> Finding:
+    """Steps per second of COPIES copies alone, with actions that are known, and what a reset costs."""
+    key = jax.random.key(seed)
+    keys = jax.random.split(key, (SPEED_STEPS, COPIES))
+    rows = jnp.resize(actions, (SPEED_STEPS, COPIES, *actions.shape[1:]))
+    reset, step = jax.vmap(environment.reset), jax.vmap(environment.step)
+    start, _ = jax.jit(reset)(keys[0])
+
+    @jax.jit
+    def steps(state: PyTree) -> PyTree:
+        def one(state: PyTree, now: tuple) -> tuple[PyTree, Array]:
+            key, action = now
+            after = step(key, state, environment.actions.unflatten(action))
+            return after.state, after.reward
+
+        return jax.lax.scan(one, state, (keys, rows))
+
+    @jax.jit
+    def resets(keys: Array) -> PyTree:
+        return jax.lax.map(lambda key: reset(key), keys)
+
+    a_step, a_reset = _seconds(steps, start) / SPEED_STEPS, _seconds(resets, keys) / SPEED_STEPS
+    cost = a_reset / a_step
+    text = f"{COPIES / a_step:,.0f} steps/s alone with {COPIES} copies; a reset costs {cost:.1f} × a step"
+    if cost > DEAR and not (environment.bank_resets or environment.prefetch_resets):
+        return Finding("speed", "note", text, "set bank_resets = True on the class: first states are then drawn ahead")
+    return Finding("speed", "ok", text)
+
+
+def _seconds(program: Callable[[Any], PyTree], given: Any) -> float:
+    """The shortest of three calls, after one that compiles."""
+    found = []
+    for _ in range(4):
+        began = time.perf_counter()
+        jax.block_until_ready(program(given))
+        found.append(time.perf_counter() - began)
+    return min(found[1:])
 
 
 def _allowed(environment: CompiledEnvironment, key: Array, mask: Array) -> Array:
