@@ -83,8 +83,10 @@ class Bank(FirstStates):
 
     def at(self, column: PyTree, count: PyTree) -> PyTree:
         """Each copy's next one. column: is not used. count: the states that each has taken."""
-        copies = jnp.arange(len(count))
-        return jax.tree.map(lambda states: states[count % self._size, copies], self._states)
+        # Under vmap: by an index of both axes compiled programs would send states from device to device.
+        return jax.vmap(lambda states, k: jax.tree.map(lambda x: x[k], states), (1, 0))(
+            self._states, count % self._size
+        )
 
     def after(self, count: PyTree, ended: Bool[Array, " N"]) -> PyTree:
         """One more taken where an episode has ended. count: before. ended: where."""

@@ -9,7 +9,7 @@ Arguments = tuple[tuple[str, Any], ...]
 
 
 def read_arguments(text: str, *, words: bool = False) -> Arguments | None:
-    """Arguments by keyword, with literals as values; None for a text that is none.
+    """Arguments by keyword, each once, with literals as values; None for a text that is none.
 
     text: what stands between the parentheses. words: whether a bare word is a text, so that it needs no quotes.
     """
@@ -19,8 +19,8 @@ def read_arguments(text: str, *, words: bool = False) -> Arguments | None:
         assert not call.args
         assert isinstance(call.func, ast.Name)
         found = tuple((str(one.arg), _value(one.value, words)) for one in call.keywords if one.arg)
-        assert len(found) == len(call.keywords)
-    except (AssertionError, SyntaxError, ValueError, RecursionError, MemoryError):
+        assert len(dict(found)) == len(call.keywords)
+    except (AssertionError, SyntaxError, TypeError, ValueError, RecursionError, MemoryError):
         return None
     return found
 

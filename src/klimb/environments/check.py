@@ -8,7 +8,7 @@ from typing import Any
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.check_compiled import compiled_findings
 from klimb.environments.check_host import host_findings
-from klimb.environments.check_reference import reference_finding
+from klimb.environments.check_reference import NAME, reference_finding
 from klimb.environments.findings import EnvironmentCheck, Finding
 from klimb.environments.registry import Environment, make
 from klimb.errors import ConfigError, EnvironmentFault, UnsupportedSpace, one_line
@@ -47,8 +47,10 @@ def check_env(
     if reference is not None:
         if not isinstance(environment, CompiledEnvironment):
             raise ConfigError(f"{one_line(environment.id, 60)} is stepped in Python: a reference is for compiled ones")
-        if not any(finding.status == "fails" for finding in findings):
+        if all(finding.status != "fails" for finding in findings):
             findings = (*findings, reference_finding(environment, reference, steps, seed))
+        else:
+            findings = (*findings, Finding(NAME, "note", "not compared: first fix what fails"))
     return EnvironmentCheck(f"{one_line(environment.id)} ({kind})", findings)
 
 

@@ -21,6 +21,8 @@ from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.picture_observations import PictureObservations
 
 COPIES, SPEED_STEPS = 64, 64
+SLOW = 0.1
+"""Seconds of a step of all copies from which on a single one is timed."""
 DEAR = 0.2
 """A reset that costs more than this share of a step is worth a bank of first states."""
 KINDS = {"float": jnp.inexact, "uint8": jnp.uint8, "a number": jnp.number, "bool": jnp.bool_}
@@ -125,26 +127,29 @@ def _first_states(environment: CompiledEnvironment, seed: int) -> Finding:
 
 def _speed(environment: CompiledEnvironment, actions: Array, seed: int) -> Finding:
     """Steps per second of COPIES copies alone, with actions that are known, and what a reset costs."""
-    key = jax.random.key(seed)
-    keys = jax.random.split(key, (SPEED_STEPS, COPIES))
-    rows = jnp.resize(actions, (SPEED_STEPS, COPIES, *actions.shape[1:]))
     reset, step = jax.vmap(environment.reset), jax.vmap(environment.step)
-    start, _ = jax.jit(reset)(keys[0])
 
-    @jax.jit
-    def steps(state: PyTree) -> PyTree:
-        def one(state: PyTree, now: tuple) -> tuple[PyTree, Array]:
-            key, action = now
-            after = step(key, state, environment.actions.unflatten(action))
-            return after.state, after.reward
+    def measured(count: int) -> tuple[float, float]:
+        """Seconds of a step and of a reset of all copies, in programs of `count` of them."""
+        keys = jax.random.split(jax.random.key(seed), (count, COPIES))
+        rows = jnp.resize(actions, (count, COPIES, *actions.shape[1:]))
+        start, _ = jax.jit(reset)(keys[0])
 
-        return jax.lax.scan(one, state, (keys, rows))
+        @jax.jit
+        def steps(state: PyTree) -> PyTree:
+            def one(state: PyTree, now: tuple) -> tuple[PyTree, Array]:
+                key, action = now
+                after = step(key, state, environment.actions.unflatten(action))
+                return after.state, after.reward
 
-    @jax.jit
-    def resets(keys: Array) -> PyTree:
-        return jax.lax.map(lambda key: reset(key), keys)
+            return jax.lax.scan(one, state, (keys, rows))
 
-    a_step, a_reset = _seconds(steps, start) / SPEED_STEPS, _seconds(resets, keys) / SPEED_STEPS
+        resets = jax.jit(lambda keys: jax.lax.map(reset, keys))
+        return _seconds(steps, start) / count, _seconds(resets, keys) / count
+
+    a_step, a_reset = measured(1)
+    if max(a_step, a_reset) < SLOW:  # else a robot with contacts on a CPU, of which one step says enough
+        a_step, a_reset = measured(SPEED_STEPS)
     cost = a_reset / a_step
     text = f"{COPIES / a_step:,.0f} steps/s alone with {COPIES} copies; a reset costs {cost:.1f} × a step"
     if cost > DEAR and not (environment.bank_resets or environment.prefetch_resets):
@@ -153,12 +158,14 @@ def _speed(environment: CompiledEnvironment, actions: Array, seed: int) -> Findi
 
 
 def _seconds(program: Callable[[Any], PyTree], given: Any) -> float:
-    """The shortest of three calls, after one that compiles."""
-    found = []
+    """Of a call, after one that compiles: the shortest of three, or one if that takes long."""
+    found: list[float] = []
     for _ in range(4):
         began = time.perf_counter()
         jax.block_until_ready(program(given))
         found.append(time.perf_counter() - began)
+        if len(found) > 1 and found[-1] > SLOW:
+            break
     return min(found[1:])
 
 
@@ -174,8 +181,12 @@ def _kinds(state: PyTree) -> tuple:
     return structure, [(x.shape, x.dtype) for x in leaves]
 
 
-def _run(environment: CompiledEnvironment, actions: Array, seed: int) -> Trial:
-    """Steps of one environment in a program of its own, with a reset after every end."""
+def random_steps(environment: CompiledEnvironment, actions: Array, seed: int) -> tuple:
+    """Steps of one environment in a program of its own, with a reset after every end: of each the state before it, the
+    action, the observation after it, reward, terminated and truncated; and the observation before it.
+
+    environment: compiled. actions: `[T, *act]`; where there are action masks, others are drawn. seed: of all draws.
+    """
 
     @jax.jit
     def steps(key: Array, actions: Array) -> tuple:
@@ -190,12 +201,18 @@ def _run(environment: CompiledEnvironment, actions: Array, seed: int) -> Trial:
             ended = after.terminated | after.truncated
             fresh = environment.reset(key_reset)
             following = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, (after.state, after.obs))
-            return following, (obs, action, after.obs, after.reward, after.terminated, after.truncated)
+            return following, (state, action, after.obs, after.reward, after.terminated, after.truncated, obs)
 
         key_first, key_rest = jax.random.split(key)
         first = environment.reset(key_first)
         return jax.lax.scan(step, first, (jax.random.split(key_rest, len(actions)), actions))[1]
 
-    obs, action, next_obs, reward, terminated, truncated = (np.asarray(x) for x in steps(jax.random.key(seed), actions))
+    return steps(jax.random.key(seed), actions)
+
+
+def _run(environment: CompiledEnvironment, actions: Array, seed: int) -> Trial:
+    """The same as a trial of a host environment."""
+    _, action, next_obs, reward, terminated, truncated, obs = random_steps(environment, actions, seed)
     as_float = [np.asarray(x, np.float32) for x in (obs, next_obs, reward)]
-    return Trial(as_float[0], action, as_float[1], as_float[2], terminated, truncated & ~terminated)
+    ended = np.asarray(terminated)
+    return Trial(as_float[0], np.asarray(action), as_float[1], as_float[2], ended, np.asarray(truncated) & ~ended)

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array
 
 from klimb.environments.base import CompiledEnvironment
+from klimb.environments.check_compiled import random_steps
+from klimb.environments.faults import traceback_text
 from klimb.environments.findings import Finding
 from klimb.environments.trial import random_actions
 from klimb.errors import ConfigError, EnvironmentNotFound, nearest, one_line
@@ -51,13 +53,24 @@ def reference_finding(environment: CompiledEnvironment, reference: str, steps: i
     found = []
     for t in range(len(visited.reward)):
         state = jax.tree.map(lambda x, t=t: np.asarray(x[t]), visited.states)
-        other.reset(seed=seed)  # some note that an episode has ended
-        environment.write_reference(state, other)
-        action = environment.actions.unflatten(np.asarray(visited.actions[t]))
-        obs, reward, terminated, _, _ = other.step(action)
-        found.append((np.ravel(np.asarray(obs, np.float64)), float(reward), bool(terminated)))
+        try:
+            other.reset(seed=seed)  # some note that an episode has ended
+            environment.write_reference(state, other)
+            obs, reward, terminated, _, _ = other.step(_as_python(environment, visited.actions[t]))
+            row = np.ravel(environment.observations.encoded.flatten(obs))
+            found.append((row.astype(np.float64), float(reward), bool(terminated)))
+        # SystemExit: an environment that calls sys.exit() must not end the program.
+        except (Exception, SystemExit) as error:
+            text = f"step {t}: {type(error).__name__}: {one_line(error, 200)}"
+            return Finding(NAME, "fails", text, traceback=traceback_text(error))
     other.close()
     return _compared(visited, found, reference)
+
+
+def _as_python(environment: CompiledEnvironment, action: Array) -> Any:
+    """An action as Gymnasium's spaces have it: numbers are Python's, since some environments look them up in tables."""
+    whole = environment.actions.unflatten(np.asarray(action))
+    return jax.tree.map(lambda x: x.item() if np.ndim(x) == 0 else x, whole)
 
 
 def _made(reference: str) -> Any:
@@ -76,32 +89,14 @@ def _made(reference: str) -> Any:
 def _visit(environment: CompiledEnvironment, steps: int, seed: int) -> _Visited:
     """Steps with random actions, with a reset after every end."""
     actions = jnp.asarray(random_actions(environment.action_space, environment.actions, steps, seed))
-
-    @jax.jit
-    def run(key: Array, actions: Array) -> tuple:
-        def step(state: Any, now: tuple) -> tuple:
-            key, action = now
-            key_step, key_reset = jax.random.split(key)
-            after = environment.step(key_step, state, environment.actions.unflatten(action))
-            fresh, _ = environment.reset(key_reset)
-            ended = after.terminated | after.truncated
-            following = jax.tree.map(lambda new, old: jnp.where(ended, new, old), fresh, after.state)
-            return following, (state, after.obs, after.reward, after.terminated)
-
-        key_first, key_rest = jax.random.split(key)
-        first, _ = environment.reset(key_first)
-        return jax.lax.scan(step, first, (jax.random.split(key_rest, len(actions)), actions))[1]
-
-    states, next_obs, reward, terminated = run(jax.random.key(seed), actions)
+    states, taken, next_obs, reward, terminated, *_ = random_steps(environment, actions, seed)
     rows = np.asarray(next_obs, np.float64).reshape(steps, -1)
-    return _Visited(states, actions, rows, np.asarray(reward, np.float64), np.asarray(terminated))
+    seen = rows[:, : environment.observations.encoded.size]
+    return _Visited(states, taken, seen, np.asarray(reward, np.float64), np.asarray(terminated))
 
 
 def _compared(visited: _Visited, found: list[tuple[np.ndarray, float, bool]], reference: str) -> Finding:
     steps = len(found)
-    if found[0][0].shape != visited.next_obs[0].shape:
-        text = f"{reference} has {found[0][0].size} numbers as observation, and this one {visited.next_obs[0].size}"
-        return Finding(NAME, "fails", text)
     others = np.stack([obs for obs, _, _ in found]), np.array([reward for _, reward, _ in found])
     wrong = []
     for what, own, other in (("observation", visited.next_obs, others[0]), ("reward", visited.reward, others[1])):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,22 +158,37 @@ def test_several_rewards_are_refused():
         klimb.make("jumanji:Connector-v3")
 
 
-@pytest.mark.parametrize(
-    "name", ["navix:Navix-Empty-5x5-v0", "craftax:Craftax-Classic-Symbolic-v1", "playground:CartpoleBalance"]
+CLOCKS = (
+    "navix:Navix-Empty-5x5-v0",
+    "craftax:Craftax-Classic-Symbolic-v1",
+    "playground:CartpoleBalance",
+    "jumanji:Maze-v0",
+    "jumanji:Cleaner-v0",
+    "jumanji:RubiksCube-partly-scrambled-v0",
 )
+
+
+@pytest.mark.parametrize("name", CLOCKS)
 def test_the_clock_truncates_and_nothing_is_reset(name):
     env = make(name)
-    state, _ = jax.jit(env.reset)(jax.random.key(0))
+    state, obs = jax.jit(env.reset)(jax.random.key(0))
+    mask = env.observations.mask(np.asarray(obs))
     last = env.max_episode_steps - 1
     match name.partition(":")[0]:
         case "navix":
             state = state.replace(t=jnp.asarray(last, state.t.dtype))
+        case "jumanji":
+            state = dataclasses.replace(state, step_count=jnp.asarray(last, state.step_count.dtype))
         case "craftax":
             state = state.replace(timestep=jnp.asarray(last, state.timestep.dtype))
         case _:
             state = state._replace(time=jnp.int32(last))
     step = jax.jit(env.step)
-    after = step(jax.random.key(1), state, env.actions.unflatten(jnp.zeros(env.actions.shape, env.actions.dtype)))
+    action = np.zeros(env.actions.shape, env.actions.dtype)
+    if mask is not None:
+        allowed = [flags.argmax() for flags in np.split(mask, np.cumsum(env.actions.choices)[:-1])]
+        action = np.reshape(allowed, env.actions.shape).astype(env.actions.dtype)
+    after = step(jax.random.key(1), state, env.actions.unflatten(jnp.asarray(action)))
     assert (bool(after.terminated), bool(after.truncated)) == (False, True)
     if name.startswith("craftax"):
         # A death on the clock's last tick is a death.
@@ -248,13 +265,37 @@ def test_stoa_is_the_same_environment():
         )
 
 
+def test_what_downloads_is_refused():
+    for name, library in {"jumanji:Sokoban-v0": "jumanji", "gymnax:MNISTBandit-bsuite": "gymnax"}.items():
+        pytest.importorskip(library)
+        with pytest.raises(klimb.ConfigError, match="klimb downloads nothing"):
+            klimb.make(name)
+    playground = pytest.importorskip("mujoco_playground")
+    if not playground.registry.mjx_env.MENAGERIE_PATH.exists():
+        with pytest.raises(klimb.ConfigError, match="downloads models of robots"):
+            klimb.make("playground:Go1JoystickFlatTerrain")
+
+
+def test_integers_without_a_number_of_choices_are_refused():
+    pytest.importorskip("jumanji")
+    with pytest.raises(klimb.UnsupportedSpace, match="actions of integers without a number of choices"):
+        klimb.make("jumanji:MultiCVRP-v0")
+
+
 def test_options_of_playground_and_brax():
     pytest.importorskip("mujoco_playground")
+    brax = klimb.make("brax:inverted_pendulum(backend=generalized)")
+    assert brax is klimb.make("brax:inverted_pendulum")
     short = klimb.make("playground:CartpoleBalance(episode_length=7)")
     assert short.max_episode_steps == 7
     for name, message in {
         "playground:CartpoleBalance(implementation=cuda)": "there are jax, warp",
         "playground:CartpoleBalance(implementation=warp)": "no axis of environments",
+        "playground:CartpoleBalance(impl=warp)": "it is implementation here",
+        "playground:CartpoleBalance(episode_length=0)": "have to be at least 1",
+        "playground:CartpoleBalance(episode_length=abc)": "episode_length = 'abc'",
+        "playground:CartpoleBalance(episode_length=500.5)": "episode_length = 500.5",
+        "playground:CartpoleBalance(randomize=yes)": "is no True or False",
         "playground:CartpoleBalance(randomize=True)": "defines no randomisation",
         "playground:CartpoleBalance(episode_lenght=7)": "no option episode_lenght; did you mean 'episode_length'",
         "brax:ant(backend=bullet)": "Brax has generalized",

@@ -89,6 +89,26 @@ def test_the_time_limit_is_klimbs_and_truncates():
     assert (bool(fallen.terminated), bool(fallen.truncated)) == (True, True)
 
 
+def test_repeated_actions_are_one_step_with_the_sum_of_the_rewards():
+    once, thrice = PlaygroundEnvironment("cart", Cart(), 8), PlaygroundEnvironment("cart", Cart(), 8, action_repeat=3)
+    assert thrice.max_episode_steps == 3
+    state, _ = once.reset(jax.random.key(0))
+    repeated, _ = thrice.reset(jax.random.key(0))
+    rewards, ends = 0.0, []
+    for _ in range(3):
+        for _ in range(3):
+            single = once.step(jax.random.key(1), state, jnp.ones(1))
+            state, rewards = single.state, rewards + single.reward
+        after = thrice.step(jax.random.key(1), repeated, jnp.ones(1))
+        repeated = after.state
+        np.testing.assert_allclose(after.obs, single.obs, rtol=1e-6)
+        np.testing.assert_allclose(after.reward, rewards, rtol=1e-6)
+        rewards = 0.0
+        ends.append(bool(after.truncated))
+    assert ends == [False, False, True]
+    assert repeated.time == 9
+
+
 def test_a_step_does_not_write_into_the_state_that_it_is_given():
     env = PlaygroundEnvironment("cart", Cart(), 9)
     state, _ = env.reset(jax.random.key(0))

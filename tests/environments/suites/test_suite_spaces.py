@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 import klimb
 from klimb.environments.arguments import read_arguments
+from klimb.environments.registry import recorded_name
 from klimb.environments.suites import library
 from klimb.environments.suites.spaces import gymnasium_space, observation_space
 from klimb.environments.suites.suite import Step, SuiteEnvironment
@@ -122,17 +123,33 @@ def test_names_of_suites_have_options(monkeypatch):
 
     def make_navix(name, *, size=5, colour="red"):
         made.append((name, size, colour))
-        return Cards()
+        cards = Cards()
+        cards.id = f"navix:{name}" + ("" if (size, colour) == (5, "red") else f"(colour={colour}, size={size})")
+        return cards
 
     monkeypatch.setattr("klimb.environments.suites.navix.make_navix", make_navix)
     library._made.cache_clear()
+    monkeypatch.setattr(library, "_BY_ID", {})
     first = klimb.make("navix:Room(size=8, colour=blue)")
     assert klimb.make("navix:Room(size=8, colour=blue)") is first
     assert klimb.make("navix:Room") is not first
     assert made == [("Room", 8, "blue"), ("Room", 5, "red")]
+    # However it is written, it is one environment, which its id makes again.
+    assert klimb.make("navix:Room(colour='blue', size=8)") is first
+    assert klimb.make("navix:Room(size=5)") is klimb.make("navix:Room")
+    assert recorded_name(klimb.make("navix:Room(size=5)")) == "navix:Room"
+    assert recorded_name(first) == "navix:Room(colour=blue, size=8)"
     with pytest.raises(klimb.ConfigError, match=r"no option sizes; did you mean 'size'\? \(they are size, colour\)"):
         klimb.make("navix:Room(sizes=8)")
-    for wrong in ("navix:Room(8)", "navix:Room(size=8", "navix:Room(size=f())", "navix:Room(size=8)x"):
+    for wrong, message in {
+        "name=x": "no option name",
+        "size=big": "is no whole number",
+        "colour=1": "is no word",
+    }.items():
+        with pytest.raises(klimb.ConfigError, match=message):
+            klimb.make(f"navix:Room({wrong})")
+    unread = ("(8)", "(size=8", "(size=f())", "(size=8)x", "(size=[8])", "(size={[1]: 2})", "(size=1, size=2)")
+    for wrong in (f"navix:Room{options}" for options in unread):
         with pytest.raises(klimb.EnvironmentNotFound, match=r"write navix:NAME, or navix:NAME\(option=value\)"):
             klimb.make(wrong)
     library._made.cache_clear()

@@ -7,7 +7,10 @@ from typing import Any
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.environments.suites.spaces import gymnasium_space
-from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, require_known
+from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, refused_download, require_known
+
+DOWNLOADING = ("MNISTBandit-bsuite",)
+"""Environments that fetch data over the network when they are made."""
 
 
 class GymnaxEnvironment(SuiteEnvironment):
@@ -54,4 +57,6 @@ def make_gymnax(name: str) -> GymnaxEnvironment:
     """
     gymnax = import_library("gymnax", f"gymnax:{name}", "gymnax")
     require_known(name, gymnax.registered_envs, "gymnax")
+    if name in DOWNLOADING:
+        raise refused_download(f"gymnax:{name}", "its pictures", "gymnax.GymnaxEnvironment")
     return GymnaxEnvironment(f"gymnax:{name}", *gymnax.make(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium.spaces
@@ -10,9 +11,19 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.environments.suites.spaces import gymnasium_space, named_parts, observation_space
-from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, legacy_key, require_known
-from klimb.errors import UnsupportedSpace
+from klimb.environments.suites.suite import (
+    Step,
+    SuiteEnvironment,
+    import_library,
+    legacy_key,
+    refused_download,
+    require_known,
+)
+from klimb.errors import UnsupportedSpace, one_line
 from klimb.policies.observation_parts import ACTION_MASK
+
+DOWNLOADING = ("Sokoban-v0",)
+"""Environments that fetch their levels over the network when they are made."""
 
 
 class JumanjiEnvironment(SuiteEnvironment):
@@ -34,6 +45,11 @@ class JumanjiEnvironment(SuiteEnvironment):
             )
         space, actions = env.observation_spec, gymnasium_space(env.action_spec, f"{id}'s action")
         mask = getattr(space, ACTION_MASK, None)
+        if np.issubdtype(env.action_spec.dtype, np.integer) and isinstance(actions, gymnasium.spaces.Box):
+            raise UnsupportedSpace(
+                f"{id} has actions of integers without a number of choices, {one_line(env.action_spec, 80)}: write an "
+                "environment of your own that chooses among them (docs/own-environment.md)"
+            )
         self.combinations = _combinations(actions, mask)
         if self.combinations is not None:
             actions = gymnasium.spaces.Discrete(int(np.prod(self.combinations)))
@@ -41,8 +57,8 @@ class JumanjiEnvironment(SuiteEnvironment):
         if isinstance(observed, gymnasium.spaces.Dict):
             parts = [(name, part) for name, part in observed.spaces.items() if name != ACTION_MASK]
             observed = gymnasium.spaces.Dict(parts)
-        masked = mask is not None and not isinstance(actions, gymnasium.spaces.Box)
-        super().__init__(id, env, observed, actions, masked=masked, max_episode_steps=_limit(env))
+        super().__init__(id, env, observed, actions, masked=mask is not None, max_episode_steps=_limit(env))
+        self._timeless = _without_clock(env)
 
     def begin(self, key: PRNGKeyArray) -> Step:
         """The start of an episode. key: that it is drawn with."""
@@ -56,10 +72,11 @@ class JumanjiEnvironment(SuiteEnvironment):
         """
         if self.combinations is not None:
             action = jnp.stack(jnp.unravel_index(action, self.combinations), axis=-1).astype(jnp.int32)
-        state, after = self.env.step(state, action)
-        ended, goes_on_in_value = after.last(), after.discount > 0
+        state, after = self._timeless.step(state, action)
+        ended, has_value = after.last(), after.discount > 0
+        over = False if self.max_episode_steps is None else state.step_count >= self.max_episode_steps
         return self._seen(state, after)._replace(
-            reward=after.reward, terminated=ended & ~goes_on_in_value, truncated=ended & goes_on_in_value
+            reward=after.reward, terminated=ended & ~has_value, truncated=(ended & has_value) | over
         )
 
     def _seen(self, state: PyTree, timestep: Any) -> Step:
@@ -75,6 +92,15 @@ def _combinations(actions: gymnasium.spaces.Space, mask: Any) -> tuple[int, ...]
     return sizes if tuple(mask.shape) == sizes else None
 
 
+def _without_clock(env: Any) -> Any:
+    """The environment without its time limit, by which Jumanji ends an episode as if its task had ended."""
+    if _limit(env) is None:
+        return env
+    timeless = copy.copy(env)
+    timeless.time_limit = np.iinfo(np.int32).max
+    return timeless
+
+
 def _limit(env: Any) -> int | None:
     limit = getattr(env, "time_limit", None)
     return None if limit is None else int(limit)
@@ -88,4 +114,6 @@ def make_jumanji(name: str) -> JumanjiEnvironment:
     """
     jumanji = import_library("jumanji", f"jumanji:{name}", "jumanji")
     require_known(name, jumanji.registered_environments(), "Jumanji")
+    if name in DOWNLOADING:
+        raise refused_download(f"jumanji:{name}", "its levels", "jumanji.JumanjiEnvironment")
     return JumanjiEnvironment(f"jumanji:{name}", jumanji.make(name))

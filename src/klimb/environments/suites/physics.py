@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from klimb.environments.suites.spaces import box
-from klimb.environments.suites.suite import Step, SuiteEnvironment, legacy_key
+from klimb.environments.suites.suite import Step, SuiteEnvironment, legacy_key, own_containers
 
 
 class Clocked(NamedTuple):
@@ -28,14 +28,17 @@ class Clocked(NamedTuple):
 class PhysicsEnvironment(SuiteEnvironment):
     """A simulated robot. Its time limit is klimb's, since the libraries have theirs in wrappers.
 
-    id: the name that `klimb.make` takes. env: the library's, without wrappers. max_episode_steps: its time limit.
+    id: the name that `klimb.make` takes. env: the library's, without wrappers. max_episode_steps: its time limit, in
+    the library's own steps. action_repeat: how many of these a step of klimb's makes with one action; their rewards are
+    added up.
     """
 
-    def __init__(self, id: str, env: Any, max_episode_steps: int) -> None:
+    def __init__(self, id: str, env: Any, max_episode_steps: int, action_repeat: int = 1) -> None:
         obs = jax.eval_shape(env.reset, jax.random.key_data(jax.random.key(0))).obs
         actions = box((int(env.action_size),), -1, 1)
-        self._time_limit = max_episode_steps
-        super().__init__(id, env, _space(obs), actions, max_episode_steps=max_episode_steps)
+        self._time_limit, self.action_repeat = max_episode_steps, action_repeat
+        steps = -(-max_episode_steps // action_repeat)
+        super().__init__(id, env, _space(obs), actions, max_episode_steps=steps)
 
     def begin(self, key: PRNGKeyArray) -> Step:
         """The start of an episode. key: that it is drawn with."""
@@ -46,16 +49,12 @@ class PhysicsEnvironment(SuiteEnvironment):
 
         key: is not used: the libraries keep one in their states. state: before the step. action: from −1 to 1.
         """
-        after = self.env.step(state.inner, action)
-        return self._ended(state._replace(inner=after, time=state.time + 1))
-
-    def _ended(self, state: Clocked) -> Step:
-        """What a step returns. state: after it."""
-        return self._seen(state)._replace(
-            reward=state.inner.reward,
-            terminated=state.inner.done > 0.5,
-            truncated=state.time >= self._time_limit,
-        )
+        inner, reward, done = state.inner, 0.0, False
+        for _ in range(self.action_repeat):
+            inner = self.env.step(own_containers(inner), action)
+            reward, done = reward + inner.reward, done | (inner.done > 0.5)
+        after = state._replace(inner=inner, time=state.time + self.action_repeat)
+        return self._seen(after)._replace(reward=reward, terminated=done, truncated=after.time >= self._time_limit)
 
     def _seen(self, state: Clocked) -> Step:
         return Step(state, state.inner.obs)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.environments.suites.physics import Clocked, PhysicsEnvironment
-from klimb.environments.suites.suite import Step, import_library, legacy_key, require_known
-from klimb.errors import ConfigError, nearest
+from klimb.environments.suites.suite import Step, import_library, legacy_key, refused_download, require_known
+from klimb.errors import ConfigError, nearest, one_line
 from klimb.policies.observation_parts import PartsObservations
 
 IMPLEMENTATIONS = ("jax", "warp")
@@ -26,16 +26,24 @@ class PlaygroundEnvironment(PhysicsEnvironment):
 
     Where observations are a dictionary, the policy sees the part `state`, and the critic all parts.
 
-    id, env, max_episode_steps: as for any simulated robot. randomizer: draws the model of each episode; None for one
-    model in all of them.
+    id, env, max_episode_steps, action_repeat: as for any simulated robot. randomizer: draws the model of each
+    episode; None for one model in all of them.
     """
 
     packages = ("playground", "mujoco-mjx", "mujoco")
 
-    def __init__(self, id: str, env: Any, max_episode_steps: int, randomizer: Randomizer | None = None) -> None:
+    def __init__(
+        self,
+        id: str,
+        env: Any,
+        max_episode_steps: int,
+        randomizer: Randomizer | None = None,
+        *,
+        action_repeat: int = 1,
+    ) -> None:
         self.randomizer = randomizer
         self._differ: set[tuple] | None = None
-        super().__init__(id, env, max_episode_steps)
+        super().__init__(id, env, max_episode_steps, action_repeat)
         names = self._observed.names or () if isinstance(self._observed, PartsObservations) else ()
         self.critic_only = tuple(name for name in names if name != "state") if "state" in names else ()
 
@@ -111,14 +119,25 @@ def make_playground(
             "collectors need; leave it out"
         )
     config = registry.get_default_config(name)
-    config.impl = implementation
     for option, value in overrides.items():
-        if option not in config:
-            raise ConfigError(f"{full} has no option {option}{nearest(option, config)}")
-        config[option] = value
+        if option not in config or option == "impl":
+            hint = "; it is implementation here" if option == "impl" else nearest(option, config)
+            raise ConfigError(f"{full} has no option {option}{hint}")
+        try:
+            config[option] = value
+        except TypeError as error:
+            raise ConfigError(f"{full}: {option} = {value!r}: {one_line(error, 120)}") from error
+    config.impl = implementation
+    steps, repeat = (config.get(option, 1) for option in ("episode_length", "action_repeat"))
+    if min(steps, repeat) < 1:
+        raise ConfigError(f"{full}: episode_length = {steps} and action_repeat = {repeat} have to be at least 1")
     randomizer = registry.get_domain_randomizer(name) if randomize else None
     if randomize and randomizer is None:
         raise ConfigError(f"{full}: Playground defines no randomisation for it; leave randomize out")
+    suites = registry.dm_control_suite
+    if name not in suites.ALL_ENVS and not registry.mjx_env.MENAGERIE_PATH.exists():
+        raise refused_download(full, "models of robots", "playground.PlaygroundEnvironment")
     options = [*(["randomize=True"] if randomize else []), *(f"{key}={value!r}" for key, value in overrides.items())]
-    id = full + (f"({', '.join(options)})" if options else "")
-    return PlaygroundEnvironment(id, registry.load(name, config=config), int(config.episode_length), randomizer)
+    id = full + (f"({', '.join(sorted(options))})" if options else "")
+    env = registry.load(name, config=config)
+    return PlaygroundEnvironment(id, env, int(steps), randomizer, action_repeat=int(repeat))

@@ -9,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.environments.suites.spaces import gymnasium_space, named_parts, observation_space, part_names
 from klimb.environments.suites.suite import Step, SuiteEnvironment, legacy_key
+from klimb.errors import UnsupportedSpace
 from klimb.policies.observation_parts import ACTION_MASK
 
 
@@ -18,13 +19,17 @@ class StoaEnvironment(SuiteEnvironment):
     A part `action_mask` of dictionaries of observations is the action mask.
 
     id: a name for it. env: Stoa's. params: its parameters; None for its default ones. max_episode_steps: its time
-    limit, if it has one, for `klimb check-env`.
+    limit, if it has one (of `stoa.EpisodeStepLimitWrapper`, for example), for `klimb check-env`.
+
+    Raises UnsupportedSpace for several players with a reward each.
     """
 
     packages = ("stoa-env",)
 
     def __init__(self, id: str, env: Any, params: Any = None, *, max_episode_steps: int | None = None) -> None:
         self.params = params
+        if env.reward_space(params).shape != ():
+            raise UnsupportedSpace(f"{id} has a reward for each of several players, and klimb trains by one reward")
         space = self._library_space = env.observation_space(params)
         actions = gymnasium_space(env.action_space(params), f"{id}'s action")
         observed = observation_space(space, f"{id}'s observation")

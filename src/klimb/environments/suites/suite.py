@@ -16,7 +16,7 @@ from jaxtyping import Array, Num, PRNGKeyArray, PyTree
 
 from klimb.environments.base import CompiledEnvironment, Transition
 from klimb.environments.suites.spaces import box
-from klimb.errors import EnvironmentNotFound, MissingExtra, nearest, one_line
+from klimb.errors import ConfigError, EnvironmentNotFound, MissingExtra, nearest, one_line
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec
 from klimb.policies.observation_parts import MaskedObservations
@@ -166,6 +166,17 @@ def import_library(module: str, name: str, extra: str) -> ModuleType:
             f"{name} needs the package {module.partition('.')[0]}, which cannot be imported ({one_line(error)}): "
             f"pip install 'klimb[{extra}]'"
         ) from error
+
+
+def refused_download(name: str, what: str, cls: str) -> ConfigError:
+    """The error for an environment that its library would download something for, which klimb never starts.
+
+    name: of the environment. what: is downloaded. cls: klimb's class, for environments that were made without klimb.
+    """
+    return ConfigError(
+        f"{name} downloads {what} when it is made for the first time, and klimb downloads nothing: make it in Python "
+        f"with its own library, and give it to klimb.environments.suites.{cls} (docs/compiled-worlds.md)"
+    )
 
 
 def require_known(name: str, known: Iterable[str], library: str) -> None:
