@@ -36,7 +36,7 @@ test-long: $(DEV)  ## the longest of the slow tests
 	timeout -s KILL 1800 $(BIN)/python -m pytest -m long --jaxtyping-packages= --numprocesses 2 --dist worksteal
 
 test-suites: $(SUITES)  ## tests of the compiled environments of other libraries, which are installed apart from the rest
-	timeout -s KILL 1500 $(VENV)/suites/bin/python -m pytest -m suites tests/environments/suites --jaxtyping-packages= --numprocesses 2 --dist worksteal
+	timeout -s KILL 1500 $(VENV)/suites/bin/python -m pytest -m suites tests/environments/suites tests/test_docs.py --jaxtyping-packages= --numprocesses 2 --dist worksteal
 
 test-faults: $(DEV)  ## all tests of faults; writes the tables of docs/reliability.md
 	timeout -s KILL 3000 $(BIN)/python -m pytest tests/faults --ignore tests/faults/test_table.py -m "slow or not slow" --faults-table docs/reliability.md

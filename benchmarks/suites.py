@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import shlex
 import statistics
 import time
@@ -34,43 +35,63 @@ BEGIN, END = "<!-- begin {}: make bench-suites -->", "<!-- end {} -->"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An environment, and the flags with which a rule trains in it. sampled: whether evaluations sample actions."""
+    """An environment, and the flags with which rules train in it.
+
+    seeds: trained together. sampled: whether evaluations sample actions, because games could go on forever without.
+    """
 
     env: str
+    steps: int
     flags: dict[str, str]
     seeds: int
     sampled: bool = False
 
+    def words(self, rule: str) -> list[str]:
+        """What is typed after `klimb train`, without the seeds."""
+        return [rule, self.env, "--env-steps", str(self.steps), *shlex.split(self.flags[rule])]
+
 
 def both(flags: str, ppo: str = "--num-minibatches 8") -> dict[str, str]:
+    """The same sizes for both rules."""
     return {"trpo": flags, "ppo": f"{flags} {ppo}"}
 
 
 TASKS = (
-    Task("playground:CartpoleBalance", both("--env-steps 512000 --num-envs 64 --num-steps 32"), 10),
-    Task("brax:inverted_pendulum(backend=spring)", both("--env-steps 256000 --num-envs 64 --num-steps 32"), 3),
-    Task("jumanji:Snake-v1", both("--env-steps 512000 --num-envs 64 --num-steps 64 --critic-epochs 4"), 3),
-    Task("navix:Navix-Empty-5x5-v0", both("--env-steps 65536 --num-envs 16 --num-steps 64"), 10),
-    Task("pgx:2048", both("--env-steps 512000 --num-envs 64 --num-steps 64"), 3, sampled=True),
-    Task("pgx:connect_four", both("--env-steps 256000 --num-envs 64 --num-steps 32"), 3),
-    Task(
-        "craftax:Craftax-Classic-Symbolic-v1", both("--env-steps 256000 --num-envs 64 --num-steps 32"), 1, sampled=True
-    ),
+    Task("playground:CartpoleBalance", 512_000, both("--num-envs 64 --num-steps 64", "--num-minibatches 16"), 10),
+    Task("brax:inverted_pendulum(backend=spring)", 262_144, both("--num-envs 64 --num-steps 32"), 3),
+    Task("jumanji:Snake-v1", 131_072, both("--num-envs 64 --num-steps 32 --critic-epochs 4"), 3),
+    Task("navix:Navix-Empty-5x5-v0", 65_536, both("--num-envs 16 --num-steps 64"), 10),
+    Task("pgx:2048", 262_144, both("--num-envs 64 --num-steps 64"), 3, sampled=True),
+    Task("pgx:connect_four", 262_144, both("--num-envs 64 --num-steps 32"), 3),
+    Task("craftax:Craftax-Classic-Symbolic-v1", 65_536, both("--num-envs 64 --num-steps 32"), 1, sampled=True),
 )
+RATE_ITERATIONS = 6
 
 
-def trained(task: Task, rule: str, seed: int) -> dict[str, Any]:
-    """The final return, the rate of the training, and the KL of its steps."""
-    words = [rule, task.env, *shlex.split(task.flags[rule]), "--seed", str(seed)]
+def run_of(words: list[str]) -> Any:
+    """A training as the command line makes it, without its files."""
     config, _ = train.configuration(load("train").parse(words))
+    return start(config, klimb.make(config.env))
+
+
+def returns(task: Task, rule: str) -> dict[str, Any]:
+    """Final returns of all seeds, trained together, and the seconds of that."""
     began = time.perf_counter()
-    run = start(config, klimb.make(config.env))
+    run = run_of([*task.words(rule), "--num-seeds", str(task.seeds)])
     seconds = time.perf_counter() - began
-    result = klimb.evaluate(run.policy, config.env, episodes=100, deterministic=not task.sampled)
-    rates = [record["steps_per_second"] for record in run.history[1:]]
-    return Line(
-        final=round(float(result.mean), 3), seconds=round(seconds, 1), steps_per_second=round(statistics.median(rates))
-    )
+    evaluated = [
+        klimb.evaluate(policy, task.env, episodes=100, deterministic=not task.sampled) for policy in run.policies
+    ]
+    return Line(finals=[round(float(result.mean), 3) for result in evaluated], seconds=round(seconds, 1))
+
+
+def rate(task: Task, rule: str) -> dict[str, Any]:
+    """Steps per second of a training of one seed, learning included and compilation left out."""
+    words = task.words(rule)
+    sizes = {name: int(words[words.index(name) + 1]) for name in ("--num-envs", "--num-steps")}
+    words[words.index("--env-steps") + 1] = str(RATE_ITERATIONS * math.prod(sizes.values()))
+    run = run_of([*words, "--eval-episodes", "1"])
+    return Line(steps_per_second=round(statistics.median(record["steps_per_second"] for record in run.history[1:])))
 
 
 def untrained(task: Task) -> dict[str, Any]:
@@ -85,6 +106,10 @@ def compiled(name: str) -> CompiledEnvironment:
     environment = klimb.make(name)
     assert isinstance(environment, CompiledEnvironment)
     return environment
+
+
+def quartile(values: list[float], number: int) -> float:
+    return round(statistics.quantiles(values, n=4)[number], 2)
 
 
 def seconds_of(program: Callable[[], Any], calls: int = 5) -> list[float]:
@@ -130,35 +155,28 @@ def bank(name: str, num_envs: int = 64, num_steps: int = 32) -> dict[str, Any]:
         jax.block_until_ready(programs[kind]())  # compiled while `bank_resets` is as it has to be
     environment.bank_resets = True
     turns: dict[str, list[float]] = {kind: [] for kind in programs}
-    for _ in range(9):
+    for _ in range(31):
         for kind, program in programs.items():
             turns[kind] += seconds_of(program, 1)
     ratios = [a / b for a, b in zip(turns["every step"], turns["bank"], strict=True)]
     milliseconds = {kind: round(1e3 * statistics.median(found) / num_steps, 4) for kind, found in turns.items()}
     return Line(
-        milliseconds, ratio=round(statistics.median(ratios), 2), low=round(min(ratios), 2), high=round(max(ratios), 2)
+        milliseconds, ratio=round(statistics.median(ratios), 2), low=quartile(ratios, 0), high=quartile(ratios, 2)
     )
-
-
-def seeds_of(rows: dict[str, Any], task: Task, rule: str) -> list[dict[str, Any]]:
-    """What was measured of a rule's seeds."""
-    return [rows[key] for seed in range(task.seeds) if (key := f"{task.env} {rule} {seed}") in rows]
 
 
 def returns_table(rows: dict[str, Any]) -> list[str]:
     lines = [
-        "| environment | steps | untrained | TRPO | PPO | seeds | seconds of a seed, TRPO and PPO |",
+        "| environment | steps | untrained | TRPO | PPO | seeds | seconds of all seeds, TRPO and PPO |",
         "|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
-        found = {rule: seeds_of(rows, task, rule) for rule in task.flags}
-        if not all(found.values()):
-            continue
-        steps = int(task.flags["trpo"].split()[1])
-        cells = [_cell([one["final"] for one in own]) for own in found.values()]
-        seconds = ", ".join(f"{statistics.median(one['seconds'] for one in own):.0f}" for own in found.values())
-        before, seeds = rows[f"{task.env} untrained"]["final"], len(found["trpo"])
-        lines.append(f"| `{task.env}` | {steps:,} | {before:.3g} | {' | '.join(cells)} | {seeds} | {seconds} |")
+        found = [rows[key] for rule in task.flags if (key := f"{task.env} {rule}") in rows]
+        if len(found) == len(task.flags):
+            before = rows[f"{task.env} untrained"]["final"]
+            cells = " | ".join(_cell(one["finals"]) for one in found)
+            seconds = ", ".join(f"{one['seconds']:.0f}" for one in found)
+            lines.append(f"| `{task.env}` | {task.steps:,} | {before:.3g} | {cells} | {task.seeds} | {seconds} |")
     return lines
 
 
@@ -174,12 +192,13 @@ def speed_table(rows: dict[str, Any]) -> list[str]:
     ]
     for task in TASKS:
         own = rows.get(f"{task.env} alone")
-        rates = {rule: [one["steps_per_second"] for one in seeds_of(rows, task, rule)] for rule in task.flags}
-        if own is None or not all(rates.values()):
-            continue
-        medians = [statistics.median(found) for found in rates.values()]
-        cells = [f"{rate:,.0f} | {rate / own['steps_per_second']:.2f}" for rate in medians]
-        lines.append(f"| `{task.env}` | {own['steps_per_second']:,} | {' | '.join(cells)} |")
+        found = [rows.get(f"{task.env} {rule} rate") for rule in task.flags]
+        if own is not None and all(found):
+            alone = own["steps_per_second"]
+            rates = [one["steps_per_second"] for one in found]
+            lines.append(
+                f"| `{task.env}` | {alone:,} | " + " | ".join(f"{x:,} | {x / alone:.2f}" for x in rates) + " |"
+            )
     return lines
 
 
@@ -196,11 +215,12 @@ def bank_table(rows: dict[str, Any]) -> list[str]:
 
 
 def commands(rows: dict[str, Any]) -> list[str]:
-    return [
-        "```",
-        *(f'klimb train {rule} "{task.env}" {flags}' for task in TASKS for rule, flags in task.flags.items()),
-        "```",
-    ]
+    lines = []
+    for task in TASKS:
+        for rule in task.flags:
+            words = [f'"{word}"' if "(" in word else word for word in task.words(rule)]
+            lines.append(f"klimb train {' '.join(words)} --num-seeds {task.seeds}")
+    return ["```", *lines, "```"]
 
 
 def write_page(rows: dict[str, Any]) -> None:
@@ -225,12 +245,12 @@ def main() -> None:
         for name in ("playground:CartpoleBalance", "jumanji:Snake-v1", "navix:Navix-Empty-5x5-v0", "pgx:2048")
     }
     for task in TASKS:
-        num_envs = int(task.flags["trpo"].split("--num-envs ")[1].split()[0])
+        num_envs = int(task.words("trpo")[task.words("trpo").index("--num-envs") + 1])
         work[f"{task.env} alone"] = partial(alone, task, num_envs)
         work[f"{task.env} untrained"] = partial(untrained, task)
         for rule in task.flags:
-            for seed in range(task.seeds):
-                work[f"{task.env} {rule} {seed}"] = partial(trained, task, rule, seed)
+            work[f"{task.env} {rule} rate"] = partial(rate, task, rule)
+            work[f"{task.env} {rule}"] = partial(returns, task, rule)
     for name, measure in work.items():
         if name not in rows and only in name:
             rows[name] = measure()

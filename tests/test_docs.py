@@ -32,8 +32,10 @@ def blocks(page: Path, language: str) -> list[str]:
     return [code for named, code in fenced if named == language]
 
 
+MARKS = {"own-rule.md": [], "compiled-worlds.md": pytest.mark.suites}
+"""Of pages whose examples are not among the slow tests."""
 EXAMPLES = [
-    pytest.param(code, id=f"{page.name}-{i}", marks=[] if page.name == "own-rule.md" else pytest.mark.slow)
+    pytest.param(code, id=f"{page.name}-{i}", marks=MARKS.get(page.name, pytest.mark.slow))
     for page in PAGES
     for i, code in enumerate(blocks(page, "python"))
 ]
