@@ -106,6 +106,17 @@ def test_check_env_says_what_holds(here, capsys):
     assert not err
 
 
+def test_the_command_that_is_shown_can_be_pasted(capsys):
+    name = "gymnasium:Pendulum-v1+gymnasium.wrappers:TimeLimit(max_episode_steps=9)"
+    assert main(["check-env", name, "--steps", "12"]) == 0
+    assert f"it can be trained: klimb train trpo '{name}'\n" in capsys.readouterr().out
+
+
+def test_a_port_is_compared_on_the_command_line(capsys):
+    assert main(["check-env", "Pendulum-v1", "Pendulum-v1", "--steps", "12"]) == 0
+    assert "ok     the same as the reference  12 steps as Pendulum-v1 makes them" in capsys.readouterr().out
+
+
 def test_check_env_fails_with_the_traceback_and_status_1(here, capsys):
     assert main(["check-env", f"gymnasium:{here}:Falling-v0", "--steps", "20"]) == 1
     out, err = capsys.readouterr()

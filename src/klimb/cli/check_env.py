@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def check(arguments: CheckEnvArguments) -> None:
     if not result.trainable:
         names = ", ".join(dict.fromkeys(finding.name for finding in result.failures))
         raise CheckFailed(f"{arguments.env} can't be trained yet; to fix: {names}")
-    write_line(f"it can be trained: klimb train trpo {arguments.env}")
+    write_line(f"it can be trained: klimb train trpo {shlex.quote(arguments.env)}")
 
 
 COMMAND = Command("check-env", CheckEnvArguments, check)
