@@ -25,6 +25,7 @@ import klimb
 from klimb.cli import compilation_cache, train
 from klimb.cli.commands import load
 from klimb.collect.compiled import CompiledCollector
+from klimb.collect.first_states import first_states
 from klimb.environments.base import CompiledEnvironment
 from klimb.training.driver import start
 from results_file import HERE, Line, read_results, write_results
@@ -59,11 +60,21 @@ def both(flags: str, ppo: str = "--num-minibatches 8") -> dict[str, str]:
 TASKS = (
     Task("playground:CartpoleBalance", 512_000, both("--num-envs 64 --num-steps 64", "--num-minibatches 16"), 10),
     Task("brax:inverted_pendulum(backend=spring)", 262_144, both("--num-envs 64 --num-steps 32"), 3),
-    Task("jumanji:Snake-v1", 131_072, both("--num-envs 64 --num-steps 32 --critic-epochs 4"), 3),
     Task("navix:Navix-Empty-5x5-v0", 65_536, both("--num-envs 16 --num-steps 64"), 10),
     Task("pgx:2048", 262_144, both("--num-envs 64 --num-steps 64"), 3, sampled=True),
     Task("pgx:connect_four", 262_144, both("--num-envs 64 --num-steps 32"), 3),
     Task("craftax:Craftax-Classic-Symbolic-v1", 65_536, both("--num-envs 64 --num-steps 32"), 1, sampled=True),
+    Task(
+        "jumanji:Snake-v1",
+        524_288,
+        {
+            "trpo": "--num-envs 64 --num-steps 64 --critic-epochs 4",
+            "ppo": "--num-envs 64 --num-steps 64 --epochs 4 --num-minibatches 8 --learning-rate 0.001 "
+            "--ent-coef 0.01 --critic-epochs 4",
+        },
+        1,
+        sampled=True,
+    ),
 )
 RATE_ITERATIONS = 24
 
@@ -144,24 +155,59 @@ def alone(task: Task, num_envs: int, num_steps: int = 64) -> dict[str, Any]:
     return Line(steps_per_second=round(num_envs * num_steps / min(seconds_of(partial(steps, first)))))
 
 
-def bank(name: str, num_envs: int = 64, num_steps: int = 32) -> dict[str, Any]:
-    """Collecting without a bank of first states, in turns with collecting with it: medians, and their ratio."""
-    environment, programs = compiled(name), {}
+BANKS = ("playground:CartpoleBalance", "jumanji:Snake-v1", "navix:Navix-Empty-5x5-v0", "pgx:2048")
+NUM_ENVS, NUM_STEPS = 64, 32
+
+
+def collecting(environment: CompiledEnvironment) -> Callable[[], Any]:
+    """A rollout with a policy of klimb's."""
     policy = klimb.NetworkPolicy(environment.observations, environment.actions, key=jax.random.key(0))
+    collector = CompiledCollector(environment, NUM_ENVS, NUM_STEPS)
+    state = jax.jit(collector.init)(jax.random.key(0))
+    collect = jax.jit(lambda key, state: collector.collect(key, policy, state)[0])
+    return partial(collect, jax.random.key(1), state)
+
+
+def stepping(environment: CompiledEnvironment) -> Callable[[], Any]:
+    """The same steps without a policy: actions that are known, and new episodes where some have ended."""
+    actions, reset = environment.actions, jax.vmap(environment.reset)
+    rows = jnp.zeros((NUM_ENVS, *actions.shape), actions.dtype)
+    keys = jax.random.split(jax.random.key(0), (NUM_STEPS, NUM_ENVS))
+    state = jax.jit(reset)(keys[0])[0]
+
+    @jax.jit
+    def steps(state: Any, keys: Any) -> Any:
+        first = first_states(environment, reset, keys, None)
+
+        def one(carry: tuple, now: tuple) -> tuple:
+            (state, count), (keys, column) = carry, now
+            after = jax.vmap(environment.step)(keys, state, actions.unflatten(rows))
+            ended = after.terminated | after.truncated
+            fresh, _ = first.at(column, count)
+            restart = lambda new, old: jnp.where(jnp.reshape(ended, (-1,) + (1,) * (old.ndim - 1)), new, old)  # noqa: E731
+            return (jax.tree.map(restart, fresh, after.state), first.after(count, ended)), after.reward
+
+        return jax.lax.scan(one, (state, first.count), (keys, first.columns))
+
+    return partial(steps, state, keys)
+
+
+def bank(name: str, program: Callable[[CompiledEnvironment], Callable[[], Any]]) -> dict[str, Any]:
+    """Without a bank of first states, in turns with it: medians of milliseconds a step, and of the ratios."""
+    environment, programs = compiled(name), {}
     for kind, banked in (("every step", False), ("bank", True)):
         environment.bank_resets = banked
-        collector = CompiledCollector(environment, num_envs, num_steps)
-        state = jax.jit(collector.init)(jax.random.key(0))
-        collect = jax.jit(lambda key, state, collector=collector: collector.collect(key, policy, state)[0])
-        programs[kind] = partial(collect, jax.random.key(1), state)
+        programs[kind] = program(environment)
         jax.block_until_ready(programs[kind]())  # compiled while `bank_resets` is as it has to be
     environment.bank_resets = True
     turns: dict[str, list[float]] = {kind: [] for kind in programs}
     for _ in range(31):
-        for kind, program in programs.items():
-            turns[kind] += seconds_of(program, 1)
+        for kind, call in programs.items():
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            turns[kind].append(time.perf_counter() - began)
     ratios = [a / b for a, b in zip(turns["every step"], turns["bank"], strict=True)]
-    milliseconds = {kind: round(1e3 * statistics.median(found) / num_steps, 4) for kind, found in turns.items()}
+    milliseconds = {kind: round(1e3 * statistics.median(found) / NUM_STEPS, 4) for kind, found in turns.items()}
     return Line(
         milliseconds, ratio=round(statistics.median(ratios), 2), low=quartile(ratios, 0), high=quartile(ratios, 2)
     )
@@ -203,13 +249,14 @@ def speed_table(rows: dict[str, Any]) -> list[str]:
 
 def bank_table(rows: dict[str, Any]) -> list[str]:
     lines = [
-        "| environment | reset at every step, ms a step of 64 | bank, ms | ratio |",
-        "|---|---|---|---|",
+        "| environment | stepping, ms: every step | bank | ratio | collecting, ms: every step | bank | ratio |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for name, row in rows.items():
-        if name.endswith(" bank"):
-            spread = f"{row['ratio']} ({row['low']}–{row['high']})"
-            lines.append(f"| `{name.removesuffix(' bank')}` | {row['every step']} | {row['bank']} | {spread} |")
+    for name in BANKS:
+        found = [rows[key] for kind in ("stepping", "bank") if (key := f"{name} {kind}") in rows]
+        if len(found) == 2:
+            cells = [f"{x['every step']} | {x['bank']} | {x['ratio']} ({x['low']}–{x['high']})" for x in found]
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return lines
 
 
@@ -239,10 +286,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     compilation_cache.enable()
     rows = read_results("suites").get("rows", {})
-    work: dict[str, Callable[[], Any]] = {
-        f"{name} bank": partial(bank, name)
-        for name in ("playground:CartpoleBalance", "jumanji:Snake-v1", "navix:Navix-Empty-5x5-v0", "pgx:2048")
-    }
+    work: dict[str, Callable[[], Any]] = {}
+    for name in BANKS:
+        work[f"{name} stepping"] = partial(bank, name, stepping)
+        work[f"{name} bank"] = partial(bank, name, collecting)
     for task in TASKS:
         num_envs = int(task.words("trpo")[task.words("trpo").index("--num-envs") + 1])
         work[f"{task.env} alone"] = partial(alone, task, num_envs)
