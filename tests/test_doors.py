@@ -30,6 +30,7 @@ ELSEWHERE = {
     ("collect/host/worker_process.py", "os.write"): "orders to a process that it has started",
     ("collect/host/workers.py", "fdopen"): "memory that processes share",
     ("collect/host/workers.py", "truncate"): "the same",
+    ("environments/suites/playground.py", "exists"): "models inside of the installed library",
     ("environments/trial.py", "write_text"): "an answer, in a directory that the starting process has made for it",
     ("environments/trial.py", "read_text"): "the same answer",
     ("environments/trial.py", "exists"): "the same answer",
