@@ -224,7 +224,7 @@ def returns_table(rows: dict[str, Any]) -> list[str]:
             before = rows[f"{task.env} untrained"]["final"]
             cells = " | ".join(_cell(one["finals"]) for one in found)
             seconds = ", ".join(f"{one['seconds']:.0f}" for one in found)
-            lines.append(f"| `{task.env}` | {task.steps:,} | {before:.3g} | {cells} | {task.seeds} | {seconds} |")
+            lines.append(f"| `{task.env}` | {task.steps:,} | {before:.4g} | {cells} | {task.seeds} | {seconds} |")
     return lines
 
 
@@ -242,7 +242,7 @@ def speed_table(rows: dict[str, Any]) -> list[str]:
         names = [f"{task.env} alone", *(f"{task.env} {rule} rate" for rule in task.flags)]
         rates = [rows[name]["steps_per_second"] for name in names if name in rows]
         if len(rates) == len(names):
-            cells = " | ".join(f"{rate:,} | {rate / rates[0]:.2f}" for rate in rates[1:])
+            cells = " | ".join(f"{rate:,} | {rate / rates[0]:.2g}" for rate in rates[1:])
             lines.append(f"| `{task.env}` | {rates[0]:,} | {cells} |")
     return lines
 
