@@ -116,10 +116,8 @@ class Networks:
         image = environment.image_shape if isinstance(environment, HostEnvironment) else None
         if image is None or self._given_policy is not None or self._make_policy is not None:
             return
-        inputs, units = (
-            environment.observations.size,
-            next(iter(DEFAULT_HIDDEN if options.hidden is None else options.hidden), None),
-        )
+        hidden = DEFAULT_HIDDEN if options.hidden is None else options.hidden
+        inputs, units = environment.observations.size, next(iter(hidden), None)
         weights = f" × {units} units" if units is not None else ""
         logger.warning(
             "%s: observations of shape %s look like images and are flattened: the first layer has %d inputs%s, and "

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from klimb.environments.adapters.action_masks import unmasked
 from klimb.environments.suites.spaces import gymnasium_space, named_parts, observation_space
 from klimb.environments.suites.suite import (
     Step,
@@ -54,9 +55,7 @@ class JumanjiEnvironment(SuiteEnvironment):
         if self.combinations is not None:
             actions = gymnasium.spaces.Discrete(int(np.prod(self.combinations)))
         observed = observation_space(space, f"{id}'s observation")
-        if isinstance(observed, gymnasium.spaces.Dict):
-            parts = [(name, part) for name, part in observed.spaces.items() if name != ACTION_MASK]
-            observed = gymnasium.spaces.Dict(parts)
+        observed = unmasked(observed, None if mask is None else "observation")
         super().__init__(id, env, observed, actions, masked=mask is not None, max_episode_steps=_limit(env))
         self._timeless = _without_clock(env)
 

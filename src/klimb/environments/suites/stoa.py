@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium.spaces
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from klimb.environments.adapters.action_masks import unmasked
 from klimb.environments.suites.spaces import gymnasium_space, named_parts, observation_space, part_names
 from klimb.environments.suites.suite import Step, SuiteEnvironment, legacy_key
 from klimb.errors import UnsupportedSpace
@@ -34,10 +34,7 @@ class StoaEnvironment(SuiteEnvironment):
         actions = gymnasium_space(env.action_space(params), f"{id}'s action")
         observed = observation_space(space, f"{id}'s observation")
         masked = ACTION_MASK in part_names(space)
-        if masked:
-            assert isinstance(observed, gymnasium.spaces.Dict)
-            parts = [(name, part) for name, part in observed.spaces.items() if name != ACTION_MASK]
-            observed = gymnasium.spaces.Dict(parts)
+        observed = unmasked(observed, "observation" if masked else None)
         super().__init__(id, env, observed, actions, masked=masked, max_episode_steps=max_episode_steps)
 
     def begin(self, key: PRNGKeyArray) -> Step:
