@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
     *("_version", "other_names", "errors", "files", "terminal", "console", "modules", "processes", "fields"),
-    *("precision", "mesh", "types", "policies", "tabular", "environments", "collect", "estimate", "improve", "guided"),
-    *("rules", "theory", "runs", "training", "presets", "report", "cli", "__main__"),
+    *("precision", "mesh", "types", "policies", "tabular", "environments", "collect", "filming", "estimate"),
+    *("improve", "guided", "rules", "theory", "runs", "training", "presets", "report", "cli", "__main__"),
 )
 
 

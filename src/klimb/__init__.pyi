@@ -18,6 +18,8 @@ from .training.loop import Interrupted as Interrupted
 from .training.loop import NotSaved as NotSaved
 from .collect.evaluation import evaluate as evaluate
 from .collect.evaluation import Evaluation as Evaluation
+from .filming.clip import film as film
+from .filming.clip import Clip as Clip
 from .policies.acting import act as act
 from .policies.acting import act_with_memory as act_with_memory
 from .runs.policy_file import load_policy as load_policy

@@ -83,7 +83,10 @@ def test_bash_completes_flags_and_their_values(complete):
         "klimb train trpo CartPole-v1 --seed ": [],
         "klimb train trpo CartPole-v1 --init-from runs/n": ["runs/notes.txt"],
         "klimb evaluate --env Acr": ["Acrobot-v1"],
-        "klimb report runs -": ["--output", "-o", "--overwrite", "--no-overwrite", "--help", "-h"],
+        "klimb report runs -": [
+            *("--output", "-o", "--overwrite", "--no-overwrite", "--video", "--no-video", "--seed", "--help", "-h"),
+            *("--trust-environment", "--no-trust-environment"),
+        ],
         "klimb verify --mdp Tax": ["Taxi-v4"],
         "klimb train trpo gymnasium:Swimmer-v5 --preset swi": ["swimmer"],
         "klimb sweep trpo gymnasium:Swimmer-v5 --preset n": ["none"],

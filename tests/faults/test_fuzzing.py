@@ -53,6 +53,7 @@ NO_FILE = {
     "collect/host/worker_process.py WorkerProcess.receive": "a pipe from a process that this one has started",
     "environments/trial.py digests_elsewhere": "a file in a folder of its own, of a process that it has started",
     "environments/trial.py serve": "its own standard input",
+    "filming/card.py asset": "a file of the package",
     "report/html.py _resource": "a file of the package",
     "runs/arrays.py as_file": "bytes that it has made itself",
     "training/peers.py exchange": "what another process of the same training says",

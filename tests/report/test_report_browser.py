@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from made_up_runs import HOSTILE, ppo_run, read, trpo_run
 
+from browser import CHROMIUM, browse
 from klimb.report.page import write_report
 from problems import slow_except
-
-CHROMIUM = shutil.which("chromium")
-
-
-def browse(page: Path, profile: Path) -> tuple[str, str]:
-    """The page's elements after its script has run, and what the browser's console said."""
-    command = [
-        *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *(f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=4000"),
-        *("--window-size=1400,2600", "--dump-dom", page.resolve().as_uri()),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout, done.stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

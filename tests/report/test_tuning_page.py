@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report_browser import CHROMIUM, browse
 
+from browser import CHROMIUM, browse
 from klimb import PPO, RunConfig, RunError, TrainOptions, Trial
 from klimb.cli.main import main
 from klimb.cli.parser import Command

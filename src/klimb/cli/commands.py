@@ -24,6 +24,7 @@ COMMANDS = {
     "tune": Entry("RULE ENV --over FIELD:LOW:HIGH... [FLAGS]", "search for good values of options with Optuna"),
     "resume": Entry("RUN [FLAGS]", "continue a run, a sweep or a search from its newest checkpoints"),
     "evaluate": Entry("RUN [FLAGS]", "run whole episodes with a run's policy, and print their returns"),
+    "watch": Entry("RUN [FLAGS]", "watch a run's policy in the browser, one episode after the other"),
     "check-env": Entry("ENV [REFERENCE] [FLAGS]", "check an environment of your own before training in it"),
     "record": Entry("RUN [FLAGS]", "record episodes of a run's policy as demonstrations"),
     "report": Entry("RUN [FLAGS]", "write the report of a run, or of a search, again"),

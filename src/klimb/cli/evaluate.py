@@ -11,9 +11,12 @@ from typing import Any
 import jax
 
 from klimb.cli import compilation_cache
-from klimb.cli.parser import Command, RunWord
+from klimb.cli.parser import Command, RunWord, require_unused
 from klimb.environments.registry import Environment, make, make_named_in
+from klimb.environments.rendering import offscreen
 from klimb.errors import ConfigError
+from klimb.filming.clip import Clip, film
+from klimb.filming.writing import require_format
 from klimb.modules import require_trust
 from klimb.policies.memory import carry_size
 from klimb.runs.config import RunConfig
@@ -48,6 +51,10 @@ class EvaluateArguments:
     the training or, without --eval-every, those of the checkpoint with the highest mean training return."""
     exact: bool = False
     """Also print the exact discounted return and that of an optimal policy; tabular environments only."""
+    video: Path | None = None
+    """Also film the first of the episodes, of the run's first seed: a .webp or .mp4 file."""
+    overwrite: bool = False
+    """Overwrite an existing file of --video."""
     json: bool = False
     """Print one JSON object, including the provenance of the run, instead of text."""
     trust_environment: bool = False
@@ -60,6 +67,11 @@ def evaluate(arguments: EvaluateArguments) -> None:
     arguments: which run, and how.
     """
     run_dir, flags = located(arguments.run), arguments
+    if flags.video is not None:
+        require_format(flags.video)
+        require_unused([flags.video], flags.overwrite, "--video")
+        # Before anything imports MuJoCo, which chooses then how to draw.
+        offscreen.prepare()
     directory = RunDirectory.open(run_dir)
     config, provenance = directory.config, as_plain(directory.provenance()) if flags.json else []
     compilation_cache.enable()
@@ -78,6 +90,8 @@ def evaluate(arguments: EvaluateArguments) -> None:
         result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, mode, view.episodes)
     if flags.exact:
         result["exact"] = _exact_returns(policies, environment.id, config)
+    if flags.video is not None:
+        result["video"] = _filmed(policies[0], environment, flags)
     if flags.json:
         policy = {"iteration": iteration, "env_steps": env_steps, "being_trained": writer is not None}
         ended = {"ended": None if ending is None else dataclasses.asdict(ending)}
@@ -86,11 +100,44 @@ def evaluate(arguments: EvaluateArguments) -> None:
         return
     for line in evaluation_lines(result):
         write_line(line)
+    if flags.video is not None:
+        write_line(video_line(result["video"]))
     for entry in result.get("exact", []):
         write_line(
             f"exact        seed {entry['seed']}: discounted return {entry['sampled']:.4f} with sampled actions, "
             f"{entry['deterministic']:.4f} with the most likely actions; optimal {entry['optimal']:.4f}"
         )
+
+
+def _filmed(policy: Any, environment: Environment, flags: EvaluateArguments) -> dict[str, Any]:
+    """The film of the first episode, as plain values, after it was written."""
+    assert flags.video is not None
+    clip = film_episode(policy, environment, flags.seed, deterministic=not flags.stochastic)
+    clip.save(flags.video)
+    episode = {"return": clip.episode_return, "length": len(clip.reward), "whole": clip.whole}
+    return {"file": str(flags.video), "seconds": clip.seconds, "pictures": len(clip.pictures), **episode}
+
+
+def film_episode(policy: Any, environment: Environment, seed: int, *, deterministic: bool = True) -> Clip:
+    """An episode as a film; a terminal shows how far it is.
+
+    policy, environment, seed, deterministic: as for `klimb.film`.
+    """
+    with view_of_episodes() as view:
+
+        def count(pictures: int) -> None:
+            view.doing(f"filming: {pictures:,} pictures")
+
+        return film(policy, environment, seed=seed, deterministic=deterministic, on_pictures=count)
+
+
+def video_line(video: dict[str, Any]) -> str:
+    """A film for people. video: of `_filmed`."""
+    part = "" if video["whole"] else f"; only the first {video['pictures']:,} pictures are in the film"
+    return (
+        f"video        {video['file']}: an episode with return {video['return']:.2f} in {video['length']:,} steps, "
+        f"{video['seconds']:.1f} s{part}"
+    )
 
 
 def print_policy(iteration: int | None, env_steps: int | None, writer: str | None, ending: Ending | None) -> None:
@@ -101,14 +148,19 @@ def print_policy(iteration: int | None, env_steps: int | None, writer: str | Non
     """
     parts = []
     if iteration is not None:
-        steps = "" if env_steps is None else f", after {env_steps:,} environment steps"
-        parts.append(f"of iteration {iteration:,}{steps}")
+        parts.append(of_iteration(iteration, env_steps))
     if writer is not None:
         parts.append(f"the run is still being trained by {writer}")
     elif ending is not None and ending.early:
         parts.append(f"the training ended early: {ending.message}")
     if parts:
         write_line(f"policy       {'; '.join(parts)}")
+
+
+def of_iteration(iteration: int, env_steps: int | None) -> str:
+    """Which policy it is, for people. iteration, env_steps: after which it is; None for steps that are not known."""
+    steps = "" if env_steps is None else f", after {env_steps:,} environment steps"
+    return f"of iteration {iteration:,}{steps}"
 
 
 def _exact_returns(policies: list[Any], env: str, config: RunConfig) -> list[dict[str, Any]]:

@@ -207,15 +207,15 @@ def whole_number(word: str) -> int:
     return int(number)
 
 
-def require_unused(paths: Sequence[Path], overwrite: bool) -> None:
+def require_unused(paths: Sequence[Path], overwrite: bool, flag: str = "-o") -> None:
     """RunError when a command would write over a file, before it has done anything.
 
-    paths: that it writes. overwrite: whether the user has allowed it.
+    paths: that it writes. overwrite: whether the user has allowed it. flag: that names the file.
     """
     for path in paths:
         require_no_file_of_a_run(path)
         if not overwrite and exists(path) and not is_stream(path):
-            raise RunError(f"{one_line(path)} exists already; give --overwrite, or another file with -o FILE")
+            raise RunError(f"{one_line(path)} exists already; give --overwrite, or another file with {flag} FILE")
 
 
 def leading(words: Sequence[str]) -> list[str]:

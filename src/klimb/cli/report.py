@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from klimb.cli import compilation_cache
+from klimb.cli.evaluate import environment_of, film_episode, require_policy_trust
 from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
+from klimb.environments.rendering import offscreen
+from klimb.errors import ConfigError
+from klimb.filming.clip import Clip
 from klimb.report.html import FILE_NAME
 from klimb.report.page import write_report
 from klimb.report.tuning_page import write_tuning_report
 from klimb.runs.directory import RunDirectory
 from klimb.runs.tune_file import is_search
 from klimb.terminal import write_line
+from klimb.training.networks import load_policies_of_one_iteration
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,12 @@ class ReportArguments:
     """File to write; by default report.html in the run directory, which is replaced."""
     overwrite: bool = False
     """Overwrite an existing file."""
+    video: bool = False
+    """Film an episode of the run's first seed into the report: this runs the environment."""
+    seed: int = 0
+    """Seed of the episode of --video."""
+    trust_environment: bool = False
+    """With --video, allow the run's config.toml to name an environment or a network to import: this runs its code."""
 
 
 def report(arguments: ReportArguments) -> None:
@@ -35,7 +48,24 @@ def report(arguments: ReportArguments) -> None:
     output = arguments.output
     if output is not None and output.resolve() != (directory / FILE_NAME).resolve():
         require_unused([output], arguments.overwrite)
-    write_line((write_tuning_report if searched else write_report)(directory, output))
+    if searched:
+        if arguments.video:
+            raise ConfigError("--video is for the report of a run: give the directory of one of the search's trials")
+        write_line(write_tuning_report(directory, output))
+        return
+    clip = _film(directory, arguments) if arguments.video else None
+    write_line(write_report(directory, output, clip))
+
+
+def _film(run_dir: Path, arguments: ReportArguments) -> Clip:
+    """An episode of the run's first policy."""
+    offscreen.prepare()
+    config = RunDirectory.open(run_dir).config
+    compilation_cache.enable()
+    environment = environment_of(run_dir, config, None, trust=arguments.trust_environment)
+    require_policy_trust(run_dir, config, trust=arguments.trust_environment)
+    policies, _ = load_policies_of_one_iteration(run_dir, config, environment)
+    return film_episode(policies[0], environment, arguments.seed)
 
 
 COMMAND = Command("report", ReportArguments, report)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from klimb.collect.demonstrations import Demonstrations
-from klimb.collect.whole_episodes import OnEpisodes, whole_episodes
+from klimb.collect.whole_episodes import EpisodeStep, OnEpisodes, whole_episodes
 from klimb.environments.registry import make
 from klimb.errors import ConfigError
 from klimb.policies.policy import policy_of
@@ -41,7 +41,7 @@ def record(
     columns = whole_episodes(
         policy_of(policy),
         environment,
-        tuple,
+        _without_state,
         episodes=episodes,
         seed=seed,
         deterministic=deterministic,
@@ -61,3 +61,7 @@ def record(
         environment=environment.id,
         source=f"the recording of {environment.id}",
     )
+
+
+def _without_state(step: EpisodeStep) -> tuple:
+    return step[:-1]

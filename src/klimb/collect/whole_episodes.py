@@ -29,7 +29,10 @@ MAX_STEPS = 100_000
 
 
 class EpisodeStep(NamedTuple):
-    """One step of E episodes side by side. action: in the environment's units, before its bounds."""
+    """One step of E episodes side by side. action: in the environment's units, before its bounds.
+
+    state: of a compiled environment before the step; None of a host environment.
+    """
 
     obs: Num[Array | np.ndarray, " E *obs"]
     action: Any
@@ -38,6 +41,7 @@ class EpisodeStep(NamedTuple):
     terminated: Bool[Array | np.ndarray, " E"]
     truncated: Bool[Array | np.ndarray, " E"]
     next_obs: Num[Array | np.ndarray, " E *obs"]
+    state: PyTree = None
 
 
 Keep = Callable[[EpisodeStep], tuple]
@@ -88,9 +92,9 @@ class WholeEpisodes:
         self._environment, self._keep = environment, keep
         self._episodes, self._max_steps = episodes, max_steps
         if isinstance(environment, CompiledEnvironment):
-            self._start, self._advance = _compiled(environment, keep, episodes, deterministic)
+            self._start, self._advance = compiled_episodes(environment, keep, episodes, deterministic)
         else:
-            self._act = eqx.filter_jit(partial(_act, deterministic=deterministic))
+            self._act = eqx.filter_jit(partial(decide, deterministic=deterministic))
 
     def __call__(self, policy: PyTree, seed: int, on_episodes: OnEpisodes | None = None) -> tuple[np.ndarray, ...]:
         """The rows of all episodes, one episode after the other: the columns that are kept, `[R, ...]` each.
@@ -206,12 +210,13 @@ def require_fit(policy: PyTree, environment: Environment) -> None:
 
 
 @full_precision
-def _act(
+def decide(
     key: PRNGKeyArray, policy: PyTree, obs: Array, carry: Array | None, deterministic: bool
 ) -> tuple[Array, Array, Array | None]:
     """Actions in the environment's units, their log-probs, and what the policy remembers.
 
-    A policy that takes its mode has no density: NaN. carry: what it remembers before the step.
+    A policy that takes its mode has no density: NaN. key: of the draws. policy: a callable pytree. obs: of E
+    environments. carry: what it remembers before the step. deterministic: the mode instead of samples.
     """
     distribution, carry = remembering_step(policy, obs, carry)
     action = distribution.mode() if deterministic else distribution.sample(key)
@@ -219,10 +224,16 @@ def _act(
     return distribution.to_environment(action), log_prob, carry
 
 
-def _compiled(
+def compiled_episodes(
     environment: CompiledEnvironment, keep: Keep, episodes: int, deterministic: bool
 ) -> tuple[Callable[[PRNGKeyArray, Memory], tuple], Callable[[PyTree, tuple], tuple[tuple, tuple]]]:
-    """Two programs: the start of all episodes, and `STEPS_PER_CALL` steps of them under a policy."""
+    """Two programs: the start of all episodes, and `STEPS_PER_CALL` steps of them under a policy.
+
+    environment: where. keep: from a step to the columns wanted of it. episodes: E, side by side. deterministic: the
+    mode at every step, instead of samples. The carry of both is (key, states, observations, what the policy remembers,
+    which episodes go on); the columns that are kept, and which episodes went on before each step, are
+    `[STEPS_PER_CALL, E, …]`.
+    """
     actions = environment.actions
 
     @eqx.filter_jit
@@ -231,11 +242,12 @@ def _compiled(
         def step(carry: tuple, _: None) -> tuple[tuple, tuple]:
             key, state, obs, remembered, alive = carry
             key, key_act, key_step = jax.random.split(key, 3)
-            action, log_prob, remembered = _act(key_act, policy, obs, remembered, deterministic)
+            action, log_prob, remembered = decide(key_act, policy, obs, remembered, deterministic)
             with traced(environment.id):
                 taken = actions.unflatten(actions.clip(action))
                 after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, taken)
-            row = EpisodeStep(obs, action, log_prob, after.reward, after.terminated, after.truncated, after.obs)
+            ends = after.terminated, after.truncated
+            row = EpisodeStep(obs, action, log_prob, after.reward, *ends, after.obs, state)
             goes_on = alive & ~(after.terminated | after.truncated)
             return (key, after.state, after.obs, remembered, goes_on), (*keep(row), alive)
 

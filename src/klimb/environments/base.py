@@ -10,8 +10,12 @@ import gymnasium
 import gymnasium.spaces
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree, UInt8
 
+from klimb.environments.rendering.observed import ObservedPictures
+from klimb.environments.rendering.renderer import OwnPictures, Renderer
+from klimb.environments.rendering.replay import GymnasiumReplay
+from klimb.errors import ConfigError, one_line
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec
 from klimb.policies.observations import ObservationSpec, observation_spec
@@ -62,6 +66,11 @@ class CompiledEnvironment(abc.ABC):
     """Packages that the environment is made of; a run records their versions."""
 
     @property
+    def steps_per_second(self) -> float:
+        """Steps in a second of the environment's time, at which films of its own pictures (`render`) show it."""
+        return 30.0
+
+    @property
     def max_episode_steps(self) -> int | None:
         """Steps after which an episode is truncated; None where there is no limit, or it is not known."""
         return None
@@ -105,6 +114,27 @@ class CompiledEnvironment(abc.ABC):
         state: of this environment, as NumPy arrays. reference: the Gymnasium environment, unwrapped.
         """
         raise NotImplementedError
+
+    def render(self, state: PyTree) -> UInt8[np.ndarray, "H W 3"]:
+        """A picture of a state, `[height, width, 3]`: red, green and blue from 0 to 255, of the same size every time.
+
+        state: of this environment, on its device. An environment of one's own that can be seen has this method.
+        """
+        raise NotImplementedError
+
+    def renderer(self) -> Renderer:
+        """What draws the states of episodes: this environment's own `render`, or else its observations where they are
+        pictures. ConfigError when there is neither.
+        """
+        if type(self).render is not CompiledEnvironment.render:
+            return OwnPictures(self.render, self.steps_per_second)
+        seen = ObservedPictures.of(self.observations)
+        if seen is None:
+            raise ConfigError(
+                f"{one_line(self.id, 60)} has no pictures: it has no method render(state), and its observations are "
+                "numbers (docs/own-environment.md says how to draw an environment of one's own)"
+            )
+        return seen
 
 
 class Clocked(NamedTuple):
@@ -169,6 +199,13 @@ class ClassicControl(CompiledEnvironment):
     def write_reference(self, state: Clocked, reference: gymnasium.Env) -> None:
         """Put Gymnasium's environment of classic control, whose attribute `state` is the physics, into a state."""
         vars(reference)["state"] = np.asarray(state.physics, np.float64)
+
+    def renderer(self) -> Renderer:
+        """Gymnasium's own drawing of the environment of the same name, or else as for all compiled environments."""
+        name = self.id.partition(":")[2]
+        if type(self).render is CompiledEnvironment.render and name in gymnasium.registry:
+            return GymnasiumReplay(name, self.write_reference)
+        return super().renderer()
 
     def reset(self, key: PRNGKeyArray) -> tuple[Clocked, Array]:
         """(state, obs) at the start of an episode, drawn with `key`."""

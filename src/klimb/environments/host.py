@@ -6,10 +6,12 @@ import abc
 import math
 from typing import Any, NamedTuple
 
+import gymnasium
 import gymnasium.spaces
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Num
 
+from klimb.errors import ConfigError, one_line
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec
 from klimb.policies.observations import ObservationSpec, observation_spec
@@ -160,6 +162,14 @@ class HostEnvironment(abc.ABC):
 
         copies: their number. restart: whether a copy with a fault is restarted, where that is possible.
         """
+
+    def drawn(self) -> gymnasium.Env:
+        """A copy that draws itself: `render()` returns a picture, `[height, width, 3]` bytes.
+
+        Its observations are as arrays hold them (`observations`), its actions as the action space has them.
+        ConfigError where there is none, and MissingExtra where a package is missing.
+        """
+        raise ConfigError(f"{one_line(self.id, 60)} can't draw itself: films need a Gymnasium environment that can")
 
     @property
     def env_spec(self) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium.spaces
 import jax
@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from klimb.environments.base import CompiledEnvironment, Transition
+from klimb.environments.rendering.renderer import Renderer
+from klimb.environments.rendering.replay import GymnasiumReplay
 from klimb.tabular.mdp import TabularMDP
 from klimb.tabular.problems import Outcomes, gymnasium_outcomes
 from klimb.tabular.transitions import SparseTransition
@@ -88,6 +90,11 @@ class TabularEnvironment(CompiledEnvironment):
             truncated=self._at_time_limit(time),
         )
 
+    def renderer(self) -> Renderer:
+        """Gymnasium's own drawing of the environment of the same name, or else as for all compiled environments."""
+        name = self.id.partition(":")[2]
+        return GymnasiumReplay(name, _write) if name in gymnasium.registry else super().renderer()
+
     def _one_hot(self, state: Array) -> Float[Array, " S"]:
         return jax.nn.one_hot(state, len(self.outcomes.initial), dtype=jnp.float32)
 
@@ -102,6 +109,11 @@ def make_toy_text(name: str) -> TabularEnvironment:
     """
     limit = gymnasium.spec(name).max_episode_steps
     return TabularEnvironment(f"jax:{name}", gymnasium_outcomes(name), limit, packages=("gymnasium",))
+
+
+def _write(state: Place, reference: Any) -> None:
+    """Put Gymnasium's toy-text environment into a state."""
+    reference.s, reference.lastaction = int(state.state), None
 
 
 def _draw(key: PRNGKeyArray, cumulative: Float[Array, " K"]) -> Int[Array, ""]:

@@ -37,12 +37,13 @@ def write_page(page: str, directory: Path, output: Path | None) -> Path:
     return path
 
 
-def fill(template: str, data: Spec, **parts: str) -> str:
+def fill(template: str, data: Spec, *, player: str = "", **parts: str) -> str:
     """A whole page: a template with its parts, the style, and the script that draws its charts.
 
-    template: a file of `assets`. data: what the script reads. parts: HTML, by the template's names.
+    template: a file of `assets`. data: what the script reads. player: a further script, which plays a film. parts:
+    HTML, by the template's names.
     """
-    style, script = _resource("style.css"), _resource("charts.js")
+    style, script = _resource("style.css"), _resource("charts.js") + player
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
     return Template(_resource(template)).substitute(parts, policy=policy, style=style, script=script, data=embed(data))

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from klimb.files import as_path
+from klimb.filming.card import card_data, card_html, script
+from klimb.filming.clip import Clip
 from klimb.report.averages import bucket_mean
 from klimb.report.certificate_charts import certificate_charts
 from klimb.report.charts import (
@@ -20,7 +22,7 @@ from klimb.report.charts import (
 )
 from klimb.report.configuration import configuration_html
 from klimb.report.data import Evaluation, RunData, Spec, read_run, rejection_counts
-from klimb.report.html import fill, sections_html, tiles_html, without_readouts, write_page
+from klimb.report.html import embed, fill, sections_html, tiles_html, without_readouts, write_page
 from klimb.report.idle_seeds import idle_seeds
 from klimb.report.provenance import provenance_html
 from klimb.report.statistics import FEW_SEEDS, from_few_seeds
@@ -29,19 +31,21 @@ from klimb.report.text import duration, format_number, message, reason, si, with
 MAX_ROWS = 200
 
 
-def write_report(run_dir: Path, output: Path | None = None) -> Path:
+def write_report(run_dir: Path, output: Path | None = None, clip: Clip | None = None) -> Path:
     """Write the report of a run. Returns the path of the page.
 
-    run_dir: directory of the run. output: the file to write; `run_dir/report.html` by default.
+    run_dir: directory of the run. output: the file to write; `run_dir/report.html` by default. clip: an episode of its
+    policy (`klimb.film`), which the page shows; None for none.
     Raises RunError when the run has no record of an iteration yet or a file can't be read or written, ConfigError when
     its configuration is wrong.
     """
     run_dir = as_path(run_dir)
-    return write_page(render(read_run(run_dir)), run_dir, output)
+    return write_page(render(read_run(run_dir), clip), run_dir, output)
 
 
-def render(run: RunData) -> str:
-    """The whole page as HTML."""
+def render(run: RunData, clip: Clip | None = None) -> str:
+    """The whole page as HTML. run: its data. clip: an episode that it shows; None for none."""
+    played = None if clip is None else card_data(clip)
     parts = _sections(run)
     charts = [chart for part in parts for chart in part["charts"]]
     data = {
@@ -57,6 +61,8 @@ def render(run: RunData) -> str:
     return fill(
         "page.html",
         data,
+        player="" if played is None else script(),
+        clip="" if clip is None or played is None else card_html(clip, played) + card_json(played),
         title=escape(title),
         rule=escape(run.rule_title),
         env=escape(run.config["env"]),
@@ -71,6 +77,11 @@ def render(run: RunData) -> str:
 
 def _exact(values: np.ndarray) -> list[int]:
     return [round(value) for value in values.tolist()]
+
+
+def card_json(played: Spec) -> str:
+    """The data of a film for the script that plays it. played: of `card_data`."""
+    return f'<script type="application/json" id="clip-data">{embed(played)}</script>'
 
 
 def _sections(run: RunData) -> list[Spec]:

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import gymnasium.spaces
 import numpy as np
 from jaxtyping import Integer, Num
 
 from klimb.environments.host import HostEnvironment, HostStep, HostVector
-from klimb.errors import EnvironmentNotFound, MissingExtra, UnsupportedSpace
+from klimb.errors import ConfigError, EnvironmentNotFound, MissingExtra, UnsupportedSpace
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.observation_spec import ObservationSpec
 from klimb.policies.picture_observations import PictureObservations
@@ -39,6 +40,13 @@ class EnvPoolEnvironment(HostEnvironment):
         copies: their number. restart: is not used.
         """
         return EnvPoolVector(self.name, copies, self.observations, self.actions)
+
+    def drawn(self) -> gymnasium.Env:
+        """EnvPool's drawing needs a screen, and ends the process where there is none."""
+        raise ConfigError(
+            f"{self.id} is not drawn by EnvPool: give Gymnasium's environment of the same name, which is, with --env "
+            f"gymnasium:{self.name} (in Python env=)"
+        )
 
 
 class EnvPoolVector(HostVector):

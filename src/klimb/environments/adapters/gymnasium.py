@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class GymnasiumEnvironment(HostEnvironment):
     """
 
     id: str
-    make: Callable[[], gym.Env] = field(repr=False)
+    make: Callable[..., gym.Env] = field(repr=False)
     observation_space: gym.spaces.Box
     action_space: gym.spaces.Space
     observed: ObservationSpec = field(repr=False)
@@ -55,12 +56,14 @@ class GymnasiumEnvironment(HostEnvironment):
     derivatives: DerivativeSizes | None = field(default=None, repr=False)
     packages: tuple[str, ...] = field(default=("gymnasium",), repr=False)
     image_shape: tuple[int, ...] | None = field(default=None, repr=False)
+    takes_render_mode: bool = field(default=False, repr=False)
 
     @classmethod
-    def from_maker(cls, name: str, make: Callable[[], gym.Env]) -> GymnasiumEnvironment:
+    def from_maker(cls, name: str, make: Callable[..., gym.Env]) -> GymnasiumEnvironment:
         """An environment from a function that makes one; it is called once to read the spaces.
 
         name: for messages and run directories. make: a function of no arguments that returns a new `gymnasium.Env`.
+        For films it is called with `render_mode="rgb_array"`, if it takes a `render_mode`.
         """
         return cls._from_maker(name, make, None)
 
@@ -76,7 +79,7 @@ class GymnasiumEnvironment(HostEnvironment):
         """
         try:
             env_spec = _env_spec(identifier, module, wrappers)
-            return cls._from_maker(name, lambda: wrapped(gym.make(identifier), wrappers), env_spec)
+            return cls._from_maker(name, lambda **given: wrapped(gym.make(identifier, **given), wrappers), env_spec)
         except (gym.error.DependencyNotInstalled, KlimbError):
             raise
         except (Exception, SystemExit) as error:
@@ -87,7 +90,7 @@ class GymnasiumEnvironment(HostEnvironment):
 
     @classmethod
     def _from_maker(
-        cls, name: str, make: Callable[[], gym.Env], env_spec: dict[str, Any] | None
+        cls, name: str, make: Callable[..., gym.Env], env_spec: dict[str, Any] | None
     ) -> GymnasiumEnvironment:
         made = make()
         if not isinstance(made, gym.Env):
@@ -104,7 +107,8 @@ class GymnasiumEnvironment(HostEnvironment):
         assert isinstance(space, gym.spaces.Box)
         return cls(
             id=name,
-            make=lambda: adapted(make(), mask),
+            make=lambda **given: adapted(make(**given), mask),
+            takes_render_mode=_takes_render_mode(make),
             observation_space=space,
             action_space=env.action_space,
             observed=observed,
@@ -127,6 +131,22 @@ class GymnasiumEnvironment(HostEnvironment):
         copies: their number. restart: whether a copy with a fault is restarted.
         """
         return GymnasiumVector(self.make, copies, restart=restart)
+
+    def drawn(self) -> gym.Env:
+        """A copy with `render_mode="rgb_array"`. ConfigError where it has no such mode."""
+        try:
+            env = self.make(**({"render_mode": "rgb_array"} if self.takes_render_mode else {}))
+        except (gym.error.DependencyNotInstalled, KlimbError):
+            raise
+        except (Exception, SystemExit) as error:
+            cause = Trouble.of(error, "make").cause
+            raise ConfigError(f'{self.id} can\'t be made with render_mode="rgb_array": {cause}') from error
+        if env.render_mode != "rgb_array":
+            mode = env.render_mode
+            env.close()
+            remedy = "" if self.takes_render_mode else "; let the function that makes it take a render_mode"
+            raise ConfigError(f"{self.id} can't draw itself: its render_mode is {mode!r}, not 'rgb_array'{remedy}")
+        return env
 
 
 def flattened(env: gym.Env) -> gym.Env:
@@ -169,6 +189,15 @@ def image_shape(space: gym.Space) -> tuple[int, ...] | None:
             shapes = [shape for part in parts if (shape := image_shape(part)) is not None]
             return max(shapes, key=math.prod, default=None)
     return None
+
+
+def _takes_render_mode(make: Callable[..., gym.Env]) -> bool:
+    """Whether a function can be called with a `render_mode`."""
+    try:
+        parameters = inspect.signature(make).parameters
+    except ValueError:  # some functions of C have none
+        return False
+    return "render_mode" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def _is_gymnasiums_own(identifier: str) -> bool:

@@ -9,10 +9,11 @@ import gymnasium.spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
-from klimb.environments.base import ClassicControl
+from klimb.environments.base import ClassicControl, Clocked
 from klimb.environments.control.runge_kutta import runge_kutta
+from klimb.environments.rendering.canvas import BLUE, INK, ORANGE, PAPER, Canvas
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,25 @@ class CartPoleSwingUp(ClassicControl):
             + 2 / 3 * pole_moment * self.half_length * jnp.square(rate)
             + pole_moment * self.gravity * jnp.cos(angle)
         )
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps in a second of the pole's time."""
+        return 1 / self.time_step
+
+    def render(self, state: Clocked) -> UInt8[np.ndarray, "H W 3"]:
+        """Cart and pole from the side. The track has no end: a cart that leaves the picture comes in again on the
+        other side."""
+        half = 2.0
+        position, _, angle, _ = np.asarray(state.physics, float)
+        x = (position + half) % (2 * half) - half
+        canvas = Canvas(half)
+        canvas.line((-half, 0), (half, 0), 0.02, INK)
+        canvas.line((x - 0.15, 0), (x + 0.15, 0), 0.2, BLUE)
+        tip = (x + 2 * self.half_length * np.sin(angle), 2 * self.half_length * np.cos(angle))
+        canvas.line((x, 0), tip, 0.07, ORANGE)
+        canvas.disc((x, 0), 0.03, PAPER)
+        return canvas.picture()
 
     def _rate(self, physics: Float[Array, " 4"], force: Float[Array, ""]) -> Float[Array, " 4"]:
         """The physics state's time derivative."""

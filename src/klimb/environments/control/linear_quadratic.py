@@ -8,10 +8,11 @@ import gymnasium.spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 from numpy.typing import ArrayLike
 
-from klimb.environments.base import ClassicControl
+from klimb.environments.base import ClassicControl, Clocked
+from klimb.environments.rendering.canvas import BLUE, ORANGE, Canvas
 from klimb.errors import ConfigError
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -140,6 +141,14 @@ class LinearQuadratic(ClassicControl):
     def observe(self, physics: Float[Array, " n"]) -> Float[Array, " n"]:
         """The state itself."""
         return physics
+
+    def render(self, state: Clocked) -> UInt8[np.ndarray, "H W 3"]:
+        """The first two coordinates of x as a point in a plane, and the origin that it is brought to."""
+        x, y = np.resize(np.asarray(state.physics, float), 2) * ([1, 1] if len(self.transition) > 1 else [1, 0])
+        canvas = Canvas(4.0)
+        canvas.disc((0, 0), 0.12, ORANGE)
+        canvas.disc((np.clip(x, -4, 4), np.clip(y, -4, 4)), 0.16, BLUE)
+        return canvas.picture()
 
     def terminal(self, physics: Float[Array, " n"]) -> Bool[Array, ""]:
         """False: the task never ends."""

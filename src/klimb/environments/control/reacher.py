@@ -9,10 +9,11 @@ import gymnasium.spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, UInt8
 
-from klimb.environments.base import ClassicControl
+from klimb.environments.base import ClassicControl, Clocked
 from klimb.environments.control.runge_kutta import runge_kutta
+from klimb.environments.rendering.canvas import BLUE, ORANGE, PAPER, Canvas
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,24 @@ class Reacher(ClassicControl):
     def terminal(self, physics: Float[Array, " 6"]) -> Bool[Array, ""]:
         """False: the task never ends."""
         return jnp.zeros((), bool)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps in a second of the arm's time."""
+        return 1 / self.time_step
+
+    def render(self, state: Clocked) -> UInt8[np.ndarray, "H W 3"]:
+        """The arm from above, and the target."""
+        inner, outer, _, _, *target = np.asarray(state.physics, float)
+        elbow = self.length_1 * np.array([np.cos(inner), np.sin(inner)])
+        tip = elbow + self.length_2 * np.array([np.cos(inner + outer), np.sin(inner + outer)])
+        canvas = Canvas(1.2 * (self.length_1 + self.length_2))
+        canvas.disc(tuple(target), 0.06, ORANGE)
+        canvas.line((0, 0), tuple(elbow), 0.09, BLUE)
+        canvas.line(tuple(elbow), tuple(tip), 0.07, BLUE)
+        for joint in ((0, 0), tuple(elbow), tuple(tip)):
+            canvas.disc(joint, 0.025, PAPER)
+        return canvas.picture()
 
     def fingertip(self, physics: Float[Array, " 6"]) -> Float[Array, " 2"]:
         """Position of the end of the second link [m], relative to the shoulder."""

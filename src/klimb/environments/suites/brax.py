@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
-from klimb.environments.suites.physics import PhysicsEnvironment
+from klimb.environments.rendering.mujoco import Pose
+from klimb.environments.suites.physics import Clocked, PhysicsEnvironment
 from klimb.environments.suites.suite import import_library, require_known
 from klimb.errors import ConfigError
 
@@ -17,6 +19,15 @@ class BraxEnvironment(PhysicsEnvironment):
     """An environment of Brax, without its wrappers."""
 
     packages = ("brax",)
+
+    def model(self) -> Any:
+        """MuJoCo's model of the robot."""
+        return self.env.sys.mj_model
+
+    def pose(self, state: Clocked) -> Pose:
+        """Where everything is in a state."""
+        physics = state.inner.pipeline_state
+        return Pose(physics.q, physics.qd)
 
 
 def make_brax(name: str, *, backend: str = "generalized") -> BraxEnvironment:

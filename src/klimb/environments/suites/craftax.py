@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from klimb.environments.rendering.renderer import OwnPictures, enlarged
 from klimb.environments.suites.spaces import gymnasium_space, observation_space
 from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, legacy_key, require_known
 
+PIXELS, STEPS_PER_SECOND = 16, 10.0
+"""Of films: of each block, and speed."""
 NAMES = ("Craftax-Symbolic-v1", "Craftax-Pixels-v1", "Craftax-Classic-Symbolic-v1", "Craftax-Classic-Pixels-v1")
 
 
@@ -46,6 +51,13 @@ class CraftaxEnvironment(SuiteEnvironment):
         obs, state, reward, done, _ = self.env.step_env(legacy_key(key), state, action, self.params)
         died = self.env.is_terminal(state, self._timeless)
         return Step(state, obs, reward=reward, terminated=died, truncated=done & ~died)
+
+    def renderer(self) -> OwnPictures:
+        """Craftax's own picture of the world around the player."""
+        classic = ".craftax_classic." if "Classic" in self.id else ".craftax."
+        library = import_library(f"craftax{classic}renderer", self.id, "craftax")
+        draw = jax.jit(library.make_craftax_pixel_renderer(PIXELS))
+        return OwnPictures(lambda state: enlarged(np.asarray(draw(state)).astype(np.uint8)), STEPS_PER_SECOND)
 
 
 def make_craftax(name: str) -> CraftaxEnvironment:

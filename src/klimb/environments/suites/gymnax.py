@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from klimb.environments.rendering.renderer import Renderer
+from klimb.environments.rendering.replay import GymnasiumReplay
 from klimb.environments.suites.spaces import gymnasium_space
 from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, refused_download, require_known
 
+CLASSIC_CONTROL = {
+    "CartPole-v1": ("x", "x_dot", "theta", "theta_dot"),
+    "Pendulum-v1": ("theta", "theta_dot"),
+    "Acrobot-v1": ("joint_angle1", "joint_angle2", "velocity_1", "velocity_2"),
+    "MountainCar-v0": ("position", "velocity"),
+    "MountainCarContinuous-v0": ("position", "velocity"),
+}
+"""Environments that Gymnasium draws, and the fields of their states in gymnax."""
 DOWNLOADING = ("MNISTBandit-bsuite",)
 """Environments that fetch data over the network when they are made."""
 
@@ -48,6 +60,18 @@ class GymnaxEnvironment(SuiteEnvironment):
         obs, state, reward, terminated, _ = self.env.step_env(key, state, action, self.params)
         truncated = self.env.is_truncated(state, self.params)
         return Step(state, obs, reward=reward, terminated=terminated, truncated=truncated)
+
+    def renderer(self) -> Renderer:
+        """Gymnasium's own drawing of classic control, or else as for all compiled environments."""
+        name = self.id.removeprefix("gymnax:")
+        if name not in CLASSIC_CONTROL:
+            return super().renderer()
+        return GymnasiumReplay(name, partial(_write, CLASSIC_CONTROL[name]))
+
+
+def _write(fields: tuple[str, ...], state: PyTree, reference: Any) -> None:
+    """Put Gymnasium's environment into a state of gymnax. fields: of gymnax's state, in the order of Gymnasium's."""
+    reference.state = np.array([getattr(state, name) for name in fields], np.float64)
 
 
 def make_gymnax(name: str) -> GymnaxEnvironment:

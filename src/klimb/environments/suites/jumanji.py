@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from functools import partial
 from typing import Any
 
 import gymnasium.spaces
@@ -11,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from klimb.environments.adapters.action_masks import unmasked
+from klimb.environments.rendering.renderer import OwnPictures, Renderer
 from klimb.environments.suites.spaces import gymnasium_space, named_parts, observation_space
 from klimb.environments.suites.suite import (
     Step,
@@ -23,6 +26,8 @@ from klimb.environments.suites.suite import (
 from klimb.errors import UnsupportedSpace, one_line
 from klimb.policies.observation_parts import ACTION_MASK
 
+STEPS_PER_SECOND = 5.0
+"""Of films."""
 DOWNLOADING = ("Sokoban-v0",)
 """Environments that fetch their levels over the network when they are made."""
 
@@ -78,9 +83,23 @@ class JumanjiEnvironment(SuiteEnvironment):
             reward=after.reward, terminated=ended & ~has_value, truncated=(ended & has_value) | over
         )
 
+    def renderer(self) -> Renderer:
+        """Jumanji's own drawing by Matplotlib; without a drawing of its own, as for all compiled environments."""
+        viewer: Any = getattr(self.env, "_viewer", None)
+        if not hasattr(viewer, "_display_rgb_array"):
+            return super().renderer()
+        viewer._display = viewer._display_rgb_array
+        return OwnPictures(partial(_drawn, viewer), STEPS_PER_SECOND)
+
     def _seen(self, state: PyTree, timestep: Any) -> Step:
         obs = named_parts(timestep.observation, self.env.observation_spec)
         return Step(state, obs, obs[ACTION_MASK] if self.masked else None)
+
+
+def _drawn(viewer: Any, state: PyTree) -> np.ndarray:
+    """Jumanji's picture of a state, which would show a window if there were a screen, and warns that there is none."""
+    with warnings.catch_warnings(action="ignore"):
+        return viewer.render(state)
 
 
 def _combinations(actions: gymnasium.spaces.Space, mask: Any) -> tuple[int, ...] | None:

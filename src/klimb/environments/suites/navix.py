@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium.spaces
+import jax
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from klimb.environments.rendering.renderer import OwnPictures, enlarged
 from klimb.environments.suites.spaces import gymnasium_space
 from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, legacy_key, require_known
 
+STEPS_PER_SECOND = 5.0
+"""Of films."""
 TRUNCATED, TERMINATED = 1, 2
 """Navix's kinds of steps that are the last one of an episode."""
 
@@ -41,6 +46,11 @@ class NavixEnvironment(SuiteEnvironment):
         after = self.env._step(state, action)
         terminated, truncated = after.step_type == TERMINATED, after.step_type == TRUNCATED
         return Step(after, after.observation, reward=after.reward, terminated=terminated, truncated=truncated)
+
+    def renderer(self) -> OwnPictures:
+        """Navix's own picture of the whole grid, enlarged."""
+        rgb = jax.jit(import_library("navix.observations", self.id, "navix").rgb)
+        return OwnPictures(lambda state: enlarged(np.asarray(rgb(state.state))), STEPS_PER_SECOND)
 
 
 class _Bounded:

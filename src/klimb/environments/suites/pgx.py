@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from klimb.environments.rendering.observed import ObservedPictures
+from klimb.environments.rendering.renderer import Renderer
 from klimb.environments.suites.spaces import box
 from klimb.environments.suites.suite import Step, SuiteEnvironment, import_library, legacy_key, require_known
 from klimb.errors import UnsupportedSpace
+from klimb.policies.picture_observations import PictureObservations
 
 Opponent = Callable[[PRNGKeyArray, Array, Array], Array]
 """The other player: its action from a key, what it observes, and the mask of its legal actions."""
@@ -52,8 +55,15 @@ class PgxEnvironment(SuiteEnvironment):
         # Boards are flags and small numbers; flags with channels are pictures.
         flags = shapes.observation.dtype == jnp.bool_
         low, high = (0.0, 1.0) if flags else (-np.inf, np.inf)
-        space = box(shapes.observation.shape, low, high)
+        self._board: tuple[int, ...] = shapes.observation.shape
+        space = box(self._board, low, high)
         super().__init__(id, env, space, gymnasium.spaces.Discrete(shapes.legal_action_mask.shape[0]), masked=True)
+
+    def renderer(self) -> Renderer:
+        """The layers of the board that the policy sees, each in a colour of its own: Pgx draws vectors, not pixels."""
+        if len(self._board) != 3:
+            return super().renderer()
+        return ObservedPictures(PictureObservations(self._board, "float32"))
 
     def begin(self, key: PRNGKeyArray) -> Step:
         """A new game, after the opponent's first move where it begins. key: that it is drawn with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any, NamedTuple
 
 import gymnasium.spaces
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from klimb.environments.rendering.mujoco import MujocoRenderer, Pose
 from klimb.environments.suites.spaces import box
 from klimb.environments.suites.suite import Step, SuiteEnvironment, legacy_key, own_containers
 
@@ -55,6 +57,18 @@ class PhysicsEnvironment(SuiteEnvironment):
             reward, done = reward + inner.reward, done | (inner.done > 0.5)
         after = state._replace(inner=inner, time=state.time + self.action_repeat)
         return self._seen(after)._replace(reward=reward, terminated=done, truncated=after.time >= self._time_limit)
+
+    def renderer(self) -> MujocoRenderer:
+        """MuJoCo's renderer, in the robot's own time."""
+        return MujocoRenderer(self.model(), self.pose, 1 / (float(self.env.dt) * self.action_repeat))
+
+    @abc.abstractmethod
+    def model(self) -> Any:
+        """MuJoCo's model of the robot, which is drawn."""
+
+    @abc.abstractmethod
+    def pose(self, state: Clocked) -> Pose:
+        """Where everything is in a state."""
 
     def _seen(self, state: Clocked) -> Step:
         return Step(state, state.inner.obs)

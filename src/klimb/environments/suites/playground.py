@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from klimb.environments.rendering.mujoco import Pose
 from klimb.environments.suites.physics import Clocked, PhysicsEnvironment
 from klimb.environments.suites.suite import Step, import_library, legacy_key, refused_download, require_known
 from klimb.errors import ConfigError, nearest, one_line
@@ -65,6 +66,15 @@ class PlaygroundEnvironment(PhysicsEnvironment):
             return super().advance(key, state, action)
         with self._model(state.model):
             return super().advance(key, state, action)
+
+    def model(self) -> Any:
+        """MuJoCo's model of the robot; without randomisation, which pictures do not show."""
+        return self.env.mj_model
+
+    def pose(self, state: Clocked) -> Pose:
+        """Where everything is in a state."""
+        data = state.inner.data
+        return Pose(data.qpos, data.qvel, (data.mocap_pos, data.mocap_quat))
 
     def _draw(self, key: Array) -> list[Array]:
         """The arrays of one model that are randomised. key: that they are drawn with."""

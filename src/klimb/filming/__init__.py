@@ -1,0 +1,1 @@
+"""Films: one episode of a policy, drawn step by step."""
