@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 import klimb
+from klimb.environments.rendering import offscreen
+from klimb.environments.suites.gymnax import CLASSIC_CONTROL
+from klimb.errors import ConfigError
 from problems import assert_same_bits
 
 # What the libraries warn of is theirs.
@@ -29,6 +32,7 @@ NAMES = (
     "playground:CartpoleBalance",
     "brax:inverted_pendulum(backend=spring)",
 )
+WITHOUT_PICTURES = ("pgx:kuhn_poker",)
 LIBRARIES = {"playground": "mujoco_playground", "craftax": "craftax.craftax_env", "brax": "brax.envs"}
 STEPS = 24
 
@@ -317,3 +321,43 @@ def test_a_run_resumes_to_the_same_bytes(name, tmp_path):
     assert_same_bits(resumed.policy, whole.policy)
     assert resumed.history[-1]["kl_old_new"] == whole.history[-1]["kl_old_new"]
     assert klimb.evaluate(resumed.policy, name, episodes=2).returns.shape == (2,)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_PICTURES])
+def test_states_are_drawn(name):
+    env = make(name)
+    if "play" in name or "brax" in name:
+        offscreen.prepare()
+        if offscreen.installed() is None:
+            pytest.skip("needs EGL or OSMesa")
+    _, states, _, after = steps_of(env)
+    renderer = env.renderer()
+    draw = lambda t: renderer.picture(jax.tree.map(lambda x: x[t], states), np.asarray(after.obs[t - 1]))  # noqa: E731
+    pictures = [draw(t) for t in (1, STEPS - 1, 1)]
+    assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures)
+    assert min(pictures[0].shape[:2]) >= 240
+    assert pictures[0].std() > 1
+    np.testing.assert_array_equal(pictures[0], pictures[2])
+    assert (pictures[0] != pictures[1]).any()
+    assert 0 < renderer.steps_per_second < 1000
+    renderer.close()
+
+
+@pytest.mark.parametrize("name", WITHOUT_PICTURES)
+def test_cards_of_numbers_are_not_drawn(name):
+    with pytest.raises(ConfigError, match="has no pictures"):
+        make(name).renderer()
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0"])
+def test_gymnaxs_classic_control_is_drawn_as_klimbs(name):
+    pytest.importorskip("pygame")
+    offscreen.prepare()
+    theirs, ours = make(f"gymnax:{name}"), klimb.make(f"jax:{name}")
+    state, obs = theirs.reset(jax.random.key(3))
+    begun, _ = ours.reset(jax.random.key(3))
+    fields = CLASSIC_CONTROL[name]
+    same = begun._replace(physics=jnp.stack([getattr(state, field) for field in fields]))
+    np.testing.assert_array_equal(
+        theirs.renderer().picture(state, np.asarray(obs)), ours.renderer().picture(same, np.asarray(obs))
+    )

@@ -62,4 +62,5 @@ def as_picture(drawn: Any) -> UInt8[np.ndarray, "H W 3"]:
     if picture.ndim != 3 or picture.shape[2] not in (3, 4) or 0 in picture.shape or picture.dtype != np.uint8:
         given = "None" if drawn is None else f"an array of {picture.dtype} of shape {list(picture.shape)}"
         raise ValueError(f"a picture has bytes (uint8) of shape [height, width, 3], and {given} was returned")
-    return picture[..., :3]
+    # Copied: some draw every picture into the same memory.
+    return picture[..., :3].copy()

@@ -85,8 +85,9 @@ class JumanjiEnvironment(SuiteEnvironment):
 
     def renderer(self) -> Renderer:
         """Jumanji's own drawing by Matplotlib; without a drawing of its own, as for all compiled environments."""
-        viewer: Any = getattr(self.env, "_viewer", None)
-        if not hasattr(viewer, "_display_rgb_array"):
+        viewers = (part for part in vars(self.env).values() if hasattr(part, "_display_rgb_array"))
+        viewer: Any = next(viewers, None)
+        if viewer is None:
             return super().renderer()
         viewer._display = viewer._display_rgb_array
         return OwnPictures(partial(_drawn, viewer), STEPS_PER_SECOND)
