@@ -10,7 +10,7 @@ ENVPOOL := $(VENV)/.envpool
 SUITES := $(VENV)/.suites
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -110,6 +110,9 @@ bench-minatar: $(DEV)  ## returns on MinAtar beside rejax's PPO; writes docs/min
 bench-suites: $(SUITES)  ## compiled environments of other libraries: returns, speed, resets; writes docs/compiled-worlds.md (an hour)
 	$(VENV)/suites/bin/python benchmarks/suites.py
 
+bench-gpu: $(DEV)  ## compiled trainings on a GPU: speed, seeds, precision, memory; writes docs/gpu.md
+	$(BIN)/python benchmarks/gpu.py
+
 bench-ideas: $(DEV)  ## what each idea from REINFORCE to TRPO contributes; writes docs/ideas.md (twenty minutes)
 	$(BIN)/python benchmarks/ideas.py
 
@@ -126,7 +129,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(CORE)
-	$(INSTALL) '.[dev,gymnax,mujoco,offline,ray,tune]'
+	$(INSTALL) '.[dev,gymnax,mujoco,offline,ray,tune,video]'
 	touch $@
 
 # EnvPool's assets are 750 MB, so it is installed only for the benchmarks that need it.

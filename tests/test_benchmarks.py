@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import backward_passes
+import gpu
 import ideas_page
 import units
 from klimb.environments.control.cartpole import CartPole
@@ -104,3 +105,25 @@ def test_four_ways_to_a_gradient_are_one_gradient_and_only_one_of_them_holds_all
         assert result["intermediate_bytes"][backward_passes.ONE_PASS] < 4 * result["rows"] * result["parameters"] / 4
     held = [result["intermediate_bytes"]["row by row, compiled"] for result in (few, many)]
     assert held[0] == held[1]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_gpus_runs_here_with_small_sizes():
+    row = gpu.Row("jax:CartPole-v1", "ppo", 4096, 16).small()
+    found = gpu.in_a_process(row)
+    assert set(found) == {"alone", "acting", "training", "compile_seconds", "mean_kl", "peak_mib"}
+    assert min(found["alone"], found["acting"], found["training"], found["peak_mib"]) > 0
+    assert found["mean_kl"] > 0
+
+
+def test_the_page_of_gpus_claims_only_what_was_measured():
+    page = gpu.PAGE.read_text(encoding="utf-8")
+    measured = read_results("gpu")
+    if not measured:
+        assert page.count(gpu.NOTHING) == 3
+        assert gpu.page_with(page, {}, None) == page
+    row = gpu.COLUMNS[0]
+    found = {"alone": 9000, "acting": 800, "training": 70, "compile_seconds": 6.5, "mean_kl": 0.01, "peak_mib": 1234}
+    filled = gpu.page_with(page, {row.name: found, "jax:CartPole-v1, ppo, 64 × 64": found}, "a device")
+    assert "Measured on a device:" in filled
+    assert "| `jax:CartPole-v1`, trpo, 512 × 64 | 9,000 | 800 | 70 | 1,234 MiB | 6.5 s |" in filled

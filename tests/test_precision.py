@@ -75,6 +75,15 @@ def in_training(rule: Any, env: str, recorded: Any = None, **options: Any) -> se
     return found
 
 
+def test_a_training_asks_for_the_precision_of_its_option() -> None:
+    rounded = in_training(TRPO(), "CartPole-v1", precision="tensorfloat32")
+    # Its first state is made in full, whatever the option.
+    assert rounded - FULL == {(Precision.HIGH, Precision.HIGH)}
+    with jax.default_matmul_precision("bfloat16"):
+        chosen = in_training(TRPO(), "CartPole-v1", precision="tensorfloat32")
+    assert chosen == {(Precision.DEFAULT, Precision.DEFAULT)}
+
+
 QUICK = ("trpo",)
 
 

@@ -73,7 +73,7 @@ def test_training_says_what_it_does_and_where_everything_is(capsys, monkeypatch)
         assert expected in " ".join(out.split()), expected
     assert re.sub(r"[^\x20-\x7e\n…–±]", "", out) == out
     words = ["environment", "rule", "training", "compiling", "iteration", "iteration", "checkpoint", "trained:"]
-    words += ["evaluation", "report", "policy", "metrics", "again"]
+    words += ["evaluation", "memory", "report", "policy", "metrics", "again"]
     assert [line.split()[0] for line in out.splitlines()] == words
 
 

@@ -28,6 +28,7 @@ from klimb.training.final_evaluation import evaluate_run
 from klimb.training.loop import NotSaved
 from klimb.training.progress.choice import lines_on, view_on
 from klimb.training.progress.view import SILENT, View
+from klimb.training.resources import memory_line, peak_memory
 from klimb.training.run_writer import Run
 
 
@@ -138,6 +139,8 @@ def finish(
         page = write_report(run_dir)
     for line in [] if result is None else evaluation_lines(result):
         print_line(console, line)
+    if not output.quiet and (peaks := peak_memory()):
+        print_line(console, f"memory       at most {memory_line(peaks)}")
     for name, path in (
         ("report", page),
         ("policy", run_dir / ("policy*.safetensors" if len(policies) > 1 else "policy.safetensors")),

@@ -22,6 +22,7 @@ from klimb.improve.minibatches import require_divisible, require_sequences
 from klimb.improve.rule import Rule, Traits, is_offline, traits_of
 from klimb.modules import module_of, require_trust
 from klimb.policies.network_options import NetworkOptions
+from klimb.precision import Precision
 from klimb.rules import RULES, UnknownRule, rule_class, rule_name
 from klimb.runs.toml import parse_toml, read_toml, toml_value
 
@@ -105,6 +106,8 @@ class Logging:
     """Devices that each seed's environments and batches are spread over; none: one, or all of several processes'."""
     spread: Literal["auto", "rows", "environments"] = "auto"
     """With learn_on. rows: every device learns from its share of a batch; environments: from all; auto: by size."""
+    precision: Precision = "float32"
+    """Of products on an accelerator; tensorfloat32 is faster for large networks, and off by 1e-3: see docs/gpu.md."""
     max_rejections: Iterations = 50
     """Stop after this many numerical failures in a row, in every seed; warn if none of as many first steps is taken."""
     check_finite: bool = False

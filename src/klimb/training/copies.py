@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from klimb.precision import Precision
 from klimb.training.devices import Layout
 from klimb.training.spread import Spread
 
@@ -18,7 +19,7 @@ class Copies:
 
     first_seed, num_seeds: the seeds; `seeds` has that of every copy. variations: V values of each varied field of the
     rule; none for one set of values. devices: what the copies are laid over. spread: how one copy lies on several of
-    them, or None.
+    them, or None. precision: of the products of arrays.
     """
 
     def __init__(
@@ -28,13 +29,14 @@ class Copies:
         variations: Mapping[str, Sequence[float]] | None,
         devices: Sequence[jax.Device],
         spread: Spread | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.values = {
             name: np.repeat(np.asarray(values, np.float32), num_seeds) for name, values in (variations or {}).items()
         }
         self.count = next((len(values) for values in self.values.values()), num_seeds)
         self.seeds = [first_seed + s for s in range(num_seeds)] * (self.count // num_seeds)
-        self.layout = Layout(self.count, devices, spread)
+        self.layout = Layout(self.count, devices, spread, precision)
 
     def keys(self) -> Key[Array, " K"]:
         """The key of every copy: the same for the same seed."""
@@ -53,7 +55,7 @@ class Copies:
 
         def every(*arguments: PyTree) -> PyTree:
             count = arguments[0].iteration.shape[0]
-            if count > 1 and jax.default_backend() != "cpu":
+            if count > 1 and side_by_side():
                 return jax.vmap(one)(*arguments)
             if count > 1:
                 return jax.lax.map(lambda rows: one(*rows), arguments)
@@ -61,3 +63,8 @@ class Copies:
             return jax.tree.map(lambda x: x[None], result)
 
         return every
+
+
+def side_by_side() -> bool:
+    """Whether the copies of a device are computed at the same time, and not one after the other."""
+    return jax.default_backend() != "cpu"

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
 
-from klimb.precision import full_precision
+from klimb.precision import Precision, with_precision
 from klimb.training import peers
 from klimb.training.spread import Spread
 
@@ -88,13 +88,20 @@ class Layout:
     """How the K seeds of a training are distributed over devices.
 
     num_seeds: K. devices: to use, at least one. spread: how one seed lies on several devices; None for one device.
+    precision: of products in the compiled functions.
     Several seeds are split into equal shares, one per device; the last share is padded with copies of the last seed.
     A single seed on two or more CPU devices is replicated on two of them, and `run_concurrently` splits its work.
     With a spread the mesh has a second axis, and every share of the seeds has a row of devices.
     """
 
-    def __init__(self, num_seeds: int, devices: Sequence[jax.Device], spread: Spread | None = None) -> None:
-        self.num_seeds = num_seeds
+    def __init__(
+        self,
+        num_seeds: int,
+        devices: Sequence[jax.Device],
+        spread: Spread | None = None,
+        precision: Precision = "float32",
+    ) -> None:
+        self.num_seeds, self._precision = num_seeds, precision
         self.splits_roles = spread is None and num_seeds == 1 and len(devices) > 1 and devices[0].platform == "cpu"
         each = 1 if spread is None else spread.devices
         count = 2 if self.splits_roles else min(num_seeds, len(devices) // each)
@@ -115,7 +122,7 @@ class Layout:
         return AXIS if self.splits_roles else None
 
     def compile(self, function: Callable[..., PyTree], *, by_seed: Sequence[bool]) -> Any:
-        """A compiled function that applies `function` to every device's share of the seeds, in full precision.
+        """A compiled function that applies `function` to every device's share of the seeds.
 
         function: of pytrees. by_seed: for each argument, whether its leaves have the leading axis of seeds; all results
         have it. The buffers of the first argument are donated.
@@ -131,7 +138,7 @@ class Layout:
             check_vma=False,
         )
 
-        @full_precision
+        @with_precision(self._precision)
         def program(*arguments: PyTree) -> PyTree:
             """`shared`, with the seeds padded to a multiple of the number of devices."""
             if self._padding == 0:

@@ -103,6 +103,8 @@ class Program:
                 f"cores = {options.cores}: a training in several processes uses all devices; leave it out"
             )
         devices = limited(available(), options.cores)
+        if options.precision != "float32" and devices[0].platform == "cpu":
+            logger.warning("precision = %s has no effect on a CPU, which multiplies in float32", options.precision)
         self._require_exploration()
         self._warn_of_short_episodes()
         self._networks.warn_of_images()
@@ -120,6 +122,7 @@ class Program:
             variations,
             own(devices)[:1] if is_offline(config.rule) else devices,
             spread,
+            options.precision,
         )
         self._bound = self._bind(config.rule)
         self._uses_critic = options.part(Estimator).uses_critic

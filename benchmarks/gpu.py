@@ -1,0 +1,285 @@
+"""Compiled trainings on a GPU: the environment alone, with the policy, and with learning; seeds together; precision;
+memory. `make bench-gpu` writes the tables of docs/gpu.md.
+
+Every row is measured in a process of its own, so that its memory is its own. Rows that have been measured on the same
+kind of device are not measured again. On a CPU nothing is written, unless it is only to see that everything runs:
+`python benchmarks/gpu.py --check`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import klimb
+import speed
+from klimb.collect.compiled import CompiledCollector
+from klimb.environments.base import CompiledEnvironment
+from klimb.training.resources import peak_memory
+from results_file import HERE, Line, read_results, write_results
+
+PAGE = HERE.parent / "docs" / "gpu.md"
+BEGIN, END = "<!-- begin {}: make bench-gpu -->", "<!-- end {} -->"
+NOTHING = "Not measured yet: `make bench-gpu` on a machine with a GPU writes the table here."
+NEEDS = {"playground": "mujoco_playground", "brax": "brax", "gymnax": "gymnax"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One training. steps: of each environment in an iteration. iterations: that are timed, after as many others."""
+
+    env: str
+    rule: str
+    num_envs: int
+    steps: int
+    iterations: int = 20
+    num_seeds: int = 1
+    precision: str = "float32"
+    hidden: tuple[int, ...] = (64, 64)
+
+    @property
+    def name(self) -> str:
+        seeds = "" if self.num_seeds == 1 else f", {self.num_seeds} seeds"
+        wide = "" if self.hidden == (64, 64) else f", layers of {self.hidden[0]}"
+        return f"{self.env}, {self.rule}, {self.num_envs} × {self.steps}{seeds}{wide}, {self.precision}"
+
+    def small(self) -> Row:
+        """The same with sizes that a CPU makes in seconds."""
+        return dataclasses.replace(self, num_envs=8, steps=4, iterations=2, num_seeds=min(2, self.num_seeds))
+
+
+TASKS = ("jax:CartPole-v1", "jax:PlanarReacher-v0", "gymnax:Breakout-MinAtar", "playground:CartpoleBalance")
+BATCHES = ((512, 64), (4096, 16), (32768, 4))
+COLUMNS = tuple(
+    Row(env, rule, num_envs, steps) for env in TASKS for num_envs, steps in BATCHES for rule in ("trpo", "ppo")
+)
+SEEDS = tuple(
+    Row("jax:CartPole-v1", rule, 64, 64, num_seeds=seeds) for rule in ("trpo", "ppo") for seeds in (1, 8, 64, 256)
+)
+PRECISIONS = tuple(
+    Row("jax:PlanarReacher-v0", rule, 4096, 16, precision=precision, hidden=(1024, 1024))
+    for rule in ("trpo", "ppo")
+    for precision in ("float32", "tensorfloat32")
+)
+PEER = "rejax PPO, CartPole-v1"
+
+
+def seconds_of(program: Callable[[], Any], calls: int) -> float:
+    """The median of some calls, after one that compiles."""
+    jax.block_until_ready(program())
+    found = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        jax.block_until_ready(program())
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def alone(environment: CompiledEnvironment, row: Row) -> float:
+    """Steps per second of the environment alone: known actions, no policy, no resets."""
+    actions = environment.actions
+    rows = jnp.zeros((row.num_envs, *actions.shape), actions.dtype)
+    keys = jax.random.split(jax.random.key(0), (row.steps, row.num_envs))
+    first = jax.jit(jax.vmap(environment.reset))(keys[0])[0]
+
+    @jax.jit
+    def steps(state: Any) -> Any:
+        def one(state: Any, keys: Any) -> tuple:
+            after = jax.vmap(environment.step)(keys, state, actions.unflatten(rows))
+            return after.state, after.reward
+
+        return jax.lax.scan(one, state, keys)
+
+    return row.num_envs * row.steps / seconds_of(partial(steps, first), row.iterations)
+
+
+def acting(environment: CompiledEnvironment, row: Row) -> float:
+    """Steps per second with the policy, sampling, and resets: rollouts as a training makes them."""
+    policy = klimb.NetworkPolicy(
+        environment.observations, environment.actions, hidden=row.hidden, key=jax.random.key(0)
+    )
+    collector = CompiledCollector(environment, row.num_envs, row.steps)
+    state = jax.jit(collector.init)(jax.random.key(0))
+    collect = jax.jit(lambda key, state: collector.collect(key, policy, state)[1])
+    return row.num_envs * row.steps / seconds_of(partial(collect, jax.random.key(1), state), row.iterations)
+
+
+def training(environment: CompiledEnvironment, row: Row) -> dict[str, float]:
+    """Steps per second of all seeds with learning, seconds until the first iteration is done, and the KL of steps."""
+    rule = klimb.TRPO() if row.rule == "trpo" else klimb.PPO(epochs=4, num_minibatches=4)
+    began = time.perf_counter()
+    run = klimb.train(
+        environment,
+        rule,
+        env_steps=2 * row.iterations * row.num_envs * row.steps,
+        num_envs=row.num_envs,
+        num_steps=row.steps,
+        num_seeds=row.num_seeds,
+        hidden=row.hidden,
+        critic_hidden=row.hidden,
+        precision=row.precision,
+        critic_epochs=4,
+    )
+    whole = time.perf_counter() - began
+    timed = run.history[-row.iterations :]
+    rates = [record["steps_per_second"] for record in timed]
+    kl = [value for record in timed for value in jnp.ravel(jnp.asarray(record["kl_old_new"])).tolist()]
+    timed_seconds = 2 * row.iterations * row.num_envs * row.steps * row.num_seeds / statistics.median(rates)
+    return {
+        "training": round(statistics.median(rates)),
+        "compile_seconds": round(max(0.0, whole - timed_seconds), 1),
+        "mean_kl": round(statistics.mean(kl), 6),
+    }
+
+
+def measured(row: Row) -> dict[str, Any]:
+    """All about a row; to be called in a process of its own."""
+    environment = klimb.make(row.env)
+    assert isinstance(environment, CompiledEnvironment)
+    found: dict[str, Any] = {}
+    if row.num_seeds == 1:
+        found = {"alone": round(alone(environment, row)), "acting": round(acting(environment, row))}
+    found |= training(environment, row)
+    peaks = peak_memory()
+    on_device = [count for name, count in peaks.items() if name != "this process"]
+    found["peak_mib"] = round(max(on_device or peaks.values()) / 2**20)
+    return found
+
+
+def in_a_process(row: Row) -> dict[str, Any]:
+    """`measured`, in a process of its own."""
+    command = [sys.executable, __file__, "--row", json.dumps(dataclasses.asdict(row))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peers() -> Iterator[tuple[int, float]]:
+    """Steps per second of rejax's PPO by number of seeds; none where it is not installed."""
+    if not speed.THEIRS.exists():
+        return
+    for row in SEEDS:
+        if row.rule == "ppo":
+            worker = speed.Worker(
+                speed.peer(PEER, "rejax_many.py", row.num_seeds, row.iterations, row.num_envs, row.steps)
+            )
+            with contextlib.closing(_Stopping(worker)):
+                yield row.num_seeds, statistics.median(worker.turn() for _ in range(3))
+
+
+class _Stopping:
+    """Ends a worker."""
+
+    def __init__(self, worker: speed.Worker) -> None:
+        self.close = worker.stop
+
+
+def is_installed(row: Row) -> bool:
+    """Whether the library of a row's environment is there."""
+    package = NEEDS.get(row.env.partition(":")[0])
+    return package is None or importlib.util.find_spec(package) is not None
+
+
+def columns_table(rows: dict[str, Any]) -> list[str]:
+    lines = [
+        "| environment, rule, environments × steps | alone | + policy | + learning | memory | compilation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in COLUMNS:
+        if "training" in (found := rows.get(row.name, {})):
+            cells = " | ".join(f"{found[name]:,}" for name in ("alone", "acting", "training"))
+            lines.append(
+                f"| `{row.env}`, {row.rule}, {row.num_envs:,} × {row.steps} | {cells} | {found['peak_mib']:,} MiB | "
+                f"{found['compile_seconds']} s |"
+            )
+    return lines if len(lines) > 2 else [NOTHING]
+
+
+def seeds_table(rows: dict[str, Any]) -> list[str]:
+    lines = ["| rule | seeds | steps/s of all | memory | rejax, steps/s of all |", "|---|---|---|---|---|"]
+    for row in SEEDS:
+        if "training" in (found := rows.get(row.name, {})):
+            other = rows.get(f"{PEER}, {row.num_seeds} seeds", {}).get("training") if row.rule == "ppo" else None
+            theirs = "" if other is None else f"{other:,}"
+            lines.append(
+                f"| {row.rule} | {row.num_seeds} | {found['training']:,} | {found['peak_mib']:,} MiB | {theirs} |"
+            )
+    return lines if len(lines) > 2 else [NOTHING]
+
+
+def precision_table(rows: dict[str, Any]) -> list[str]:
+    lines = ["| rule | precision | steps/s | mean KL of a step |", "|---|---|---|---|"]
+    for row in PRECISIONS:
+        if "training" in (found := rows.get(row.name, {})):
+            lines.append(f"| {row.rule} | {row.precision} | {found['training']:,} | {found['mean_kl']} |")
+    return lines if len(lines) > 2 else [NOTHING]
+
+
+def page_with(text: str, rows: dict[str, Any], device: str | None) -> str:
+    """The page with its tables. device: the kind that they were measured on; None where nothing was."""
+    tables = {"columns": columns_table, "seeds": seeds_table, "precision": precision_table}
+    for name, table in tables.items():
+        begin, end = BEGIN.format(name), END.format(name)
+        before, rest = text.split(begin)
+        lines = table(rows)
+        if device is not None and lines != [NOTHING]:
+            lines = [f"Measured on {device}:", "", *lines]
+        text = f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}" + rest.split(end)[1]
+    return text
+
+
+def check(rows: list[Row]) -> None:
+    """Measure and print them; SystemExit when one fails."""
+    failed = []
+    for row in rows:
+        found = in_a_process(row)
+        print(row.name, found, flush=True)
+        failed += [row.name] if "failed" in found else []
+    if failed:
+        raise SystemExit(f"{len(failed)} rows failed: {', '.join(failed)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="small sizes, on any device; nothing is written")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.row:
+        fields = json.loads(arguments.row)
+        print(json.dumps(measured(Row(**{**fields, "hidden": tuple(fields["hidden"])}))))
+        return
+    device = jax.devices()[0]
+    if device.platform == "cpu" and not arguments.check:
+        raise SystemExit("JAX has no GPU here, and docs/gpu.md is about GPUs; --check sees that everything runs")
+    every = [row for row in (*COLUMNS, *SEEDS, *PRECISIONS) if is_installed(row)]
+    if arguments.check:
+        check(list(dict.fromkeys(row.small() for row in every)))
+        return
+    rows = read_results("gpu").get(device.device_kind, {})
+    for row in every:
+        if row.name not in rows:
+            rows[row.name] = Line(in_a_process(row))
+            print(row.name, dict(rows[row.name]), flush=True)
+            write_results("gpu", **{device.device_kind: {name: Line(found) for name, found in rows.items()}})
+    for seeds, rate in peers():
+        rows[f"{PEER}, {seeds} seeds"] = Line(training=round(rate))
+    write_results("gpu", **{device.device_kind: {name: Line(found) for name, found in rows.items()}})
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), rows, device.device_kind), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
