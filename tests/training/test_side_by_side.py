@@ -56,7 +56,7 @@ def test_of_every_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("CartPole-v1", {"memory": "gru", "memory_size": 4, "chunk_steps": 8}),
         ("Pendulum-v1", {"tanh_squash": True}),
         ("gymnasium:CartPole-v1", {"workers": 1}),
-        ("own_code:Spot", {"hidden": None}),
+        ("picture_tasks:CompiledDots", {"hidden": None}),
     ],
     ids=["memory", "continuous", "host", "pictures"],
 )

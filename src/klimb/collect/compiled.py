@@ -70,7 +70,7 @@ class CompiledCollector:
     def init(self, key: PRNGKeyArray) -> CollectorState:
         """All environments at the start of an episode."""
         with traced(self.environment.id):
-            env_state, obs = jax.vmap(self.environment.reset)(jax.random.split(key, self.num_envs))
+            env_state, obs = self.environment.reset_all(jax.random.split(key, self.num_envs))
         nothing = jnp.zeros(self.num_envs, obs.dtype if jnp.issubdtype(obs.dtype, jnp.inexact) else float)
         time = jnp.zeros(self.num_envs, jnp.int32)
         return CollectorState(env_state, obs, time, nothing, self.memory.empty(self.num_envs))
@@ -86,7 +86,7 @@ class CompiledCollector:
             key, key_start = jax.random.split(key)
             state = self.init(key_start)
         environment = self.environment
-        reset = traced(environment.id)(jax.vmap(environment.reset))
+        reset = traced(environment.id)(environment.reset_all)
         held, noise, step_keys, reset_keys = self._draws(key, policy, state)
         state = spread_environments(state)
         remembered = state.carry
@@ -100,7 +100,7 @@ class CompiledCollector:
             actions = environment.actions
             taken = actions.unflatten(actions.clip(distribution.to_environment(action)))
             with traced(environment.id):
-                after = jax.vmap(environment.step)(key_step, carry.env_state, taken)
+                after = environment.step_all(key_step, carry.env_state, taken)
             reward = after.reward.astype(carry.episode_return.dtype)
             ended = after.terminated | after.truncated
             episode_return = carry.episode_return + reward
@@ -119,12 +119,10 @@ class CompiledCollector:
             )
             fresh_state, fresh_obs = first.at(column, count)
 
-            def restart(fresh: Array, old: Array) -> Array:
-                return jnp.where(jnp.reshape(ended, ended.shape + (1,) * (old.ndim - 1)), fresh, old)
-
+            new = jnp.reshape(ended, ended.shape + (1,) * (after.obs.ndim - 1))
             carry = CollectorState(
-                env_state=jax.tree.map(restart, fresh_state, after.state),
-                obs=restart(fresh_obs, after.obs),
+                env_state=environment.restarted(ended, fresh_state, after.state),
+                obs=jnp.where(new, fresh_obs, after.obs),
                 time=jnp.where(ended, 0, carry.time + 1),
                 episode_return=jnp.where(ended, 0, episode_return),
                 carry=forget(remembered, ended),

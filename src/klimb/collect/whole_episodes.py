@@ -245,7 +245,7 @@ def compiled_episodes(
             action, log_prob, remembered = decide(key_act, policy, obs, remembered, deterministic)
             with traced(environment.id):
                 taken = actions.unflatten(actions.clip(action))
-                after = jax.vmap(environment.step)(jax.random.split(key_step, episodes), state, taken)
+                after = environment.step_all(jax.random.split(key_step, episodes), state, taken)
             ends = after.terminated, after.truncated
             row = EpisodeStep(obs, action, log_prob, after.reward, *ends, after.obs, state)
             goes_on = alive & ~(after.terminated | after.truncated)
@@ -258,7 +258,7 @@ def compiled_episodes(
     def start(key: PRNGKeyArray, memory: Memory) -> tuple:
         key, key_reset = jax.random.split(key)
         with traced(environment.id):
-            state, obs = jax.vmap(environment.reset)(jax.random.split(key_reset, episodes))
+            state, obs = environment.reset_all(jax.random.split(key_reset, episodes))
         return key, state, obs, memory.empty(episodes), jnp.ones(episodes, bool)
 
     return start, advance

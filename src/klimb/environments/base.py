@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import gymnasium
 import gymnasium.spaces
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray, PyTree, UInt8
 
 from klimb.environments.rendering.observed import ObservedPictures
 from klimb.environments.rendering.renderer import OwnPictures, Renderer
@@ -38,7 +39,8 @@ class Transition(NamedTuple):
 class CompiledEnvironment(abc.ABC):
     """An environment written in JAX: `reset` and `step` are pure, traceable and hold no state of their own.
 
-    Collectors vmap both over N environments and over seeds, and reset in one place only (`klimb.collect`).
+    Collectors vmap both over N copies (`reset_all`, `step_all`) and over seeds, and reset in one place only
+    (`klimb.collect`).
     """
 
     id: str
@@ -58,6 +60,10 @@ class CompiledEnvironment(abc.ABC):
     """Whether the first states of episodes are drawn before each rollout, and taken from there when an episode ends:
     for environments whose reset costs about as much as a step. Otherwise every copy is reset at every step, and what
     is not needed is thrown away."""
+
+    one_seed_at_once: bool = False
+    """Whether seeds are trained one after the other, also where they could be vmapped: for simulators that simulate
+    many copies at once, and can't be vmapped a second time."""
 
     critic_only: tuple[str, ...] = ()
     """Parts of dictionaries of observations that only the critic sees, unless `critic_observes` names others."""
@@ -108,6 +114,29 @@ class CompiledEnvironment(abc.ABC):
         to a Box's bounds): an array, or a dictionary or tuple of arrays.
         """
 
+    def reset_all(self, keys: Key[Array, " N"]) -> tuple[PyTree, Num[Array, " N *obs_shape"]]:
+        """`reset` of N copies at once. keys: one for each."""
+        return jax.vmap(self.reset)(keys)
+
+    def step_all(self, keys: Key[Array, " N"], state: PyTree, action: PyTree) -> Transition:
+        """`step` of N copies at once.
+
+        keys: one for each. state: of all, before the step. action: of each.
+        """
+        return jax.vmap(self.step)(keys, state, action)
+
+    def restarted(self, ended: Bool[Array, " N"], first: PyTree, state: PyTree) -> PyTree:
+        """The states of N copies, of which some begin a new episode.
+
+        ended: which. first: states at the start of an episode, of all copies. state: after the last step. A simulator
+        whose states hold arrays without the axis of copies has a method of its own.
+        """
+        return jax.tree.map(lambda new, old: jnp.where(_as_column(ended, old), new, old), first, state)
+
+    def of_copy(self, state: PyTree, copy: int) -> PyTree:
+        """The state of one of N copies. state: of all. copy: its number."""
+        return jax.tree.map(lambda x: x[copy], state)
+
     def write_reference(self, state: PyTree, reference: gymnasium.Env) -> None:
         """Put a Gymnasium environment that does the same into a state, so that `klimb check-env` can compare them.
 
@@ -135,6 +164,11 @@ class CompiledEnvironment(abc.ABC):
                 "numbers (docs/own-environment.md says how to draw an environment of one's own)"
             )
         return seen
+
+
+def _as_column(flags: Bool[Array, " N"], like: Array) -> Bool[Array, "..."]:
+    """Flags with as many axes as an array, whose first axis is theirs."""
+    return jnp.reshape(flags, flags.shape + (1,) * (like.ndim - 1))
 
 
 class Clocked(NamedTuple):

@@ -127,7 +127,7 @@ def _first_states(environment: CompiledEnvironment, seed: int) -> Finding:
 
 def _speed(environment: CompiledEnvironment, actions: Array, seed: int) -> Finding:
     """Steps per second of COPIES copies alone, with actions that are known, and what a reset costs."""
-    reset, step = jax.vmap(environment.reset), jax.vmap(environment.step)
+    reset, step = environment.reset_all, environment.step_all
 
     def measured(count: int) -> tuple[float, float]:
         """Seconds of a step and of a reset of all copies, in programs of `count` of them."""

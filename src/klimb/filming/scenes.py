@@ -140,7 +140,7 @@ class CompiledScene(Scene):
 
     def _picture(self, states: PyTree, obs: Any, t: int) -> UInt8[np.ndarray, "H W 3"]:
         """The picture of one of several states. states, obs: `[T, 1, …]`. t: which."""
-        state = jax.tree.map(lambda x: x[t, 0], states)
+        state = self.environment.of_copy(jax.tree.map(lambda x: x[t], states), 0)
         return _drawing(self.environment, partial(self._renderer.picture, state, np.asarray(obs[t, 0])))
 
 

@@ -20,6 +20,7 @@ class Copies:
     first_seed, num_seeds: the seeds; `seeds` has that of every copy. variations: V values of each varied field of the
     rule; none for one set of values. devices: what the copies are laid over. spread: how one copy lies on several of
     them, or None. precision: of the products of arrays.
+    one_at_once: whether copies are never computed side by side.
     """
 
     def __init__(
@@ -30,12 +31,15 @@ class Copies:
         devices: Sequence[jax.Device],
         spread: Spread | None = None,
         precision: Precision = "float32",
+        *,
+        one_at_once: bool = False,
     ) -> None:
         self.values = {
             name: np.repeat(np.asarray(values, np.float32), num_seeds) for name, values in (variations or {}).items()
         }
         self.count = next((len(values) for values in self.values.values()), num_seeds)
         self.seeds = [first_seed + s for s in range(num_seeds)] * (self.count // num_seeds)
+        self._side_by_side = not one_at_once and side_by_side()
         self.layout = Layout(self.count, devices, spread, precision)
 
     def keys(self) -> Key[Array, " K"]:
@@ -50,12 +54,12 @@ class Copies:
         """The same for every copy of a device; all arguments have the leading axis of copies, the state is the first.
 
         One after the other on a CPU: a copy keeps its own branches and loops, and stays in the cache; a core gains
-        nothing from several at once. An accelerator does: there they are vmapped.
+        nothing from several at once. An accelerator does: there they are vmapped, if the environment can be.
         """
 
         def every(*arguments: PyTree) -> PyTree:
             count = arguments[0].iteration.shape[0]
-            if count > 1 and side_by_side():
+            if count > 1 and self._side_by_side:
                 return jax.vmap(one)(*arguments)
             if count > 1:
                 return jax.lax.map(lambda rows: one(*rows), arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import klimb
+from klimb.cli.main import main
 from klimb.environments.rendering import offscreen
 from klimb.environments.suites.gymnax import CLASSIC_CONTROL
 from klimb.errors import ConfigError
@@ -361,3 +363,81 @@ def test_gymnaxs_classic_control_is_drawn_as_klimbs(name):
     np.testing.assert_array_equal(
         theirs.renderer().picture(state, np.asarray(obs)), ours.renderer().picture(same, np.asarray(obs))
     )
+
+
+WARP = "playground:CartpoleBalance(implementation=warp)"
+
+
+def test_warp_simulates_as_jax_does():
+    theirs, ours = make(WARP), make("playground:CartpoleBalance")
+    keys = jax.random.split(jax.random.key(0), 3)
+    state, obs = jax.jit(theirs.reset_all)(keys)
+    other, same = jax.jit(ours.reset_all)(keys)
+    np.testing.assert_allclose(obs, same, atol=1e-5)
+    step, reference = jax.jit(theirs.step_all), jax.jit(ours.step_all)
+    for t in range(20):
+        action = jax.random.uniform(jax.random.key(t), (3, 1), minval=-1, maxval=1)
+        after, expected = step(keys, state, action), reference(keys, other, action)
+        np.testing.assert_allclose(after.obs, expected.obs, atol=2e-3)
+        np.testing.assert_allclose(after.reward, expected.reward, atol=2e-3)
+        state, other = after.state, expected.state
+
+
+def test_of_warps_copies_those_begin_again_whose_episode_has_ended():
+    env = make(WARP)
+    keys = jax.random.split(jax.random.key(0), 6)
+    state, _ = env.reset_all(keys[:3])
+    state = env.step_all(keys[:3], state, jnp.ones((3, 1))).state
+    first, _ = env.reset_all(keys[3:])
+    chosen = env.restarted(jnp.array([False, True, False]), first, state)
+    for copy, source in ((0, state), (1, first), (2, state)):
+        np.testing.assert_array_equal(chosen.inner.data.qpos[copy], source.inner.data.qpos[copy])
+        assert chosen.time[copy] == source.time[copy]
+    shared = [a for a, is_shared in zip(jax.tree.leaves(chosen), env._shared, strict=True) if is_shared]
+    stepped = [a for a, is_shared in zip(jax.tree.leaves(state), env._shared, strict=True) if is_shared]
+    assert shared
+    assert_same_bits(shared, stepped)
+    alone = env.of_copy(chosen, 1)
+    assert alone.inner.data.qpos.shape == chosen.inner.data.qpos.shape[1:]
+
+
+def test_a_training_with_warp_goes_on_to_the_same_bytes(tmp_path):
+    make(WARP)
+    options = {"num_envs": 4, "num_steps": 8, "hidden": (4,), "num_seeds": 2, "critic_num_minibatches": 2}
+    whole = klimb.train(WARP, klimb.TRPO(), run_dir=tmp_path / "whole", env_steps=96, **options)
+    klimb.train(WARP, klimb.TRPO(), run_dir=tmp_path / "cut", env_steps=32, **options)
+    cut = klimb.resume(tmp_path / "cut", env_steps=96)
+    for a, b in zip(whole.policies, cut.policies, strict=True):
+        assert_same_bits(a, b)
+    assert np.isfinite(klimb.evaluate(whole.policies[0], WARP, episodes=1).mean)
+
+
+def test_warp_does_not_randomise_models():
+    make(WARP)
+    with pytest.raises(ConfigError, match="leave one of the two out"):
+        klimb.make("playground:Go1JoystickFlatTerrain(implementation=warp, randomize=True)")
+
+
+@pytest.mark.parametrize("name", ["PendulumSwingup"])
+def test_playground_through_the_command_line(name, tmp_path, capsys):
+    """Train, resume to the same bytes, evaluate, film, report."""
+    make("playground:CartpoleBalance")
+    offscreen.prepare()
+    sizes = ["--num-envs", "8", "--num-steps", "16", "--hidden", "8", "--eval-episodes", "0", "--quiet"]
+    words = ["train", "trpo", f"playground:{name}", *sizes]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*words, "--env-steps", "384", "--run-dir", str(whole)]) == 0
+    assert main([*words, "--env-steps", "128", "--run-dir", str(cut)]) == 0
+    assert main(["resume", str(cut), "--env-steps", "384", "--quiet"]) == 0
+    assert (whole / "policy.safetensors").read_bytes() == (cut / "policy.safetensors").read_bytes()
+    video = tmp_path / "film.webp"
+    flags = ["--video", str(video)] if offscreen.installed() else []
+    capsys.readouterr()
+    assert main(["evaluate", str(whole), "--episodes", "2", "--json", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["seeds"][0]["lengths"] == [1000, 1000]
+    if flags:
+        assert found["video"]["return"] == pytest.approx(found["seeds"][0]["returns"][0], rel=0.05)
+        assert video.stat().st_size > 10_000
+        assert main(["report", str(whole), "--video", "-o", str(tmp_path / "report.html")]) == 0
+        assert "clip-data" in (tmp_path / "report.html").read_text()

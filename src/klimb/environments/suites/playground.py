@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from klimb.environments.rendering.mujoco import Pose
 from klimb.environments.suites.physics import Clocked, PhysicsEnvironment
@@ -17,7 +18,7 @@ from klimb.errors import ConfigError, nearest, one_line
 from klimb.policies.observation_parts import PartsObservations
 
 IMPLEMENTATIONS = ("jax", "warp")
-"""Of MJX. Playground's own choice is warp, whose arrays of contacts have no axis of environments."""
+"""Of MJX."""
 Randomizer = Callable[[Any, Array], tuple[Any, Any]]
 """Playground's: from a model and keys, the models of as many robots, and which of their arrays differ among them."""
 
@@ -102,9 +103,68 @@ class PlaygroundEnvironment(PhysicsEnvironment):
             unwrapped._mjx_model = model
 
 
+class WarpEnvironment(PlaygroundEnvironment):
+    """The same simulated by MuJoCo Warp, which simulates all copies at once, by itself.
+
+    Its states have arrays that all copies share, such as those of contacts: each step makes them anew. When an episode
+    ends, they stay as they are, and all others change.
+    """
+
+    one_seed_at_once = True
+    # A bank would be made by a second vmap.
+    bank_resets = False
+
+    def restarted(self, ended: Bool[Array, " N"], first: PyTree, state: PyTree) -> PyTree:
+        """The states of N copies, of which some begin a new episode.
+
+        ended: which. first, state: of all copies, at the start of an episode and after the last step.
+        """
+        flat, structure = jax.tree.flatten(state)
+        chosen = [
+            old if shared else jnp.where(jnp.reshape(ended, ended.shape + (1,) * (old.ndim - 1)), new, old)
+            for shared, new, old in zip(self._shared, jax.tree.leaves(first), flat, strict=True)
+        ]
+        return jax.tree.unflatten(structure, chosen)
+
+    def of_copy(self, state: PyTree, copy: int) -> PyTree:
+        """The state of one copy, with what is shared. state: of all. copy: its number."""
+        flat, structure = jax.tree.flatten(state)
+        own = [x if shared else x[copy] for shared, x in zip(self._shared, flat, strict=True)]
+        return jax.tree.unflatten(structure, own)
+
+    @functools.cached_property
+    def _shared(self) -> list[bool]:
+        """Of the arrays of the states of all copies, which have no axis of copies: found with two numbers of these."""
+        two, three = (
+            jax.tree.leaves(jax.eval_shape(self.reset_all, jax.random.split(jax.random.key(0), n))[0]) for n in (2, 3)
+        )
+        return [a.shape[:1] != (2,) or b.shape[:1] != (3,) for a, b in zip(two, three, strict=True)]
+
+
 def _paths(axes: PyTree) -> set[tuple]:
     """Where in a model the arrays are that differ among robots: those with an axis, which the others have not."""
     return {path for path, _ in jax.tree_util.tree_leaves_with_path(axes)}
+
+
+def _quieten_warp() -> None:
+    """Keep Warp from printing what it compiles on standard output. Before anything of Warp's is used."""
+    with contextlib.suppress(ImportError):
+        import warp
+
+        warp.config.log_level = warp.LOG_WARNING
+
+
+def _without_warnings_of_iterations(env: Any) -> None:
+    """Keep Warp from printing at every step that the solver has made as many iterations as it is to make, of which
+    Playground's models have few. Other warnings are still printed.
+
+    env: of Playground, with Warp.
+    """
+    from mujoco.mjx.third_party.mujoco_warp import OverflowType
+
+    model = env.unwrapped._mjx_model
+    warned = int(model.opt._impl.warn_overflow) & ~int(OverflowType.ITERATIONS)
+    env.unwrapped._mjx_model = model.tree_replace({"opt._impl.warn_overflow": warned})
 
 
 def make_playground(
@@ -112,22 +172,22 @@ def make_playground(
 ) -> PlaygroundEnvironment:
     """The environment `name` of MuJoCo Playground, e.g. `CartpoleBalance`, with its own time limit.
 
-    implementation: of the physics: jax runs everywhere. randomize: whether each episode has a model of its own, drawn
-    as Playground defines it for its robots. overrides: other entries of the environment's configuration.
+    implementation: of the physics: jax runs everywhere, warp is for NVIDIA's GPUs. randomize: whether each episode has
+    a model of its own, drawn as Playground defines it for its robots. overrides: other entries of the environment's
+    configuration.
 
     Raises MissingExtra if Playground is not installed, EnvironmentNotFound for an unknown name, and ConfigError for
     options that it does not have.
     """
     full = f"playground:{name}"
+    if implementation == "warp":
+        _quieten_warp()
     registry = import_library("mujoco_playground", full, "playground").registry
     require_known(name, registry.ALL_ENVS, "Playground")
     if implementation not in IMPLEMENTATIONS:
         raise ConfigError(f"{full}: implementation = {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
-    if implementation == "warp":
-        raise ConfigError(
-            f"{full}: with implementation = warp the arrays of contacts have no axis of environments, which klimb's "
-            "collectors need; leave it out"
-        )
+    if implementation == "warp" and randomize:
+        raise ConfigError(f"{full}: models are randomised with implementation = jax only; leave one of the two out")
     config = registry.get_default_config(name)
     for option, value in overrides.items():
         if option not in config or option == "impl":
@@ -147,7 +207,15 @@ def make_playground(
     suites = registry.dm_control_suite
     if name not in suites.ALL_ENVS and not registry.mjx_env.MENAGERIE_PATH.exists():
         raise refused_download(full, "models of robots", "playground.PlaygroundEnvironment")
-    options = [*(["randomize=True"] if randomize else []), *(f"{key}={value!r}" for key, value in overrides.items())]
+    given = {"randomize=True": randomize, "implementation=warp": implementation == "warp"}
+    options = [
+        *(name for name, is_given in given.items() if is_given),
+        *(f"{key}={value!r}" for key, value in overrides.items()),
+    ]
     id = full + (f"({', '.join(sorted(options))})" if options else "")
     env = registry.load(name, config=config)
-    return PlaygroundEnvironment(id, env, int(steps), randomizer, action_repeat=int(repeat))
+    kind = PlaygroundEnvironment
+    if implementation == "warp":
+        kind = WarpEnvironment
+        _without_warnings_of_iterations(env)
+    return kind(id, env, int(steps), randomizer, action_repeat=int(repeat))
