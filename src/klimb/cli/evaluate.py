@@ -86,22 +86,22 @@ def evaluate(arguments: EvaluateArguments) -> None:
     if flags.exact and any(carry_size(policy) is not None for policy in policies):
         raise ConfigError("--exact is for policies without memory: leave it out")
     mode = not flags.stochastic
+    # First: an environment that can't be drawn is found out before all episodes have been run.
+    filmed = {} if flags.video is None else {"video": _filmed(policies[0], environment, flags)}
     with view_of_episodes() as view:
         result = evaluate_seeds(policies, config, environment, flags.episodes, flags.seed, mode, view.episodes)
     if flags.exact:
         result["exact"] = _exact_returns(policies, environment.id, config)
-    if flags.video is not None:
-        result["video"] = _filmed(policies[0], environment, flags)
     if flags.json:
         policy = {"iteration": iteration, "env_steps": env_steps, "being_trained": writer is not None}
         ended = {"ended": None if ending is None else dataclasses.asdict(ending)}
         head = {"run": str(arguments.run), "env": environment.id, **policy, **ended}
-        write_line(json.dumps({**head, **result, "provenance": provenance or None}))
+        write_line(json.dumps({**head, **result, **filmed, "provenance": provenance or None}))
         return
     for line in evaluation_lines(result):
         write_line(line)
-    if flags.video is not None:
-        write_line(video_line(result["video"]))
+    for video in filmed.values():
+        write_line(video_line(video))
     for entry in result.get("exact", []):
         write_line(
             f"exact        seed {entry['seed']}: discounted return {entry['sampled']:.4f} with sampled actions, "

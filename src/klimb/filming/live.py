@@ -141,7 +141,7 @@ def _play(scene: Scene, watched: Watched, seed: int, number: int, speed: float, 
                 "kind": "step",
                 "title": title,
                 "step": step,
-                "return": total,
+                "return": plain(np.array([total]))[0],
                 "rewards": plain(np.array(rewards, np.float32)),
                 "actions": plain(action_rows(np.stack(actions))) if actions else [],
                 "picture": still(shot.draw(), SIDE),
@@ -153,7 +153,9 @@ def _play(scene: Scene, watched: Watched, seed: int, number: int, speed: float, 
             time.sleep(max(0.0, due - time.monotonic()))
         if shot.action is not None:
             actions.append(shot.action)
-    audience.send({"kind": "end", "number": number, "return": total, "steps": step, "policy": watched.about})
+    audience.send(
+        {"kind": "end", "number": number, "return": plain(np.array([total]))[0], "steps": step, "policy": watched.about}
+    )
 
 
 def _handler(scene: Scene, audience: Audience) -> type[BaseHTTPRequestHandler]:
