@@ -13,6 +13,7 @@ import zoo as zoo_benchmark
 from klimb.cli.main import execute
 from klimb.errors import ConfigError, RunError
 from klimb.files import as_path
+from klimb.policies.encoders import DEFAULT_HIDDEN
 from klimb.runs import zoo
 from klimb.runs.config import RunConfig
 from returns_tasks import Piece
@@ -115,4 +116,4 @@ def test_every_policy_that_comes_with_klimb_can_be_loaded():
         config = RunConfig.read(zoo.ROOT / name / "config.toml")
         assert (config.env, config.options.seed, config.options.num_seeds) == (entry.env, entry.seed, 1)
         assert entry.mean == max(entry.seeds)
-        assert policy.network.sizes[1:-1] == config.options.hidden
+        assert policy.network.sizes[1:-1] == (config.options.hidden or DEFAULT_HIDDEN)
