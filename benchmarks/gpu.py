@@ -28,6 +28,7 @@ import klimb
 import speed
 from klimb.collect.compiled import CompiledCollector
 from klimb.environments.base import CompiledEnvironment
+from klimb.training.program import Program
 from klimb.training.resources import peak_memory
 from results_file import HERE, Line, read_results, write_results
 
@@ -39,7 +40,8 @@ NEEDS = {"playground": "mujoco_playground", "brax": "brax", "gymnax": "gymnax"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One training. steps: of each environment in an iteration. iterations: that are timed, after as many others."""
+    """One training. steps: of each environment in an iteration. iterations: of a call of the program, which are timed
+    together; and calls of what is measured without learning."""
 
     env: str
     rule: str
@@ -74,6 +76,8 @@ PRECISIONS = tuple(
     for rule in ("trpo", "ppo")
     for precision in ("float32", "tensorfloat32")
 )
+CALLS = 9
+"""That are timed of each training, each of as many iterations."""
 PEER = "rejax PPO, CartPole-v1"
 
 
@@ -118,29 +122,43 @@ def acting(environment: CompiledEnvironment, row: Row) -> float:
 
 
 def training(environment: CompiledEnvironment, row: Row) -> dict[str, float]:
-    """Steps per second of all seeds with learning, seconds until the first iteration is done, and the KL of steps."""
+    """Steps per second of all seeds with learning, seconds of compilation, and the KL of steps.
+
+    A call of the program runs `iterations` iterations; the rate is the median over CALLS of them, after the first.
+    """
     rule = klimb.TRPO() if row.rule == "trpo" else klimb.PPO(epochs=4, num_minibatches=4)
     began = time.perf_counter()
-    run = klimb.train(
-        environment,
+    config = klimb.RunConfig(
+        row.env,
         rule,
-        env_steps=2 * row.iterations * row.num_envs * row.steps,
-        num_envs=row.num_envs,
-        num_steps=row.steps,
-        num_seeds=row.num_seeds,
-        hidden=row.hidden,
-        critic_hidden=row.hidden,
-        precision=row.precision,
-        critic_epochs=4,
+        klimb.TrainOptions(
+            env_steps=(1 + CALLS) * row.iterations * row.num_envs * row.steps,
+            num_envs=row.num_envs,
+            num_steps=row.steps,
+            num_seeds=row.num_seeds,
+            hidden=row.hidden,
+            critic_hidden=row.hidden,
+            precision=row.precision,
+            critic_epochs=4,
+        ),
     )
-    whole = time.perf_counter() - began
-    timed = run.history[-row.iterations :]
-    rates = [record["steps_per_second"] for record in timed]
-    kl = [value for record in timed for value in jnp.ravel(jnp.asarray(record["kl_old_new"])).tolist()]
-    timed_seconds = 2 * row.iterations * row.num_envs * row.steps * row.num_seeds / statistics.median(rates)
+    program = Program(config, environment)
+    state = program.initial_state()
+    state, _ = program.advance(state, row.iterations)
+    jax.block_until_ready(state)
+    first = time.perf_counter() - began
+    seconds, kl = [], []
+    for _ in range(CALLS):
+        began = time.perf_counter()
+        state, metrics = program.advance(state, row.iterations)
+        jax.block_until_ready(state)
+        seconds.append(time.perf_counter() - began)
+        kl.append(float(metrics["kl_old_new"].mean()))
+    program.close()
+    steps = row.iterations * row.num_envs * row.steps * row.num_seeds
     return {
-        "training": round(statistics.median(rates)),
-        "compile_seconds": round(max(0.0, whole - timed_seconds), 1),
+        "training": round(steps / statistics.median(seconds)),
+        "compile_seconds": round(max(0.0, first - statistics.median(seconds)), 1),
         "mean_kl": round(statistics.mean(kl), 6),
     }
 
@@ -262,23 +280,38 @@ def main() -> None:
         fields = json.loads(arguments.row)
         print(json.dumps(measured(Row(**{**fields, "hidden": tuple(fields["hidden"])}))))
         return
-    device = jax.devices()[0]
-    if device.platform == "cpu" and not arguments.check:
+    platform, kind = device_here()
+    if platform == "cpu" and not arguments.check:
         raise SystemExit("JAX has no GPU here, and docs/gpu.md is about GPUs; --check sees that everything runs")
     every = [row for row in (*COLUMNS, *SEEDS, *PRECISIONS) if is_installed(row)]
     if arguments.check:
         check(list(dict.fromkeys(row.small() for row in every)))
         return
-    rows = read_results("gpu").get(device.device_kind, {})
+    devices = read_results("gpu").get("devices", {})
+    rows = devices.setdefault(kind, {})
     for row in every:
-        if row.name not in rows:
-            rows[row.name] = Line(in_a_process(row))
-            print(row.name, dict(rows[row.name]), flush=True)
-            write_results("gpu", **{device.device_kind: {name: Line(found) for name, found in rows.items()}})
+        if "training" not in rows.get(row.name, {}):
+            rows[row.name] = in_a_process(row)
+            print(row.name, rows[row.name], flush=True)
+            save(devices)
     for seeds, rate in peers():
-        rows[f"{PEER}, {seeds} seeds"] = Line(training=round(rate))
-    write_results("gpu", **{device.device_kind: {name: Line(found) for name, found in rows.items()}})
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), rows, device.device_kind), encoding="utf-8")
+        rows[f"{PEER}, {seeds} seeds"] = {"training": round(rate)}
+    save(devices)
+    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), rows, kind), encoding="utf-8")
+
+
+def save(devices: dict[str, dict[str, Any]]) -> None:
+    """Write the rows of all kinds of devices."""
+    lines = {kind: {name: Line(found) for name, found in rows.items()} for kind, rows in devices.items()}
+    write_results("gpu", devices=lines)
+
+
+def device_here() -> tuple[str, str]:
+    """(platform, kind) of JAX's device, asked in a process of its own: one that has a GPU keeps most of its memory."""
+    asked = "import jax; device = jax.devices()[0]; print(device.platform, device.device_kind, sep='|')"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    platform, _, kind = done.stdout.strip().splitlines()[-1].partition("|")
+    return platform, kind
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_an_evaluation_with_a_film(run_dir: Path, tmp_path: Path, capsys) -> Non
     with Image.open(video) as image:
         assert image.n_frames > 50
         assert image.size == (400, 400)
-    # The film is of the first episode of the first seed.
+    # The film is of the episode that is evaluated alone.
     assert main([*words[:2], "--episodes", "1", "--seed", "4", "--json"]) == 0
     evaluated = json.loads(capsys.readouterr().out)
     assert evaluated["seeds"][0]["returns"][0] == pytest.approx(float(line[2]), abs=0.01)

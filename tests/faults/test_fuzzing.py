@@ -57,6 +57,7 @@ NO_FILE = {
     "report/html.py _resource": "a file of the package",
     "runs/arrays.py as_file": "bytes that it has made itself",
     "training/peers.py exchange": "what another process of the same training says",
+    "training/resources.py _of_process": "what the kernel says of this process",
     "training/tune.py Search._write_best": "files of the best trial, which are copied as they are",
 }
 """Functions that call one of these, and read no file of a stranger, with what they read."""

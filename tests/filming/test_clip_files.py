@@ -14,6 +14,7 @@ from PIL import Image
 
 import klimb
 from klimb.errors import ConfigError, MissingExtra, RunError
+from klimb.filming.card import MOST_PICTURES, card_data
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,20 @@ def test_mp4_of_pictures_with_odd_sides_loses_one_line(tmp_path: Path) -> None:
         assert (stream.width, stream.height, stream.average_rate) == (24, 16, 12.5)
 
 
+def test_mp4_of_pictures_of_one_line_has_two(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    from klimb.filming.writing import write_clip
+
+    write_clip(np.zeros((3, 1, 25, 3), np.uint8), 10.0, tmp_path / "film.mp4")
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height) == (24, 2)
+
+
 def test_other_formats_and_places_are_refused(clip: klimb.Clip, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"film\.gif: a film is a \.webp or a \.mp4 file"):
         clip.save(tmp_path / "film.gif")
-    with pytest.raises(RunError, match=r"cannot write .*No such file or directory"):
+    with pytest.raises(RunError, match=r"cannot write .*there is no such directory"):
         clip.save(tmp_path / "nowhere" / "film.webp")
     assert not list(tmp_path.iterdir())
 
@@ -83,3 +94,12 @@ def test_a_notebook_shows_the_film(clip: klimb.Clip) -> None:
     with Image.open(io.BytesIO(base64.b64decode(data[1]))) as image:
         assert image.n_frames == 21
     assert "return 210" in html
+
+
+@pytest.mark.parametrize("count", [1, 2, 239, 240, 241, 480, 721])
+def test_a_page_has_a_bounded_number_of_pictures_and_the_last_one(clip: klimb.Clip, count: int) -> None:
+    pictures = np.zeros((count, 8, 8, 3), np.uint8)
+    long = dataclasses.replace(clip, pictures=pictures, shown=np.arange(count))
+    shown = card_data(long)["shown"]
+    assert len(shown) == len(card_data(long)["pictures"]) <= MOST_PICTURES
+    assert (shown[0], shown[-1]) == (0, count - 1)

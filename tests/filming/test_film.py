@@ -118,3 +118,24 @@ def test_an_environment_without_pictures_says_what_to_do() -> None:
 
 class BlindCounting(Counting):
     render = klimb.CompiledEnvironment.render
+
+
+def test_pictures_of_different_sizes_are_no_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "render", lambda self, state: np.zeros((10 + int(state), 12, 3), np.uint8))
+    with pytest.raises(ConfigError, match="different sizes, 10 × 12 and 11 × 12"):
+        klimb.film(Half(), Counting(3))
+
+
+@pytest.mark.parametrize("fps", [0.0, -5.0, float("nan")])
+def test_a_speed_that_is_none_is_named(fps, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r'its metadata\["render_fps"\] is .*, not above 0'):
+        klimb.film(Half(), host(fps=fps))
+    monkeypatch.setattr(Counting, "steps_per_second", fps)
+    with pytest.raises(ConfigError, match=r"its steps_per_second is .*, not above 0"):
+        klimb.film(Half(), Counting(3))
+
+
+def test_a_speed_of_gymnasium_that_is_no_number_is_named_and_none_is_thirty() -> None:
+    with pytest.raises(ConfigError, match="is x, not above 0"):
+        klimb.film(Half(), host(fps="x"))
+    assert klimb.film(Half(), host(fps=None)).pictures_per_second == 30

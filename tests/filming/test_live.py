@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -14,7 +16,7 @@ import pytest
 from counting import Counting, Half
 
 from klimb.errors import RunError
-from klimb.filming.live import Watched, watch
+from klimb.filming.live import WAITING, Audience, Watched, watch
 from klimb.filming.scenes import scene_of
 
 
@@ -93,7 +95,7 @@ def test_the_page_runs_no_script_but_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "path", "status"), [("evil.example:80", "/", 403), ("", "/events", 403), ("localhost:1", "/nothing", 404)]
+    ("host", "path", "status"), [("evil.example:80", "/", 403), ("", "/events", 403), ("localhost", "/nothing", 404)]
 )
 def test_nobody_else_is_answered(host: str, path: str, status: int) -> None:
     with Watching(episodes=None) as watching:
@@ -121,3 +123,35 @@ def test_a_port_that_is_taken_is_refused() -> None:
         port = int(watching.address.rstrip("/").rpartition(":")[2])
         with pytest.raises(RunError, match=rf"port {port} can't be used: Address already"):
             watch(scene, lambda: Watched(Half(), ""), seed=0, episodes=1, speed=1.0, port=port, on_ready=print)
+
+
+def test_a_page_that_has_fallen_behind_goes_on_with_the_episode_that_is_running() -> None:
+    audience = Audience()
+    page = audience.join()
+    audience.send({"kind": "begin", "number": 1})
+    for step in range(WAITING + 5):
+        audience.send({"kind": "step", "step": step})
+    audience.send({"kind": "begin", "number": 2})
+    audience.send({"kind": "step", "step": 0})
+    waiting = [json.loads(page.get_nowait()) for _ in range(page.qsize())]
+    assert waiting[0] == {"kind": "begin", "number": 1}
+    assert waiting[-2:] == [{"kind": "begin", "number": 2}, {"kind": "step", "step": 0}]
+    assert len(waiting) < WAITING
+    for step in range(2 * WAITING):
+        audience.send({"kind": "step", "step": step})
+    audience.end()
+    last = [page.get_nowait() for _ in range(page.qsize())]
+    assert json.loads(last[0]) == {"kind": "begin", "number": 2}
+    assert last[-1] is None
+
+
+def test_pages_that_are_closed_at_once_say_nothing(capfd: pytest.CaptureFixture) -> None:
+    with Watching(episodes=None) as watching:
+        port = int(watching.address.rstrip("/").rpartition(":")[2])
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.sendall(b"GET / HT")
+        with urllib.request.urlopen(watching.address, timeout=30) as answer:
+            assert answer.status == 200
+    assert "Traceback" not in capfd.readouterr().err

@@ -52,7 +52,7 @@ class EvaluateArguments:
     exact: bool = False
     """Also print the exact discounted return and that of an optimal policy; tabular environments only."""
     video: Path | None = None
-    """Also film the first of the episodes, of the run's first seed: a .webp or .mp4 file."""
+    """Also film an episode of the run's first seed, the one that --episodes 1 would run: a .webp or .mp4 file."""
     overwrite: bool = False
     """Overwrite an existing file of --video."""
     json: bool = False
@@ -110,7 +110,7 @@ def evaluate(arguments: EvaluateArguments) -> None:
 
 
 def _filmed(policy: Any, environment: Environment, flags: EvaluateArguments) -> dict[str, Any]:
-    """The film of the first episode, as plain values, after it was written."""
+    """The film of an episode, as plain values, after it was written."""
     assert flags.video is not None
     clip = film_episode(policy, environment, flags.seed, deterministic=not flags.stochastic)
     clip.save(flags.video)

@@ -33,8 +33,8 @@ For some tasks `klimb train`, `sweep` and `tune` take other settings than the de
 `klimb list presets`. With --preset none they do not.
 
 Reading the run of somebody else executes no code of theirs, with one exception: its config.toml may name a rule, an
-environment or a network as MODULE:NAME. The commands evaluate, record, resume, and train, sweep and tune with --config
-import MODULE only with --trust-environment.
+environment or a network as MODULE:NAME. The commands evaluate, record, watch, resume, report with --video, and train,
+sweep and tune with --config import MODULE only with --trust-environment.
 
 examples:
   klimb train trpo CartPole-v1

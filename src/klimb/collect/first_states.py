@@ -113,8 +113,9 @@ def first_states(environment: CompiledEnvironment, reset: Reset, keys: Key[Array
     environment: that is stepped. reset: of N copies. keys: `[T, N]`. begun: (states, observations) of the N copies at
     the start of a rollout of whole episodes; None for rollouts in which episodes end and begin.
     """
-    if environment.prefetch_resets:
+    # Both of the first two vmap what resets all copies.
+    if environment.prefetch_resets and not environment.one_seed_at_once:
         return DrawnAhead(reset, keys)
-    if not environment.bank_resets:
+    if not environment.bank_resets or environment.one_seed_at_once:
         return DrawnWithEachStep(reset, keys)
     return Bank(reset, keys) if begun is None else TheSameAgain(begun)

@@ -23,7 +23,8 @@ SCRIPTS = ("strips.js", "clip.js")
 
 def card_data(clip: Clip) -> dict[str, Any]:
     """What the script reads. clip: the film."""
-    every = -(-len(clip.pictures) // MOST_PICTURES)
+    # One less, because the last one is always shown.
+    every = max(1, -(-(len(clip.pictures) - 1) // (MOST_PICTURES - 1)))
     chosen = np.unique(np.append(np.arange(0, len(clip.pictures), every), len(clip.pictures) - 1))
     actions = action_rows(clip.action)
     return {

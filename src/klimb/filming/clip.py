@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Num, PyTree, UInt8
 from PIL import Image
 
 from klimb.environments.registry import make
+from klimb.errors import ConfigError
 from klimb.filming.panels import action_title
 from klimb.filming.scenes import Scene, scene_of
 from klimb.filming.writing import write_clip, write_webp
@@ -112,11 +113,16 @@ def filmed(scene: Scene, policy: PyTree, seed: int, on_pictures: OnPictures | No
             whole = len(pictures) < MOST_PICTURES
             if whole:
                 pictures.append(_resized(shot.draw()))
+                if pictures[-1].shape != pictures[0].shape:
+                    before, now = (" × ".join(map(str, x.shape[:2])) for x in (pictures[0], pictures[-1]))
+                    raise ConfigError(
+                        f"{scene.environment.id} can't be filmed: its pictures have different sizes, {before} and {now}"
+                    )
                 shown.append(step)
                 if on_pictures is not None:
                     on_pictures(len(pictures))
     return Clip(
-        pictures=np.stack(pictures),
+        pictures=_stacked(pictures),
         shown=np.array(shown),
         reward=np.array(rewards[1:], np.float32),
         action=np.stack(actions),
@@ -127,6 +133,14 @@ def filmed(scene: Scene, policy: PyTree, seed: int, on_pictures: OnPictures | No
         deterministic=scene.deterministic,
         whole=whole,
     )
+
+
+def _stacked(pictures: list[np.ndarray]) -> UInt8[np.ndarray, "F H W 3"]:
+    """Pictures as one array. The list is emptied on the way: a long film is in memory once, and not twice."""
+    film = np.empty((len(pictures), *pictures[0].shape), np.uint8)
+    for number in reversed(range(len(pictures))):
+        film[number] = pictures.pop()
+    return film
 
 
 def _resized(picture: np.ndarray) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +28,8 @@ ADDRESS = "127.0.0.1"
 """Nobody on another machine can watch. Who wants to, forwards the port: `ssh -L`."""
 WAITING = 64
 """Messages that wait for a page, at most; a page that is slower than the film loses some."""
+SILENCE = 30.0
+"""Seconds after which a page that takes nothing any more counts as closed."""
 SIDE = 480
 
 
@@ -73,16 +77,27 @@ class Audience:
             if message["kind"] == "begin":
                 self._begun = text
             for messages in self._pages:
-                if not messages.full():
-                    messages.put(text)
+                if messages.full():
+                    # A page that has fallen behind goes on with what is happening now.
+                    _emptied(messages)
+                    if self._begun is not None and message["kind"] != "begin":
+                        messages.put(self._begun)
+                messages.put(text)
 
     def end(self) -> None:
         """Send all pages away."""
         with self._changed:
             for messages in self._pages:
-                while messages.full():
-                    messages.get_nowait()
+                if messages.full():
+                    _emptied(messages)
                 messages.put(None)
+
+
+def _emptied(messages: queue.Queue[str | None]) -> None:
+    """Take everything out of a queue, from which somebody else may take as well."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            messages.get_nowait()
 
 
 def watch(
@@ -105,10 +120,9 @@ def watch(
     """
     audience = Audience()
     try:
-        server = ThreadingHTTPServer((ADDRESS, port), _handler(scene, audience))
+        server = _Server((ADDRESS, port), _handler(scene, audience))
     except OSError as error:
         raise RunError(f"port {port} can't be used: {error.strerror}; give another one, or 0 for a free one") from None
-    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -158,6 +172,17 @@ def _play(scene: Scene, watched: Watched, seed: int, number: int, speed: float, 
     )
 
 
+class _Server(ThreadingHTTPServer):
+    """A thread for each page, which ends with the program."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a page that was closed; anything else is an error of klimb's."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
 def _handler(scene: Scene, audience: Audience) -> type[BaseHTTPRequestHandler]:
     """What answers the browser: the page, and the messages."""
     script = "\n".join(map(asset, ("strips.js", "watch.js")))
@@ -170,9 +195,11 @@ def _handler(scene: Scene, audience: Audience) -> type[BaseHTTPRequestHandler]:
     page = Template(asset("watch.html")).substitute(title=title, policy=rules, script=script).encode()
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = SILENCE
+
         def do_GET(self) -> None:
             # A page of another site could have its own name resolve to this address.
-            host = self.headers.get("Host", "").rpartition(":")[0]
+            host = self.headers.get("Host", "").partition(":")[0]
             if host not in (ADDRESS, "localhost"):
                 self.send_error(403)
             elif self.path == "/":

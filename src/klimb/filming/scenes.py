@@ -30,7 +30,7 @@ from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.environments.rendering import offscreen
 from klimb.environments.rendering.renderer import Renderer, as_picture
-from klimb.errors import ConfigError, KlimbError, MissingExtra, one_line
+from klimb.errors import ConfigError, KlimbError, MissingExtra, one_line, shown
 from klimb.policies.memory import Memory, carry_size
 
 FASTEST = 30.0
@@ -63,6 +63,14 @@ class Scene(abc.ABC):
 
     def __init__(self, environment: Environment, *, deterministic: bool) -> None:
         self.environment, self.deterministic = environment, deterministic
+
+    def _set_speed(self, given: Any, name: str) -> None:
+        """The steps in a second. ConfigError unless they are a number above 0. name: of the attribute that says it."""
+        is_number = isinstance(given, int | float | np.number) and np.isfinite(given) and given > 0
+        if not is_number:
+            self.close()
+            raise ConfigError(f"{self.environment.id} can't be drawn: its {name} is {shown(given, 40)}, not above 0")
+        self.steps_per_second = float(given)
 
     @property
     def every(self) -> int:
@@ -115,9 +123,9 @@ class CompiledScene(Scene):
 
     def __init__(self, environment: Environment, *, deterministic: bool) -> None:
         super().__init__(environment, deterministic=deterministic)
-        self._start, self._advance = compiled_episodes(self.environment, _moment, 1, deterministic)
         self._renderer: Renderer = _drawing(environment, self.environment.renderer)
-        self.steps_per_second = self._renderer.steps_per_second
+        self._start, self._advance = compiled_episodes(self.environment, self._moment, 1, deterministic)
+        self._set_speed(self._renderer.steps_per_second, "steps_per_second")
 
     def close(self) -> None:
         """Close the renderer."""
@@ -133,14 +141,22 @@ class CompiledScene(Scene):
                 before = float(reward[t, 0])
                 if ended[t, 0]:
                     # The state after the end is the next one of the program, which knows no end, or its last one.
-                    last = (states, obs, t + 1) if t + 1 < STEPS_PER_CALL else (*_with_axis(carry[1:3]), 0)
+                    is_last = t + 1 == STEPS_PER_CALL
+                    ended_in = _with_axis((self._renderer.part(carry[1]), carry[2]))
+                    last = (*ended_in, 0) if is_last else (states, obs, t + 1)
                     yield Shot(partial(self._picture, *last), None, before)
                     return
         raise endless(self.environment.id, MAX_STEPS)
 
+    def _moment(self, step: EpisodeStep) -> tuple:
+        ended = step.terminated | step.truncated
+        return self._renderer.part(step.state), step.obs, step.action, step.reward, ended
+
     def _picture(self, states: PyTree, obs: Any, t: int) -> UInt8[np.ndarray, "H W 3"]:
         """The picture of one of several states. states, obs: `[T, 1, …]`. t: which."""
-        state = self.environment.of_copy(jax.tree.map(lambda x: x[t], states), 0)
+        state = jax.tree.map(lambda x: x[t], states)
+        is_whole = type(self._renderer).part is Renderer.part
+        state = self.environment.of_copy(state, 0) if is_whole else jax.tree.map(lambda x: x[0], state)
         return _drawing(self.environment, partial(self._renderer.picture, state, np.asarray(obs[t, 0])))
 
 
@@ -153,7 +169,8 @@ class HostScene(Scene):
         super().__init__(environment, deterministic=deterministic)
         self._env: gymnasium.Env = _drawing(environment, self.environment.drawn)
         self._decide = eqx.filter_jit(partial(decide, deterministic=deterministic))
-        self.steps_per_second = float(self._env.metadata.get("render_fps") or FASTEST)
+        given = (self._env.metadata or {}).get("render_fps")
+        self._set_speed(FASTEST if given is None else given, 'metadata["render_fps"]')
 
     def close(self) -> None:
         """Close the environment."""
@@ -188,10 +205,6 @@ class HostScene(Scene):
         return _drawing(self.environment, lambda: as_picture(self._env.render()))
 
 
-def _moment(step: EpisodeStep) -> tuple:
-    return step.state, step.obs, step.action, step.reward, step.terminated | step.truncated
-
-
 def _with_axis(tree: PyTree) -> PyTree:
     """With an axis of one time step in front."""
     return jax.tree.map(lambda x: x[None], tree)
@@ -218,10 +231,8 @@ def _drawing(environment: Environment, draw: Any) -> Any:
         with warnings.catch_warnings(action="ignore"):
             return draw()
     except gymnasium.error.DependencyNotInstalled as missing:
-        raise MissingExtra(
-            f"{environment.id} can't be drawn: {one_line(str(missing).splitlines()[0], 120)}; "
-            "pip install 'klimb[video]' installs it"
-        ) from missing
+        remedy = "; pip install 'klimb[video]' installs it" if "pygame" in str(missing) else ""
+        raise MissingExtra(f"{environment.id} can't be drawn: {one_line(missing, 120)}{remedy}") from missing
     except KlimbError:
         raise
     # SystemExit: an environment that calls sys.exit() must not end the program.

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from klimb.errors import ConfigError, MissingExtra, RunError, one_line
-from klimb.files import as_path, write_output
+from klimb.files import as_path, is_directory, write_output
 
 SUFFIXES = (".webp", ".mp4")
 QUALITY = 80
@@ -36,7 +36,8 @@ def write_clip(pictures: UInt8[np.ndarray, "F H W 3"], pictures_per_second: floa
 
 
 def require_format(path: Path) -> None:
-    """ConfigError when no film can be written to a file of this name, MissingExtra when the package is not installed.
+    """ConfigError when no film can be written to a file of this name, MissingExtra when the package is not installed,
+    and RunError when there is no such directory.
 
     path: the file.
     """
@@ -44,6 +45,8 @@ def require_format(path: Path) -> None:
         raise ConfigError(f"{one_line(path)}: a film is a .webp or a .mp4 file; give one of these endings")
     if path.suffix.lower() == ".mp4":
         _av()
+    if not is_directory(path.absolute().parent):
+        raise RunError(f"cannot write {one_line(path)}: there is no such directory")
 
 
 def write_webp(pictures: UInt8[np.ndarray, "F H W 3"], pictures_per_second: float) -> bytes:
@@ -59,7 +62,13 @@ def write_webp(pictures: UInt8[np.ndarray, "F H W 3"], pictures_per_second: floa
 def write_mp4(pictures: UInt8[np.ndarray, "F H W 3"], pictures_per_second: float) -> bytes:
     """The bytes of an MP4 file with H.264, which every player and browser knows."""
     av: Any = _av()
-    height, width = (side - side % 2 for side in pictures.shape[1:3])  # H.264 stores colours of two by two pixels
+    height, width = (max(2, side - side % 2) for side in pictures.shape[1:3])  # colours are those of 2 × 2 pixels
+    missing = [
+        (0, 0),
+        *((0, max(0, full - side)) for full, side in zip((height, width), pictures.shape[1:3], strict=True)),
+        (0, 0),
+    ]
+    pictures = np.pad(pictures, missing, mode="edge") if np.any(missing) else pictures
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(pictures_per_second).limit_denominator(1000)

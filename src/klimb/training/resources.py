@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from pathlib import Path
 
 import jax
+
+from klimb.files import read_limited
 
 
 def peak_memory() -> dict[str, int]:
@@ -29,6 +33,11 @@ def memory_line(peaks: dict[str, int]) -> str:
 
 
 def _of_process() -> int | None:
+    if sys.platform == "linux":
+        # `getrusage` also counts the process that has started this one.
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            lines = read_limited(Path("/proc/self/status"), 2**16).decode().splitlines()
+            return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
     try:
         import resource
     except ImportError:

@@ -334,7 +334,8 @@ def test_states_are_drawn(name):
             pytest.skip("needs EGL or OSMesa")
     _, states, _, after = steps_of(env)
     renderer = env.renderer()
-    draw = lambda t: renderer.picture(jax.tree.map(lambda x: x[t], states), np.asarray(after.obs[t - 1]))  # noqa: E731
+    part = renderer.part(states)
+    draw = lambda t: renderer.picture(jax.tree.map(lambda x: x[t], part), np.asarray(after.obs[t - 1]))  # noqa: E731
     pictures = [draw(t) for t in (1, STEPS - 1, 1)]
     assert all(picture.dtype == np.uint8 and picture.ndim == 3 for picture in pictures)
     assert min(pictures[0].shape[:2]) >= 240

@@ -38,9 +38,13 @@ class MujocoRenderer(Renderer):
         self._renderer = mujoco.Renderer(model, HEIGHT, WIDTH)
         self._camera: Any = 0 if model.ncam else _following(mujoco, model)
 
-    def picture(self, state: PyTree, obs: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-        """The picture of a state. obs: is not used."""
-        pose, data = self._pose(state), self._data
+    def part(self, state: PyTree) -> Pose:
+        """Where everything is: states of a simulation in JAX can have many megabytes, most of them contacts."""
+        return self._pose(state)
+
+    def picture(self, state: Pose, obs: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+        """The picture of a state. state: its part. obs: is not used."""
+        pose, data = state, self._data
         data.qpos, data.qvel = np.asarray(pose.positions), np.asarray(pose.velocities)
         if pose.mocap is not None and self._model.nmocap:
             data.mocap_pos, data.mocap_quat = map(np.asarray, pose.mocap)

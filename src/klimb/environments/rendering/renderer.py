@@ -22,6 +22,14 @@ class Renderer(abc.ABC):
 
     steps_per_second: float = 30.0
 
+    def part(self, state: PyTree) -> PyTree:
+        """What pictures need of the states of N copies, which are kept for some steps; traced. All of it, unless a
+        renderer says otherwise; then `picture` gets this part.
+
+        state: of N copies.
+        """
+        return state
+
     @abc.abstractmethod
     def picture(self, state: PyTree, obs: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
         """The picture of a state.
