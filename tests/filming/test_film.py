@@ -136,6 +136,6 @@ def test_a_speed_that_is_none_is_named(fps, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_speed_of_gymnasium_that_is_no_number_is_named_and_none_is_thirty() -> None:
-    with pytest.raises(ConfigError, match="is x, not above 0"):
+    with pytest.raises(ConfigError, match="is 'x', not above 0"):
         klimb.film(Half(), host(fps="x"))
     assert klimb.film(Half(), host(fps=None)).pictures_per_second == 30
