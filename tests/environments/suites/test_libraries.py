@@ -295,7 +295,6 @@ def test_options_of_playground_and_brax():
     assert short.max_episode_steps == 7
     for name, message in {
         "playground:CartpoleBalance(implementation=cuda)": "there are jax, warp",
-        "playground:CartpoleBalance(implementation=warp)": "no axis of environments",
         "playground:CartpoleBalance(impl=warp)": "it is implementation here",
         "playground:CartpoleBalance(episode_length=0)": "have to be at least 1",
         "playground:CartpoleBalance(episode_length=abc)": "episode_length = 'abc'",
