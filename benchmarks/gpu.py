@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import klimb
 import speed
@@ -31,6 +30,7 @@ from klimb.environments.base import CompiledEnvironment
 from klimb.training.program import Program
 from klimb.training.resources import peak_memory
 from results_file import HERE, Line, read_results, write_results
+from timing import environment_alone, seconds_of
 
 PAGE = HERE.parent / "docs" / "gpu.md"
 BEGIN, END = "<!-- begin {}: make bench-gpu -->", "<!-- end {} -->"
@@ -81,33 +81,9 @@ CALLS = 9
 PEER = "rejax PPO, CartPole-v1"
 
 
-def seconds_of(program: Callable[[], Any], calls: int) -> float:
-    """The median of some calls, after one that compiles."""
-    jax.block_until_ready(program())
-    found = []
-    for _ in range(calls):
-        began = time.perf_counter()
-        jax.block_until_ready(program())
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
-
-
-def alone(environment: CompiledEnvironment, row: Row) -> float:
-    """Steps per second of the environment alone: known actions, no policy, no resets."""
-    actions = environment.actions
-    rows = jnp.zeros((row.num_envs, *actions.shape), actions.dtype)
-    keys = jax.random.split(jax.random.key(0), (row.steps, row.num_envs))
-    first = jax.jit(jax.vmap(environment.reset))(keys[0])[0]
-
-    @jax.jit
-    def steps(state: Any) -> Any:
-        def one(state: Any, keys: Any) -> tuple:
-            after = jax.vmap(environment.step)(keys, state, actions.unflatten(rows))
-            return after.state, after.reward
-
-        return jax.lax.scan(one, state, keys)
-
-    return row.num_envs * row.steps / seconds_of(partial(steps, first), row.iterations)
+def rate(program: Callable[[], Any], row: Row) -> float:
+    """Steps per second of a program that makes the steps of one iteration: the median of some calls."""
+    return row.num_envs * row.steps / statistics.median(seconds_of(program, row.iterations))
 
 
 def acting(environment: CompiledEnvironment, row: Row) -> float:
@@ -118,7 +94,7 @@ def acting(environment: CompiledEnvironment, row: Row) -> float:
     collector = CompiledCollector(environment, row.num_envs, row.steps)
     state = jax.jit(collector.init)(jax.random.key(0))
     collect = jax.jit(lambda key, state: collector.collect(key, policy, state)[1])
-    return row.num_envs * row.steps / seconds_of(partial(collect, jax.random.key(1), state), row.iterations)
+    return rate(partial(collect, jax.random.key(1), state), row)
 
 
 def training(environment: CompiledEnvironment, row: Row) -> dict[str, float]:
@@ -169,7 +145,8 @@ def measured(row: Row) -> dict[str, Any]:
     assert isinstance(environment, CompiledEnvironment)
     found: dict[str, Any] = {}
     if row.num_seeds == 1:
-        found = {"alone": round(alone(environment, row)), "acting": round(acting(environment, row))}
+        steps = environment_alone(environment, row.num_envs, row.steps)
+        found = {"alone": round(rate(steps, row)), "acting": round(acting(environment, row))}
     found |= training(environment, row)
     peaks = peak_memory()
     on_device = [count for name, count in peaks.items() if name != "this process"]

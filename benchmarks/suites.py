@@ -28,6 +28,7 @@ from klimb.collect.first_states import first_states
 from klimb.environments.base import CompiledEnvironment
 from klimb.training.driver import start
 from results_file import HERE, Line, read_results, write_results
+from timing import environment_alone, seconds_of
 
 PAGE = HERE.parent / "docs" / "compiled-worlds.md"
 BEGIN, END = "<!-- begin {}: make bench-suites -->", "<!-- end {} -->"
@@ -124,34 +125,10 @@ def quartile(values: list[float], number: int) -> float:
     return round(statistics.quantiles(values, n=4)[number], 2)
 
 
-def seconds_of(program: Callable[[], Any], calls: int = 5) -> list[float]:
-    """Of each call, after one that compiles."""
-    jax.block_until_ready(program())
-    found = []
-    for _ in range(calls):
-        began = time.perf_counter()
-        jax.block_until_ready(program())
-        found.append(time.perf_counter() - began)
-    return found
-
-
 def alone(task: Task, num_envs: int, num_steps: int = 64) -> dict[str, Any]:
-    """Steps per second of the environment alone: known actions, no policy, no resets."""
-    environment = compiled(task.env)
-    actions = environment.actions
-    rows = jnp.zeros((num_envs, *actions.shape), actions.dtype)
-    keys = jax.random.split(jax.random.key(0), (num_steps, num_envs))
-    first = jax.jit(jax.vmap(environment.reset))(keys[0])[0]
-
-    @jax.jit
-    def steps(state: Any) -> Any:
-        def one(state: Any, keys: Any) -> tuple:
-            after = jax.vmap(environment.step)(keys, state, actions.unflatten(rows))
-            return after.state, after.reward
-
-        return jax.lax.scan(one, state, keys)
-
-    return Line(steps_per_second=round(num_envs * num_steps / min(seconds_of(partial(steps, first)))))
+    """Steps per second of the environment alone."""
+    program = environment_alone(compiled(task.env), num_envs, num_steps)
+    return Line(steps_per_second=round(num_envs * num_steps / min(seconds_of(program))))
 
 
 BANKS = ("playground:CartpoleBalance", "jumanji:Snake-v1", "navix:Navix-Empty-5x5-v0", "pgx:2048")
