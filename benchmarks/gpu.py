@@ -9,7 +9,6 @@ kind of device are not measured again. On a CPU nothing is written, unless it is
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -172,15 +171,10 @@ def peers() -> Iterator[tuple[int, float]]:
             worker = speed.Worker(
                 speed.peer(PEER, "rejax_many.py", row.num_seeds, row.iterations, row.num_envs, row.steps)
             )
-            with contextlib.closing(_Stopping(worker)):
+            try:
                 yield row.num_seeds, statistics.median(worker.turn() for _ in range(3))
-
-
-class _Stopping:
-    """Ends a worker."""
-
-    def __init__(self, worker: speed.Worker) -> None:
-        self.close = worker.stop
+            finally:
+                worker.stop()
 
 
 def is_installed(row: Row) -> bool:

@@ -58,14 +58,14 @@ def test_mp4_of_pictures_with_odd_sides_loses_one_line(tmp_path: Path) -> None:
         assert (stream.width, stream.height, stream.average_rate) == (24, 16, 12.5)
 
 
-def test_mp4_of_pictures_of_one_line_has_two(tmp_path: Path) -> None:
+def test_mp4_of_pictures_of_one_line_is_twice_as_large(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     from klimb.filming.writing import write_clip
 
     write_clip(np.zeros((3, 1, 25, 3), np.uint8), 10.0, tmp_path / "film.mp4")
     with av.open(str(tmp_path / "film.mp4")) as container:
         stream = container.streams.video[0]
-        assert (stream.width, stream.height) == (24, 2)
+        assert (stream.width, stream.height) == (50, 2)
 
 
 def test_other_formats_and_places_are_refused(clip: klimb.Clip, tmp_path: Path) -> None:

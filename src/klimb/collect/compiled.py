@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray, PyTree
 
 from klimb.collect.episodes import EpisodeSummary, summarise
 from klimb.collect.first_states import first_states
-from klimb.environments.base import CompiledEnvironment
+from klimb.environments.base import CompiledEnvironment, where_copies
 from klimb.environments.faults import traced
 from klimb.mesh import spread_environments
 from klimb.policies.exploration import held_noise, noise_steps, rollout_noise, sampled_action
@@ -119,10 +119,9 @@ class CompiledCollector:
             )
             fresh_state, fresh_obs = first.at(column, count)
 
-            new = jnp.reshape(ended, ended.shape + (1,) * (after.obs.ndim - 1))
             carry = CollectorState(
                 env_state=environment.restarted(ended, fresh_state, after.state),
-                obs=jnp.where(new, fresh_obs, after.obs),
+                obs=where_copies(ended, fresh_obs, after.obs),
                 time=jnp.where(ended, 0, carry.time + 1),
                 episode_return=jnp.where(ended, 0, episode_return),
                 carry=forget(remembered, ended),

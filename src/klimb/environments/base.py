@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import gymnasium
@@ -11,7 +12,7 @@ import gymnasium.spaces
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PRNGKeyArray, PyTree, Shaped, UInt8
 
 from klimb.environments.rendering.observed import ObservedPictures
 from klimb.environments.rendering.renderer import OwnPictures, Renderer
@@ -131,7 +132,7 @@ class CompiledEnvironment(abc.ABC):
         ended: which. first: states at the start of an episode, of all copies. state: after the last step. A simulator
         whose states hold arrays without the axis of copies has a method of its own.
         """
-        return jax.tree.map(lambda new, old: jnp.where(_as_column(ended, old), new, old), first, state)
+        return jax.tree.map(partial(where_copies, ended), first, state)
 
     def of_copy(self, state: PyTree, copy: int) -> PyTree:
         """The state of one of N copies. state: of all. copy: its number."""
@@ -166,9 +167,12 @@ class CompiledEnvironment(abc.ABC):
         return seen
 
 
-def _as_column(flags: Bool[Array, " N"], like: Array) -> Bool[Array, "..."]:
-    """Flags with as many axes as an array, whose first axis is theirs."""
-    return jnp.reshape(flags, flags.shape + (1,) * (like.ndim - 1))
+def where_copies(chosen: Bool[Array, " N"], new: Shaped[Array, " N *_"], old: Shaped[Array, " N *_"]) -> Array:
+    """The rows of `new` for the chosen copies, and those of `old` for the others.
+
+    chosen: which. new, old: arrays whose first axis is that of copies, with any axes behind it.
+    """
+    return jnp.where(jnp.reshape(chosen, chosen.shape + (1,) * (old.ndim - 1)), new, old)
 
 
 class Clocked(NamedTuple):

@@ -31,7 +31,6 @@ def card_data(clip: Clip) -> dict[str, Any]:
         "pictures": [still(clip.pictures[k]) for k in chosen],
         "shown": clip.shown[chosen].tolist(),
         "per_second": clip.pictures_per_second / every,
-        "reward": plain(clip.reward),
         "panels": [
             {"title": "reward", "lines": [plain(clip.reward)]},
             {"title": clip.action_title, "lines": plain(actions.T)},

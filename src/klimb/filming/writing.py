@@ -54,7 +54,6 @@ def write_webp(pictures: UInt8[np.ndarray, "F H W 3"], pictures_per_second: floa
     first, *others = map(Image.fromarray, pictures)
     file = io.BytesIO()
     duration = max(1, round(1000 / pictures_per_second))
-    # Without a loop of its own, Pillow would write a film of one picture as a still one, which is right.
     first.save(file, "WEBP", save_all=True, append_images=others, duration=duration, loop=0, quality=QUALITY, method=2)
     return file.getvalue()
 
@@ -62,13 +61,10 @@ def write_webp(pictures: UInt8[np.ndarray, "F H W 3"], pictures_per_second: floa
 def write_mp4(pictures: UInt8[np.ndarray, "F H W 3"], pictures_per_second: float) -> bytes:
     """The bytes of an MP4 file with H.264, which every player and browser knows."""
     av: Any = _av()
-    height, width = (max(2, side - side % 2) for side in pictures.shape[1:3])  # colours are those of 2 × 2 pixels
-    missing = [
-        (0, 0),
-        *((0, max(0, full - side)) for full, side in zip((height, width), pictures.shape[1:3], strict=True)),
-        (0, 0),
-    ]
-    pictures = np.pad(pictures, missing, mode="edge") if np.any(missing) else pictures
+    # Colours are stored for two by two pixels.
+    if min(pictures.shape[1:3]) < 2:
+        pictures = pictures.repeat(2, axis=1).repeat(2, axis=2)
+    height, width = (side - side % 2 for side in pictures.shape[1:3])
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction(pictures_per_second).limit_denominator(1000)

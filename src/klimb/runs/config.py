@@ -107,7 +107,7 @@ class Logging:
     spread: Literal["auto", "rows", "environments"] = "auto"
     """With learn_on. rows: every device learns from its share of a batch; environments: from all; auto: by size."""
     precision: Precision = "float32"
-    """Of products on an accelerator; tensorfloat32 is faster for large networks, and off by 1e-3: see docs/gpu.md."""
+    """Of products on an accelerator; tensorfloat32 rounds factors to ten bits, for speed: see docs/gpu.md."""
     max_rejections: Iterations = 50
     """Stop after this many numerical failures in a row, in every seed; warn if none of as many first steps is taken."""
     check_finite: bool = False

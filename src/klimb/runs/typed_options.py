@@ -132,7 +132,7 @@ class TrainOptionsDict(TypedDict, total=False):
     spread: Literal["auto", "rows", "environments"]
     """With learn_on. rows: every device learns from its share of a batch; environments: from all; auto: by size."""
     precision: Literal["float32", "tensorfloat32"]
-    """Of products on an accelerator; tensorfloat32 is faster for large networks, and off by 1e-3: see docs/gpu.md."""
+    """Of products on an accelerator; tensorfloat32 rounds factors to ten bits, for speed: see docs/gpu.md."""
     max_rejections: int
     """Stop after this many numerical failures in a row, in every seed; warn if none of as many first steps is taken."""
     check_finite: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ class Copies:
         }
         self.count = next((len(values) for values in self.values.values()), num_seeds)
         self.seeds = [first_seed + s for s in range(num_seeds)] * (self.count // num_seeds)
-        self._side_by_side = not one_at_once and side_by_side()
+        self._one_at_once = one_at_once
         self.layout = Layout(self.count, devices, spread, precision)
 
     def keys(self) -> Key[Array, " K"]:
@@ -50,6 +51,13 @@ class Copies:
         """The values of one copy, by field."""
         return {name: float(values[copy]) for name, values in self.values.items()}
 
+    def vmapped(self, one: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """The same for all copies, vmapped; one after the other where that is forbidden.
+
+        one: of one copy. All arguments have the leading axis of copies.
+        """
+        return partial(_one_after_the_other, one) if self._one_at_once else jax.vmap(one)
+
     def over_copies(self, one: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """The same for every copy of a device; all arguments have the leading axis of copies, the state is the first.
 
@@ -59,14 +67,16 @@ class Copies:
 
         def every(*arguments: PyTree) -> PyTree:
             count = arguments[0].iteration.shape[0]
-            if count > 1 and self._side_by_side:
-                return jax.vmap(one)(*arguments)
             if count > 1:
-                return jax.lax.map(lambda rows: one(*rows), arguments)
+                return (self.vmapped(one) if side_by_side() else partial(_one_after_the_other, one))(*arguments)
             result = one(*jax.tree.map(lambda x: x[0], arguments))
             return jax.tree.map(lambda x: x[None], result)
 
         return every
+
+
+def _one_after_the_other(one: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+    return jax.lax.map(lambda rows: one(*rows), arguments)
 
 
 def side_by_side() -> bool:

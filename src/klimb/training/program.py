@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -123,29 +123,20 @@ class Program:
             own(devices)[:1] if is_offline(config.rule) else devices,
             spread,
             options.precision,
-            one_at_once=self._one_at_once,
+            one_at_once=isinstance(environment, CompiledEnvironment) and environment.one_seed_at_once,
         )
         self._bound = self._bind(config.rule)
         self._uses_critic = options.part(Estimator).uses_critic
         self.length = length_of(config)
         self.iteration = self._make_iteration(self._compiled_collector())
         self.source = self._make_source()
-        every = (
-            partial(_one_after_the_other, self._initial_state) if self._one_at_once else jax.vmap(self._initial_state)
-        )
-        self._init = jax.jit(full_precision(every))
+        self._init = jax.jit(full_precision(self._copies.vmapped(self._initial_state)))
         self._results = jax.jit(jax.vmap(self._result))
 
     @property
     def environment(self) -> Environment:
         """Where it trains."""
         return self._environment
-
-    @property
-    def _one_at_once(self) -> bool:
-        """Whether the environment forbids that seeds are computed side by side."""
-        environment = self._environment
-        return isinstance(environment, CompiledEnvironment) and environment.one_seed_at_once
 
     @property
     def seeds(self) -> list[int]:
@@ -443,8 +434,3 @@ class Program:
             return x.reshape(num_steps, -1, *x.shape[3:])
 
         return dataclasses.replace(jax.tree.map(cut, rollout), whole_episodes=whole)
-
-
-def _one_after_the_other(one: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
-    """As `jax.vmap`, without computing several at once."""
-    return jax.lax.map(lambda rows: one(*rows), arguments)

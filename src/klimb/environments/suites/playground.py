@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
+from klimb.environments.base import where_copies
 from klimb.environments.rendering.mujoco import Pose
 from klimb.environments.suites.physics import Clocked, PhysicsEnvironment
 from klimb.environments.suites.suite import Step, import_library, legacy_key, refused_download, require_known
@@ -121,7 +122,7 @@ class WarpEnvironment(PlaygroundEnvironment):
         """
         flat, structure = jax.tree.flatten(state)
         chosen = [
-            old if shared else jnp.where(jnp.reshape(ended, ended.shape + (1,) * (old.ndim - 1)), new, old)
+            old if shared else where_copies(ended, new, old)
             for shared, new, old in zip(self._shared, jax.tree.leaves(first), flat, strict=True)
         ]
         return jax.tree.unflatten(structure, chosen)

@@ -5,8 +5,8 @@
   const picture = document.getElementById("clip-picture"), slider = document.getElementById("clip-slider");
   const button = document.getElementById("clip-button"), readout = document.getElementById("clip-readout");
   const charts = strips(document.getElementById("clip-strips"));
-  const returns = [];
-  data.reward.reduce((sum, r) => (returns.push(sum + r), sum + r), 0);
+  const returns = [], reward = data.panels[0].lines[0];
+  reward.reduce((sum, r) => (returns.push(sum + r), sum + r), 0);
   let at = 0, timer = null;
 
   function show(index) {
@@ -14,7 +14,7 @@
     const step = data.shown[at];
     picture.src = "data:image/webp;base64," + data.pictures[at];
     slider.value = at;
-    readout.textContent = `step ${step.toLocaleString("en")} of ${data.reward.length.toLocaleString("en")} · return so far ${(step ? returns[step - 1] : 0).toFixed(1)}`;
+    readout.textContent = `step ${step.toLocaleString("en")} of ${reward.length.toLocaleString("en")} · return so far ${(step ? returns[step - 1] : 0).toFixed(1)}`;
     charts.at(step);
   }
   function play(on) {
@@ -23,7 +23,7 @@
     button.textContent = on ? "Pause" : "Play";
   }
   function draw() {
-    charts.draw(data.panels, data.reward.length);
+    charts.draw(data.panels, reward.length);
     charts.at(data.shown[at]);
   }
   button.addEventListener("click", () => play(timer === null));
