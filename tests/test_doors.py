@@ -34,6 +34,7 @@ ELSEWHERE = {
     ("environments/trial.py", "write_text"): "an answer, in a directory that the starting process has made for it",
     ("environments/trial.py", "read_text"): "the same answer",
     ("environments/trial.py", "exists"): "the same answer",
+    ("export/python_file.py", "read_text"): "a part of the installed package",
     ("filming/card.py", "read_text"): "a part of the installed package",
     ("filming/writing.py", "open"): "a film in memory, which then goes through klimb.files",
     ("report/html.py", "read_text"): "a part of the installed package",

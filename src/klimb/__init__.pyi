@@ -18,6 +18,8 @@ from .training.loop import Interrupted as Interrupted
 from .training.loop import NotSaved as NotSaved
 from .collect.evaluation import evaluate as evaluate
 from .collect.evaluation import Evaluation as Evaluation
+from .export.write import export_policy as export_policy
+from .export.write import Exported as Exported
 from .filming.clip import film as film
 from .filming.clip import Clip as Clip
 from .policies.acting import act as act
@@ -140,6 +142,7 @@ from .errors import UnsupportedSpace as UnsupportedSpace
 from .errors import UntrustedEnvironment as UntrustedEnvironment
 from .errors import EnvironmentFault as EnvironmentFault
 from .errors import PolicyFileError as PolicyFileError
+from .errors import ExportError as ExportError
 from .errors import DemonstrationError as DemonstrationError
 from .errors import RunError as RunError
 from .errors import TrainingFailed as TrainingFailed

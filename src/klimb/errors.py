@@ -46,6 +46,10 @@ class PolicyFileError(KlimbError):
     """A policy file that is missing, damaged, of another format, or trained on another environment."""
 
 
+class ExportError(KlimbError):
+    """An exported policy that computes something else than the policy that it was made of."""
+
+
 class DemonstrationError(KlimbError, ValueError):
     """Demonstrations that are missing, damaged, truncated, or from another environment."""
 

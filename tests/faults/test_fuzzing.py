@@ -47,6 +47,8 @@ PARSING = {
 }
 """Functions of modules that parse what was read."""
 NO_FILE = {
+    "cli/export.py _of_run": "the policy that has just been loaded, for its checksum",
+    "export/python_file.py python_file": "a file of the package",
     "collect/host/ray_actor.py cpu_model": "what the kernel says of this machine",
     "collect/host/worker.py serve": "its own standard input, from the process that started it",
     "collect/host/worker.py _serve": "the same",

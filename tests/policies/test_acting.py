@@ -21,8 +21,6 @@ from klimb.policies.action_spec import GaussianStyle
 from klimb.policies.actions import Box, Discrete
 from klimb.policies.encoders import FlatEncoder
 from klimb.policies.observations import BoxObservations
-from test_contract_spaces import KINDS as SPACE_KINDS
-from test_contract_spaces import OBSERVED, VECTOR, make_case
 
 PAGE = Path(__file__).parents[2] / "docs" / "use-a-policy.md"
 SIZE, ROWS = 4, 60
@@ -80,7 +78,7 @@ def numpy_port() -> SimpleNamespace:
     assert ported.partition("def features(")[2].partition("def action(")[0].strip().count("\n") <= 15
     names: dict = {}
     exec(compile(ported, str(PAGE), "exec"), names)
-    return SimpleNamespace(**{name: names[name] for name in ("read", "features", "network", "action", "remember")})
+    return SimpleNamespace(**{name: names[name] for name in ("read", "features", "network", "action")})
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,41 +104,6 @@ def test_the_files_alone_give_the_actions_in_numpy(kind, numpy_port, tmp_path):
     if not policy.style.tanh_squash:
         mean = np.asarray(eqx.filter_jit(policy)(obs).mode())
         assert np.abs(mean - taken).max() > 0.1
-
-
-@pytest.mark.parametrize("memory", ["gru", "lstm"])
-def test_the_files_alone_give_the_actions_of_a_policy_with_memory(memory, numpy_port, tmp_path):
-    policy = make_policy(UNEVEN, memory=memory, memory_size=5)
-    rng = np.random.default_rng(0)
-    policy = eqx.tree_at(
-        lambda p: p.memory,
-        policy,
-        jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), policy.memory),
-    )
-    about, arrays = numpy_port.read(save_policy(policy, tmp_path))
-    carry, expected = None, np.zeros((ROWS, policy.carry_size))
-    for seed in range(3):
-        obs = observations(np.random.default_rng(seed))
-        expected = numpy_port.remember(about, arrays, obs, expected)
-        action, carry = policy.act_with_memory(obs, carry)
-        np.testing.assert_allclose(carry, expected, rtol=1e-5, atol=1e-5)
-        output = numpy_port.network(about, arrays, obs, expected)
-        np.testing.assert_allclose(action, numpy_port.action(about, output), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "kind", [name for name, kind in SPACE_KINDS.items() if kind.observations is VECTOR and kind.memory is None]
-)
-def test_the_files_alone_give_actions_of_several_parts(kind, numpy_port, tmp_path):
-    policy, batch = make_case(kind)
-    obs, mask = np.asarray(batch.obs[:, :OBSERVED]), policy.observations.mask(np.asarray(batch.obs))
-    about, arrays = numpy_port.read(save_policy(policy, tmp_path))
-    expected = numpy_port.action(about, numpy_port.network(about, arrays, obs), mask)
-    taken = policy.act(obs, action_mask=mask)
-    assert jax.tree.structure(taken) == jax.tree.structure(expected)
-    for x, y in zip(jax.tree.leaves(taken), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-        assert len(np.unique(y)) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -119,7 +119,7 @@ def _act(
     actions: ActionSpec | None,
 ) -> tuple[Any, Any]:
     """The action and the carry after it. All arguments are those of `act_with_memory`; carry: None without memory."""
-    observations, actions = _spaces(policy, observations, actions)
+    observations, actions = spaces_of(policy, observations, actions)
     rows = _rows(obs, action_mask, observations)
     flags = observations.mask(rows)
     if flags is not None and actions.blocked(flags) is not None:
@@ -187,9 +187,13 @@ def _words(rng: np.random.Generator | None) -> np.ndarray:
     return (np.random.default_rng() if rng is None else rng).integers(0, 2**32, 2, np.uint32)
 
 
-def _spaces(
+def spaces_of(
     policy: Policy, observations: ObservationSpec | None, actions: ActionSpec | None
 ) -> tuple[ObservationSpec, ActionSpec]:
+    """The spaces of a policy. ConfigError where neither the policy nor the arguments name them.
+
+    policy: any. observations, actions: as given; None for the policy's own.
+    """
     if isinstance(policy, Placed):
         observations = policy.observations if observations is None else observations
         actions = policy.actions if actions is None else actions

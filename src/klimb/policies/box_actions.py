@@ -175,7 +175,7 @@ class Box(ActionSpec):
 
     def numpy_sampler(self, log_std: np.ndarray | None, style: GaussianStyle) -> Sampler:
         assert log_std is not None
-        low, high = self._bounds(np.float32)
+        low, high = self.bounds(np.float32)
         center, half_width = (np.asarray(x, np.float32) for x in (self.center, self.half_width))
         unit = 1 if style.tanh_squash else half_width
         bounds, depends = style.log_std_bounds, style.state_dependent_std
@@ -198,7 +198,7 @@ class Box(ActionSpec):
 
     def clip(self, action: AnyArray) -> AnyArray:
         array: Any = action
-        return array.clip(*self._bounds(array.dtype))
+        return array.clip(*self.bounds(array.dtype))
 
     def unflatten(self, action: AnyArray) -> Any:
         array: Any = action
@@ -217,8 +217,11 @@ class Box(ActionSpec):
             return f"its actions have the shape {action.shape[1:]}, its action space has {len(self.low)} dimensions"
         return None
 
-    def _bounds(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds in a dtype, rounded into the box: the float32 number nearest to 0.3 is above 0.3."""
+    def bounds(self, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds in a dtype, rounded into the box: the float32 number nearest to 0.3 is above 0.3.
+
+        dtype: of floating-point numbers.
+        """
         low, high = np.asarray(self.low, dtype), np.asarray(self.high, dtype)
         return (
             np.where(low < np.array(self.low), np.nextafter(low, high), low),

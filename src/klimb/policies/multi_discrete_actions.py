@@ -123,12 +123,12 @@ class MultiDiscrete(ActionSpec):
 
         if mask is not None:
             output = jnp.where(mask, output, -jnp.inf)
-        place, exists = self._places
+        place, exists = self.places
         return MultiCategorical(logits=jnp.where(exists, output[..., place], -jnp.inf))
 
     def numpy_sampler(self, log_std: np.ndarray | None, style: GaussianStyle) -> Sampler:
         """log_std, style: not used."""
-        place, exists = self._places
+        place, exists = self.places
 
         def sample(output: np.ndarray, noise: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
             """The `Sampler`. noise: uniform in [0, 1)."""
@@ -160,7 +160,7 @@ class MultiDiscrete(ActionSpec):
         return None
 
     @functools.cached_property
-    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the logit of each choice stands among the outputs, `[H, A]`, and which of the A choices there are."""
         n = np.array(self.n)
         first = np.cumsum(n) - n

@@ -41,9 +41,15 @@ def save_arrays(path: Path, tree: PyTree, metadata: dict[str, str]) -> None:
     path: the file. tree: its leaves are arrays; PRNG keys are stored as their data. metadata: strings to store with
     them. Raises OSError when the file can't be written.
     """
-    arrays = {name: np.asarray(_plain(leaf), order="C") for name, leaf in _named(tree)}
-    content = as_file(arrays, metadata)
-    write_atomically(path, content)
+    write_atomically(path, as_file(named_arrays(tree), metadata))
+
+
+def named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
+    """Every array of a tree under the name that it has in files.
+
+    tree: its leaves are arrays; of PRNG keys the data is taken.
+    """
+    return {name: np.asarray(_plain(leaf), order="C") for name, leaf in _named(tree)}
 
 
 def current_name(name: str) -> str:

@@ -231,7 +231,7 @@ def save_policy(policy: PyTree, directory: str | Path, *, name: str = "policy", 
     """
     directory, policy = as_path(directory), policy_of(policy)
     make_directory(directory)
-    if _is_described(policy):
+    if is_described(policy):
         description = describe(policy)
     else:
         description = {"format": "klimb-policy-arrays", "version": EARLIER_VERSION, "class": type(policy).__name__}
@@ -269,7 +269,7 @@ def load_policy(path: str | Path, *, seed: int | None = None, like: Any = None) 
         dynamic, static = eqx.partition(template, lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct))
         loaded, _ = load_arrays(arrays, dynamic, max_header=MAX_HEADER, renamed=current_name)
         policy = eqx.combine(loaded, static)
-        if _is_described(policy):
+        if is_described(policy):
             _require_numbers(policy)
     except OSError as error:
         raise PolicyFileError(f"cannot read {one_line(arrays)}: {error.strerror}") from None
@@ -292,8 +292,11 @@ def policy_iteration(path: str | Path, *, seed: int | None = None) -> int | None
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
-def _is_described(policy: PyTree) -> bool:
-    """Whether `policy.json` says all that has to be known: klimb's own network with klimb's own encoder."""
+def is_described(policy: PyTree) -> bool:
+    """Whether `policy.json` says all that has to be known: klimb's own network with klimb's own encoder.
+
+    policy: of any class.
+    """
     own_encoder = (FlatEncoder, PictureEncoder, PartsEncoder)
     own_memory = (type(None), *RECURRENT_LAYERS.values())
     return type(policy) is NetworkPolicy and type(policy.encoder) in own_encoder and type(policy.memory) in own_memory

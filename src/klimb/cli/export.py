@@ -1,0 +1,117 @@
+"""klimb export RUN -o FILE: a policy as a file for programs without klimb."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from klimb.cli import compilation_cache
+from klimb.cli.evaluate import environment_of, require_policy_trust
+from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
+from klimb.errors import ConfigError
+from klimb.export.interface import as_bytes
+from klimb.export.write import FORMATS, Exported, export_policy, require_export
+from klimb.files import is_file, read_limited
+from klimb.improve.rule import rule_title
+from klimb.runs.config import RunConfig
+from klimb.runs.directory import BEST, RunDirectory
+from klimb.runs.own_files import CONFIG
+from klimb.runs.policy_file import MAX_HEADER, load_policy, policy_iteration, policy_name
+from klimb.runs.zoo import located
+from klimb.terminal import write_line
+from klimb.training.networks import Networks
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """What is typed after `klimb export`."""
+
+    run: RunWord
+    """Run directory, directory of a policy, or zoo:NAME for a policy that comes with klimb (`klimb list zoo`)."""
+    output: OutputFlag = None
+    """File to write: .onnx, .stablehlo, or .py for a file of Python that needs NumPy alone."""
+    best: bool = False
+    """Export the policy in `best/` instead of the last one."""
+    policy_seed: int | None = None
+    """Seed whose policy is exported, in a run of several seeds; by default the first."""
+    overwrite: bool = False
+    """Overwrite an existing file."""
+    trust_environment: bool = False
+    """Allow the run's config.toml to name an environment or a network to import: this runs its code."""
+
+
+def export(arguments: ExportArguments) -> None:
+    """Write a run's policy as a file of another format, compare both, and print what the file reads and returns.
+
+    arguments: which policy, and the file.
+    """
+    run_dir, flags = located(arguments.run), arguments
+    if flags.output is None:
+        raise ConfigError(f"give the file to write with -o FILE; its ending is one of {', '.join(FORMATS)}")
+    require_export(flags.output)
+    require_unused([flags.output], flags.overwrite)
+    compilation_cache.enable()
+    if is_file(run_dir / CONFIG):
+        policy, about = _of_run(run_dir, flags)
+    else:
+        policy, about = load_policy(run_dir, seed=flags.policy_seed), {}
+    for line in lines_of(export_policy(policy, flags.output, about=about), about):
+        write_line(line)
+
+
+def _of_run(run_dir: Path, flags: ExportArguments) -> tuple[Any, dict[str, str]]:
+    """A policy of a run, and what its files say of it."""
+    config = RunDirectory.open(run_dir).config
+    folder = run_dir / BEST if flags.best else run_dir
+    require_policy_trust(run_dir, config, trust=flags.trust_environment)
+    seed = _seed(config, flags)
+    like = None
+    if config.options.own_policy is not None:
+        environment = environment_of(run_dir, config, None, trust=flags.trust_environment)
+        like = Networks(environment, config.options).template
+    policy = load_policy(folder, seed=seed, like=like)
+    iteration = policy_iteration(folder, seed=seed)
+    # No larger than what was just loaded, up to names and shapes.
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(policy, eqx.is_array)))
+    arrays = read_limited(folder / f"{policy_name(seed)}.safetensors", size + MAX_HEADER)
+    about = {
+        "env": config.env,
+        "rule": rule_title(config.rule),
+        **({} if iteration is None else {"iteration": str(iteration)}),
+        "policy.safetensors sha256": hashlib.sha256(arrays).hexdigest(),
+    }
+    return policy, about
+
+
+def _seed(config: RunConfig, flags: ExportArguments) -> int | None:
+    """Of the policy; None in a run of one seed."""
+    if config.options.num_seeds == 1 and flags.policy_seed is None:
+        return None
+    return config.options.seed if flags.policy_seed is None else flags.policy_seed
+
+
+def lines_of(exported: Exported, about: dict[str, str]) -> list[str]:
+    """What was written, for people. exported: the file. about: what it says of the policy."""
+    agreement = exported.agreement
+    trained = f": {about['rule']} on {about['env']}" if "env" in about else ""
+    ties = f"; {agreement.ties} ties between choices" if agreement.ties else ""
+    return [
+        f"exported     {exported.path} ({as_bytes(exported.size)}){trained}",
+        f"reads        {_arrays(exported.inputs)}",
+        f"returns      {_arrays(exported.outputs)}",
+        f"compared     {agreement.rows:,} observations: largest difference from the policy {agreement.difference:.1e}, "
+        f"from float32 to float64 {agreement.rounding:.1e}{ties}",
+    ]
+
+
+def _arrays(shapes: dict[str, tuple[str | int, ...]]) -> str:
+    """Names and shapes."""
+    return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
+
+
+COMMAND = Command("export", ExportArguments, export)
