@@ -129,7 +129,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(CORE)
-	$(INSTALL) '.[dev,gymnax,mujoco,offline,onnx,ray,tune,video]'
+	$(INSTALL) '.[dev,gymnax,hub,mujoco,offline,onnx,ray,tune,video]'
 	touch $@
 
 # EnvPool's assets are 750 MB, so it is installed only for the benchmarks that need it.

@@ -67,6 +67,7 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow e
     from klimb.runs.demonstration_file import save_demonstrations
     from klimb.runs.directory import RunDirectory
     from klimb.runs.ending import Ending, read_ending, write_ending
+    from klimb.runs.located import located
     from klimb.runs.lock import RunLock
     from klimb.runs.policy_file import policy_iteration
     from klimb.runs.provenance import read_provenance, write_provenance
@@ -144,7 +145,7 @@ def trials_of_a_search(run: Path) -> object:
 def entries_of_the_zoo(run: Path) -> object:
     before, zoo.ROOT = zoo.ROOT, run / "zoo"
     try:
-        return zoo.zoo(), zoo.located("zoo:trpo/CartPole-v1")
+        return zoo.zoo(), located("zoo:trpo/CartPole-v1")
     finally:
         zoo.ROOT = before
 

@@ -16,6 +16,7 @@ from klimb.files import as_path
 from klimb.policies.encoders import DEFAULT_HIDDEN
 from klimb.runs import zoo
 from klimb.runs.config import RunConfig
+from klimb.runs.located import located
 from returns_tasks import Piece
 
 PIECE = Piece("v4", "trpo", "jax:Pendulum-v1", 64, 3, 2)
@@ -106,7 +107,7 @@ def test_nothing_is_written_into_it(with_zoo, tmp_path, capsys):
 def test_a_wrong_name_gets_the_nearest(with_zoo, tmp_path):
     with pytest.raises(RunError, match=r"the zoo has no .*did you mean 'trpo/Pendulum-v1'\? \(klimb list zoo"):
         klimb.load_policy("zoo:trpo/Pendulum-v0")
-    assert zoo.located(tmp_path) == as_path(tmp_path)
+    assert located(tmp_path) == as_path(tmp_path)
 
 
 def test_every_policy_that_comes_with_klimb_can_be_loaded():

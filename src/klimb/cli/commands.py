@@ -28,6 +28,7 @@ COMMANDS = {
     "check-env": Entry("ENV [REFERENCE] [FLAGS]", "check an environment of your own before training in it"),
     "record": Entry("RUN [FLAGS]", "record episodes of a run's policy as demonstrations"),
     "export": Entry("RUN -o FILE [FLAGS]", "write a run's policy as ONNX, StableHLO or a file of Python"),
+    "push": Entry("RUN USER/NAME [FLAGS]", "put a run's policy on the Hugging Face Hub, with its evaluation"),
     "report": Entry("RUN [FLAGS]", "write the report of a run, or of a search, again"),
     "compare": Entry("RUN... [FLAGS]", "compare runs, with confidence intervals"),
     "verify": Entry("[FLAGS]", "check every statement of the theory numerically"),

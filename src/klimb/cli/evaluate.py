@@ -22,8 +22,9 @@ from klimb.policies.memory import carry_size
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
 from klimb.runs.ending import Ending
+from klimb.runs.hub import is_hub, pinned
+from klimb.runs.located import located
 from klimb.runs.provenance import as_plain
-from klimb.runs.zoo import located
 from klimb.tabular.mdp import TabularMDP
 from klimb.terminal import write_line
 from klimb.theory.exact_evaluation import exact_return
@@ -37,7 +38,7 @@ class EvaluateArguments:
     """What is typed after `klimb evaluate`."""
 
     run: RunWord
-    """Run directory, or zoo:NAME for a policy that comes with klimb (`klimb list zoo`)."""
+    """Run directory, or zoo:NAME (`klimb list zoo`) or hf://USER/NAME (Hugging Face Hub) for a policy from there."""
     episodes: int = 100
     """Number of episodes per seed of the run."""
     seed: int = 0
@@ -82,6 +83,8 @@ def evaluate(arguments: EvaluateArguments) -> None:
     env_steps = None if iteration is None else directory.env_steps_at(iteration)
     writer, ending = directory.writer, directory.ending()
     if not flags.json:
+        if is_hub(arguments.run):
+            write_line(f"hub          {pinned(arguments.run, run_dir)}")
         print_policy(iteration, env_steps, writer, ending)
     if flags.exact and any(carry_size(policy) is not None for policy in policies):
         raise ConfigError("--exact is for policies without memory: leave it out")
@@ -95,7 +98,8 @@ def evaluate(arguments: EvaluateArguments) -> None:
     if flags.json:
         policy = {"iteration": iteration, "env_steps": env_steps, "being_trained": writer is not None}
         ended = {"ended": None if ending is None else dataclasses.asdict(ending)}
-        head = {"run": str(arguments.run), "env": environment.id, **policy, **ended}
+        name = pinned(arguments.run, run_dir) if is_hub(arguments.run) else str(arguments.run)
+        head = {"run": name, "env": environment.id, **policy, **ended}
         write_line(json.dumps({**head, **result, **filmed, "provenance": provenance or None}))
         return
     for line in evaluation_lines(result):

@@ -20,9 +20,9 @@ from klimb.files import is_file, read_limited
 from klimb.improve.rule import rule_title
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import BEST, RunDirectory
+from klimb.runs.located import located
 from klimb.runs.own_files import CONFIG
 from klimb.runs.policy_file import MAX_HEADER, load_policy, policy_iteration, policy_name
-from klimb.runs.zoo import located
 from klimb.terminal import write_line
 from klimb.training.networks import Networks
 
@@ -32,7 +32,7 @@ class ExportArguments:
     """What is typed after `klimb export`."""
 
     run: RunWord
-    """Run directory, directory of a policy, or zoo:NAME for a policy that comes with klimb (`klimb list zoo`)."""
+    """Directory of a run or a policy, or zoo:NAME (`klimb list zoo`) or hf://USER/NAME (Hugging Face Hub)."""
     output: OutputFlag = None
     """File to write: .onnx, .stablehlo, or .py for a file of Python that needs NumPy alone."""
     best: bool = False

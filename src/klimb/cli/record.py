@@ -13,8 +13,8 @@ from klimb.errors import ConfigError
 from klimb.files import is_directory
 from klimb.runs.demonstration_file import FILE_NAME, save_demonstrations
 from klimb.runs.directory import RunDirectory
+from klimb.runs.located import is_elsewhere, located
 from klimb.runs.policy_file import load_policy
-from klimb.runs.zoo import is_zoo, located
 from klimb.terminal import write_line
 from klimb.training.networks import Networks
 from klimb.training.progress.choice import view_of_episodes
@@ -25,7 +25,7 @@ class RecordArguments:
     """What is typed after `klimb record`."""
 
     run: RunWord
-    """Run directory, or zoo:NAME for a policy that comes with klimb (`klimb list zoo`)."""
+    """Run directory, or zoo:NAME (`klimb list zoo`) or hf://USER/NAME (Hugging Face Hub) for a policy from there."""
     episodes: int = 20
     """Number of episodes."""
     seed: int = 0
@@ -50,8 +50,10 @@ def record(arguments: RecordArguments) -> None:
     arguments: which run, which episodes, and where to.
     """
     run_dir, flags = located(arguments.run), arguments
-    if is_zoo(arguments.run) and flags.output is None:
-        raise ConfigError("episodes of a policy of the zoo need a file to be written to: give one with -o FILE")
+    if is_elsewhere(arguments.run) and flags.output is None:
+        raise ConfigError(
+            "episodes of a policy of the zoo or the Hub need a file to be written to: give one with -o FILE"
+        )
     config = RunDirectory.open(run_dir).config
     output = flags.output or run_dir
     path = output / FILE_NAME if is_directory(output) else output

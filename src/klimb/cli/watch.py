@@ -16,7 +16,7 @@ from klimb.filming.live import Watched
 from klimb.filming.live import watch as serve
 from klimb.filming.scenes import scene_of
 from klimb.runs.directory import BEST, RunDirectory
-from klimb.runs.zoo import located
+from klimb.runs.located import located
 from klimb.terminal import flush, write_line
 from klimb.training.networks import load_policies_of_one_iteration
 
@@ -26,7 +26,7 @@ class WatchArguments:
     """What is typed after `klimb watch`."""
 
     run: RunWord
-    """Run directory, also of a training that goes on, or zoo:NAME for a policy that comes with klimb."""
+    """Run directory, also of a training that goes on, or zoo:NAME or hf://USER/NAME for a policy from there."""
     episodes: int | None = None
     """End after so many episodes; by default with Ctrl-C."""
     seed: int = 0

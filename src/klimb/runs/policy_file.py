@@ -40,7 +40,7 @@ from klimb.policies.policy import policy_of
 from klimb.policies.recurrent import RECURRENT_LAYERS, kind_of
 from klimb.runs.arrays import current_name, load_arrays, save_arrays
 from klimb.runs.config import MAX_WEIGHTS, num_weights
-from klimb.runs.zoo import located
+from klimb.runs.located import located
 
 Like = TypeVar("Like")
 

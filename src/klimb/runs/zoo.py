@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from klimb.errors import RunError, nearest, one_line, shown
 from klimb.fields import explain
-from klimb.files import as_path, read_limited, write_text
+from klimb.files import read_limited, write_text
 
 PREFIX = "zoo:"
 ROOT = Path(__file__).parent.parent / "zoo"
@@ -64,13 +64,11 @@ def is_zoo(given: Any) -> bool:
     return isinstance(given, str | Path) and str(given).startswith(PREFIX)
 
 
-def located(given: Any) -> Path:
-    """The directory that a path means: zoo:NAME is one of klimb's own.
+def directory_of(given: str | Path) -> Path:
+    """The directory of a policy of the zoo. RunError when the zoo has none of this name.
 
-    given: a path, or zoo:NAME. Raises RunError when the zoo has no such policy, WrongObject for what is not a path.
+    given: zoo:NAME.
     """
-    if not is_zoo(given):
-        return as_path(given)
     name, entries = str(given).removeprefix(PREFIX), zoo()
     if name not in entries:
         raise RunError(f"the zoo has no {shown(name)}{nearest(name, entries)} (klimb list zoo shows what it has)")

@@ -1,0 +1,1 @@
+"""Policies for others: a folder that says what a policy is and how good it is, and the Hugging Face Hub."""
