@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
+DOCS := $(VENV)/.docs
 ENVPOOL := $(VENV)/.envpool
 SUITES := $(VENV)/.suites
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
@@ -44,6 +45,10 @@ test-faults: $(DEV)  ## all tests of faults; writes the tables of docs/reliabili
 errors: $(DEV)  ## write the tables of docs/errors.md and the types of options
 	$(BIN)/python tests/wrong_inputs.py
 	$(BIN)/python tests/typed_options.py
+
+.PHONY: docs
+docs: $(DOCS)  ## build the documentation site, site/index.html, and check it
+	$(BIN)/python website/build_site.py
 
 fuzz: $(DEV)  ## fuzz all loaders of files for ten minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
@@ -132,6 +137,10 @@ $(DEV): $(CORE)
 	$(INSTALL) '.[dev,gymnax,hub,mujoco,offline,onnx,ray,tune,video]'
 	touch $@
 
+$(DOCS): $(CORE)
+	$(INSTALL) '.[docs]'
+	touch $@
+
 # EnvPool's assets are 750 MB, so it is installed only for the benchmarks that need it.
 $(ENVPOOL): $(DEV)
 	$(INSTALL) '.[envpool]'
@@ -144,4 +153,4 @@ $(SUITES): $(CORE)
 	touch $@
 
 clean:  ## remove the virtual environment, caches and builds
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site src/*.egg-info

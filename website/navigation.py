@@ -1,0 +1,67 @@
+"""The sections of the site, and the pages of each, in the order in which docs/index.md names them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+HOW_TO = "How-to"
+PLACES = {
+    "Start": ("index.md", "getting-started.md", "tutorials/"),
+    HOW_TO: (),
+    "Rules": ("algorithms/index.md", "algorithms/"),
+    "Theory": ("theory/index.md", "theory/"),
+    "Results and speed": (
+        *("results.md", "ablations.md", "minatar.md", "ideas.md", "benchmarks.md"),
+        *("performance.md", "gpu.md", "scaling.md"),
+    ),
+    "Reference": ("commands.md", "api/index.md", "api/", "errors.md", "glossary.md", "names.md"),
+    "About": (
+        *("design.md", "reliability.md", "security.md", "security-policy.md"),
+        *("contributing.md", "changelog.md"),
+    ),
+}
+"""What belongs to each section: pages, and folders with a slash. A page that nothing names is a how-to page."""
+TITLES = {"index.md": "klimb", "algorithms/index.md": "Choosing a rule", "theory/index.md": "Overview"}
+"""Pages whose heading says too little, or too much, among others."""
+
+
+def linked_pages(index: str) -> list[str]:
+    """The pages in the order of their links. index: the text of docs/index.md."""
+    return list(dict.fromkeys(re.findall(r"\]\(([^)#:]+\.md)\)", index)))
+
+
+def sections(index: str, others: Sequence[str]) -> list[dict[str, list[Any]]]:
+    """The navigation: every page once, below the title of its section.
+
+    index: the text of docs/index.md. others: pages that it does not name, such as generated ones.
+    """
+    every = list(dict.fromkeys(["index.md", *linked_pages(index), *others]))
+    found: dict[str, list[str]] = {title: [] for title in PLACES}
+    for page in every:
+        found[_section(page)].append(page)
+    return [{title: [_item(page) for page in _ordered(title, pages)]} for title, pages in found.items()]
+
+
+def _section(page: str) -> str:
+    for title, places in PLACES.items():
+        if any(page == place or (place.endswith("/") and page.startswith(place)) for place in places):
+            return title
+    return HOW_TO
+
+
+def _ordered(title: str, pages: list[str]) -> list[str]:
+    """Pages in the order of the places of their section; those of one folder keep theirs."""
+    places = PLACES[title]
+
+    def rank(page: str) -> int:
+        exact = [number for number, place in enumerate(places) if page == place]
+        within = [number for number, place in enumerate(places) if place.endswith("/") and page.startswith(place)]
+        return (exact or within or [len(places)])[0]
+
+    return sorted(pages, key=rank)
+
+
+def _item(page: str) -> str | dict[str, str]:
+    return {TITLES[page]: page} if page in TITLES else page
