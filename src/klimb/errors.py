@@ -65,8 +65,9 @@ class NameTaken(RunError):
 class EnvironmentFault(RunError):
     """A host environment that raises, hangs, ends its process, or returns an invalid observation or reward.
 
-    environment_traceback: of what the environment raised, here or in a worker process, as text that begins in the
-    user's own code; None where it raised nothing. In this process the exception itself is `__cause__`.
+    message: one line for people. environment_traceback: of what the environment raised, here or in a worker process, as
+    text that begins in the user's own code; None where it raised nothing. In this process the exception itself is
+    `__cause__`.
     """
 
     def __init__(self, message: str, environment_traceback: str | None = None) -> None:
@@ -77,7 +78,7 @@ class EnvironmentFault(RunError):
 class TrainingFailed(RunError):
     """A training that can't continue: its steps, or its environment, fail again and again.
 
-    directories: of the runs that were written.
+    message: one line for people. directories: of the runs that were written.
     """
 
     def __init__(self, message: str, directories: Sequence[Path] = ()) -> None:

@@ -20,7 +20,10 @@ from klimb.mesh import gather_rows, spread_rows
 
 
 class Metric(NamedTuple):
-    """What a metric is called in charts, and what it means, in one sentence with its unit."""
+    """A number that a run records in every iteration.
+
+    title: what it is called in charts. meaning: what it means, in one sentence with its unit.
+    """
 
     title: str
     meaning: str
@@ -30,12 +33,19 @@ class Status(enum.IntEnum):
     """The outcome of one improvement step. Arrays hold the number; `message` is for people."""
 
     ACCEPTED = 0
+    """The step was taken."""
     KL_TOO_LARGE = 1
+    """Every step tried left the trust region."""
     NO_IMPROVEMENT = 2
+    """No step tried improved the surrogate."""
     NONFINITE = 3
+    """The batch, the gradient or the new policy held a NaN or an infinity."""
     CG_BREAKDOWN = 4
+    """Conjugate gradient met a direction without curvature."""
     CRITIC_WARMUP = 5
+    """No step was tried, because the critic still learns the value of the policy that the run started from."""
     FINISHED = 6
+    """No step was tried, because this seed has made its `env_steps` and waits for the others."""
 
     @property
     def rejected(self) -> bool:
@@ -68,8 +78,9 @@ class Sequences(eqx.Module):
 
     The B = M·L·N rows are those of a rollout in their usual order, step after step. Each of its N columns is cut into M
     parts of L steps: S = M·N sequences, through each of which derivatives flow, and at whose start the memory is given.
-    begins: rows before which everything is forgotten, because an episode begins. carry: what the policy remembers at
-    the start of every sequence, a constant. critic_carry: the same of the critic; None for one without memory.
+    obs: of the rows. begins: rows before which everything is forgotten, because an episode begins. carry: what the
+    policy remembers at the start of every sequence, a constant. critic_carry: the same of the critic; None for one
+    without memory.
     """
 
     obs: Num[Array, " B *obs"]
@@ -142,18 +153,23 @@ class Rollout(eqx.Module):
     """What every collector returns: T steps of N environments, in order. Leaves are `[T, N, ...]`, or as they say.
 
     `next_obs`, the true successor of `obs` before any reset, is the next row's `obs` but where an episode ends, and
-    after the last row. Only the successors of such rows are kept: `successor`, `[E, N]`, with the numbers of their rows
-    in `successor_step`, first the last row's, and T where a column has fewer than E of them. Where `successor_step` is
-    None, every row has its own, `[T, N]`. `log_prob` is log π_β(action | obs) under the behaviour policy that collected
-    the data. `terminated` (no value beyond) and `truncated` (cut off; the value goes on) are never merged. Rows with
-    `valid` False were inserted by an environment's own reset and are never trained on. `time` counts the steps since
-    the episode began; None when unknown (then it counts from the start of the rollout). `env_state` is the simulator's
-    own state before the step, of classic control under a rule that plans with it, else None. `derivatives` are those of
-    the steps, of an environment that is differentiated by differences, for a rule that asks for them
+    after the last row. Only the successors of such rows are kept.
+
+    obs: before the step. action: that was sampled. log_prob: log π_β(action | obs) under the behaviour policy that
+    collected the data, in nats. reward: of the step.
+    terminated: the episode ended, and there is no value beyond. truncated: it was cut off, and the value goes on. The
+    two are never merged.
+    successor: `[E, N]`, of rows at which an episode ends and of the last row; `[T, N]` where `successor_step` is None.
+    valid: False for rows that an environment's own reset has inserted; they are never trained on.
+    time: steps since the episode began; None when unknown (then it counts from the start of the rollout).
+    env_state: the simulator's own state before the step, of classic control under a rule that plans with it, else None.
+    whole_episodes: whether every column is one trajectory: an episode from its first step to its end, then padding.
+    derivatives: of the steps, of an environment that is differentiated by differences, for a rule that asks for them
     (`Traits.records_derivatives`), else None; rows that are not valid hold zeros.
-    With `whole_episodes` every column is one trajectory: an episode from its first step to its end, then padding.
-    `carry` is what a policy with memory remembered at the start of each of M equal parts of the rollout, else None;
-    `critic_carry` the same of the critic.
+    successor_step: the numbers of the rows of `successor`, first the last row's, and T where a column has fewer than E
+    of them. None where every row has its own successor.
+    carry: what a policy with memory remembered at the start of each of M equal parts of the rollout, else None.
+    critic_carry: the same of the critic.
     """
 
     obs: Num[Array, "T N *obs"]
@@ -270,13 +286,16 @@ class Batch(eqx.Module):
 
     A row of weight 0 is padding. With weight d(s) π(a|s) over all (s, a) the same means are exact
     expectations (`klimb.exact_batch`), which is how rules are checked against theory.
-    `trajectory` keeps the `[T, N]` arrangement, row t·N + n being step t of environment n; None where there is none.
-    `fraction_done` is the part of the training that is over, 0 to 1, for schedules of hyperparameters.
-    `advantage_scale` is the standard deviation that advantages had, in units of reward, before they were normalised.
-    `gamma` is the discount per step that they were estimated with; None where it is not known.
-    `epoch_advantage` holds advantages for each of E epochs, for a rule that wants them computed anew with the values of
+
+    obs: what `klimb.action_distribution` takes: rows, or where the policy has memory the same rows as `Sequences`.
+    action: that was taken. log_prob: of it under the policy that collected the data, in nats. advantage: its estimate
+    Â. value_target: what the critic is fitted to. weight: w ≥ 0.
+    trajectory: the `[T, N]` arrangement, row t·N + n being step t of environment n; None where there is none.
+    fraction_done: the part of the training that is over, 0 to 1, for schedules of hyperparameters.
+    advantage_scale: the standard deviation that advantages had, in units of reward, before they were normalised.
+    gamma: the discount per step that they were estimated with; None where it is not known.
+    epoch_advantage: advantages for each of E epochs, for a rule that wants them computed anew with the values of
     the critic at that stage of its fit (`Traits.advantage_epochs`), else None. `advantage` is then the first of them.
-    `obs` is what `klimb.action_distribution` takes: rows, or where the policy has memory the same rows as `Sequences`.
     """
 
     obs: Num[Array, " B *obs"] | Sequences
@@ -297,7 +316,7 @@ class Batch(eqx.Module):
         return self.obs.obs if isinstance(self.obs, Sequences) else self.obs
 
     def mean(self, value: Float[Array, " B"]) -> Float[Array, ""]:
-        """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds."""
+        """Σ w x / Σ w. A row of weight 0 has no say, whatever it holds. value: x."""
         return weighted_mean(value, self.weight)
 
     def blank_padding(self) -> Batch:
@@ -389,7 +408,7 @@ class UpdateInfo(eqx.Module):
     """How far one step moved the policy, and the gain that was predicted. Scalars, from the parameters *returned*.
 
     surrogate_gain: mean of (π_new/π_old − 1) Â, in the units of the batch's advantages.
-    kl_old_new: mean over states of KL(π_old‖π_new); kl_new_old: of KL(π_new‖π_old); kl_max: the largest
+    kl_old_new: mean over states of KL(π_old‖π_new). kl_new_old: of KL(π_new‖π_old). kl_max: the largest
         over states, in the direction the rule constrains.
     tv: mean over states of the total variation in [0, 1]; tv_max: over the worst state. Closed form where
         there is one; for Gaussians of several dimensions `tv` is the sampled ½ mean |ratio − 1| and `tv_max`
@@ -414,7 +433,7 @@ class UpdateInfo(eqx.Module):
     extra: dict[str, Float[Array, ""]]
 
     def with_metrics(self, **metrics: Array) -> UpdateInfo:
-        """The same with further metrics of the rule's own, scalars by name."""
+        """The same with further metrics of the rule's own. metrics: scalars by name."""
         own = {name: jnp.asarray(value, self.entropy.dtype) for name, value in metrics.items()}
         return dataclasses.replace(self, extra=self.extra | own)
 
@@ -422,9 +441,11 @@ class UpdateInfo(eqx.Module):
 class TrainState(eqx.Module):
     """Everything a run is made of: exactly what a checkpoint holds. Leaves carry a leading axis of seeds.
 
-    `previous` is what the next iteration needs to measure the realised improvement of this one. `history` holds
-    the last rollouts for a rule that learns from several, else (). `critic_carry` is what a critic with memory
-    remembers of the running episodes, `[N, G]`; else ().
+    policy, critic: the networks. rule_state, critic_state: what the rule and the critic's fit keep from step to step.
+    collector_state: where the environments stand. history: the last rollouts, for a rule that learns from several,
+    else (). previous: what the next iteration needs to measure the realised improvement of this one.
+    iteration: those that are done. env_steps: taken so far. key: for all random numbers from here on.
+    critic_carry: what a critic with memory remembers of the running episodes, `[N, G]`; else ().
     """
 
     policy: PyTree

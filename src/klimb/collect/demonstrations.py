@@ -20,9 +20,10 @@ from klimb.types import Rollout
 class Demonstrations:
     """R rows of whole episodes, one after the other: every array has R rows, which is checked here.
 
-    action is in the environment's units, and for Gaussian policies not clipped: log_prob belongs to what was
-    sampled. log_prob is NaN where the demonstrator's probabilities are not known. next_obs is the true successor.
-    actions: the action space they were made for. source: where they are from, for messages.
+    obs: before the step. action: in the environment's units, and for Gaussian policies not clipped. log_prob: of the
+    action that was sampled, in nats; NaN where the demonstrator's probabilities are not known. reward: of the step.
+    terminated, truncated: whether the episode ended with the step, or was cut off there. next_obs: the true successor.
+    actions: the action space they were made for. environment: its name. source: where they are from, for messages.
 
     Raises DemonstrationError when the arrays are no whole, finite episodes.
     """
@@ -64,7 +65,10 @@ class Demonstrations:
         return np.add.reduceat(self.reward.astype(np.float64), np.cumsum(self.lengths) - self.lengths)
 
     def check_fit(self, environment: Environment) -> None:
-        """DemonstrationError when observations or actions are not the environment's."""
+        """DemonstrationError when observations or actions are not the environment's.
+
+        environment: in which a policy is to learn from them.
+        """
         shape = environment.observation_space.shape
         if self.obs.shape[1:] != shape:
             raise DemonstrationError(
@@ -93,7 +97,7 @@ class Demonstrations:
     def rollout(self, max_columns: int = 32) -> Rollout:
         """`[T, N]`: whole episodes packed into N columns of about the same length, padded with `valid` False.
 
-        Longest first into the shortest column so far, which keeps the padding small.
+        Longest first into the shortest column so far, which keeps the padding small. max_columns: the largest N.
         """
         columns: list[list[int]] = [[] for _ in range(min(max_columns, self.num_episodes))]
         filled = np.zeros(len(columns), int)

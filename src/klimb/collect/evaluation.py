@@ -16,7 +16,11 @@ from klimb.policies.policy import Policy, policy_of
 
 
 class Evaluation(NamedTuple):
-    """Undiscounted returns and lengths (steps) of `[episodes]` whole episodes; standard error of the mean return."""
+    """What whole episodes resulted in.
+
+    returns: undiscounted, of each episode, `[episodes]`. lengths: their steps. mean: of the returns. standard_error: of
+    that mean.
+    """
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -42,6 +46,7 @@ def evaluate(
     max_steps: steps after which an episode is taken for one that never ends.
     on_episodes: called with two numbers at the start and whenever episodes have ended: those that have, and `episodes`.
 
+    Returns the returns and lengths of all episodes, with their mean return.
     Raises ConfigError for fewer than one episode, WrongObject for what is not a policy, PolicyFileError when the policy
     does not fit the environment, and EnvironmentFault when an episode has not ended after `max_steps`, or the
     environment fails.

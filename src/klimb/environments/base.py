@@ -26,7 +26,8 @@ from klimb.policies.observations import ObservationSpec, observation_spec
 class Transition(NamedTuple):
     """The result of one step of one environment, without the axis of environments, which collectors add.
 
-    obs: of the true successor; a step never resets. terminated: the task has ended, so the value of the successor is
+    state: of the environment after the step. obs: of the true successor; a step never resets. reward: of the step.
+    terminated: the task has ended, so the value of the successor is
     zero. truncated: the time limit is reached, and the value of the successor counts.
     """
 
@@ -105,7 +106,7 @@ class CompiledEnvironment(abc.ABC):
 
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[PyTree, Array]:
-        """(state, obs) at the start of an episode, drawn with `key`."""
+        """(state, obs) at the start of an episode. key: for the randomness of the start."""
 
     @abc.abstractmethod
     def step(self, key: PRNGKeyArray, state: PyTree, action: PyTree) -> Transition:
@@ -142,6 +143,7 @@ class CompiledEnvironment(abc.ABC):
         """Put a Gymnasium environment that does the same into a state, so that `klimb check-env` can compare them.
 
         state: of this environment, as NumPy arrays. reference: the Gymnasium environment, unwrapped.
+        Raises NotImplementedError for an environment that does not say how.
         """
         raise NotImplementedError
 
@@ -149,6 +151,7 @@ class CompiledEnvironment(abc.ABC):
         """A picture of a state, `[height, width, 3]`: red, green and blue from 0 to 255, of the same size every time.
 
         state: of this environment, on its device. An environment of one's own that can be seen has this method.
+        Raises NotImplementedError for one that has not.
         """
         raise NotImplementedError
 
@@ -196,7 +199,7 @@ class ClassicControl(CompiledEnvironment):
 
     @abc.abstractmethod
     def initial(self, key: PRNGKeyArray) -> Float[Array, " D"]:
-        """The physics state at the start of an episode, drawn with `key`."""
+        """The physics state at the start of an episode. key: for the randomness of the start."""
 
     @abc.abstractmethod
     def dynamics(self, physics: Float[Array, " D"], action: Array) -> Float[Array, " D"]:
@@ -214,11 +217,11 @@ class ClassicControl(CompiledEnvironment):
 
     @abc.abstractmethod
     def observe(self, physics: Float[Array, " D"]) -> Float[Array, " *obs_shape"]:
-        """The observation of a physics state."""
+        """The observation of a physics state. physics: the state."""
 
     @abc.abstractmethod
     def terminal(self, physics: Float[Array, " D"]) -> Bool[Array, ""]:
-        """Whether the task has ended in this physics state."""
+        """Whether the task has ended in a physics state. physics: the state."""
 
     def cost(self, physics: Float[Array, " D"], action: Array) -> Float[Array, ""]:
         """Minus the reward of one step, which planning minimises.
@@ -235,7 +238,10 @@ class ClassicControl(CompiledEnvironment):
         return self
 
     def write_reference(self, state: Clocked, reference: gymnasium.Env) -> None:
-        """Put Gymnasium's environment of classic control, whose attribute `state` is the physics, into a state."""
+        """Put Gymnasium's environment of classic control, whose attribute `state` is the physics, into a state.
+
+        state: of this environment. reference: Gymnasium's, unwrapped.
+        """
         vars(reference)["state"] = np.asarray(state.physics, np.float64)
 
     def renderer(self) -> Renderer:
@@ -246,7 +252,7 @@ class ClassicControl(CompiledEnvironment):
         return super().renderer()
 
     def reset(self, key: PRNGKeyArray) -> tuple[Clocked, Array]:
-        """(state, obs) at the start of an episode, drawn with `key`."""
+        """(state, obs) at the start of an episode. key: for the randomness of the start."""
         physics = self.initial(key)
         return Clocked(physics, jnp.int32(0)), self.observe(physics)
 

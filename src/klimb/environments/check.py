@@ -20,7 +20,7 @@ STEPS = 1000
 def check_env(
     env: str | Any, *, reference: str | None = None, steps: int = STEPS, seed: int = 0, in_worker: bool = True
 ) -> EnvironmentCheck:
-    """Check an environment before it is trained in. The result can be printed.
+    """Check an environment before it is trained in.
 
     Its spaces, what `reset` and `step` return over some steps with random actions, whether rewards and observations are
     finite and in their space, whether the same seed gives the same episodes, whether episodes end, whether its
@@ -32,8 +32,10 @@ def check_env(
     compiled one is a port of; it needs a method `write_reference`. steps: how many, at least 1. seed: of the
     environment and of the actions. in_worker: whether a new process is started to try the environment there.
 
-    Raises EnvironmentNotFound and the other errors of `klimb.make` for a name that is none, and ConfigError for a
-    reference for an environment that is not compiled; whatever is wrong with an environment that exists is a finding.
+    Returns what was found, which can be printed.
+    Raises EnvironmentNotFound and the other errors of `klimb.make` for a name that is none, ConfigError for a reference
+    for an environment that is not compiled, and ValueError for fewer than one step; whatever is wrong with an
+    environment that exists is a finding.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}; a check needs at least 1")

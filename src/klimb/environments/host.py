@@ -21,7 +21,8 @@ class HostStep(NamedTuple):
     """One step of M environment copies.
 
     next_obs: the true successor. obs: what the policy acts on next: `next_obs`, or the first observation of a new
-    episode. valid: False for rows that are not a step, because they carried out a reset or had a fault.
+    episode. reward: of the step. terminated, truncated: whether the episode ended with it, or was cut off there. valid:
+    False for rows that are not a step, because they carried out a reset or had a fault.
     """
 
     next_obs: Num[np.ndarray, " M *obs"]
@@ -76,7 +77,7 @@ class HostVector(abc.ABC):
 
     @abc.abstractmethod
     def step(self, action: np.ndarray) -> HostStep:
-        """Step every copy.
+        """Step every copy. Returns what the steps resulted in.
 
         action: `[M, *act]` as arrays hold actions (`ActionSpec.unflatten`), within the bounds of the action space.
         EnvironmentFault for a fault that ends the training.
@@ -91,7 +92,10 @@ class HostVector(abc.ABC):
         return []
 
     def simulator_states(self) -> Float[np.ndarray, "M S"]:
-        """The simulator's state of every copy, in double precision, for `differentiate`."""
+        """The simulator's state of every copy, in double precision, for `differentiate`.
+
+        Raises NotImplementedError where there are no `derivatives`.
+        """
         raise NotImplementedError
 
     def differentiate(
@@ -100,6 +104,7 @@ class HostVector(abc.ABC):
         """The derivatives of R steps, each row the arrays of `klimb.types.Derivatives` one after the other.
 
         states: `simulator_states` before them. actions: as the policy sampled them. The copies stay as they are.
+        Raises NotImplementedError where there are no `derivatives`.
         """
         raise NotImplementedError
 
@@ -108,7 +113,11 @@ class HostVector(abc.ABC):
         return None
 
     def restore(self, states: list[dict[str, Any]]) -> None:
-        """Put every copy into its captured state. RunError when a state does not fit this environment."""
+        """Put every copy into its captured state.
+
+        states: as `capture` returned them. Raises RunError when a state does not fit this environment, and
+        NotImplementedError where `capture` returns None.
+        """
         raise NotImplementedError
 
 
@@ -119,7 +128,10 @@ class HostEnvironment(abc.ABC):
     """The name that `make` takes, e.g. `gymnasium:HalfCheetah-v5`."""
 
     observation_space: gymnasium.spaces.Box
+    """The box of observations."""
+
     action_space: gymnasium.spaces.Space
+    """The space of actions, which may be a Dict or a Tuple."""
 
     one_hot: bool = False
     """Whether observations are one-hot rows, which are not normalised."""

@@ -110,6 +110,8 @@ def _own_name(environment: Environment) -> str | None:
 def make(environment: str | Any) -> Environment:
     """The environment of a name; an environment object is returned as it is.
 
+    environment: the object, or a name of one of these forms.
+
     jax:ID          built in, compiled: CartPole-v1, Pendulum-v1, MountainCarContinuous-v0, Acrobot-v1; klimb's own
                     CartPoleSwingUp-v0, PlanarReacher-v0, LinearQuadratic-v0; and from their tables FrozenLake-v1,
                     FrozenLake8x8-v1, CliffWalking-v1, Taxi-v4

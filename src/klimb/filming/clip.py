@@ -33,10 +33,10 @@ class Clip:
     """An episode with F pictures and T steps.
 
     pictures: red, green and blue. shown: the number of the step before which each picture was drawn; T for the last
-    state. action: in the environment's units and as arrays hold it. action_title: what a chart of the actions is
-    called. pictures_per_second: at which the film runs in the environment's own time. environment: its name. seed: of
-    the episode. deterministic: whether the policy took its mode. whole: whether the film goes on to the end of the
-    episode.
+    state. reward: of each step. action: in the environment's units and as arrays hold it. action_title: what a chart of
+    the actions is called. pictures_per_second: at which the film runs in the environment's own time. environment: its
+    name. seed: of the episode. deterministic: whether the policy took its mode. whole: whether the film goes on to the
+    end of the episode.
     """
 
     pictures: UInt8[np.ndarray, "F H W 3"]
@@ -87,8 +87,9 @@ def film(
     policy: a callable pytree, or a `klimb.Run` of one seed. env: a name (see `klimb.make`) or an environment, of which
     a copy is drawn: Gymnasium's with `render_mode="rgb_array"`, compiled ones by what `renderer()` returns. seed: of
     the environment and of the policy's draws. deterministic: take the policy's mode instead of sampling. on_pictures:
-    sees the film grow.
+    called with the number of pictures whenever one has been drawn.
 
+    Returns the film, which can be saved, and which notebooks show.
     Where there is no screen, MuJoCo draws with EGL or else OSMesa, unless the environment variable `MUJOCO_GL` is set.
     Raises ConfigError when the environment can't be drawn, MissingExtra when a package is missing, PolicyFileError when
     the policy does not fit, EnvironmentFault when the environment fails or the episode does not end.

@@ -22,7 +22,10 @@ Vector = Float[Array, " P"]
 
 
 class Optimizer(NamedTuple):
-    """θ ← θ + learning_rate · direction(gradient), the gradient clipped by its global norm first."""
+    """θ ← θ + learning_rate · direction(gradient), the gradient clipped by its global norm first.
+
+    transform: from gradients to directions, of Optax.
+    """
 
     transform: optax.GradientTransformation
 

@@ -78,7 +78,7 @@ def act_with_memory(
     """The action for the environment, as `act` gives it, and what the policy remembers after the step.
 
     policy: with memory. carry: what it remembers before the step, `[C]` with the leading axes of `obs`; None for
-    episodes that begin. obs and all others: as for `act`.
+    episodes that begin. obs, deterministic, rng, action_mask, observations, actions: as for `act`.
 
     Raises ConfigError as `act` does, and for a carry of another shape; WrongObject for a policy without memory.
     """

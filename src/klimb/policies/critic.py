@@ -28,6 +28,9 @@ class Critic(NetworkBody):
     et al. 2016).
     With `memory` a recurrent layer stands between encoder and dense layers. Called with an observation alone such a
     critic is at the start of an episode.
+
+    encoder: of the observations. memory: the recurrent layer; None for none. network: the dense layers. target: the
+    statistics of the value targets.
     """
 
     target: Normalizer

@@ -123,7 +123,10 @@ class Distribution(eqx.Module):
 
 
 class Categorical(Distribution):
-    """π(a) = softmax(logits)_a over A actions. A logit of −inf masks its action."""
+    """π(a) = softmax(logits)_a over A actions. A logit of −inf masks its action.
+
+    logits: of every action.
+    """
 
     logits: Float[Array, "*batch A"]
 
@@ -139,7 +142,7 @@ class Categorical(Distribution):
         return jnp.exp(self.log_probs)
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """Uniform in [0, 1), for any key; draws: leading axes to add."""
+        """Uniform in [0, 1). key: any. draws: leading axes to add."""
         # One uniform number per sample: A times fewer random bits than the Gumbel trick.
         return jax.random.uniform(key, (*draws, *self.logits.shape[:-1]), self.logits.dtype)
 
@@ -177,26 +180,29 @@ class Categorical(Distribution):
         return 0.5 * jnp.sum(jnp.abs(self.probs - other.probs), axis=-1)
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
-        """(diag(p) − p pᵀ) v."""
+        """(diag(p) − p pᵀ) v. tangent: v."""
         probs = self.probs
         mean = jnp.sum(probs * tangent.logits, axis=-1, keepdims=True)
         return Categorical(logits=probs * (tangent.logits - mean))
 
     def fisher_root(self, tangent: PyTree) -> PyTree:
-        """√p ⊙ (v − pᵀv)."""
+        """√p ⊙ (v − pᵀv). tangent: v."""
         probs = self.probs
         mean = jnp.sum(probs * tangent.logits, axis=-1, keepdims=True)
         return Categorical(logits=jnp.sqrt(probs) * (tangent.logits - mean))
 
 
 class DiagGaussian(Distribution):
-    """Independent Gaussians over D action dimensions, in the units of the environment's actions."""
+    """Independent Gaussians over D action dimensions, in the units of the environment's actions.
+
+    mean: μ. log_std: log σ.
+    """
 
     mean: Float[Array, "*batch D"]
     log_std: Float[Array, "*batch D"]
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """Standard normal, for any key; draws: leading axes to add."""
+        """Standard normal. key: any. draws: leading axes to add."""
         return jax.random.normal(key, (*draws, *self.mean.shape), self.mean.dtype)
 
     def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -240,12 +246,12 @@ class DiagGaussian(Distribution):
         )
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
-        """diag(1/σ²) on the mean, diag(2) on log σ."""
+        """diag(1/σ²) on the mean, diag(2) on log σ. tangent: v."""
         precision = jnp.exp(-2 * self.log_std)
         return DiagGaussian(mean=precision * tangent.mean, log_std=2 * tangent.log_std)
 
     def fisher_root(self, tangent: PyTree) -> PyTree:
-        """v/σ on the mean, √2 v on log σ."""
+        """v/σ on the mean, √2 v on log σ. tangent: v."""
         return DiagGaussian(mean=jnp.exp(-self.log_std) * tangent.mean, log_std=2**0.5 * tangent.log_std)
 
 
@@ -255,6 +261,8 @@ class TanhGaussian(Distribution):
     The actions of `sample_from`, `mode`, `log_prob` and rollouts are u, because near the edge of the box rounding
     makes u impossible to recover from a. Environments get a, from `to_environment`. Densities and entropy are those
     of a.
+
+    mean: of u. log_std: log σ. low, high: the bounds of the box.
     """
 
     mean: Float[Array, "*batch D"]
@@ -268,7 +276,7 @@ class TanhGaussian(Distribution):
         return DiagGaussian(mean=self.mean, log_std=self.log_std)
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """Standard normal, for any key; draws: leading axes to add."""
+        """Standard normal. key: any. draws: leading axes to add."""
         return self.base.noise(key, draws)
 
     def sample_from(self, noise: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -333,11 +341,14 @@ class TanhGaussian(Distribution):
             )
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
-        """That of the base: a is a bijection of u that does not depend on the parameters, so the scores are equal."""
+        """That of the base: a is a bijection of u that does not depend on the parameters, so the scores are equal.
+
+        tangent: v.
+        """
         return self._squash(self.base.fisher_metric(tangent))
 
     def fisher_root(self, tangent: PyTree) -> PyTree:
-        """That of the base."""
+        """That of the base. tangent: v."""
         return self._squash(self.base.fisher_root(tangent))
 
     def _log_stretch(self, u: Float[Array, "*draws D"]) -> Float[Array, "*draws D"]:

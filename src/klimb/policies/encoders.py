@@ -70,8 +70,8 @@ class Encoder(eqx.Module):
 class FlatEncoder(Encoder):
     """One-dimensional observations, scaled by their running mean and standard deviation.
 
-    columns: which numbers of an observation are read; None for the first F, behind which an action mask may stand.
-    scaled: which of those that are read are scaled; None for all. One-hot vectors are not.
+    normalizer: of the numbers. columns: which numbers of an observation are read; None for the first F, behind which an
+    action mask may stand. scaled: which of those that are read are scaled; None for all. One-hot vectors are not.
     """
 
     normalizer: Normalizer
@@ -114,7 +114,10 @@ class FlatEncoder(Encoder):
         return inputs
 
     def observe(self, obs: Float[Array, "B O"], weight: Float[Array, " B"]) -> tuple[FlatEncoder, Rescaling]:
-        """The same encoder with obs in its statistics; rows of weight 0 are left out."""
+        """The same encoder with a batch in its statistics, and how its features were rescaled by that.
+
+        obs: rows. weight: of every row, ≥ 0; rows of weight 0 are left out.
+        """
         own = self._read(obs)
         new = self.normalizer.update(own, weight)
         if self.scaled is not None:

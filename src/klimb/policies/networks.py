@@ -40,6 +40,9 @@ class NetworkPolicy(NetworkBody):
     With `memory` a recurrent layer stands between encoder and dense layers, and the policy is `Remembering`: called
     with an observation alone it is at the start of an episode.
     It accepts one observation or any leading axes.
+
+    encoder: of the observations. memory: the recurrent layer; None for none. network: the dense layers. log_std: of a
+    Gaussian, where it does not depend on the state. observations, actions: the spaces. style: of a Gaussian.
     """
 
     log_std: Float[Array, "*F D"] | None

@@ -17,8 +17,9 @@ VARIANCE_FLOOR = 1e-8
 class Rescaling(NamedTuple):
     """How features before an update of the statistics follow from the features after it: old = scale · new + shift.
 
-    Layers that read the features compute the same as before when they absorb it (`MLP.absorb`). exact: whether it holds
-    for every observation of the batch; it does not for those that are clipped before or after.
+    Layers that read the features compute the same as before when they absorb it (`MLP.absorb`). scale, shift: of every
+    feature. exact: whether it holds for every observation of the batch; it does not for those that are clipped before
+    or after.
     """
 
     scale: Float[Array, " *F"]
@@ -38,6 +39,9 @@ class Normalizer(eqx.Module):
     They are frozen while a batch is collected and learned from, so that the ratio π_θ/π_old on a batch is 1 at the
     old parameters. `update` makes the statistics of the next iteration, and `rescaling` says what has to be done to the
     network behind for it to compute the same function.
+
+    mean, variance: of every coordinate. count: observations so far. clip: standard deviations from the mean at which
+    scaled observations are clipped. variance_floor: of coordinates that count as constant.
     """
 
     mean: Float[Array, " *obs"]
@@ -80,7 +84,7 @@ class Normalizer(eqx.Module):
         return Rescaling(scale, shift, ~fresh & jnp.all((inside[0] & inside[1]) | ~counted))
 
     def update(self, obs: Float[Array, " B *obs"], weight: Float[Array, " B"]) -> Normalizer:
-        """Merge a batch (Chan et al. 1979, parallel variance). A batch whose variance overflows is left out.
+        """The statistics with a batch (Chan et al. 1979, parallel variance). One whose variance overflows is left out.
 
         obs: rows; non-finite ones are left out. weight: of every row; rows of weight 0 are left out, all others count
         equally.

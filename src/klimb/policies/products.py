@@ -21,6 +21,8 @@ class MultiCategorical(Distribution):
     """H independent categorical distributions side by side, of up to A choices each.
 
     A logit of −inf masks its choice. A distribution with fewer than A choices has such logits at its end.
+
+    logits: of every choice.
     """
 
     logits: Float[Array, "*batch H A"]
@@ -31,7 +33,7 @@ class MultiCategorical(Distribution):
         return Categorical(logits=self.logits)
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """Uniform in [0, 1), for any key; draws: leading axes to add."""
+        """Uniform in [0, 1). key: any. draws: leading axes to add."""
         return self.single.noise(key, draws)
 
     def sample_from(self, noise: Float[Array, "*batch H"]) -> Int[Array, "*batch H"]:
@@ -66,11 +68,11 @@ class MultiCategorical(Distribution):
             )
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
-        """(diag(p) − p pᵀ) v of every distribution."""
+        """(diag(p) − p pᵀ) v of every distribution. tangent: v."""
         return MultiCategorical(logits=self.single.fisher_metric(tangent.single).logits)
 
     def fisher_root(self, tangent: PyTree) -> PyTree:
-        """√p ⊙ (v − pᵀv) of every distribution."""
+        """√p ⊙ (v − pᵀv) of every distribution. tangent: v."""
         return MultiCategorical(logits=self.single.fisher_root(tangent.single).logits)
 
 
@@ -97,7 +99,7 @@ class Product(Distribution):
     columns: tuple[Columns, ...] = eqx.field(static=True)
 
     def noise(self, key: PRNGKeyArray, draws: tuple[int, ...] = ()) -> Float[Array, "..."]:
-        """That of the parts, one after the other; draws: leading axes to add."""
+        """That of the parts, one after the other. key: any. draws: leading axes to add."""
         keys = jax.random.split(key, len(self.parts))
         return self._joined([part.noise(k, draws) for part, k in zip(self.parts, keys, strict=True)])
 
@@ -143,12 +145,12 @@ class Product(Distribution):
             part.require_comparable(its)
 
     def fisher_metric(self, tangent: PyTree) -> PyTree:
-        """That of every part: independent parts have no curvature in common."""
+        """That of every part: independent parts have no curvature in common. tangent: v."""
         own = (part.fisher_metric(v) for part, v in zip(self.parts, tangent.parts, strict=True))
         return dataclasses.replace(self, parts=tuple(own))
 
     def fisher_root(self, tangent: PyTree) -> PyTree:
-        """That of every part."""
+        """That of every part. tangent: v."""
         own = (part.fisher_root(v) for part, v in zip(self.parts, tangent.parts, strict=True))
         return dataclasses.replace(self, parts=tuple(own))
 

@@ -129,7 +129,7 @@ class TrainOptions(
     """
 
     def part(self, room: type[Part]) -> Part:
-        """The options of one room alone, as that room declares them."""
+        """The options of one room alone. room: the class in which that room declares them."""
         return room(**{field.name: getattr(self, field.name) for field in dataclasses.fields(room)})  # type: ignore[arg-type]
 
     @property
@@ -153,7 +153,10 @@ def num_iterations(rule: Rule, options: TrainOptions) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """One training: the environment's name, the rule and the options."""
+    """One training, as `config.toml` holds it.
+
+    env: the environment's name. rule: the rule with its fields. options: everything else.
+    """
 
     env: str
     rule: Rule
@@ -319,7 +322,10 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`. ConfigError names the first field that is unknown or wrong."""
+        """The inverse of `to_dict`.
+
+        tree: as a file holds it. Raises ConfigError, which names the first field that is unknown or wrong.
+        """
         unknown = set(tree) - {"env", "rule", "options", "klimb"}
         options = tree.get("options", {})
         kinds = ((tree.get("env"), str), (tree.get("rule"), dict), (options, dict))
@@ -376,7 +382,7 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, text: str) -> RunConfig:
-        """ConfigError when the text is not TOML or not a run."""
+        """The inverse of `to_toml`. text: of a file. Raises ConfigError when it is not TOML or not a run."""
         return cls.from_dict(parse_toml(text))
 
     @classmethod

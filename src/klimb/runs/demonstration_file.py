@@ -53,9 +53,10 @@ def save_demonstrations(demonstrations: Demonstrations, path: str | Path) -> Pat
 def load_demonstrations(source: str | Path) -> Demonstrations:
     """From a file, from a run that `klimb record` has recorded, or from `minari:DATASET` (local datasets only).
 
-    Reading runs no code. A file's checksum is verified; one without, as other tools write it, is read too. Raises
-    DemonstrationError, with the file and what is wrong with it, when it is missing, damaged, empty or of another
-    format, and MissingExtra when Minari is needed and not installed.
+    Reading runs no code. A file's checksum is verified; one without, as other tools write it, is read too.
+
+    source: where they are. Raises DemonstrationError, with the file and what is wrong with it, when it is missing,
+    damaged, empty or of another format, and MissingExtra when Minari is needed and not installed.
     """
     if str(source).startswith("minari:"):
         return _from_minari(str(source))

@@ -71,7 +71,7 @@ class TabularMDP(eqx.Module):
 
         States keep their numbers; those in which an episode ends become absorbing. Time limits are ignored.
 
-        env: an id (with `options` for `gymnasium.make`) or an environment. gamma: discount per step.
+        env: an id or an environment. gamma: discount per step. options: for `gymnasium.make`, with an id.
 
         Raises EnvironmentNotFound for an unknown id, ConfigError for an environment without a table.
         """

@@ -78,6 +78,7 @@ def train(
     options: the fields of `klimb.TrainOptions` by name: env_steps, seed, num_seeds, num_envs, num_steps,
         gamma, gae_lambda, advantage, …
 
+    Returns the run, with its policies and records.
     Raises ConfigError for an option that is unknown or out of range; WrongObject for an argument of another type, such
     as a rule's class or name instead of a rule; EnvironmentNotFound or UnsupportedSpace for an environment that klimb
     can't train in; PolicyFileError for an `init_from`, and DemonstrationError for demonstrations, that can't be used or
@@ -185,6 +186,7 @@ def resume(
         What would change the shape or the meaning of the saved state is refused. A `rule` with other values changes the
         rule's fields too.
 
+    Returns the run as it is at its end.
     Raises RunError when the directory is not a run, has no usable checkpoint, or is being written by another process;
     UntrustedEnvironment when a module would have to be imported; ConfigError when the rule has to be
     given, or for a change that is not possible.

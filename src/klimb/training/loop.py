@@ -40,9 +40,10 @@ logger = logging.getLogger("klimb")
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or SIGHUP during a training, after its newest iteration.
 
-    signal: the number received. runs: the run as it was then (of a sweep, every run), written or not:
-    `error.runs[0].policy` is its policy; empty after a second Ctrl-C, which does not wait for the device. Where there
-    is a run directory a checkpoint has been saved, from which `klimb.resume` goes on.
+    message: one line for people. signal_number: the number received, the attribute `signal`. runs: the run as it was
+    then (of a sweep, every run), written or not: `error.runs[0].policy` is its policy; empty after a second Ctrl-C,
+    which does not wait for the device. Where there is a run directory a checkpoint has been saved, from which
+    `klimb.resume` goes on.
     """
 
     def __init__(self, message: str, signal_number: int, runs: list[Run]) -> None:
@@ -51,7 +52,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class NotSaved(RunError):
-    """A training that could not be written. `runs` has it: `klimb.save_policy(error.runs[0].policy, directory)`."""
+    """A training that could not be written.
+
+    message: one line for people. runs: the training, from which `klimb.save_policy(error.runs[0].policy, directory)`
+    saves the policy.
+    """
 
     def __init__(self, message: str, runs: list[Run]) -> None:
         super().__init__(message)

@@ -16,7 +16,7 @@ class OngoingRun:
 
     iteration: the last one that is done. env_steps: so far, per seed (the mean over seeds).
     records: of the iterations since the last call, one each; an evaluation is in the record of its iteration.
-    directory: of the run; None when it is not written.
+    directory: of the run; None when it is not written. read_policies: copies the policies from the device.
     """
 
     def __init__(self, records: list[Record], directory: Path | None, read_policies: Callable[[], list[Any]]) -> None:
@@ -34,8 +34,8 @@ class OngoingRun:
     def policies(self) -> list[Any]:
         """The policies that the training would result in if it ended now, one per seed.
 
-        They are copied from the device when they are first read, which has to be inside of the callback: RunError
-        afterwards.
+        They are copied from the device when they are first read, which has to be inside of the callback. Raises
+        RunError afterwards.
         """
         if self._read_policies is None:
             raise RunError(

@@ -126,6 +126,7 @@ def tune(
         that have been evaluated there.
     progress, options: as for `train`; `num_seeds` seeds of each trial. ray: as for `sweep`.
 
+    Returns all trials with their scores, and the best of them.
     Raises ConfigError for a field that is unknown or can't be searched, and for a range or a value that it does not
     have; MissingExtra without Optuna; RunError when `run_dir` exists; TrainingFailed when no trial could be trained.
     Ctrl-C saves checkpoints and raises `Interrupted`; `resume_tune` goes on.
@@ -161,7 +162,7 @@ def resume_tune(
     trials: how many to make altogether; None for the number that the search has.
     progress, ray: as for `tune`. trust_environment, notify: as for `resume`.
 
-    Raises as `resume` and `tune`.
+    Returns the trials, as `tune` does. Raises as `resume` and `tune`.
     """
     tuning = read_tuning(run_dir, rule=rule, trust=trust_environment)
     if env is None and not trust_environment:

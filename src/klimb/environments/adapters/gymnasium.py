@@ -43,6 +43,11 @@ class GymnasiumEnvironment(HostEnvironment):
 
     Observations that are neither one-dimensional boxes nor pictures (discrete, dictionaries) are flattened with
     Gymnasium's `FlattenObservation`; discrete ones become one-hot rows.
+
+    make: a function that makes a copy, adapted. observation_space, action_space: of such a copy. observed: what
+    observations mean. env_spec: how other processes make copies, None where they can't. max_episode_steps: steps after
+    which an episode is truncated, None where there is no limit. takes_render_mode: whether copies can be made that draw
+    themselves.
     """
 
     id: str
