@@ -15,7 +15,8 @@ ERROR = r"(?:[A-Z]\w+(?:Error|Fault|NotFound|Taken|Failed|Saved|Lost|Extra|Space
 """What the name of an exception looks like."""
 # After the beginning, a sentence or a line; an error that begins a sentence is raised when, if or for something.
 RETURNS = re.compile(r"(?:(?<=^)|(?<=[.;:] )|(?<=\n))(?=(?:[Rr]eturns|Gives) )")
-RAISES = re.compile(rf"(?:(?<=^)|(?<=[.;:] )|(?<=\n))(?=Raises |{ERROR}(?:, [^.]*?)? (?:when|if|for|after|where)\b)")
+WHEN = r"(?:when|if|for|after|where|unless)\b"
+RAISES = re.compile(rf"(?:(?<=^)|(?<=[.;:] )|(?<=\n))(?=Raises\s|{ERROR}(?:, [^.]*?)? {WHEN})")
 NEXT_ERROR = re.compile(rf"; (?=(?:and )?`?(?:klimb\.)?{ERROR})|(?<=\.)\s+(?=[A-Z])")
 
 
@@ -54,7 +55,7 @@ def parse(text: str | None, names: Collection[str]) -> Docstring:
         prose += [before] if before else []
         arguments |= described
         returns += results
-        raises += [clause.rstrip(".") for error in errors for clause in NEXT_ERROR.split(error.removeprefix("Raises "))]
+        raises += [clause for error in errors for clause in _clauses(error)]
     return Docstring(tuple(prose), arguments, tuple(returns), tuple(raises))
 
 
@@ -65,13 +66,18 @@ def _cut(pattern: re.Pattern[str], text: str) -> list[str]:
     return [re.sub(r";$", ".", piece) for piece in pieces]
 
 
+def _clauses(text: str) -> list[str]:
+    """What is said about each error of a sentence."""
+    return [clause.rstrip(".") for clause in NEXT_ERROR.split(text.removeprefix("Raises").lstrip())]
+
+
 def _arguments(paragraph: str, names: Collection[str]) -> tuple[str, dict[str, str]]:
     """What stands before the first argument of a paragraph, and what each of its arguments means."""
     if not names:
         return paragraph.strip(), {}
     # Longest first: `obs` also begins `observations`.
     name = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    begin = re.compile(rf"(?:(?<=^)|(?<=[.;:] )|(?<=\n))`?((?:{name})`?(?:,\s+`?(?:{name})`?)*): +", re.MULTILINE)
+    begin = re.compile(rf"(?:(?<=^)|(?<=[.;:] )|(?<=\n))`?((?:{name})`?(?:,\s+`?(?:{name})`?)*):\s+", re.MULTILINE)
     matches = list(begin.finditer(paragraph))
     if not matches:
         return paragraph.strip(), {}

@@ -136,8 +136,8 @@ def _code(text: str) -> list[str]:
 
 def _paragraph(text: str) -> str:
     """A paragraph, which may end with a list."""
-    if "\n    " in text and not re.search(r"^\S", text, re.MULTILINE):
-        return text
+    if re.search(r"^\S+ {3,}\S", text, re.MULTILINE):  # in columns
+        return f"```text\n{text}\n```"
     before, dash, items = text.partition("- ") if text.startswith("- ") else text.partition("\n- ")
     listed = "\n".join(f"- {prose(item)}" for item in items.split("\n- ")) if dash else ""
     return f"{prose(before)}\n\n{listed}" if before else listed

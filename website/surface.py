@@ -9,6 +9,7 @@ import functools
 import inspect
 import re
 import textwrap
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import klimb
 from docstrings import Docstring, parse
+from field_types import in_words
 
 ROOT = Path(__file__).parent.parent
 STUB = ROOT / "src" / "klimb" / "__init__.pyi"
@@ -233,6 +235,9 @@ def _signature_of_fields(name: str, fields: tuple[Argument, ...]) -> str:
 def _fields(cls: type) -> Iterator[Argument]:
     """The annotated attributes of a class and of its bases in klimb that are not public, with their docstrings."""
     found: dict[str, Argument] = {}
+    checked = hasattr(cls, "__pydantic_fields__")
+    hints = typing.get_type_hints(cls, include_extras=True) if checked else {}
+    kinds = {name: in_words(hint) for name, hint in hints.items()}
     for owner in reversed(cls.__mro__):
         if not owner.__module__.startswith("klimb"):
             continue
@@ -241,12 +246,21 @@ def _fields(cls: type) -> Iterator[Argument]:
         for node, after in zip(body, [*body[1:], None], strict=True):
             if _is_field(node):
                 name = node.target.id
-                default = None if node.value is None else _text(node.value)
-                meaning = _string(after) or inherited.arguments.get(name, "")
-                found[name] = Argument(name, _text(node.annotation), default, meaning)
+                default = _default(node.value)
+                before = found[name].meaning if name in found else ""
+                meaning = _string(after) or inherited.arguments.get(name, before)
+                found[name] = Argument(name, kinds.get(name, _text(node.annotation)), default, meaning)
             elif issubclass(cls, enum.Enum) and isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                found[node.targets[0].id] = Argument(node.targets[0].id, "", None, _string(node.value))
+                found[node.targets[0].id] = Argument(node.targets[0].id, "", None, _string(after))
     yield from (one for one in found.values() if not one.name.startswith("_"))
+
+
+def _default(value: ast.expr | None) -> str | None:
+    """The default of a field; None where it has to be given."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("field", "eqx.field"):
+        given = {keyword.arg: keyword.value for keyword in value.keywords}
+        value = given.get("default", given.get("default_factory"))
+    return None if value is None else _text(value)
 
 
 def _is_field(node: ast.stmt) -> bool:
