@@ -14,6 +14,7 @@ import build_site
 import klimb
 import names_index
 import reference
+from browser import CHROMIUM, browse
 from command_reference import options_of
 from docstrings import parse
 from klimb.cli.commands import COMMANDS
@@ -147,12 +148,22 @@ def test_lists_get_an_empty_line_before_them():
     assert with_separate_lists("```\ntext\n- a\n```") == "```\ntext\n- a\n```"
 
 
+def placed(items):
+    """The pages of a navigation, of its sections too."""
+    for item in items:
+        if isinstance(item, str):
+            yield item
+        else:
+            inside = next(iter(item.values()))
+            yield from placed([inside] if isinstance(inside, str) else inside)
+
+
 def test_every_page_is_in_the_navigation_once():
     index = (build_site.DOCS / "index.md").read_text()
-    placed = [item for section in sections(index, ["new.md"]) for item in next(iter(section.values()))]
-    pages = [next(iter(item.values())) if isinstance(item, dict) else item for item in placed]
+    pages = list(placed(sections(index, ["new.md"])))
     files = [page.relative_to(build_site.DOCS).as_posix() for page in build_site.DOCS.rglob("*.md")]
     assert sorted(pages) == sorted([*files, "new.md"])
+    assert {"API": ["api/a.md", "api/b.md"]} in sections(index, ["api/a.md", "api/b.md"])[5]["Reference"]
     by_title = {title: pages for section in sections(index, ["new.md"]) for title, pages in section.items()}
     assert by_title[HOW_TO][-1] == "new.md"
     assert linked_pages("[a](b.md) [c](d.md#e) [f](b.md)") == ["b.md"]
@@ -198,11 +209,42 @@ def test_the_check_finds_what_is_wrong(tmp_path):
         assert any(part in line for line in found), part
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, as Zensical builds it."""
+    if importlib.util.find_spec("zensical") is None:
+        pytest.skip("needs the extra `docs`")
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_site, "STAGE", folder)
+        build_site.stage(build_site.pages(""))
+        assert build_site.build() == []
+    return folder / "site"
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("zensical") is None, reason="needs the extra `docs`")
-def test_the_site_is_built_without_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_site, "STAGE", tmp_path / "stage")
-    monkeypatch.setattr(build_site, "SITE", tmp_path / "site")
-    build_site.stage(build_site.pages(""))
-    assert build_site.build() == []
-    assert list(problems(tmp_path / "stage" / "site")) == []
+def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(site):
+    assert list(problems(site)) == []
+    assert len(list(site.rglob("*.html"))) > 100
+
+
+SEARCH = """<!doctype html><title>search</title><body><script src="assets/iframe-worker.js"></script>
+<script src="search.js"></script><script>
+  const worker = new Worker("WORKER");
+  worker.onmessage = ({ data }) => {
+    if (data.type === 1) worker.postMessage({ type: 2, data: { input: "conjugate gradient" } });
+    if (data.type === 3) document.title = `${data.data.items.length} pages found`;
+  };
+  worker.postMessage({ type: 0, data: __index });
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_pages_opened_as_files_can_be_searched_and_load_nothing_from_elsewhere(site, tmp_path):
+    _, said = browse(site / "index.html", tmp_path / "profile")
+    assert "net::" not in said
+    (worker,) = (site / "assets" / "javascripts" / "workers").glob("search.*.js")
+    (site / "find.html").write_text(SEARCH.replace("WORKER", worker.relative_to(site).as_posix()))
+    elements, _ = browse(site / "find.html", tmp_path / "profile")
+    assert int(re.findall(r"<title>(\d+) pages found</title>", elements)[0]) > 3

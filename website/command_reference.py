@@ -111,7 +111,7 @@ def _described(options: Iterable[Described]) -> list[str]:
     for one in options:
         first, *others = (f"`{name}`" for name in one.flag.names)
         names = ", ".join([f"{first}{{#{one.anchor}}}", *others])
-        values = " · ".join(f"`{value}`" for value in one.flag.values or () if not one.flag.positional)
+        values = "".join(f" `{value}`" for value in one.flag.values or () if not one.flag.positional)
         default = "" if one.default is None else f", default `{one.default}`"
-        lines += [f"{names} {values}{default}", f":   {prose(one.flag.help) or '–'}", ""]
+        lines += [f"{names}{values}{default}", f":   {prose(one.flag.help) or '–'}", ""]
     return lines

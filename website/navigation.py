@@ -23,7 +23,14 @@ PLACES = {
     ),
 }
 """What belongs to each section: pages, and folders with a slash. A page that nothing names is a how-to page."""
-TITLES = {"index.md": "klimb", "algorithms/index.md": "Choosing a rule", "theory/index.md": "Overview"}
+GROUPS = {"API": "api/"}
+"""Folders whose pages stand below a title of their own inside of their section."""
+TITLES = {
+    "index.md": "klimb",
+    "api/index.md": "Every name",
+    "algorithms/index.md": "Choosing a rule",
+    "theory/index.md": "Overview",
+}
 """Pages whose heading says too little, or too much, among others."""
 
 
@@ -41,7 +48,7 @@ def sections(index: str, others: Sequence[str]) -> list[dict[str, list[Any]]]:
     found: dict[str, list[str]] = {title: [] for title in PLACES}
     for page in every:
         found[_section(page)].append(page)
-    return [{title: [_item(page) for page in _ordered(title, pages)]} for title, pages in found.items()]
+    return [{title: _grouped(_ordered(title, pages))} for title, pages in found.items()]
 
 
 def _section(page: str) -> str:
@@ -61,6 +68,20 @@ def _ordered(title: str, pages: list[str]) -> list[str]:
         return (exact or within or [len(places)])[0]
 
     return sorted(pages, key=rank)
+
+
+def _grouped(pages: list[str]) -> list[Any]:
+    """Pages, with those of each group in place of the first of them."""
+    items: list[Any] = []
+    for page in pages:
+        title = next((title for title, folder in GROUPS.items() if page.startswith(folder)), None)
+        if title is None:
+            items.append(_item(page))
+        elif items and title in items[-1]:
+            items[-1][title].append(_item(page))
+        else:
+            items.append({title: [_item(page)]})
+    return items
 
 
 def _item(page: str) -> str | dict[str, str]:

@@ -1,31 +1,26 @@
-// Pages opened as files may not start workers. There the search's worker runs in a frame of the page.
+// Pages that are opened as files may not start workers. There the search's worker runs in a hidden frame of the page.
 if (location.protocol === "file:") {
-  window.Worker = class extends EventTarget {
+  window.Worker = class {
     constructor(address) {
-      super();
-      this.waiting = [];
       this.frame = document.createElement("iframe");
       this.frame.hidden = true;
       document.body.append(this.frame);
       const inside = this.frame.contentWindow;
-      // What a worker has: `postMessage` to the page, `importScripts`, and messages from the page.
-      inside.postMessage = (data) => this.deliver(data);
-      inside.importScripts = () => {};
+      // Like those of a worker, messages are copies that arrive when the sender has finished.
+      inside.postMessage = (sent) => {
+        const data = structuredClone(sent);
+        setTimeout(() => this.onmessage?.(new MessageEvent("message", { data })));
+      };
       const script = inside.document.createElement("script");
       script.src = new URL(address, location.href).href;
-      script.onload = () => { this.ready = true; this.waiting.splice(0).forEach((data) => this.hand(data)); };
+      this.loaded = new Promise((resolve) => { script.onload = resolve; });
+      script.onerror = (event) => this.onerror?.(event);
       inside.document.body.append(script);
     }
-    deliver(data) {
-      const event = new MessageEvent("message", { data });
-      this.onmessage?.(event);
-      this.dispatchEvent(event);
+    postMessage(sent) {
+      const data = structuredClone(sent);
+      this.loaded.then(() => this.frame.contentWindow?.onmessage(new MessageEvent("message", { data })));
     }
-    hand(data) {
-      const inside = this.frame.contentWindow;
-      inside.dispatchEvent(new inside.MessageEvent("message", { data }));
-    }
-    postMessage(data) { this.ready ? this.hand(data) : this.waiting.push(data); }
     terminate() { this.frame.remove(); }
   };
 }
