@@ -11,8 +11,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-ERROR = r"(?:[A-Z]\w+(?:Error|Fault|NotFound|Taken|Failed|Saved|Lost|Extra|Space|Object|Environment)|Interrupted)"
-"""What the name of an exception looks like."""
+import klimb
+
+PUBLIC = {name: getattr(klimb, name) for name in dir(klimb) if name[0].isupper()}
+EXCEPTIONS = [name for name, thing in PUBLIC.items() if isinstance(thing, type) and issubclass(thing, BaseException)]
+ERROR = rf"\b(?:[A-Z]\w*Error|{'|'.join(EXCEPTIONS)})\b"
+"""The name of an exception: one that says so, or one of klimb's own."""
 # After the beginning, a sentence or a line; an error that begins a sentence is raised when, if or for something.
 RETURNS = re.compile(r"(?:(?<=^)|(?<=[.;:] )|(?<=\n))(?=(?:[Rr]eturns|Gives) )")
 WHEN = r"(?:when|if|for|after|where|unless)\b"

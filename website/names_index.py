@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from command_reference import PLACE, options_of, options_of_rule, options_of_training
 from klimb.cli.commands import COMMANDS
+from klimb.improve.rule import traits_of
 from klimb.rules import RULES
 from klimb.runs.metrics import METRICS
 from reference import targets
@@ -59,6 +60,8 @@ def items(glossary: str) -> Iterator[Item]:
     for rule in RULES:
         for name in options_of_rule(rule):
             yield Item(f"`{name}`", f"of {rule}", f"algorithms/{rule}.md#options")
+        for metric in traits_of(RULES[rule]()).metrics:
+            yield Item(f"`{metric}`", f"metric of {rule}", f"algorithms/{rule}.md#metrics")
     for metric in METRICS:
         yield Item(f"`{metric}`", "metric", "runs.md#metrics")
     for term in terms(glossary):

@@ -29,6 +29,7 @@ TITLES = {
     "index.md": "klimb",
     "api/index.md": "Every name",
     "algorithms/index.md": "Choosing a rule",
+    "security-policy.md": "Reporting a vulnerability",
     "theory/index.md": "Overview",
 }
 """Pages whose heading says too little, or too much, among others."""

@@ -122,12 +122,7 @@ def _arguments(heading: str, arguments: Iterable[Argument]) -> list[str]:
 
 def _argument(one: Argument) -> str:
     default = "" if one.default is None else f", default `{one.default}`"
-    return f"`{one.name}`{f' {_type(one.type)}' if one.type else ''}{default}"
-
-
-def _type(text: str) -> str:
-    """A type, with links to the public classes in it; one that is written in words stays as it is."""
-    return text if text.startswith("*") else f"`{text}`"
+    return f"`{one.name}`{f' `{one.type}`' if one.type else ''}{default}"
 
 
 def _code(text: str) -> list[str]:
@@ -158,7 +153,7 @@ def prose(text: str) -> str:
 
 def _plain(text: str) -> str:
     text = re.sub(r"\b_(?=\w)|(?<=\w)_\b", r"\\_", text.replace("<", "&lt;"))
-    return re.sub(rf"\b{ERROR}\b", lambda match: f"`{match[0]}`", text)
+    return re.sub(ERROR, lambda match: f"`{match[0]}`", text)
 
 
 def linked(text: str, page: str, relative: Callable[[str, str], str]) -> str:
@@ -194,9 +189,13 @@ def _linked_line(line: str, page: str, known: dict[str, str], relative: Callable
     if line.startswith("#"):
         return line
 
+    # Names without `klimb.` are those of the reference, and not those of arguments, with which a line begins.
+    short = page.startswith("api/")
+
     def link(match: re.Match[str]) -> str:
-        target = known.get(match[1] if match[1].startswith("klimb.") else f"klimb.{match[1]}")
-        bare = not match[1].startswith("klimb.") and (match[1][0].islower() or not page.startswith("api/"))
-        return match[0] if target is None or bare else f"[{match[0]}]({relative(page, target)})"
+        name = match[1]
+        if not name.startswith("klimb."):
+            name = f"klimb.{name}" if short and (name[0].isupper() or not line.startswith("`")) else ""
+        return f"[{match[0]}]({relative(page, known[name])})" if name in known else match[0]
 
     return NAMED.sub(link, line)
