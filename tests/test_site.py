@@ -230,6 +230,16 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(site):
     assert len(list(site.rglob("*.html"))) > 100
 
 
+@pytest.mark.slow
+def test_a_link_without_an_anchor_is_told_by_one_warning(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_site, "STAGE", tmp_path)
+    build_site.stage(build_site.pages("") | {"ideas.md": "# Ideas\n\n[x](runs.md#nowhere)\n"})
+    (said,) = build_site.build()
+    assert "ideas.md:3:13" in said
+    assert "anchor does not exist" in said
+    assert "Traceback" not in said
+
+
 SEARCH = """<!doctype html><title>search</title><body><script src="assets/iframe-worker.js"></script>
 <script src="search.js"></script><script>
   const worker = new Worker("WORKER");

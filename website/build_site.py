@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ STAGE = ROOT / "build" / "site"
 SITE = ROOT / "site"
 WIDE = "---\nhide:\n  - navigation\n  - toc\n---\n"
 """On top of the first page, which needs no list of what else there is."""
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def pages(repository: str) -> dict[str, str]:
@@ -71,7 +74,9 @@ def build() -> list[str]:
     settings = str(STAGE / "mkdocs.yml")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", settings]
     done = subprocess.run(command, capture_output=True, text=True, cwd=STAGE, check=False)
-    said = (done.stdout + done.stderr).strip()
+    said = COLOUR.sub("", done.stderr).strip()
+    if "--strict" in said:  # a traceback of Zensical's, which says no more than the warnings before it
+        said = said.partition("Traceback")[0].strip()
     return [said] if done.returncode or "warning" in said.lower() else []
 
 
