@@ -134,7 +134,7 @@ $(CORE): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(CORE)
-	$(INSTALL) '.[dev,gymnax,hub,mujoco,offline,onnx,ray,tune,video]'
+	$(INSTALL) '.[dev,gymnax,hub,mlflow,mujoco,offline,onnx,ray,tune,video,wandb]'
 	touch $@
 
 $(DOCS): $(CORE)

@@ -10,20 +10,8 @@ ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
     *("_version", "other_names", "errors", "files", "terminal", "console", "modules", "processes", "fields"),
     *("precision", "mesh", "types", "policies", "tabular", "environments", "collect", "filming", "estimate"),
-    *(
-        "improve",
-        "guided",
-        "rules",
-        "theory",
-        "runs",
-        "export",
-        "training",
-        "presets",
-        "report",
-        "sharing",
-        "cli",
-        "__main__",
-    ),
+    *("improve", "guided", "rules", "theory", "runs", "tracking", "export", "training", "presets", "report"),
+    *("sharing", "cli", "__main__"),
 )
 
 

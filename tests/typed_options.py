@@ -43,14 +43,15 @@ class SweepOptionsDict(TrainOptionsDict, total=False):
 
 
 def written(kind: Any) -> str:
-    """A type as it is written. Sizes of layers may be given as any sequence, or as one number."""
+    """A type as it is written. Sizes of layers and names may be given as any sequence, or as a single one."""
     if kind is type(None):
         return "None"
     if typing.get_origin(kind) is Literal:
         return "Literal[" + ", ".join(f'"{value}"' for value in typing.get_args(kind)) + "]"
     if typing.get_origin(kind) is tuple:
         parts = typing.get_args(kind)
-        return "Sequence[int] | int" if ... in parts else f"tuple[{', '.join(map(written, parts))}]"
+        one = written(parts[0])
+        return f"Sequence[{one}] | {one}" if ... in parts else f"tuple[{', '.join(map(written, parts))}]"
     if typing.get_args(kind):
         return " | ".join(map(written, typing.get_args(kind)))
     return kind.__name__

@@ -14,6 +14,7 @@ import logging
 import os
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -69,11 +70,16 @@ with atheris.instrument_imports(include=["klimb.runs", "klimb.cli"]) if follow e
     from klimb.runs.ending import Ending, read_ending, write_ending
     from klimb.runs.located import located
     from klimb.runs.lock import RunLock
+    from klimb.runs.own_files import TRACKING
     from klimb.runs.policy_file import policy_iteration
     from klimb.runs.provenance import read_provenance, write_provenance
     from klimb.runs.search_space import search_space
     from klimb.runs.sweep_file import SWEEP, Sweep
+    from klimb.runs.tracking_file import identifier_of
     from klimb.runs.tune_file import Trial, Tuning, read_trials, write_trials
+    from klimb.tracking.described import outcome_of
+    from klimb.tracking.points import points_of
+    from klimb.tracking.wandb_sink import in_files
     from klimb.training.recent_score import RecentScore
     from klimb.training.rejections import Rejections
     from klimb.training.stopping import Stopping
@@ -161,6 +167,18 @@ def minari_dataset(run: Path) -> object:
             os.environ["MINARI_DATASETS_PATH"] = before
 
 
+def points(run: Path) -> object:
+    return list(points_of(RunDirectory.open(run).history(), range(1), 0.0))
+
+
+def outcome(run: Path) -> object:
+    return outcome_of(run, Ending("complete", 4, 256, "done"))
+
+
+def tracker_file(run: Path) -> object:
+    return in_files(run / "wandb", "0" * 32)
+
+
 LOADERS = {
     "config": Loader("config.toml", trainable),
     "sweep": Loader(SWEEP, lambda run: Sweep.read(run).members()),
@@ -187,6 +205,10 @@ LOADERS = {
     "holder of the lock": Loader(".lock", RunLock.holder, lenient=True),
     "lock": Loader(".lock", locked, lenient=True),
     "resumed metrics": Loader("metrics.jsonl", resumed_metrics, lenient=True),
+    "identifier for trackers": Loader(TRACKING, identifier_of),
+    "points of metrics": Loader("metrics.jsonl", points, lenient=True),
+    "outcome for trackers": Loader("evaluation.json", outcome),
+    "file of a tracker": Loader(f"wandb/offline-run-1/run-{'0' * 32}.wandb", tracker_file, lenient=True),
     "zoo": Loader("zoo/trpo/CartPole-v1/zoo.json", entries_of_the_zoo),
     "report of metrics": Loader("metrics.jsonl", write_report),
     "report of an evaluation": Loader("evaluation.json", write_report),
@@ -237,6 +259,9 @@ def make_runs(folder: Path) -> Path:
         "trpo", "CartPole-v1", 1, 20.5, 0.5, 100, [20.5, 19.0], 256, "klimb train trpo CartPole-v1", "0.2.0", "0" * 40
     )
     entry.write(run / "zoo" / "trpo" / "CartPole-v1")
+    (run / TRACKING).write_text(json.dumps({"id": "0" * 32}) + "\n")
+    (run / "wandb" / "offline-run-1").mkdir(parents=True)
+    (run / "wandb" / "offline-run-1" / f"run-{'0' * 32}.wandb").write_bytes(wandb_file())
     (run / "preset.toml").write_text(PRESET)
     text = (run / "config.toml").read_text()
     (run / SWEEP).write_text(f'preset = "trpo/mujoco"\n{text}\n[over]\nmax_kl = [0.003, 0.01]\nhidden = [[], [8]]\n')
@@ -244,6 +269,17 @@ def make_runs(folder: Path) -> Path:
     if "arrays of a Minari dataset" in LOADERS:
         make_minari(run / "minari")
     return run
+
+
+def wandb_file() -> bytes:
+    """A file of W&B with one step, put together by hand."""
+    from wandb.proto import wandb_internal_pb2
+
+    item = wandb_internal_pb2.HistoryItem(key="speed/iteration", value_json="1")
+    step = wandb_internal_pb2.HistoryStep(num=64)
+    record = wandb_internal_pb2.Record(history=wandb_internal_pb2.HistoryRecord(item=[item], step=step))
+    content = record.SerializeToString()
+    return b":W&B&B\xe1\xbe"[:7] + struct.pack("<IHB", 0, len(content), 1) + content
 
 
 def make_search(run: Path) -> None:

@@ -12,7 +12,7 @@ from tensorboardX.record_writer import masked_crc32c
 from klimb.improve.rule import traits_of
 from klimb.rules import RULES
 from klimb.runs.metrics import METRICS, MetricsLog
-from klimb.runs.tensorboard import GROUPS, SEPARATE_SEEDS, tag
+from klimb.runs.series import GROUPS, SEPARATE_SEEDS, tag
 
 
 def events(folder: Path) -> list[Event]:

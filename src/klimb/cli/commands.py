@@ -30,6 +30,7 @@ COMMANDS = {
     "export": Entry("RUN -o FILE [FLAGS]", "write a run's policy as ONNX, StableHLO or a file of Python"),
     "push": Entry("RUN USER/NAME [FLAGS]", "put a run's policy on the Hugging Face Hub, with its evaluation"),
     "report": Entry("RUN [FLAGS]", "write the report of a run, or of a search, again"),
+    "sync": Entry("RUN TRACKER [FLAGS]", "log a run, a sweep or a search to W&B or MLflow after the fact"),
     "compare": Entry("RUN... [FLAGS]", "compare runs, with confidence intervals"),
     "verify": Entry("[FLAGS]", "check every statement of the theory numerically"),
     "figure": Entry("[NAME] [FLAGS]", "draw a figure of the theory, or list the figures"),

@@ -25,6 +25,7 @@ from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import RunDirectory
 from klimb.runs.sweep_file import is_sweep
 from klimb.runs.tune_file import is_search
+from klimb.tracking.trackers import Trackers
 from klimb.training import driver, peers
 
 
@@ -72,21 +73,23 @@ def resume(arguments: ResumeArguments) -> None:
     console = arguments.output.console()
     environment = announce(config, config_file, console, trust=trust)
     compilation_cache.enable()
-    with reporting_failure():
-        run = driver.resume(
-            run_dir,
-            env=environment,
-            rule=config.rule,
-            progress=arguments.output.view(console),
-            trust_environment=trust,
-            notify=partial(print_line, console),
-            ray=arguments.ray,
-            **{name: getattr(config.options, name) for name in names},
-        )
-    announce_end(run, console)
-    if run.directory is None:  # the first of several processes has it
-        return
-    finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
+    with Trackers() as trackers:
+        with reporting_failure():
+            run = driver.resume(
+                run_dir,
+                env=environment,
+                rule=config.rule,
+                progress=arguments.output.view(console),
+                trust_environment=trust,
+                notify=partial(print_line, console),
+                ray=arguments.ray,
+                trackers=trackers,
+                **{name: getattr(config.options, name) for name in names},
+            )
+        announce_end(run, console)
+        if run.directory is None:  # the first of several processes has it
+            return
+        finish(run_dir, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
 def with_flags_of_run(words: Sequence[str]) -> type[ResumeArguments]:

@@ -28,6 +28,7 @@ from klimb.runs.changes import OPTIONS
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep
+from klimb.tracking.trackers import Trackers
 from klimb.training import devices, peers
 from klimb.training.final_evaluation import evaluate_run
 from klimb.training.networks import load_policies
@@ -94,15 +95,17 @@ def sweep(arguments: SweepArguments) -> None:
     announce_preset(preset, config, console, varied=over)
     compilation_cache.enable()
     place = flags.run_dir or NewName(Path("runs"), f"sweep-{directory_name(config)}")
-    parts = start_sweep(
-        plan,
-        environment,
-        run_dir=place,
-        new_view=partial(output.view, console),
-        notify=partial(print_line, console),
-        ray=flags.ray,
-    )
-    trained = _finish_each(parts, environment, output)
+    with Trackers() as trackers:
+        parts = start_sweep(
+            plan,
+            environment,
+            run_dir=place,
+            new_view=partial(output.view, console),
+            notify=partial(print_line, console),
+            ray=flags.ray,
+            trackers=trackers,
+        )
+        trained = _finish_each(parts, environment, output, trackers)
     assert trained, "every combination is trained, or an error is raised"
     _print_end(trained[0].parent, len(trained))
 
@@ -118,27 +121,29 @@ def resume_all(directory: Path, output: Output, *, trust: bool, ray: str | None 
     console = output.console()
     environment = announce(plan.config, directory / SWEEP, console, trust=trust)
     compilation_cache.enable()
-    parts = go_on_with_sweep(
-        plan,
-        environment,
-        directory,
-        new_view=partial(output.view, console),
-        notify=partial(print_line, console),
-        trust=trust,
-        ray=ray,
-    )
-    trained = _finish_each(parts, environment, output)
-    names = {path.name for path in trained}
-    # A sweep may have been stopped between a run's training and its report.
-    for member in plan.members():
-        path = directory / member.name
-        if member.name not in names and not is_file(path / FILE_NAME):
-            config = RunDirectory.open(path).config
-            _finish(path, load_policies(path, config, environment), config, environment, output)
+    with Trackers() as trackers:
+        parts = go_on_with_sweep(
+            plan,
+            environment,
+            directory,
+            new_view=partial(output.view, console),
+            notify=partial(print_line, console),
+            trust=trust,
+            ray=ray,
+            trackers=trackers,
+        )
+        trained = _finish_each(parts, environment, output, trackers)
+        names = {path.name for path in trained}
+        # A sweep may have been stopped between a run's training and its report.
+        for member in plan.members():
+            path = directory / member.name
+            if member.name not in names and not is_file(path / FILE_NAME):
+                config = RunDirectory.open(path).config
+                _finish(path, load_policies(path, config, environment), config, environment, output, trackers)
     _print_end(directory, len(trained))
 
 
-def _finish_each(parts: Iterator[Trained], environment: Any, output: Output) -> list[Path]:
+def _finish_each(parts: Iterator[Trained], environment: Any, output: Output, trackers: Trackers) -> list[Path]:
     """Train one program after the other, and finish its runs: their directories."""
     directories: list[Path] = []
     with reporting_failure():
@@ -147,15 +152,18 @@ def _finish_each(parts: Iterator[Trained], environment: Any, output: Output) -> 
             for run in trained.values():
                 assert run.directory is not None
                 directories.append(run.directory)
-                _finish(run.directory, run.policies, run.config, environment, output)
+                _finish(run.directory, run.policies, run.config, environment, output, trackers)
     return directories
 
 
-def _finish(path: Path, policies: list[Any], config: RunConfig, environment: Any, output: Output) -> None:
-    """Evaluate a run of a sweep, write its report, and print its outcome in one line."""
+def _finish(
+    path: Path, policies: list[Any], config: RunConfig, environment: Any, output: Output, trackers: Trackers
+) -> None:
+    """Evaluate a run of a sweep, write its report, log both, and print its outcome in one line."""
     view = output.view(output.console())
     result = evaluate_run(path, policies, config, environment, config.options.eval_episodes, view)
     write_report(path)
+    trackers.complete(path)
     outcome = "" if result is None else f"mean return {result['mean']:.2f} over {result['episodes']} episodes per seed"
     print_line(training_console(), f"{path.name:<24} {outcome}")
 

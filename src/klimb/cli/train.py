@@ -28,6 +28,7 @@ from klimb.presets.shipped import preset as find_preset
 from klimb.rules import RULES, rule_class, rule_name
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.directory import NewName
+from klimb.tracking.trackers import Trackers
 from klimb.training import driver
 
 T = TypeVar("T", bound="TrainArguments")
@@ -88,20 +89,22 @@ def train(arguments: TrainArguments) -> None:
     announce_preset(preset, config, console)
     compilation_cache.enable()
     run_dir = flags.run_dir or NewName(Path("runs"), directory_name(config))
-    with reporting_failure(), arguments.output.view(console) as view:
-        run = driver.start(
-            config,
-            environment,
-            run_dir=run_dir,
-            preset=None if preset is None else preset.title,
-            notify=partial(print_line, console),
-            view=view,
-            ray=flags.ray,
-        )
-    announce_end(run, console)
-    if run.directory is None:  # the first of several processes has it
-        return
-    finish(run.directory, run.policies, config, environment, config.options.eval_episodes, arguments.output)
+    with Trackers() as trackers:
+        with reporting_failure(), arguments.output.view(console) as view:
+            run = driver.start(
+                config,
+                environment,
+                run_dir=run_dir,
+                preset=None if preset is None else preset.title,
+                notify=partial(print_line, console),
+                view=view,
+                ray=flags.ray,
+                trackers=trackers,
+            )
+        announce_end(run, console)
+        if run.directory is None:  # the first of several processes has it
+            return
+        finish(run.directory, run.policies, config, environment, config.options.eval_episodes, arguments.output)
 
 
 def directory_name(config: RunConfig) -> str:

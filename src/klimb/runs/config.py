@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from tyro.conf import UseAppendAction, arg
 
 from klimb.collect.options import Collection
 from klimb.environments.registry import imported_module
@@ -25,6 +26,7 @@ from klimb.policies.network_options import NetworkOptions
 from klimb.precision import Precision
 from klimb.rules import RULES, UnknownRule, rule_class, rule_name
 from klimb.runs.toml import parse_toml, read_toml, toml_value
+from klimb.runs.tracker_name import needs_trust, require_tracker, require_trusted_tracker
 
 # A configuration may be a stranger's: no size in it may ask for more than a large machine has.
 Part = TypeVar("Part")
@@ -94,10 +96,23 @@ class EarlyStopping:
     """Stop after this many evaluations (--eval-every), else iterations, in a row without a higher return."""
 
 
+def _listed(names: Any) -> Any:
+    """Names of trackers as a tuple: one may be given as a text, and `none` withdraws all before it."""
+    names = [names] if names is None or isinstance(names, str) else names
+    if not isinstance(names, list | tuple):
+        return names
+    last = max((i for i, name in enumerate(names) if name in (None, "none")), default=-1)
+    return tuple(dict.fromkeys(names[last + 1 :]))
+
+
 @checked
 class Logging:
     """What is recorded, checked and saved during the training, and on how many cores it runs."""
 
+    log: Annotated[
+        tuple[Name, ...], UseAppendAction, arg(metavar="TRACKER"), Field(max_length=8), BeforeValidator(_listed)
+    ] = ()
+    """Where the run is logged to: wandb, mlflow, mlflow:URI or module:Class; repeat it for several; none for none."""
     certificate: bool = True
     """Record each step's predicted and realised improvement, and bounds (see docs/theory/certificate.md)."""
     cores: Count | None = None
@@ -169,6 +184,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         options = self.options
+        for name in options.log:
+            require_tracker(name)
         if len(self.env) > MAX_NAME:
             raise ConfigError(f"env = {shown(self.env)} has {len(self.env)} characters; a name has at most {MAX_NAME}")
         check_sizes(options)
@@ -344,6 +361,11 @@ class RunConfig:
         return cls(tree["env"], rule, build(TrainOptions, options))
 
     @property
+    def resumed_with_trust(self) -> bool:
+        """Whether resuming it needs `--trust-environment`: for modules, or for trackers at an address."""
+        return self.names_modules or any(map(needs_trust, self.options.log))
+
+    @property
     def names_modules(self) -> bool:
         """Whether it names a module of the user's own, which is imported where this is trained with again."""
         options, rule = self.options, rule_name(self.rule)
@@ -363,6 +385,8 @@ class RunConfig:
         for what, name in named.items():
             if not trust:
                 require_trust(name, source, what)
+        for name in () if trust else self.options.log:
+            require_trusted_tracker(name, source)
         if not isinstance(rule, UnknownRule):
             return self
         return dataclasses.replace(self, rule=build(rule_class(rule.name), dict(rule.settings)))

@@ -11,9 +11,19 @@ from klimb.files import exists, is_file
 BEST, DEMONSTRATOR = "best", "demonstrator"
 CONFIG, SWEEP = "config.toml", "sweep.toml"
 TUNE, TRIALS, JOURNAL = "tune.toml", "trials.json", "optuna-journal.log"
+TRACKING = "tracking.json"
 OWN_FILES = (
-    *(CONFIG, "metrics.jsonl", "provenance.json", "evaluation.json", "ended.json", "faults.log", ".lock"),
-    *("policy*.json", "policy*.safetensors", SWEEP, TUNE, TRIALS, JOURNAL),
+    *(
+        CONFIG,
+        "metrics.jsonl",
+        "provenance.json",
+        "evaluation.json",
+        "ended.json",
+        "faults.log",
+        ".lock",
+        "tracking.json",
+    ),
+    *(TRACKING, "policy*.json", "policy*.safetensors", SWEEP, TUNE, TRIALS, JOURNAL),
 )
 """Names of what klimb keeps in the directory of a run, a sweep or a search, besides the directories there."""
 OWN_DIRECTORIES = ("checkpoints", BEST, DEMONSTRATOR)

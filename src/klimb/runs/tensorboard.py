@@ -7,48 +7,16 @@ import errno
 import logging
 import os
 import re
-import statistics
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from klimb.files import kind_of_link, make_directory, open_new
-from klimb.types import Status
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "return": ("episode_return", "episode_length", "episodes", "env_faults", "late_rows"),
-    "step": (
-        *("status", "surrogate_gain", "entropy", "ess", "kl_old_new", "kl_new_old", "kl_max", "kl_old_new_max"),
-        *("kl_new_old_max", "kl_normalizer", "tv", "tv_max"),
-    ),
-    "certificate": (
-        *("predicted_improvement", "predicted_improvement_se", "realised_improvement", "realised_improvement_se"),
-        *("sampled_improvement_bound", "step_excess", "state_mismatch_bound", "tv_bound", "tv_max_bound"),
-        *("kl_old_new_se", "kl_new_old_se", "tv_se"),
-    ),
-    "critic": ("explained_variance", "value_loss"),
-    "speed": ("iteration", "wall_time", "steps_per_second"),
-}
-"""The metrics of each group. Those called `eval_…` are in `evaluation`, all others in `rule`; a tag is GROUP/METRIC.
-`env_steps` is TensorBoard's axis."""
-
-SEPARATE_SEEDS = 16
-"""Maximum number of seeds with event files of their own; of more, the lowest, median and highest values are written."""
+from klimb.runs.series import columns_of, numbers_of, step_of, tag
 
 logger = logging.getLogger("klimb")
-
-_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
-
-
-def tag(metric: str) -> str:
-    """What TensorBoard calls a metric: its group and its name.
-
-    metric: its name in `metrics.jsonl`.
-    """
-    group = "evaluation" if metric.startswith("eval_") else _GROUP_OF.get(metric, "rule")
-    return f"{group}/{metric}"
 
 
 class Board:
@@ -63,13 +31,13 @@ class Board:
         directory: of the run. seeds: of the run. resumed_after: the last record that a resumed run has kept, or {}:
         what was written of later ones is withdrawn, since they are repeated. None for a new run.
         """
-        self._columns = _columns(seeds)
+        self._columns = columns_of(seeds)
         self._files: dict[str, _EventFile] = {}
         with self._closing_on_error():
             for folder in self._columns:
                 self._files[folder] = _EventFile(directory / folder)
                 if resumed_after is not None:
-                    self._files[folder].withdraw(_step(resumed_after) + 1)
+                    self._files[folder].withdraw(step_of(resumed_after) + 1)
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write a record. It has one number of a metric, or one for each seed."""
@@ -78,9 +46,9 @@ class Board:
                 numbers = {
                     tag(name): number
                     for name, value in record.items()
-                    if name != "env_steps" and (number := self._columns[folder](_numbers(name, value))) is not None
+                    if name != "env_steps" and (number := self._columns[folder](numbers_of(name, value))) is not None
                 }
-                file.add(numbers, _step(record))
+                file.add(numbers, step_of(record))
 
     def close(self) -> None:
         """Close the files."""
@@ -96,43 +64,6 @@ class Board:
             logger.warning("TensorBoard's events can't be written (%s): no more will be written", error.strerror)
             self.close()
             self._files = {}
-
-
-def _step(record: Mapping[str, Any]) -> int:
-    """Where a record stands on the axis: at its environment steps, or, where none are made, its iteration; {} at 0."""
-    steps = record.get("env_steps") or record.get("iteration", 0)
-    # A record that is read back may hold anything.
-    return steps if type(steps) is int and 0 <= steps < 2**53 else 0
-
-
-Numbers = list[float | None]
-"""Of a metric, one for each seed or one for all; None where a seed has none."""
-
-
-def _columns(seeds: Sequence[int]) -> dict[str, Callable[[Numbers], float | None]]:
-    """The folders of the event files, and what of a metric's numbers goes into each."""
-    if len(seeds) == 1:
-        return {"": lambda numbers: numbers[0]}
-    if len(seeds) > SEPARATE_SEEDS:
-        return {"lowest": _over_seeds(min), "median": _over_seeds(statistics.median), "highest": _over_seeds(max)}
-    return {f"seed_{seed}": _of_seed(k) for k, seed in enumerate(seeds)}
-
-
-def _of_seed(k: int) -> Callable[[Numbers], float | None]:
-    return lambda numbers: numbers[k] if len(numbers) > 1 else numbers[0]
-
-
-def _over_seeds(statistic: Callable[[list[float]], float]) -> Callable[[Numbers], float | None]:
-    def column(numbers: Numbers) -> float | None:
-        present = [number for number in numbers if number is not None]
-        return statistic(present) if present else None
-
-    return column
-
-
-def _numbers(name: str, value: Any) -> Numbers:
-    values = value if isinstance(value, list) else [value]
-    return [None if one is None else float(Status[one] if name == "status" else one) for one in values]
 
 
 class _EventFile:

@@ -95,7 +95,7 @@ class TrainOptionsDict(TypedDict, total=False):
     """Steps over which derivatives flow back in time, a divisor of num_steps; none: over a whole rollout."""
     critic_memory: bool
     """Whether the critic has a memory too; off where it observes what the policy has to remember."""
-    critic_observes: Sequence[int] | int | None
+    critic_observes: Sequence[str] | str | None
     """Parts of Dict observations that only the critic sees; none: both see all parts."""
     init_from: str | None
     """Run (or policy directory) whose policy this training starts from; its observation statistics stay fixed."""
@@ -123,6 +123,8 @@ class TrainOptionsDict(TypedDict, total=False):
     """Stop once the mean return reaches this: in an evaluation (--eval-every), else over 100 training episodes."""
     patience: int | None
     """Stop after this many evaluations (--eval-every), else iterations, in a row without a higher return."""
+    log: Sequence[str] | str
+    """Where the run is logged to: wandb, mlflow, mlflow:URI or module:Class; repeat it for several; none for none."""
     certificate: bool
     """Record each step's predicted and realised improvement, and bounds (see docs/theory/certificate.md)."""
     cores: int | None

@@ -26,6 +26,8 @@ from klimb.runs.directory import NewName, RunDirectory, require_unused
 from klimb.runs.policy_file import ForeignPolicy, load_policy, policy_name
 from klimb.runs.provenance import Change
 from klimb.runs.typed_options import TrainOptionsDict
+from klimb.tracking.registry import sinks_of
+from klimb.tracking.trackers import Trackers
 from klimb.training import peers
 from klimb.training.demonstrator import Demonstrator, clone
 from klimb.training.given import given_policy, options_of, require_rule
@@ -121,6 +123,7 @@ def start(
     notify: Notify = logger.info,
     view: View = SILENT,
     ray: str | None = None,
+    trackers: Trackers | None = None,
 ) -> Run:
     """A training from its first iteration to its last, by a configuration and the environment that it names.
 
@@ -129,8 +132,9 @@ def start(
     run_dir, errors: as for `train`. callbacks: each called as the `callback` of `train`, in order.
     preset: that the configuration was made with, for the provenance.
     notify: called with lines about the start, for people. view: that shows the training; the caller enters and leaves
-    it. ray: as for `train`.
+    it. ray: as for `train`. trackers: that log the run, which the caller finishes; None to finish them here.
     """
+    sinks_of(config.options.log)
     if not peers.is_first():
         run_dir, view, notify = None, SILENT, logger.debug
     if run_dir is not None:
@@ -149,7 +153,7 @@ def start(
     state = program.initial_state()
     provenance = None if run_dir is None else observe("start", environment, preset=preset)
     writer = RunWriter.create(config, run_dir, program, state, demonstrator=demonstrator, provenance=provenance)
-    (run,) = drive(program, state, [writer], callbacks, iteration=0, wall_time=0.0, view=view)
+    (run,) = drive(program, state, [writer], callbacks, iteration=0, wall_time=0.0, view=view, trackers=trackers)
     return run
 
 
@@ -166,6 +170,7 @@ def resume(
     trust_environment: bool = False,
     notify: Notify = logger.info,
     ray: str | None = None,
+    trackers: Trackers | None = None,
     **changes: Any,
 ) -> Run:
     """Continue a run from its newest checkpoint, to the `env_steps` of its configuration.
@@ -181,6 +186,7 @@ def resume(
     trust_environment: import the modules that the configuration names for its environment, rule, policy or critic.
     notify: called with lines about what changes, for people.
     ray: as for `train`; a run may be resumed with another cluster, or without one.
+    trackers: that log the run, for a caller who finishes them; None to finish them here.
     changes: new values of training options (`env_steps`, `gamma`, …) or of fields of the rule, by name; the run's
         configuration has them from then on. `env_steps` may be more or less than before, but more than have been made.
         What would change the shape or the meaning of the saved state is refused. A `rule` with other values changes the
@@ -200,6 +206,7 @@ def resume(
     config = config.require_modules(source, trust=trust_environment)
     config = with_changes(before if rule is not None else config, changes, rule)
     require_changeable(before, config)
+    sinks_of(config.options.log)
     if env is None and not trust_environment:
         require_trust(config.env, source)
     environment = make(config.env if env is None else env)
@@ -227,6 +234,7 @@ def resume(
             wall_time=checkpoint.wall_time,
             host_states=checkpoint.host_states,
             view=view,
+            trackers=trackers,
         )
     return run
 

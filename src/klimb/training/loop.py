@@ -20,6 +20,7 @@ from klimb.improve.rule import is_offline
 from klimb.runs.directory import RunDirectory
 from klimb.runs.ending import Ending, Reason
 from klimb.runs.metrics import Record, to_records
+from klimb.tracking.trackers import Trackers, finished_at_end
 from klimb.training import peers
 from klimb.training.ongoing_run import Callback, OngoingRun
 from klimb.training.pace import CallSize, Clock
@@ -76,6 +77,7 @@ def drive(
     sweep: Path | None = None,
     names: Sequence[str] = (),
     pause_at: int | None = None,
+    trackers: Trackers | None = None,
 ) -> list[Run]:
     """Advance to the last iteration: records after every call, a checkpoint when one is due and at the end.
 
@@ -84,39 +86,51 @@ def drive(
     environments stood, or None. view: that shows the training. sweep: the directory of the sweep that is resumed after
     a stop, if the runs are part of one. names: of the combinations of a sweep, one for each writer. pause_at: the
     iteration after which a checkpoint is saved and the runs are left as they are, to be gone on with as after a stop;
-    None to train to the end. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as `train`
-    raises them.
+    None to train to the end. trackers: that log the runs, which the caller finishes; None to
+    finish them here. Returns a result for each writer; NotSaved, TrainingFailed and Interrupted as `train` raises them.
     """
     copies = copy_names([writer.config for writer in writers], names)
     clock, rejections = Clock(wall_time), Rejections(program.config.options.max_rejections, copies)
     supervision = Supervision(program, [(writer.config, writer.part) for writer in writers])
     view, finished = Views(log_lines(logger), view), False
-    try:
-        parts = [Part(name, writer.config, writer.part) for name, writer in zip(names, writers, strict=False)]
-        view.begin(program.config, iteration, _directories(writers), parts)
-        histories = [writer.load_history(iteration) for writer in writers]
-        rejections.restore(_joint_statuses(histories))
-        supervision.restore(histories)
-        with _faults_written(writers, iteration):
-            program.start(iteration=iteration, host_states=host_states)
-        training = _Training(
-            program, state, writers, callbacks, iteration, clock, rejections, supervision, view, sweep, pause_at
-        )
-        with _peers_watched(training):
-            training.run()
-        state, iteration, finished = training.state, training.iteration, True
-        runs = [writer.result(program, state) for writer in writers]
-        lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
-        if lacking:
-            raise NotSaved(f"the training is done, but {'; '.join(lacking)}: the disk can't be written", runs)
-        return runs
-    finally:
+    with finished_at_end(trackers) as trackers:
         try:
-            program.close()
+            parts = [Part(name, writer.config, writer.part) for name, writer in zip(names, writers, strict=False)]
+            view.begin(program.config, iteration, _directories(writers), parts)
+            histories = [writer.load_history(iteration) for writer in writers]
+            rejections.restore(_joint_statuses(histories))
+            supervision.restore(histories)
+            _begin_to_track(trackers, writers, histories, names)
+            with _faults_written(writers, iteration):
+                program.start(iteration=iteration, host_states=host_states)
+            training = _Training(
+                program, state, writers, callbacks, iteration, clock, rejections, supervision, view, sweep, pause_at
+            )
+            with _peers_watched(training):
+                training.run()
+            state, iteration, finished = training.state, training.iteration, True
+            runs = [writer.result(program, state) for writer in writers]
+            lacking = [words for writer in writers if (words := writer.unwritten(iteration)) is not None]
+            if lacking:
+                raise NotSaved(f"the training is done, but {'; '.join(lacking)}: the disk can't be written", runs)
+            return runs
         finally:
-            for writer in writers:
-                writer.close()
-            view.end(finished=finished)
+            try:
+                program.close()
+            finally:
+                for writer in writers:
+                    writer.close()
+                view.end(finished=finished)
+
+
+def _begin_to_track(
+    trackers: Trackers, writers: list[RunWriter], histories: list[list[Record]], names: Sequence[str]
+) -> None:
+    """Open the trackers of every run, which are given the records so far; of several processes the first one logs."""
+    if not peers.is_first():
+        return
+    for i, (writer, records) in enumerate(zip(writers, histories, strict=True)):
+        writer.trackers = trackers.begin(writer.config, writer.directory, records, names[i] if names else "")
 
 
 @dataclass
@@ -378,7 +392,7 @@ def _saved(writers: list[RunWriter], sweep: Path | None, *, held: bool = False) 
 
 def _go_on(directories: list[RunDirectory], sweep: Path | None) -> str:
     """The command that goes on with a run, or with a whole sweep."""
-    flag = " --trust-environment" if directories[0].config.names_modules else ""
+    flag = " --trust-environment" if directories[0].config.resumed_with_trust else ""
     path = directories[0].path if sweep is None else sweep
     return f"go on with: klimb resume {shlex.quote(str(path))}{flag}"
 

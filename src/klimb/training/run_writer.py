@@ -24,6 +24,7 @@ from klimb.runs.ending import Ending
 from klimb.runs.faults_log import FaultsLog
 from klimb.runs.metrics import Record, to_records
 from klimb.runs.provenance import Provenance
+from klimb.tracking.trackers import RunTrackers
 from klimb.training.demonstrator import Demonstrator
 from klimb.training.program import Program
 from klimb.training.recent_score import RecentScore
@@ -104,6 +105,8 @@ class RunWriter:
         self.saved_at: int | None = None
         """The iteration of the last checkpoint; None while there is none, or when it could not be written."""
         self.ended: Ending | None = None
+        self.trackers: RunTrackers | None = None
+        """What logs the run; None for a run that is not logged."""
 
     @classmethod
     def create(
@@ -149,6 +152,8 @@ class RunWriter:
             self._records.extend(records)
         else:
             self.directory.append(records)
+        if self.trackers is not None:
+            self.trackers.log(records)
         return records
 
     def add_faults(self, faults: list[Fault], iteration: int, num_envs: int) -> None:
@@ -266,6 +271,8 @@ class RunWriter:
     def end(self, ending: Ending) -> None:
         """Record what ended the training."""
         self.ended = ending
+        if self.trackers is not None:
+            self.trackers.ending = ending
         if self.directory is not None:
             self.directory.write_ending(ending)
 

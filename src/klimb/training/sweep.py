@@ -16,6 +16,8 @@ from klimb.runs.config import RunConfig
 from klimb.runs.directory import NewName
 from klimb.runs.sweep_file import SWEEP, Sweep, read_sweep, require_unused_by_sweeps
 from klimb.runs.typed_options import SweepOptionsDict
+from klimb.tracking.registry import sinks_of
+from klimb.tracking.trackers import Trackers
 from klimb.training import peers
 from klimb.training.driver import Notify
 from klimb.training.given import options_of, require_rule
@@ -80,13 +82,16 @@ def start_sweep(
     new_view: NewView = lambda: SILENT,
     notify: Notify = logger.info,
     ray: str | None = None,
+    trackers: Trackers | None = None,
 ) -> Iterator[Trained]:
     """A sweep from its start, one program after the other: the runs of each when they are trained.
 
     plan: what is trained. environment: the one that it names. run_dir, errors: as for `sweep`. callbacks: each called
     as the `callback` of `sweep`, in order. new_view: makes the view of each program. notify: called with lines about
-    the start, for people.
+    the start, for people. trackers: that log the runs, which the caller finishes; None to finish those of each program
+    when it ends.
     """
+    sinks_of(plan.config.options.log)
     peers.require_alone("a sweep")
     members = plan.members()
     for member in members:
@@ -94,7 +99,7 @@ def start_sweep(
     place = run_dir if isinstance(run_dir, NewName | None) else as_path(run_dir)
     if isinstance(place, Path):
         require_unused_by_sweeps(place)
-    trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify)
+    trainer = SweepTrainer(plan, environment, place, callbacks, new_view, notify, trackers=trackers)
     if ray is None:
         yield from trainer.start(members)
         return
@@ -154,18 +159,20 @@ def go_on_with_sweep(
     notify: Notify = logger.info,
     ray: str | None = None,
     trust: bool = False,
+    trackers: Trackers | None = None,
 ) -> Iterator[Trained]:
     """What is unfinished of a sweep, one program after the other: the runs of each when they are trained.
 
     plan, directory: of the sweep. environment: the one that it names. callbacks, new_view, notify, ray: as for
-    `start_sweep`. trust: whether modules that the runs' files name may be imported.
+    `start_sweep`. trust: whether modules that the runs' files name may be imported. trackers: as for `start_sweep`.
     """
+    sinks_of(plan.config.options.log)
     peers.require_alone("a sweep")
     if ray is not None:
         require_possible(plan, environment, callbacks)
         yield from RaySweep(plan, environment, directory, notify, trust, ray).go_on(plan.members())
         return
-    trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify, trust)
+    trainer = SweepTrainer(plan, environment, directory, callbacks, new_view, notify, trust, trackers=trackers)
     yield from trainer.go_on(plan.members())
 
 

@@ -22,6 +22,7 @@ from klimb.runs.config import RunConfig
 from klimb.runs.directory import NewName, RunDirectory
 from klimb.runs.sweep_file import Member, Sweep
 from klimb.runs.tune_file import TrialBatch
+from klimb.tracking.trackers import Trackers
 from klimb.training.driver import (
     Notify,
     demonstrations_for,
@@ -53,7 +54,8 @@ class SweepTrainer:
 
     plan, environment, directory: of the sweep; no directory keeps the runs in memory. callbacks, new_view, notify: as
     for `start_sweep`. trust: whether modules that the runs' files name may be imported. up_to: percent of their
-    iterations after which they are paused; None to train to the end.
+    iterations after which they are paused; None to train to the end. trackers: that log the runs, which the caller
+    finishes; None to finish those of each program when it ends.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class SweepTrainer:
         notify: Notify,
         trust: bool = False,
         up_to: int | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
-        self._trust, self._up_to = trust, up_to
+        self._trust, self._up_to, self._trackers = trust, up_to, trackers
         self._plan, self._environment, self._place = plan, environment, place
         self._directory = place if isinstance(place, Path) else None
         self._callbacks, self._new_view, self._notify = callbacks, new_view, notify
@@ -168,6 +171,7 @@ class SweepTrainer:
                 progress=self._new_view(),
                 trust_environment=self._trust,
                 notify=self._notify,
+                trackers=self._trackers,
             )
             self._note_stop([run])
             yield {member.name: run}
@@ -228,6 +232,7 @@ class SweepTrainer:
                 sweep=self._directory,
                 pause_at=self._pause(group[0].config),
                 names=[member.name for member in group],
+                trackers=self._trackers,
             )
         self._note_stop(runs)
         return {member.name: run for member, run in zip(group, runs, strict=True)}

@@ -48,6 +48,8 @@ from klimb.runs.tune_file import (
     write_trials,
 )
 from klimb.runs.typed_options import SweepOptionsDict
+from klimb.tracking.registry import sinks_of
+from klimb.tracking.trackers import Trackers
 from klimb.training import peers
 from klimb.training.driver import Notify
 from klimb.training.final_evaluation import FIRST_SEED, evaluate_run, evaluate_seeds
@@ -196,6 +198,7 @@ class Search:
         trust: bool = False,
     ) -> None:
         load_optuna()
+        sinks_of(tuning.config.options.log)
         peers.require_alone("a search")
         if ray is not None:
             require_possible(TrialBatch(tuning, ()), environment, ())
@@ -204,6 +207,8 @@ class Search:
         self.trials = read_trials(directory, tuning)
         self._new = False
         """Whether its directory was made for it, and is removed when nothing can be trained at all."""
+        self._trackers = Trackers()
+        """A trial's are open from its first part to its evaluation."""
         self._evaluators: dict[int, Evaluator] = {}
         """By their numbers of episodes; their programs are compiled once for all trials."""
 
@@ -211,6 +216,7 @@ class Search:
     def start(cls, tuning: Tuning, environment: Environment, place: Path | NewName, **options: Any) -> Search:
         """A new search, whose directory is made. tuning, environment, options: as for the class. place: where."""
         tuning.config.check_demonstrations()
+        sinks_of(tuning.config.options.log)
         load_optuna()
         while True:
             directory = place.unused() if isinstance(place, NewName) else place
@@ -254,7 +260,7 @@ class Search:
         try:
             # Another process may have gone on with it until now.
             self.trials[:] = read_trials(self.directory, self._tuning)
-            with self._cluster():
+            with self._cluster(), self._trackers:
                 while self._running or self._propose():
                     yield from self._train()
                     self._write_best()
@@ -299,6 +305,8 @@ class Search:
             for trial in self._running:
                 if percent is None:
                     yield self._finish(trial)
+                    # By then whoever has asked for the trial has written its report.
+                    self._trackers.complete(self.directory / trial.name)
                 elif trial.score_at(percent) is None:
                     evaluated = self._evaluate_at(trial, percent)
                     if evaluated.state == "failed":
@@ -318,7 +326,15 @@ class Search:
         plan, failure = TrialBatch(self._tuning, possible), None
         members = plan.members()
         trainer = SweepTrainer(
-            plan, self._environment, self.directory, (), self._new_view, self._notify, self._trust, percent
+            plan,
+            self._environment,
+            self.directory,
+            (),
+            self._new_view,
+            self._notify,
+            self._trust,
+            percent,
+            self._trackers,
         )
         for group in trainer.groups(members):
             self._remove_half_begun([self.directory / member.name for member in group])
@@ -430,6 +446,7 @@ class Search:
             iteration = next(iter(directory.saved_iterations()), 0)
             directory.write_ending(Ending("pruned", iteration, directory.env_steps_at(iteration) or 0, message))
             yield self._update(dataclasses.replace(trial, state="pruned", ended=_now()))
+            self._trackers.complete(directory.path)
 
     def _has_ended(self, trial: Trial) -> bool:
         """Whether a trial has been trained to its end already, because it has reached what ends it."""
@@ -488,7 +505,7 @@ class Search:
 
     @property
     def _how_to_go_on(self) -> str:
-        flags = " --trust-environment" if self.names_modules else ""
+        flags = " --trust-environment" if self._tuning.config.resumed_with_trust else ""
         ray = "" if self._ray is None else f" --ray {self._ray}"
         return f"go on with: klimb resume {shlex.quote(str(self.directory))}{flags}{ray}"
 

@@ -1,0 +1,74 @@
+"""W&B's own file of a run, `run-ID.wandb`: which steps and which summary it holds.
+
+Offline nothing else says what has been logged, also by a process that was killed. The format is that of LevelDB's log:
+blocks of 32 KiB of records, each with a checksum, a length and whether it is whole or a part; in them messages of W&B.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from klimb.files import read_limited
+
+MAX_FILE = 2**31
+"""Largest file that is read, in bytes."""
+HEADER = 7
+"""Bytes before the first record, and of the head of every record."""
+BLOCK = 2**15
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+
+
+def logged(path: Path) -> tuple[int | None, dict[str, Any]]:
+    """The last step in a file, None where it has none, and the summary that the run was given, by name.
+
+    path: the file. Raises OSError or ValueError when it can't be read.
+    """
+    last: int | None = None
+    summary: dict[str, Any] = {}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            last = max(record.history.step.num, -1 if last is None else last)
+        elif kind == "summary":
+            for item in record.summary.update:
+                if len(item.nested_key) == 1 or item.key:
+                    summary[item.key or item.nested_key[0]] = json.loads(item.value_json)
+    return last, summary
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The messages in a file, in order, up to one that was not written to its end.
+
+    path: the file. Raises OSError or ValueError when it can't be read.
+    """
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    for content in _contents(read_limited(path, MAX_FILE)):
+        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        try:
+            record.ParseFromString(content)
+        except DecodeError:
+            raise ValueError("it holds what is no message of W&B") from None
+        yield record
+
+
+def _contents(data: bytes) -> Iterator[bytes]:
+    """The contents of the records in a file."""
+    at, parts = HEADER, b""
+    while at + HEADER <= len(data):
+        if BLOCK - at % BLOCK < HEADER:  # the end of a block is filled with zeros
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        content = data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind not in (WHOLE, FIRST, MIDDLE, LAST) or len(content) < length:
+            return
+        parts = content if kind in (WHOLE, FIRST) else parts + content
+        if kind in (WHOLE, LAST):
+            yield parts

@@ -1,0 +1,127 @@
+"""Runs in Weights & Biases, online or offline as W&B is set to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from klimb.files import kind_of_link, read_limited, write_atomically
+from klimb.tracking.sink import Outcome, Point, TrackedRun
+from klimb.tracking.wandb_file import MAX_FILE, logged
+
+SECONDS_TO_BEGIN, SECONDS_TO_END = 30.0, 45.0
+"""That W&B may take to reach its server, and to send what is left at the end."""
+FOLDER = "wandb"
+"""W&B's files inside of a run directory."""
+
+
+class WandbSink:
+    """One run of klimb in W&B."""
+
+    def __init__(self) -> None:
+        self._tracked: TrackedRun | None = None
+        self._run: Any = None
+        self._summary: dict[str, Any] = {}
+        """What the summary is already, where that is known from files."""
+
+    def open(self, run: TrackedRun) -> int | None:
+        """As `Sink.open`. Online W&B's server says which step is the last one, offline its files do."""
+        wandb = _quiet_wandb()
+        self._tracked = run
+        if run.directory is not None and kind_of_link(run.directory / FOLDER) is not None:
+            raise OSError(errno.ELOOP, "klimb writes into the run directory alone, and there is a link", FOLDER)
+        if wandb.setup().settings.mode in ("online", "shared", "run"):
+            if not wandb.login(prompt=False):
+                raise ConnectionError("there is no API key: type wandb login, or set WANDB_MODE=offline")
+            steps = self._begun().step  # the next one
+            return steps - 1 if steps > 0 else None
+        last, self._summary = (None, {}) if run.directory is None else in_files(run.directory / FOLDER, run.id)
+        return last
+
+    def log(self, points: Sequence[Point]) -> None:
+        """As `Sink.log`."""
+        for point in points:
+            self._begun().log(dict(point.values), step=point.step, commit=True)
+
+    def finish(self, outcome: Outcome) -> None:
+        """As `Sink.finish`. Where W&B's files say that there is nothing new, no further ones are written."""
+        if self._run is None and outcome.summary.items() <= self._summary.items():
+            return
+        run = self._begun()
+        run.summary.update(outcome.summary)
+        for path in outcome.files:
+            # A copy: W&B would make a link, through which the file of the run could be changed.
+            copy = Path(run.dir) / path.name
+            write_atomically(copy, read_limited(path, MAX_FILE))
+            run.save(str(copy), base_path=run.dir, policy="now")
+        run.finish(exit_code=1 if outcome.reason == "failed" else 0)
+
+    def _begun(self) -> Any:
+        """W&B's run, which is begun here if it was not."""
+        if self._run is None:
+            assert self._tracked is not None, "open comes first"
+            self._run = _begin(self._tracked)
+        return self._run
+
+
+def _quiet_wandb() -> Any:
+    """The package, which neither prints nor asks for a key in a thread; unless the user's own code has set it up."""
+    is_first = "wandb" not in sys.modules
+    import wandb
+
+    if is_first:
+        wandb.setup(settings=wandb.Settings(silent=True))
+    return wandb
+
+
+def _begin(run: TrackedRun) -> Any:
+    """A run of W&B, which knows nothing but what klimb says: not the machine, not its user, not what is printed."""
+    import wandb
+
+    settings = wandb.Settings(
+        console="off",
+        silent=True,
+        init_timeout=SECONDS_TO_BEGIN,
+        finish_timeout=SECONDS_TO_END,
+        finish_timeout_raises=True,
+        host="",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    return wandb.init(
+        project=os.environ.get("WANDB_PROJECT") or "klimb",
+        id=run.id,
+        name=run.name,
+        group=run.group,
+        dir=None if run.directory is None else str(run.directory),
+        config={**run.settings, "provenance": run.provenance},
+        allow_val_change=True,
+        resume="allow",
+        reinit="create_new",
+        settings=settings,
+    )
+
+
+def in_files(folder: Path, identifier: str) -> tuple[int | None, dict[str, Any]]:
+    """The last step and the summary in all files of a run. A damaged file counts as if it were not there.
+
+    folder: of W&B. identifier: of the run.
+    """
+    last: int | None = None
+    summary: dict[str, Any] = {}
+    for path in sorted(folder.glob(f"*run-*/run-{identifier}.wandb")):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            step, found = logged(path)
+            summary |= found
+            last = step if last is None or (step is not None and step > last) else last
+    return last, summary
