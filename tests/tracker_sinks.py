@@ -11,18 +11,18 @@ RUNS: dict[str, TrackedRun] = {}
 POINTS: dict[str, list[Point]] = defaultdict(list)
 OUTCOMES: dict[str, list[Outcome]] = defaultdict(list)
 """What `Remembering` was told, by the identifiers of runs, as a server would have it."""
-OPENED: list[str] = []
+BEGUN: list[str] = []
 
 
 def forget() -> None:
     """Begin with an empty server."""
-    for told in (RUNS, POINTS, OUTCOMES, OPENED):
+    for told in (RUNS, POINTS, OUTCOMES, BEGUN):
         told.clear()
 
 
 class Remembering:
-    def open(self, run: TrackedRun) -> int | None:
-        OPENED.append(run.id)
+    def begin(self, run: TrackedRun) -> int | None:
+        BEGUN.append(run.id)
         self.id = run.id
         RUNS[run.id] = run
         return POINTS[run.id][-1].step if POINTS[run.id] else None
@@ -34,8 +34,8 @@ class Remembering:
         OUTCOMES[self.id].append(outcome)
 
 
-class FailsToOpen(Remembering):
-    def open(self, run: TrackedRun) -> int | None:
+class FailsToBegin(Remembering):
+    def begin(self, run: TrackedRun) -> int | None:
         raise OSError("https://joe:hunter2@somewhere does not answer\nat all")
 
 
@@ -57,5 +57,5 @@ class Hangs(Remembering):
 
 
 class NoTracker:
-    def open(self, run: TrackedRun) -> None:
+    def begin(self, run: TrackedRun) -> None:
         pass

@@ -37,6 +37,7 @@ TYPED: dict[str, list[str]] = {
     "Names": [
         "klimb trian trpo CartPole-v1",
         "klimb train trppo CartPole-v1",
+        "klimb train trpo CartPole-v1 --log wanbd",
         "klimb train npg CartPole-v1",
         "klimb train sac Pendulum-v1",
         "klimb train CartPole-v1 trpo",
@@ -75,6 +76,7 @@ TYPED: dict[str, list[str]] = {
         "klimb train trpo CartPole-v1 --seed -1",
         "klimb train trpo CartPole-v1 --advantage gaee",
         "klimb train trpo CartPole-v1 --hidden 64,abc",
+        "klimb train trpo CartPole-v1 --log mlflow:https://me:mine@host",
         "klimb train trpo CartPole-v1 --workers many",
         "klimb train ppo CartPole-v1 --penalty l2",
     ],

@@ -14,7 +14,7 @@ from klimb.errors import UntrustedEnvironment
 from klimb.runs.own_files import TRACKING
 from klimb.runs.tracking_file import identifier_of
 from problems import same_bits, without_timing
-from tracker_sinks import OPENED, POINTS, Hangs
+from tracker_sinks import BEGUN, POINTS, Hangs
 
 RULE = PPO(epochs=1, num_minibatches=2)
 SMALL = {"num_envs": 2, "num_steps": 16, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}
@@ -32,7 +32,7 @@ def train(path, log):
 
 
 CAUSES = {
-    "FailsToOpen": r"OSError: https://…@somewhere does not answer\nat all",
+    "FailsToBegin": "OSError: https://…@somewhere does not answer at all",
     "FailsToLog": "SystemExit: password=… is wrong",
     "FailsToFinish": "ValueError",
 }
@@ -112,4 +112,4 @@ def test_what_a_file_names_is_neither_imported_nor_sent_to(name, tmp_path):
     file.write_text(file.read_text().replace("log = []", f'log = ["{name}"]'))
     with pytest.raises(UntrustedEnvironment, match="--trust-environment"):
         klimb.resume(run.directory, env_steps=12 * 32)
-    assert not OPENED
+    assert not BEGUN

@@ -16,15 +16,18 @@ from mlflow import MlflowClient
 RULE = PPO(epochs=1, num_minibatches=2)
 SMALL = {"num_envs": 2, "num_steps": 16, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}
 LENGTH = {**SMALL, "env_steps": 8 * 32, "checkpoint_every": 2}
-MLFLOW = "mlflow:sqlite:///runs.db"
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A client of the database. It lies in the current directory, where MLflow puts artifacts too."""
+    """A client of a new database. MLflow keeps artifacts in the current directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    return MlflowClient(MLFLOW.partition(":")[2])
+    return MlflowClient(f"sqlite:///{tmp_path}/runs.db")
+
+
+def name_of(client: MlflowClient) -> str:
+    return f"mlflow:{client.tracking_uri}"
 
 
 def runs(client: MlflowClient):
@@ -56,7 +59,7 @@ def without_status(curves):
 @pytest.mark.slow
 def test_a_run_is_stopped_and_resumed_and_synced(server):
     with pytest.raises(klimb.Interrupted):
-        klimb.train("CartPole-v1", RULE, run_dir="run", log=MLFLOW, callback=Stopper(after=3), **LENGTH)
+        klimb.train("CartPole-v1", RULE, run_dir="run", log=name_of(server), callback=Stopper(after=3), **LENGTH)
     (run,) = runs(server)
     assert run.info.status == "KILLED"
     resumed = klimb.resume("run", ent_coef=0.01, trust_environment=True)
@@ -71,17 +74,18 @@ def test_a_run_is_stopped_and_resumed_and_synced(server):
     assert run.data.metrics["final/iterations"] == 8
     files = {file.path for file in server.list_artifacts(run.info.run_id)}
     assert files == {"config.toml", "policy.json", "policy.safetensors"}
-    assert sync("run", MLFLOW) == (8, 0)
+    assert sync("run", name_of(server)) == (8, 0)
     (again,) = runs(server)
     assert histories(server, again) == histories(server, run)
-    assert {m.step for m in server.get_metric_history(run.info.run_id, "final/iterations")} == {
-        resumed.history[-1]["env_steps"]
-    }
+    # Of the part that was interrupted, and of the end.
+    ends = server.get_metric_history(run.info.run_id, "final/iterations")
+    assert len(ends) == 2
+    assert (ends[-1].step, ends[-1].value) == (resumed.history[-1]["env_steps"], 8)
 
 
 @pytest.mark.slow
 def test_a_sweep_is_logged_from_its_files(server):
-    swept = klimb.sweep("CartPole-v1", RULE, {"clip_eps": [0.1, 0.2]}, run_dir="sweep", log=MLFLOW, **LENGTH)
+    swept = klimb.sweep("CartPole-v1", RULE, {"clip_eps": [0.1, 0.2]}, run_dir="sweep", log=name_of(server), **LENGTH)
     assert {run.data.tags["klimb.group"] for run in runs(server)} == {"sweep"}
     by_name = {run.info.run_name: run for run in runs(server)}
     for run in swept:
@@ -94,7 +98,7 @@ def test_a_failed_run_is_failed(server):
         raise ValueError("of the user's own")
 
     with pytest.raises(ValueError, match="own"):
-        klimb.train("CartPole-v1", RULE, run_dir="run", log=MLFLOW, callback=fail, **LENGTH)
+        klimb.train("CartPole-v1", RULE, run_dir="run", log=name_of(server), callback=fail, **LENGTH)
     (run,) = runs(server)
     assert run.info.status == "FAILED"
     assert "of the user's own" in run.data.tags["klimb.ended_message"]

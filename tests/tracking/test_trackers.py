@@ -26,7 +26,7 @@ from klimb.tracking.secrets import without_secrets
 from klimb.tracking.sink import Outcome, Point, Sink, TrackedRun
 from klimb.tracking.sync import sync
 from problems import Stopper, without_timing
-from tracker_sinks import OPENED, OUTCOMES, POINTS, RUNS, Hangs
+from tracker_sinks import BEGUN, OUTCOMES, POINTS, RUNS, Hangs
 
 RULE = PPO(epochs=1, num_minibatches=2)
 SMALL = {"num_envs": 2, "num_steps": 16, "hidden": (4,), "critic_epochs": 1, "critic_num_minibatches": 1}
@@ -134,7 +134,7 @@ def test_a_stopped_run_goes_on_with_the_same_run_of_the_tracker(tmp_path, withou
     assert 3 <= before < 8
     run = klimb.resume(tmp_path / "run", trust_environment=True)
     assert list(RUNS) == [identifier]
-    assert [identifier] * 2 == OPENED
+    assert [identifier] * 2 == BEGUN
     assert told(run) == expected(run.history)
     assert without_timing(run.history) == without_timing(without.history)
     assert [outcome.reason for outcome in OUTCOMES[identifier]] == ["interrupted", "complete"]
@@ -163,9 +163,9 @@ def test_sync_adds_what_is_missing_and_nothing_twice(tmp_path, without):
 
 def test_sync_says_what_fails(tmp_path, without):
     with pytest.raises(
-        RunError, match="could not be logged to tracker_sinks:FailsToOpen: OSError: https://…@somewhere"
+        RunError, match="could not be logged to tracker_sinks:FailsToBegin: OSError: https://…@somewhere"
     ):
-        sync(without.directory, "tracker_sinks:FailsToOpen")
+        sync(without.directory, "tracker_sinks:FailsToBegin")
     with pytest.raises(RunError, match="is not a run"):
         sync(tmp_path / "none", REMEMBERING)
 
@@ -197,7 +197,7 @@ def test_the_command_logs_the_evaluation_and_the_report_too(tmp_path, monkeypatc
     assert outcome.summary["final/eval_return"] == evaluation["mean"]
     assert outcome.summary["final/eval_episodes"] == 3.0
     assert [path.name for path in outcome.files] == ["config.toml", "policy.json", "policy.safetensors", "report.html"]
-    assert [identifier] == OPENED
+    assert [identifier] == BEGUN
 
 
 def test_a_link_is_not_sent(tmp_path, without):

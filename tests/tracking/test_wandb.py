@@ -73,12 +73,12 @@ def without_status(points):
 @pytest.mark.slow
 def test_a_run_is_stopped_and_resumed_and_synced(offline):
     handlers, level = signal.getsignal(signal.SIGINT), logging.getLogger().level
-    outputs, hook = (sys.stdout, sys.stderr), sys.excepthook
+    outputs, hooks = (sys.stdout, sys.stderr), (sys.exit, sys.excepthook)
     with pytest.raises(klimb.Interrupted):
         klimb.train("CartPole-v1", RULE, run_dir="run", log="wandb", callback=Stopper(after=3), **LENGTH)
     run = klimb.resume("run")
     assert (handlers, level) == (signal.getsignal(signal.SIGINT), logging.getLogger().level)
-    assert (outputs, hook) == ((sys.stdout, sys.stderr), sys.excepthook)
+    assert (outputs, hooks) == ((sys.stdout, sys.stderr), (sys.exit, sys.excepthook))
     assert len(files(Path("run"))) == 2
     assert without_status(steps(Path("run"))) == expected(run.history)
     assert sync("run", "wandb") == (8, 0)

@@ -22,7 +22,7 @@ from klimb.report.text import setting
 MAX_LABEL = 200
 # Options that may differ between runs of one algorithm, because they do not change what is learned.
 NOT_THE_ALGORITHM = (
-    *("seed", "num_seeds", "certificate", "cores", "workers", "learn_on", "spread", "log"),
+    *("seed", "num_seeds", "certificate", "log", "cores", "workers", "learn_on", "spread"),
     *("checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes"),
 )
 

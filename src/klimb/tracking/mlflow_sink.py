@@ -37,8 +37,8 @@ class MlflowSink:
         self._last: tuple[int, int] = (0, 0)
         """Step, and time in milliseconds, of the last point."""
 
-    def open(self, run: TrackedRun) -> int | None:
-        """As `Sink.open`."""
+    def begin(self, run: TrackedRun) -> int | None:
+        """As `Sink.begin`."""
         with self._turn:
             self._client = _client(self._address)
             self._run_id = self._found(run) or self._created(run)

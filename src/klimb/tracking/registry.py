@@ -35,7 +35,7 @@ def _new_sink(name: str) -> NewSink:
         _require_installed(kind, "MLflow", ["mlflow"] if remote else ["mlflow", "sqlalchemy", "alembic"])
         return lambda: MlflowSink(rest)
     cls = load(rest, "tracker")
-    missing = [method for method in ("open", "log", "finish") if not callable(getattr(cls, method, None))]
+    missing = [method for method in ("begin", "log", "finish") if not callable(getattr(cls, method, None))]
     if missing or not callable(cls):
         raise ConfigError(
             f"the tracker {one_line(rest, 80)!r} is no class with {' and '.join(missing or ['a constructor'])}: see "

@@ -12,7 +12,7 @@ from klimb.runs.ending import Reason
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run when it is opened.
+    """What a tracker is told of a run when it begins with it.
 
     id: of the run, the same whenever it is resumed. name: for people. group: name of the sweep or the search that it is
     part of; None for none. directory: of the run; None of one in memory. settings: environment, rule, hyperparameters
@@ -58,7 +58,7 @@ class Sink(Protocol):
     It may raise anything: the training goes on without it. A class of the user's own is made without arguments.
     """
 
-    def open(self, run: TrackedRun) -> int | None:
+    def begin(self, run: TrackedRun) -> int | None:
         """Begin with a run, or go on with it. Returns the last step that the tracker has of it; None for none.
 
         run: that is logged. Points up to this step are not logged again.

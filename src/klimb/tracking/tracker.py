@@ -72,7 +72,7 @@ class Tracker:
         """What the thread does."""
         try:
             sink = new_sink()
-            last = sink.open(run)
+            last = sink.begin(run)
             outcome = None
             while outcome is None and not self._left:
                 last, outcome = self._advance(sink, last)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,21 +41,34 @@ def logged(path: Path) -> tuple[int | None, dict[str, Any]]:
     return last, summary
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a file has been written to the end of its run. Raises OSError or ValueError when it can't be read.
+
+    path: the file.
+    """
+    last = deque(_contents(read_limited(path, MAX_FILE)), maxlen=1)
+    return bool(last) and _message(last[0]).WhichOneof("record_type") == "exit"
+
+
 def records(path: Path) -> Iterator[Any]:
     """The messages in a file, in order, up to one that was not written to its end.
 
     path: the file. Raises OSError or ValueError when it can't be read.
     """
+    for content in _contents(read_limited(path, MAX_FILE)):
+        yield _message(content)
+
+
+def _message(content: bytes) -> Any:
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
-    for content in _contents(read_limited(path, MAX_FILE)):
-        record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
-        try:
-            record.ParseFromString(content)
-        except DecodeError:
-            raise ValueError("it holds what is no message of W&B") from None
-        yield record
+    record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+    try:
+        record.ParseFromString(content)
+    except DecodeError:
+        raise ValueError("it holds what is no message of W&B") from None
+    return record
 
 
 def _contents(data: bytes) -> Iterator[bytes]:
