@@ -59,6 +59,7 @@ NO_FILE = {
     "report/html.py _resource": "a file of the package",
     "runs/arrays.py as_file": "bytes that it has made itself",
     "training/peers.py exchange": "what another process of the same training says",
+    "tracking/wandb_sink.py WandbSink.finish": "files of the run, which are copied as they are",
     "training/resources.py _of_process": "what the kernel says of this process",
     "training/tune.py Search._write_best": "files of the best trial, which are copied as they are",
 }

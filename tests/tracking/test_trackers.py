@@ -17,6 +17,7 @@ import tracker_sinks
 from klimb import PPO, ConfigError, RunConfig, TrainOptions
 from klimb.cli.main import main
 from klimb.errors import MissingExtra, RunError
+from klimb.runs.lock import RunLock
 from klimb.runs.own_files import TRACKING
 from klimb.runs.series import columns_of, numbers_of, step_of, tag
 from klimb.runs.tracking_file import identifier_of
@@ -92,6 +93,10 @@ def test_every_record_is_logged_with_what_is_known_of_the_run(tmp_path):
     times = [point.time for point in POINTS[one.id]]
     assert times == sorted(times)
     assert abs(times[-1] - time.time()) < 60
+    lock = RunLock(run.directory)
+    with pytest.raises(RunError, match="is being trained by process"):
+        sync(run.directory, REMEMBERING)
+    lock.release()
     assert not [thread for thread in threading.enumerate() if thread.name == "klimb-tracker-tracker_sinks"]
     assert {list(point.values)[-1] for point in POINTS[one.id]} == {one.counter}
 
@@ -183,6 +188,27 @@ def test_every_run_of_a_sweep_is_a_run_of_the_tracker(tmp_path, capsys):
     assert main(["sync", str(tmp_path / "sweep"), REMEMBERING]) == 0
     assert capsys.readouterr().out.count(f": 0 of 8 records were new to {REMEMBERING}") == 2
     assert points == POINTS
+
+
+@pytest.mark.slow
+def test_every_trial_of_a_search_is_one_run_of_the_tracker(tmp_path):
+    """Also where it is paused, and pruned."""
+    options = {**LENGTH, "eval_episodes": 2, "log": REMEMBERING}
+    over = {"learning_rate": "log:1e-6:1e-1"}
+    found = klimb.tune(
+        "CartPole-v1", RULE, over, run_dir=tmp_path / "tune", trials=6, trials_at_once=3, prune=True, **options
+    )
+    assert sorted(run.name for run in RUNS.values()) == [trial.name for trial in found.trials]
+    assert {run.group for run in RUNS.values()} == {"tune"}
+    assert len(BEGUN) == len(RUNS)
+    reasons = {RUNS[one].name: outcome.reason for one, (outcome,) in OUTCOMES.items()}
+    assert reasons == {trial.name: trial.state for trial in found.trials}
+    assert "pruned" in reasons.values()
+    for identifier, points in POINTS.items():
+        run = klimb.runs.directory.RunDirectory.open(tmp_path / "tune" / RUNS[identifier].name)
+        assert [(point.step, point.values) for point in points] == expected(run.history())
+    scores = {RUNS[one].name: outcome.summary.get("final/eval_return") for one, (outcome,) in OUTCOMES.items()}
+    assert scores == {trial.name: trial.score for trial in found.trials}
 
 
 def test_the_command_logs_the_evaluation_and_the_report_too(tmp_path, monkeypatch):

@@ -24,10 +24,15 @@ def sync(run_dir: str | Path, tracker: str) -> Synced:
     run_dir: the run. tracker: wandb, mlflow, mlflow:URI, or module:Class of one of the user's own.
 
     Raises ConfigError for a name that is none; MissingExtra when the tracker's package is not installed; RunError when
-    the directory is not a run, or when the tracker fails.
+    the directory is not a run, when the process that trains it logs to the same tracker, or when the tracker fails.
     """
     sinks_of([tracker])
     directory = RunDirectory.open(run_dir)
+    writer = directory.writer
+    if writer is not None and tracker in directory.config.options.log:
+        raise RunError(
+            f"{one_line(directory.path)} is being trained by {writer}, which logs it to {tracker}: sync it afterwards"
+        )
     records = directory.history()
     run = RunTrackers([tracker], directory.config, directory, records)
     run.finish()

@@ -124,7 +124,10 @@ class Trackers:
     def complete(self, path: Path) -> None:
         """Finish a run that has its evaluation and its report, wherever it was trained. path: its directory."""
         if all(run.path != path for run in self._open):
-            directory = RunDirectory.open(path)
+            try:
+                directory = RunDirectory.open(path)
+            except RunError:  # it has failed before it was written
+                return
             self.begin(directory.config, directory, directory.history() if directory.config.options.log else [])
         self.finish(path)
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from klimb.files import read_limited
+from klimb.files import open_regular
 
-MAX_FILE = 2**31
-"""Largest file that is read, in bytes."""
+MAX_RECORD = 2**26
+"""Largest record that is read, in bytes."""
 HEADER = 7
 """Bytes before the first record, and of the head of every record."""
 BLOCK = 2**15
@@ -46,7 +46,7 @@ def is_complete(path: Path) -> bool:
 
     path: the file.
     """
-    last = deque(_contents(read_limited(path, MAX_FILE)), maxlen=1)
+    last = deque(_contents(path), maxlen=1)
     return bool(last) and _message(last[0]).WhichOneof("record_type") == "exit"
 
 
@@ -55,7 +55,7 @@ def records(path: Path) -> Iterator[Any]:
 
     path: the file. Raises OSError or ValueError when it can't be read.
     """
-    for content in _contents(read_limited(path, MAX_FILE)):
+    for content in _contents(path):
         yield _message(content)
 
 
@@ -71,18 +71,21 @@ def _message(content: bytes) -> Any:
     return record
 
 
-def _contents(data: bytes) -> Iterator[bytes]:
-    """The contents of the records in a file."""
-    at, parts = HEADER, b""
-    while at + HEADER <= len(data):
-        if BLOCK - at % BLOCK < HEADER:  # the end of a block is filled with zeros
-            at += BLOCK - at % BLOCK
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, at)
-        content = data[at + HEADER : at + HEADER + length]
-        at += HEADER + length
-        if kind not in (WHOLE, FIRST, MIDDLE, LAST) or len(content) < length:
-            return
-        parts = content if kind in (WHOLE, FIRST) else parts + content
-        if kind in (WHOLE, LAST):
-            yield parts
+def _contents(path: Path) -> Iterator[bytes]:
+    """The contents of the records in a file. Nothing is read after what is no record."""
+    parts = b""
+    with open_regular(path) as file:
+        at = HEADER
+        while block := file.read(BLOCK):
+            while at + HEADER <= len(block):  # less, at the end of a block, are zeros
+                _, length, kind = struct.unpack_from("<IHB", block, at)
+                content = block[at + HEADER : at + HEADER + length]
+                at += HEADER + length
+                if kind not in (WHOLE, FIRST, MIDDLE, LAST) or len(content) < length:
+                    return
+                parts = content if kind in (WHOLE, FIRST) else parts + content
+                if len(parts) > MAX_RECORD:
+                    return
+                if kind in (WHOLE, LAST):
+                    yield parts
+            at = 0

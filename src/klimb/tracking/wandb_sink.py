@@ -14,7 +14,7 @@ from typing import Any
 
 from klimb.files import kind_of_link, read_limited, write_atomically
 from klimb.tracking.sink import Outcome, Point, TrackedRun
-from klimb.tracking.wandb_file import MAX_FILE, is_complete, logged
+from klimb.tracking.wandb_file import is_complete, logged
 
 SECONDS_TO_BEGIN, SECONDS_TO_END = 30.0, 45.0
 """That W&B may take to reach its server, and to send what is left at the end."""
@@ -58,10 +58,10 @@ class WandbSink:
             return
         run = self._begun()
         run.summary.update(outcome.summary)
-        for path in outcome.files:
+        for path in () if run.disabled else outcome.files:
             # A copy: W&B would make a link, through which the file of the run could be changed.
             copy = Path(run.dir) / path.name
-            write_atomically(copy, read_limited(path, MAX_FILE))
+            write_atomically(copy, read_limited(path, path.stat().st_size))
             run.save(str(copy), base_path=run.dir, policy="now")
         run.finish(exit_code=1 if outcome.reason == "failed" else 0)
         if run.offline:
@@ -140,7 +140,7 @@ def _own_hooks() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.exit, sys.excepthook = before  # type: ignore[assignment]
+        sys.exit, sys.excepthook = before
 
 
 def in_files(folder: Path, identifier: str) -> tuple[int | None, dict[str, Any]]:
