@@ -110,6 +110,8 @@ from .estimate.returns import rewards_to_go as rewards_to_go
 from .estimate.importance import trajectory_weights as trajectory_weights
 from .estimate.importance import per_decision_weights as per_decision_weights
 from .estimate.importance import effective_sample_size as effective_sample_size
+from .estimate.off_policy_evaluation import estimate_return as estimate_return
+from .estimate.off_policy_evaluation import ReturnEstimate as ReturnEstimate
 
 # divergences and geometry
 from .improve.divergences import kl_divergence as kl_divergence

@@ -29,6 +29,9 @@ COMMANDS = {
     "record": Entry("RUN [FLAGS]", "record episodes of a run's policy as demonstrations"),
     "export": Entry("RUN -o FILE [FLAGS]", "write a run's policy as ONNX, StableHLO or a file of Python"),
     "push": Entry("RUN USER/NAME [FLAGS]", "put a run's policy on the Hugging Face Hub, with its evaluation"),
+    "estimate": Entry(
+        "POLICY --demonstrations DATA [FLAGS]", "estimate a policy's return from episodes of another policy"
+    ),
     "report": Entry("RUN [FLAGS]", "write the report of a run, or of a search, again"),
     "sync": Entry("RUN TRACKER [FLAGS]", "log a run, a sweep or a search to W&B or MLflow after the fact"),
     "compare": Entry("RUN... [FLAGS]", "compare runs, with confidence intervals"),

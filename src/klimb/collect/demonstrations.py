@@ -15,6 +15,12 @@ from klimb.errors import DemonstrationError
 from klimb.policies.action_spec import ActionSpec
 from klimb.types import Rollout
 
+FOR_TRAINING = (
+    "importance weights need them: klimb record without --deterministic keeps them, --demonstrator cloned "
+    "estimates them, and data without any can be cloned (klimb train behaviour-cloning)"
+)
+"""What a training can do about demonstrations without log-probs."""
+
 
 @dataclass(frozen=True)
 class Demonstrations:
@@ -81,8 +87,11 @@ class Demonstrations:
                 f"{environment.id} takes {environment.actions}"
             )
 
-    def check_log_probs(self) -> None:
-        """DemonstrationError when the demonstrator's log-probs are missing or not finite."""
+    def check_log_probs(self, remedy: str = FOR_TRAINING) -> None:
+        """DemonstrationError when the demonstrator's log-probs are missing or not finite.
+
+        remedy: what stands behind it in the message.
+        """
         good = np.isfinite(self.log_prob)
         if good.all():
             return
@@ -90,8 +99,7 @@ class Demonstrations:
         what = "are missing" if np.isnan(self.log_prob[~good]).all() else f"are not finite ({self.log_prob[first]})"
         raise DemonstrationError(
             f"{self.source}: behaviour log-probs {what} in {wrong} of {len(good)} rows, the first is row {first}; "
-            "importance weights need them: klimb record without --deterministic keeps them, --demonstrator cloned "
-            "estimates them, and data without any can be cloned (klimb train behaviour-cloning)"
+            f"{remedy}"
         )
 
     def rollout(self, max_columns: int = 32) -> Rollout:
