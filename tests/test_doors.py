@@ -43,6 +43,7 @@ ELSEWHERE = {
     ("runs/lock.py", "fdopen"): "a descriptor of klimb.files.open_to_append",
     ("runs/lock.py", "truncate"): "the same",
     ("runs/metrics.py", "fdopen"): "a descriptor of klimb.files.open_to_append",
+    ("runs/minari_writing.py", "rename"): "the new dataset, to its name, and one that it replaces",
     ("theory/figures/style.py", "savefig"): "into memory, and then through klimb.files",
     ("training/diagnose/first_nan.py", "exists"): "source files of what is being run",
 }

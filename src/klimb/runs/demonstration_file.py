@@ -18,7 +18,7 @@ from klimb.files import is_directory, is_file, make_directory, open_arrays, writ
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.actions import action_spec, actions_from_json
 from klimb.runs.arrays import as_file, check_checksum
-from klimb.runs.minari_file import episodes, require_limited, require_number_of_episodes
+from klimb.runs.minari_file import ENVIRONMENT, PREFIX, Episode, episodes, require_limited, require_number_of_episodes
 
 FORMAT = "klimb-demonstrations-1"
 FILE_NAME = "demonstrations.safetensors"
@@ -58,7 +58,7 @@ def load_demonstrations(source: str | Path) -> Demonstrations:
     source: where they are. Raises DemonstrationError, with the file and what is wrong with it, when it is missing,
     damaged, empty or of another format, and MissingExtra when Minari is needed and not installed.
     """
-    if str(source).startswith("minari:"):
+    if str(source).startswith(PREFIX):
         return _from_minari(str(source))
     path = Path(source)
     try:
@@ -140,7 +140,7 @@ def _is_name(environment: str) -> bool:
 
 def _from_minari(source: str) -> Demonstrations:
     source = one_line(source)
-    name = source.removeprefix("minari:")
+    name = source.removeprefix(PREFIX)
     try:
         import minari
         from minari.storage.datasets_root_dir import get_dataset_path
@@ -193,40 +193,47 @@ def _require_local(minari: Any, name: str) -> None:
 
 
 def _minari_fields(dataset: Any) -> dict[str, Any]:
-    """The fields of a Minari dataset's demonstrations. Their log-probs are not known: NaN."""
+    """The fields of a Minari dataset's demonstrations. Log-probs that are not known are NaN."""
     space = dataset.observation_space
-    if not isinstance(space, gymnasium.spaces.Box) or space.shape is None or len(space.shape) != 1:
-        raise UnsupportedSpace(f"its observations are in {space}; klimb supports one-dimensional boxes")
+    if not isinstance(space, gymnasium.spaces.Box) or not space.shape:
+        raise UnsupportedSpace(f"its observations are in {space}; klimb reads boxes")
     actions = action_spec(dataset.action_space)
-    if dataset.action_space.shape is None:
-        raise UnsupportedSpace(
-            f"its actions are in {dataset.action_space}; klimb reads datasets whose actions are arrays"
-        )
     columns: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     folder, count = Path(dataset.storage.data_path), require_number_of_episodes(dataset.total_episodes)
-    for episode in episodes(folder, count, space.shape, dataset.action_space.shape):
-        steps = len(episode.rewards)
-        if steps == 0:
+    pictures = len(space.shape) > 1 and space.dtype == np.uint8
+    for episode in episodes(folder, count, space.shape, dataset.action_space.shape, actions.shape):
+        if len(episode.rewards) == 0:
             continue
-        truncated = np.array(episode.truncations, bool)
-        # A Minari episode may stop without a flag; what it knows ends there, and the value goes on.
-        truncated[-1] |= not episode.terminations[-1]
-        for column, values in {
-            "obs": episode.observations[:-1],
-            "next_obs": episode.observations[1:],
-            "action": actions.flatten(episode.actions),
-            "reward": episode.rewards,
-            "log_prob": np.full(steps, np.nan),
-            "terminated": episode.terminations,
-            "truncated": truncated,
-        }.items():
-            columns[column].append(np.asarray(values, _dtype(column, actions)))
+        for column, values in _columns(episode, actions).items():
+            dtype = "uint8" if pictures and column in _OBSERVED else _dtype(column, actions)
+            columns[column].append(np.asarray(values, dtype))
     if not columns["reward"]:
         raise ValueError("it is empty: it has no steps")
     arrays = {column: np.concatenate(values) for column, values in columns.items()}
     return arrays | {"actions": actions, "environment": _name(dataset)}
 
 
+def _columns(episode: Episode, actions: ActionSpec) -> dict[str, np.ndarray]:
+    """The columns of one episode. actions: the action space."""
+    truncated = np.array(episode.truncations, bool)
+    # A Minari episode may stop without a flag; what it knows ends there, and the value goes on.
+    truncated[-1] |= not episode.terminations[-1]
+    sampled, unknown = episode.sampled_actions, np.full(len(truncated), np.nan)
+    return {
+        "obs": episode.observations[:-1],
+        "next_obs": episode.observations[1:],
+        "action": actions.flatten(episode.actions) if sampled is None else sampled,
+        "reward": episode.rewards,
+        "log_prob": unknown if episode.log_probs is None else episode.log_probs,
+        "terminated": episode.terminations,
+        "truncated": truncated,
+    }
+
+
 def _name(dataset: Any) -> str:
+    """The name of its environment; klimb's own where a recording has it."""
+    own = dataset.storage.metadata.get(ENVIRONMENT)
+    if isinstance(own, str) and _is_name(own):
+        return own
     spec = getattr(dataset, "env_spec", None)
     return str(getattr(spec, "id", None) or "an unnamed environment")

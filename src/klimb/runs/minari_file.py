@@ -23,18 +23,31 @@ MAX_EPISODES = 2**20
 MAX_BYTES = 2**32
 """Most bytes that all arrays that are read may take when they are unpacked."""
 FILE_NAME = "main_data.hdf5"
+PREFIX = "minari:"
+"""What stands before the ID of a dataset."""
+LOG_PROB, SAMPLED_ACTION = "action_log_prob", "sampled_action"
+"""In the `infos` of an episode: log π(a|s) of every step; the policy's actions, flat, before they were clipped."""
+ENVIRONMENT = "klimb_environment"
+"""In the metadata: the environment by the name that klimb makes it by."""
 # HDF5's numbers of its own filters, and of LZF, which h5py brings; a plugin would be code.
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}
 
 
 class Episode(NamedTuple):
-    """T steps. observations: the one before the first step too."""
+    """T steps.
+
+    observations: the one before the first step too. actions: as the action space has them; None where there are
+    sampled_actions, which are the policy's own, flat and not clipped. log_probs: of the actions; None where they are
+    not known.
+    """
 
     observations: np.ndarray
-    actions: np.ndarray
     rewards: np.ndarray
     terminations: np.ndarray
     truncations: np.ndarray
+    actions: np.ndarray | None = None
+    sampled_actions: np.ndarray | None = None
+    log_probs: np.ndarray | None = None
 
 
 def require_limited(metadata: Path) -> None:
@@ -56,10 +69,13 @@ def require_number_of_episodes(count: Any) -> int:
     return count
 
 
-def episodes(folder: Path, count: int, obs: tuple[int, ...], action: tuple[int, ...]) -> Iterator[Episode]:
+def episodes(
+    folder: Path, count: int, obs: tuple[int, ...], action: tuple[int, ...] | None, sampled: tuple[int, ...]
+) -> Iterator[Episode]:
     """The episodes of a dataset, in order.
 
-    folder: with its files. count: how many it has. obs, action: shapes of an observation and an action.
+    folder: with its files. count: how many it has. obs: the shape of an observation. action: that of an action of the
+    space, None where an action is no array. sampled: that of an action as klimb's arrays hold it.
     Raises ValueError before anything is read where the arrays are no numbers, have other shapes, are stored elsewhere
     than in the dataset's file, or are too large; OSError and h5py's errors where the file is damaged.
     """
@@ -70,33 +86,68 @@ def episodes(folder: Path, count: int, obs: tuple[int, ...], action: tuple[int, 
     with h5py.File(path, "r") as file:
         total = 0
         for number in range(count):
-            total += sum(_bytes(array) for array in _arrays(h5py, file, number, obs, action))
+            total += sum(_bytes(array) for array in _arrays(h5py, file, number, obs, action, sampled).values())
             if total > MAX_BYTES:
                 raise ValueError(
                     f"its first {number + 1} episodes are {total} bytes when they are unpacked, from a file of "
                     f"{path.stat().st_size}; klimb reads at most {MAX_BYTES} of all {count}"
                 )
         for number in range(count):
-            yield Episode(*(array[()] for array in _arrays(h5py, file, number, obs, action)))
+            arrays = _arrays(h5py, file, number, obs, action, sampled)
+            episode = Episode(**{column: array[()] for column, array in arrays.items()})
+            log_probs = episode.log_probs
+            # Minari's collector keeps the infos of the reset too, as the first ones.
+            yield episode if log_probs is None else episode._replace(log_probs=log_probs[-len(episode.rewards) :])
 
 
-def _arrays(h5py: Any, file: Any, number: int, obs: tuple[int, ...], action: tuple[int, ...]) -> list[Any]:
-    """The arrays of an episode, in the order of `Episode`, without reading them."""
+def _arrays(
+    h5py: Any, file: Any, number: int, obs: tuple[int, ...], action: tuple[int, ...] | None, sampled: tuple[int, ...]
+) -> dict[str, Any]:
+    """The arrays of an episode by the fields of `Episode`, without reading them."""
     name = f"episode_{number}"
     _require_link(h5py, file, name, name)
     group = file[name]
-    arrays = [_array(h5py, group, column, f"{name}/{column}") for column in Episode._fields]
-    rewards = Episode(*arrays).rewards.shape
-    if len(rewards) != 1:
-        raise ValueError(f"{name}/rewards has the shape {shown(list(rewards))}; it has to be one number per step")
-    (steps,) = rewards
-    shapes = ((steps + 1, *obs), (steps, *action), rewards, rewards, rewards)
-    for column, array, shape in zip(Episode._fields, arrays, shapes, strict=True):
-        if array.shape != shape:
+    rewards = _array(h5py, group, "rewards", f"{name}/rewards")
+    if len(rewards.shape) != 1:
+        raise ValueError(f"{name}/rewards has the shape {shown(list(rewards.shape))}; it has to be one number per step")
+    (steps,) = rewards.shape
+    expected = {
+        "observations": (steps + 1, *obs),
+        "terminations": (steps,),
+        "truncations": (steps,),
+    }
+    infos = _infos(h5py, group, name)
+    if SAMPLED_ACTION in infos:
+        expected[f"infos/{SAMPLED_ACTION}"] = (steps, *sampled)
+    elif action is None:
+        raise ValueError(f"{name} has no array of actions: the actions of this space are no arrays")
+    else:
+        expected["actions"] = (steps, *action)
+    if LOG_PROB in infos:
+        expected[f"infos/{LOG_PROB}"] = (steps,)
+    arrays = {"rewards": rewards}
+    for path, shape in expected.items():
+        column = path.rpartition("/")[2]
+        array = _array(h5py, infos if "/" in path else group, column, f"{name}/{path}")
+        after_reset = column == LOG_PROB and array.shape == (steps + 1,)
+        if array.shape != shape and not after_reset:
             raise ValueError(
-                f"{name}/{column} has the shape {shown(list(array.shape))} where {shown(list(shape))} is expected"
+                f"{name}/{path} has the shape {shown(list(array.shape))} where {shown(list(shape))} is expected"
             )
+        arrays[_FIELDS.get(column, column)] = array
     return arrays
+
+
+_FIELDS = {LOG_PROB: "log_probs", SAMPLED_ACTION: "sampled_actions"}
+
+
+def _infos(h5py: Any, group: Any, name: str) -> Any:
+    """The group with the infos of an episode; an empty dictionary where there is none."""
+    if group.get("infos", getlink=True) is None:
+        return {}
+    _require_link(h5py, group, "infos", f"{name}/infos")
+    infos = group["infos"]
+    return infos if isinstance(infos, h5py.Group) else {}
 
 
 def _array(h5py: Any, group: Any, column: str, name: str) -> Any:
