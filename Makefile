@@ -11,7 +11,7 @@ ENVPOOL := $(VENV)/.envpool
 SUITES := $(VENV)/.suites
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -95,6 +95,9 @@ bench-certificate: $(DEV)  ## cost of the step certificate
 
 bench-variance: $(DEV)  ## variance of gradient estimates
 	$(BIN)/python benchmarks/variance.py
+
+bench-off-policy: $(DEV)  ## estimates of returns from the episodes of other policies
+	$(BIN)/python benchmarks/off_policy_estimates.py
 
 bench-learning: $(DEV)  ## all rules on three environments; writes docs/algorithms (half an hour)
 	$(BIN)/python benchmarks/learning.py
