@@ -111,6 +111,8 @@ TYPED: dict[str, list[str]] = {
         "klimb train trpo CartPole-v1 --preset wrong-preset.toml",
         "klimb train trpo CartPole-v1 --init-from runs/nowhere",
         "klimb evaluate runs/mine",
+        "klimb estimate runs/mine",
+        "klimb record runs/mine --to runs/demonstrations",
         "klimb compare",
         "klimb verify --mdp CartPole-v1",
     ],

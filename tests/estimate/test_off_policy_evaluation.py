@@ -185,7 +185,7 @@ def test_weights_beyond_all_numbers_are_refused_whatever_is_asked_for(recorded):
 def test_what_can_not_be_weighted_gets_one_line(behaviour, recorded):
     modes = dataclasses.replace(recorded, log_prob=np.full_like(recorded.log_prob, np.nan))
     other = make_policy(BoxObservations((3,)), Discrete(2))
-    wrong: dict[str, tuple[type[Exception], object, Demonstrations, dict]] = {
+    wrong: dict[str, tuple[type[Exception], object, object, dict]] = {
         "log-probs are missing in": (DemonstrationError, behaviour, modes, {}),
         r"has observations of shape \(4,\); the policy reads \(3,\)": (DemonstrationError, other, recorded, {}),
         "the policy has": (DemonstrationError, make_policy(CARTPOLE[0], Discrete(3)), recorded, {}),
@@ -193,6 +193,13 @@ def test_what_can_not_be_weighted_gets_one_line(behaviour, recorded):
         "min_ess = -1": (ConfigError, behaviour, recorded, {"min_ess": -1.0}),
         "resamples = 0": (ConfigError, behaviour, recorded, {"resamples": 0}),
         "is not a policy": (klimb.WrongObject, klimb.TRPO(), recorded, {}),
+        "'runs/early' are no demonstrations": (klimb.WrongObject, behaviour, "runs/early", {}),
+        r"v has the shape \(3,\); it needs one number": (
+            ConfigError,
+            behaviour,
+            recorded,
+            {"values": (recorded.reward, np.zeros(3))},
+        ),
     }
     for line, (kind, policy, demonstrations, options) in wrong.items():
         with pytest.raises(kind, match=line) as error:

@@ -336,6 +336,7 @@ def make_minari(folder: Path) -> None:
             episode["rewards"] = np.ones(4)
             episode["terminations"] = np.arange(4) == 3
             episode["truncations"] = np.zeros(4, bool)
+            episode["infos/action_log_prob"] = np.full(4, -0.7)
 
 
 def make_demonstrations() -> Demonstrations:

@@ -106,7 +106,13 @@ def test_every_space_is_the_same_after_a_trip(minari, observations, actions):
 
 @pytest.mark.parametrize(
     ("env", "known"),
-    [("CartPole-v1", "CartPole-v1"), ("gymnasium:CartPole-v1", "CartPole-v1"), ("PlanarReacher-v0", None)],
+    [
+        ("CartPole-v1", "CartPole-v1"),
+        ("gymnasium:CartPole-v1", "CartPole-v1"),
+        ("gymnasium:CartPole-v1+gymnasium.wrappers:TimeLimit(max_episode_steps=7)", None),
+        ("FrozenLake-v1", None),
+        ("PlanarReacher-v0", None),
+    ],
 )
 def test_compiled_and_host_environments_are_named_as_gymnasium_knows_them(minari, env, known):
     recorded, environment = recorded_in(env)
@@ -212,13 +218,15 @@ def spoil(name: str, content) -> None:
         infos = file["episode_1/infos"]
         if name in infos:
             del infos[name]
-        infos[name] = content
+        infos[name] = h5py.ExternalLink("/dev/zero", "x") if content is None else content
 
 
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
         ("action_log_prob", np.zeros(1), r"episode_1/infos/action_log_prob has the shape \[1\] where"),
+        ("action_log_prob", None, "episode_1/infos/action_log_prob is a link to another place"),
+        ("sampled_action", None, "episode_1/infos/sampled_action is a link to another place"),
         ("action_log_prob", ["much"], "episode_1/infos/action_log_prob holds 'object', which are no numbers"),
         ("sampled_action", np.zeros((2, 9)), r"episode_1/infos/sampled_action has the shape \[2, 9\] where"),
     ],

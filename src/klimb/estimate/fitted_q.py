@@ -120,7 +120,8 @@ class LinearQ:
             expected += weight[:, None] * np.maximum(state + action @ of_action, 0)
         taken = np.maximum(state + steps.decisions.action @ of_action, 0)
         # The weights of an expectation sum to 1.
-        return tuple(np.concatenate([np.ones((len(x), 1)), x], axis=1) for x in (taken, expected))  # type: ignore[return-value]
+        one = np.ones((len(state), 1))
+        return np.concatenate([one, taken], axis=1), np.concatenate([one, expected], axis=1)
 
 
 def _repeated(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, PyTree
 
 from klimb.collect.demonstrations import Demonstrations
-from klimb.errors import ConfigError
+from klimb.errors import ConfigError, WrongObject, shown
 from klimb.estimate.fitted_q import Steps, cross_fitted
 from klimb.estimate.off_policy import (
     ESTIMATORS,
@@ -58,13 +59,13 @@ class ReturnEstimate:
 
 def estimate_return(
     policy: PyTree,
-    demonstrations: Demonstrations,
+    demonstrations: Any,
     *,
     gamma: float,
     min_ess: float = MIN_ESS,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    values: tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]] | None = None,
+    values: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> ReturnEstimate:
     """The expected return Σ_t γᵗ r_t of a policy that samples its actions, from episodes of another policy.
 
@@ -74,13 +75,15 @@ def estimate_return(
     gamma: discount per step, in [0, 1]; 1 for the return that `klimb.evaluate` measures.
     min_ess: number of effective episodes below which nothing is estimated. resamples: of the bootstrap.
     seed: of the bootstrap, of the folds of episodes and of the policy's samples.
-    values: Q(s_t, a_t) and V(s_t) of every row under the policy, where they are known; None for those of a model that
+    values: Q(s_t, a_t) and V(s_t) of every row, `[R]` each, where they are known; None for those of a model that
     is fitted to the same episodes (`klimb.estimate.fitted_q`). It takes two episodes.
 
     Raises ConfigError for options out of range and for too small an effective sample size, DemonstrationError for
-    episodes without log-probs or of other spaces than the policy's, WrongObject for what is not a policy.
+    episodes without log-probs or of other spaces than the policy's, WrongObject for what is no policy or no
+    demonstrations.
     """
     _check_options(gamma, min_ess, resamples)
+    _check_data(demonstrations, values)
     demonstrations.check_log_probs("importance weights need them: klimb record without --deterministic keeps them")
     made = decisions(policy_of(policy), demonstrations, seed=seed)
     log_ratio = made.log_prob - demonstrations.log_prob.astype(np.float64)
@@ -161,6 +164,20 @@ def _check_options(gamma: float, min_ess: float, resamples: int) -> None:
         raise ConfigError(
             f"resamples = {resamples}; a bootstrap needs at least 1, and some 2,000 for a stable interval"
         )
+
+
+def _check_data(demonstrations: Any, values: tuple[np.ndarray, np.ndarray] | None) -> None:
+    """WrongObject for what are no demonstrations, and ConfigError for values of other shapes than theirs."""
+    if not isinstance(demonstrations, Demonstrations):
+        raise WrongObject(
+            f"{shown(demonstrations)} are no demonstrations: klimb.load_demonstrations reads them from a run or a file"
+        )
+    rows = len(demonstrations.reward)
+    for name, value in zip(("q", "v"), values or (), strict=False):
+        if np.shape(value) != (rows,):
+            raise ConfigError(
+                f"values: {name} has the shape {np.shape(value)}; it needs one number for each of {rows} rows"
+            )
 
 
 def _require_sample_size(

@@ -111,19 +111,15 @@ def _arrays(
     if len(rewards.shape) != 1:
         raise ValueError(f"{name}/rewards has the shape {shown(list(rewards.shape))}; it has to be one number per step")
     (steps,) = rewards.shape
-    expected = {
-        "observations": (steps + 1, *obs),
-        "terminations": (steps,),
-        "truncations": (steps,),
-    }
+    expected = {"observations": (steps + 1, *obs), "terminations": (steps,), "truncations": (steps,)}
     infos = _infos(h5py, group, name)
-    if SAMPLED_ACTION in infos:
+    if _has(infos, SAMPLED_ACTION):
         expected[f"infos/{SAMPLED_ACTION}"] = (steps, *sampled)
     elif action is None:
         raise ValueError(f"{name} has no array of actions: the actions of this space are no arrays")
     else:
         expected["actions"] = (steps, *action)
-    if LOG_PROB in infos:
+    if _has(infos, LOG_PROB):
         expected[f"infos/{LOG_PROB}"] = (steps,)
     arrays = {"rewards": rewards}
     for path, shape in expected.items():
@@ -142,12 +138,17 @@ _FIELDS = {LOG_PROB: "log_probs", SAMPLED_ACTION: "sampled_actions"}
 
 
 def _infos(h5py: Any, group: Any, name: str) -> Any:
-    """The group with the infos of an episode; an empty dictionary where there is none."""
-    if group.get("infos", getlink=True) is None:
-        return {}
+    """The group with the infos of an episode; None where there is none."""
+    if not _has(group, "infos"):
+        return None
     _require_link(h5py, group, "infos", f"{name}/infos")
     infos = group["infos"]
-    return infos if isinstance(infos, h5py.Group) else {}
+    return infos if isinstance(infos, h5py.Group) else None
+
+
+def _has(group: Any, name: str) -> bool:
+    """Whether a group, or None, has an entry of this name, of any kind; what it may point to is not opened."""
+    return group is not None and group.get(name, getlink=True) is not None
 
 
 def _array(h5py: Any, group: Any, column: str, name: str) -> Any:

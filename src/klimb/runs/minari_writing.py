@@ -17,9 +17,11 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from klimb._version import __version__
 from klimb.collect.demonstrations import Demonstrations
+from klimb.environments.host import HostEnvironment
 from klimb.environments.registry import Environment
 from klimb.errors import ConfigError, DemonstrationError, MissingExtra, RunError, one_line, shown
 from klimb.files import exists, flush_directory, is_file, make_directory, make_new_directory
@@ -145,7 +147,7 @@ def _buffer(minari: Any, demonstrations: Demonstrations, rows: slice) -> Any:
 
 def _same_in_gymnasium(environment: Environment) -> gymnasium.Env | None:
     """Gymnasium's environment of the same id and the same spaces; None where there is none."""
-    identifier = environment.id.rpartition(":")[2]
+    identifier = _identifier(environment)
     if identifier not in gymnasium.registry:
         return None
     try:
@@ -155,6 +157,16 @@ def _same_in_gymnasium(environment: Environment) -> gymnasium.Env | None:
     made.close()
     same = made.observation_space.shape == environment.observation_space.shape
     return made if same and made.action_space == environment.action_space else None
+
+
+def _identifier(environment: Environment) -> str | None:
+    """The id of an environment in Gymnasium's registry; None of one that is not from there, or has wrappers."""
+    if isinstance(environment, HostEnvironment):
+        known = environment.env_spec
+        return None if known is None or known["wrappers"] else EnvSpec.from_json(known["spec"]).id
+    prefix, _, identifier = environment.id.partition(":")
+    # klimb's own compiled environments with an id of Gymnasium's are the same ones.
+    return identifier if prefix == "jax" else None
 
 
 @contextlib.contextmanager
