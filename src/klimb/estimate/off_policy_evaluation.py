@@ -72,7 +72,7 @@ def estimate_return(
     policy: a callable pytree, with or without memory, or a `klimb.Run` of one seed.
     demonstrations: R rows of whole episodes, with the log-probs of the policy that made them (`klimb.record`). A
     truncated episode counts with its return up to there.
-    gamma: discount per step, in [0, 1]; 1 for the return that `klimb.evaluate` measures.
+    gamma: discount per step, in [0, 1]; 1 for the return that `klimb.evaluate` measures with samples.
     min_ess: number of effective episodes below which nothing is estimated. resamples: of the bootstrap.
     seed: of the bootstrap, of the folds of episodes and of the policy's samples.
     values: Q(s_t, a_t) and V(s_t) of every row, `[R]` each, where they are known; None for those of a model that
@@ -92,26 +92,24 @@ def estimate_return(
     log_weight = episodes.log_weight
     ess = float(effective_episodes(log_weight[-1]))
     _require_sample_size(ess, log_weight, min_ess, demonstrations)
-    estimators = dict(ESTIMATORS)
-    if values is None and demonstrations.num_episodes < 2:
-        estimators = {name: each for name, each in estimators.items() if name not in NEEDS_MODEL}
-    else:
-        q, v = values or cross_fitted(_steps(demonstrations, arrangement.time, made), gamma=gamma, seed=seed)
-        episodes = episodes._replace(q=arrangement.padded(q), v=arrangement.padded(v))
+    if values is None and demonstrations.num_episodes >= 2:
+        values = cross_fitted(_steps(demonstrations, arrangement.time, made), gamma=gamma, seed=seed)
+    if values is not None:
+        episodes = episodes._replace(q=arrangement.padded(values[0]), v=arrangement.padded(values[1]))
+    usable = {name: each for name, each in ESTIMATORS.items() if values is not None or name not in NEEDS_MODEL}
     intervals = with_intervals(
         episodes,
-        {"behaviour": behaviour_return, **estimators},
+        {"behaviour": behaviour_return, **usable},
         resamples=resamples,
         seed=seed,
         confidence=CONFIDENCE,
     )
-    weight = np.exp(log_weight[-1] - log_weight[-1].max())
     return ReturnEstimate(
         behaviour=intervals.pop("behaviour"),
         estimates=intervals,
         ess=ess,
         ess_by_step=effective_episodes(log_weight),
-        largest_weight=float(weight.max() / weight.sum()),
+        largest_weight=float(1 / np.exp(log_weight[-1] - log_weight[-1].max()).sum()),
         episodes=demonstrations.num_episodes,
         steps=len(demonstrations.reward),
         truncated=int((demonstrations.truncated & ~demonstrations.terminated).sum()),

@@ -29,6 +29,8 @@ from klimb.runs.minari_file import ENVIRONMENT, LOG_PROB, PREFIX, SAMPLED_ACTION
 
 ROOT = "MINARI_DATASETS_PATH"
 """Minari's environment variable for the folder of its datasets."""
+REPLACED = ".replaced"
+"""The dataset that a new one replaces, until that is in its place. No part of an ID begins with a dot."""
 
 
 def require_new_dataset(source: str, *, overwrite: bool) -> str:
@@ -79,28 +81,31 @@ def write_dataset(
             # Minari warns of all that a dataset could say about itself.
             warnings.simplefilter("ignore")
             _create(minari, demonstrations, name, environment, algorithm)
-        namespace = minari.dataset.minari_dataset.parse_dataset_id(name)[0]
-        if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
-            minari.namespace.create_namespace(namespace)
-        make_directory(place.parent)
-        if overwrite and exists(place):
-            place.rename(hidden / "replaced")
-        (hidden / name).rename(place)
-        flush_directory(place.parent)
-    except OSError as error:
-        raise DemonstrationError(f"cannot write {one_line(place)}: {error.strerror or one_line(error)}") from None
-    except ValueError as error:
-        raise DemonstrationError(f"cannot write {one_line(place)}: {one_line(error)}") from None
+        _take_place(minari, hidden, name, overwrite)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DemonstrationError(f"cannot write {one_line(place)}: {reason or one_line(error)}") from None
     finally:
-        _put_back(hidden / "replaced", place)
+        # What was to be replaced, where the new dataset did not get its place.
+        if exists(hidden / REPLACED) and not exists(place):
+            (hidden / REPLACED).rename(place)
         shutil.rmtree(hidden, ignore_errors=True)
     return place
 
 
-def _put_back(replaced: Path, place: Path) -> None:
-    """The dataset that was to be replaced, where the new one did not get its place."""
-    if exists(replaced) and not exists(place):
-        replaced.rename(place)
+def _take_place(minari: Any, hidden: Path, name: str, overwrite: bool) -> None:
+    """Rename a dataset that is complete; one that it replaces goes where it was.
+
+    hidden: the folder that it is in. name: its ID. overwrite: whether it may replace one.
+    """
+    place, namespace = _place(minari, name), minari.dataset.minari_dataset.parse_dataset_id(name)[0]
+    if namespace is not None and namespace not in minari.namespace.list_local_namespaces():
+        minari.namespace.create_namespace(namespace)
+    make_directory(place.parent)
+    if overwrite and exists(place):
+        place.rename(hidden / REPLACED)
+    (hidden / name).rename(place)
+    flush_directory(place.parent)
 
 
 def _create(minari: Any, demonstrations: Demonstrations, name: str, environment: Environment, algorithm: str) -> None:
