@@ -18,8 +18,8 @@ from klimb.estimate.off_policy_evaluation import MIN_ESS, RESAMPLES, ReturnEstim
 from klimb.files import is_file
 from klimb.runs.demonstration_file import load_demonstrations
 from klimb.runs.directory import RunDirectory
+from klimb.runs.located import located
 from klimb.runs.policy_file import load_policy
-from klimb.runs.zoo import located
 from klimb.terminal import write_line
 from klimb.training.networks import Networks
 

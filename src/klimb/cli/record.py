@@ -58,10 +58,6 @@ def record(arguments: RecordArguments) -> None:
     arguments: which run, which episodes, and where to.
     """
     run_dir, flags = located(arguments.run), arguments
-    if is_elsewhere(arguments.run) and flags.output is None:
-        raise ConfigError(
-            "episodes of a policy of the zoo or the Hub need a file to be written to: give one with -o FILE"
-        )
     config = RunDirectory.open(run_dir).config
     if flags.episodes < 1:
         raise ConfigError(f"episodes = {flags.episodes}; demonstrations need at least 1")
@@ -122,8 +118,10 @@ def _destination(run_dir: Path, flags: RecordArguments) -> _Destination:
             raise ConfigError("-o writes a file and --to a Minari dataset: give one of them")
         require_new_dataset(flags.to, overwrite=flags.overwrite)
         return _Destination(flags.to, None, flags.overwrite)
-    if is_zoo(flags.run) and flags.output is None:
-        raise ConfigError("episodes of a policy of the zoo need a file to be written to: give one with -o FILE")
+    if is_elsewhere(flags.run) and flags.output is None:
+        raise ConfigError(
+            "episodes of a policy of the zoo or the Hub need a file to be written to: give one with -o FILE"
+        )
     output = flags.output or run_dir
     path = output / FILE_NAME if is_directory(output) else output
     require_unused([path], flags.overwrite)
