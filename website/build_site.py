@@ -19,6 +19,7 @@ from pathlib import Path
 import command_reference
 import names_index
 import reference
+import tutorials
 from links import PAGES, Links, relative
 from navigation import sections
 from site_check import problems
@@ -46,6 +47,8 @@ def pages(repository: str) -> dict[str, str]:
     for place, text in reference.pages().items():
         # Its links are written as if it stood in docs.
         made[place] = links.turned(text, f"docs/{place}", place)
+    for script in tutorials.scripts(ROOT):
+        made[f"tutorials/{script.stem}.md"] = tutorials.page(script)
     made[command_reference.PLACE] = command_reference.page()
     made["names.md"] = names_index.page((DOCS / "glossary.md").read_text())
     made["index.md"] = f"{WIDE}{made['index.md']}"
@@ -62,6 +65,8 @@ def stage(made: dict[str, str]) -> None:
     for place, text in made.items():
         (content / place).parent.mkdir(parents=True, exist_ok=True)
         (content / place).write_text(text)
+    for script in tutorials.scripts(ROOT):
+        (content / "tutorials" / f"{script.stem}.ipynb").write_text(tutorials.notebook_text(script))
     settings = tomllib.loads((HERE / "zensical.toml").read_text())["project"]
     named = [place for place in made if not place.startswith("source/")]
     settings |= {"docs_dir": "docs", "site_dir": "site", "nav": sections((DOCS / "index.md").read_text(), named)}

@@ -86,6 +86,8 @@ def place_of(path: str) -> str | None:
 
     path: from the root of the repository.
     """
+    if path.startswith("tutorials/"):
+        return f"{path.removesuffix('.py')}.md"
     return path.removeprefix("docs/") if path.startswith("docs/") else PAGES.get(path)
 
 

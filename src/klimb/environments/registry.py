@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from klimb import modules
+from klimb.environments import mujoco_warnings
 from klimb.environments.adapters.wrappers import NamedWrapper, split_name
 from klimb.environments.base import CompiledEnvironment
 from klimb.environments.faults import Trouble
@@ -263,6 +264,7 @@ def _gymnasium(name: str, wrappers: tuple[str, ...] = ()) -> Environment:
     if identifier not in gym.registry:
         hint = nearest(identifier[:80], [*gym.registry, *BUILT_IN]) or _namespace_hint(identifier[:80])
         raise EnvironmentNotFound(f"there is no environment {identifier[:80]!r}{hint}")
+    mujoco_warnings.log_warnings(gym.registry[identifier].entry_point)
     try:
         full = "+".join([f"gymnasium:{name}", *wrappers])
         return GymnasiumEnvironment.from_registry(full, identifier, module if separator else None, wrappers)

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from jaxtyping import Float, Integer, Num
 
-from klimb.environments import returns, simulator_state
+from klimb.environments import mujoco_warnings, returns, simulator_state
 from klimb.environments.adapters.action_masks import ActionMask, MaskSource, mask_source, unmasked
 from klimb.environments.adapters.flattening import flatten_observations
 from klimb.environments.adapters.wrappers import wrapped
@@ -232,7 +232,9 @@ def make_from_spec(env_spec: dict[str, Any]) -> gym.Env:
     """The environment that `GymnasiumEnvironment.env_spec` describes."""
     if env_spec["module"] is not None:
         importlib.import_module(env_spec["module"])
-    env = wrapped(gym.make(EnvSpec.from_json(env_spec["spec"])), env_spec["wrappers"])
+    spec = EnvSpec.from_json(env_spec["spec"])
+    mujoco_warnings.log_warnings(spec.entry_point)
+    env = wrapped(gym.make(spec), env_spec["wrappers"])
     return adapted(env, env_spec["action_mask"])
 
 
