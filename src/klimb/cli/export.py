@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from klimb.cli import compilation_cache
 from klimb.cli.evaluate import environment_of, require_policy_trust
 from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
 from klimb.errors import ConfigError
-from klimb.export.interface import as_bytes
 from klimb.export.write import FORMATS, Exported, export_policy, require_export
 from klimb.files import is_file, read_limited
 from klimb.improve.rule import rule_title
@@ -101,7 +101,7 @@ def lines_of(exported: Exported, about: dict[str, str]) -> list[str]:
     trained = f": {about['rule']} on {about['env']}" if "env" in about else ""
     ties = f"; {agreement.ties} ties between choices" if agreement.ties else ""
     return [
-        f"exported     {exported.path} ({as_bytes(exported.size)}){trained}",
+        f"exported     {exported.path} ({_as_bytes(exported.size)}){trained}",
         f"reads        {_arrays(exported.inputs)}",
         f"returns      {_arrays(exported.outputs)}",
         f"compared     {agreement.rows:,} observations: largest difference from the policy {agreement.difference:.1e}, "
@@ -112,6 +112,14 @@ def lines_of(exported: Exported, about: dict[str, str]) -> list[str]:
 def _arrays(shapes: dict[str, tuple[str | int, ...]]) -> str:
     """Names and shapes."""
     return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
+
+
+def _as_bytes(count: int) -> str:
+    """A size for people."""
+    if count < 1000:
+        return f"{count} bytes"
+    power = min(int(math.log(count, 1000)), 3)
+    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"
 
 
 COMMAND = Command("export", ExportArguments, export)

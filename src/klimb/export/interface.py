@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -115,11 +114,3 @@ def flat_actions(action: Any, actions: ActionSpec) -> dict[str, Any]:
 
     values = zip(heads_of(actions), leaves(action, actions), strict=True)
     return {head.named("action"): value for head, value in values}
-
-
-def as_bytes(count: int) -> str:
-    """A size for people. count: of bytes."""
-    if count < 1000:
-        return f"{count} bytes"
-    power = min(int(math.log(count, 1000)), 3)
-    return f"{count / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB')[power]}"
