@@ -11,6 +11,8 @@ import contextlib
 import errno
 import os
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,8 @@ from safetensors import safe_open
 from klimb.errors import RunError, WrongObject, one_line
 
 NOT_REGULAR = "it is not a regular file"
+SECONDS_TO_REPLACE = 2.0
+"""How long a file is tried to be replaced on Windows, where that fails while another process reads it."""
 
 
 class TooLarge(ValueError):
@@ -160,9 +164,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     # If the name exists it may be a link to another file, which must not be written.
     temporary.unlink(missing_ok=True)
     try:
-        temporary.write_bytes(content)
-        _flush(temporary)
-        temporary.replace(path)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            # Of the descriptor that was written: Windows flushes no file that is open for reading only.
+            os.fsync(file.fileno())
+        _replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -252,7 +259,11 @@ def flush_directory(path: Path) -> None:
     Does nothing where the system can't flush directories.
     """
     with contextlib.suppress(OSError):
-        _flush(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _require_replaceable(path: Path) -> None:
@@ -268,9 +279,14 @@ def _require_replaceable(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is a directory" if stat.S_ISDIR(mode) else NOT_REGULAR)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename a file to `path`. Raises OSError when that fails; on Windows only after some seconds."""
+    end = time.monotonic() + SECONDS_TO_REPLACE
+    while True:
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > end:
+                raise
+        time.sleep(0.05)

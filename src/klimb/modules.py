@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 
 from klimb.errors import ConfigError, UntrustedEnvironment, nearest, one_line
 
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+"""How paths begin on Windows that name their drive."""
+
 
 def module_of(name: str) -> str | None:
-    """The module of `module:name`; None for a name without one."""
+    """The module of `module:name`; None for a name without one, such as a path, also one on a drive of Windows."""
     module, separator, _ = name.rpartition(":")
-    return module if separator else None
+    return module if separator and not _DRIVE.match(name) else None
 
 
 def is_importable(module: str) -> bool:

@@ -75,13 +75,21 @@ class _Starter(threading.Thread):
 _starter = _Starter()
 
 
+def can_serve() -> bool:
+    """Whether processes started here can inherit an open file, and be waited for at pipes: not on Windows."""
+    return sys.platform != "win32"
+
+
 def end_with(parent: int) -> None:
     """Have this process end within seconds after the one that has started it, whatever this one is doing then.
 
-    On Linux the kernel ends it, even when native code holds the interpreter. Elsewhere a thread does.
+    On Linux the kernel ends it, even when native code holds the interpreter. Elsewhere a thread does. On Windows
+    nothing does: the parent of a process in a virtual environment is a launcher there, and not who has started it.
 
     parent: the number of the process that has started this one.
     """
+    if sys.platform == "win32":
+        return
     if not _kernel_ends_it():
         threading.Thread(target=_watch, args=(parent,), name="klimb-watch", daemon=True).start()
     # It may have ended before the kernel was told.

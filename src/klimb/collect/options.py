@@ -22,7 +22,7 @@ class Collection:
     exploration_steps: Count | None = None
     """Steps for which exploration = gsde keeps a draw of its noise; none: a whole rollout, which is the maximum."""
     workers: Annotated[int, Field(ge=0, le=2**12)] | None = None
-    """Worker processes that step a Gymnasium environment; none: one per core; 0: step it in this process."""
+    """Worker processes that step a Gymnasium environment; none: one per core; 0: in this process, as on Windows."""
     overlap: bool = False
     """Collect the next rollout of a host environment during the update: faster, but its data is one policy old."""
     env_fault: Literal["restart", "stop"] = "restart"

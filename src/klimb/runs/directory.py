@@ -7,6 +7,7 @@ import logging
 import math
 import shlex
 import shutil
+import sys
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,9 @@ class RunDirectory:
                 directory._save_demonstrator(*demonstrator)
             directory.save(Checkpoint(state, 0, 0.0), policies, score=None)
             path = directory._take(path, new_name)
+            if directory._lock is None:
+                directory.path = path
+                directory.lock()
         except BaseException as error:
             directory.close()
             shutil.rmtree(directory.path, ignore_errors=True)
@@ -110,8 +114,10 @@ class RunDirectory:
         """Rename the directory, and give its new path.
 
         path: the new one. new_name: of what to take the next unused name when another process has just taken `path`;
-        None to raise NameTaken.
+        None to raise NameTaken. On Windows the directory has to be locked again.
         """
+        if sys.platform == "win32":  # it renames no directory with an open file in it
+            self.close()
         while True:
             try:
                 self.path.rename(path)

@@ -16,6 +16,7 @@ from klimb.environments.registry import Environment
 from klimb.errors import ConfigError, WrongObject, nearest, shown
 from klimb.fields import MAX_NAME, build
 from klimb.improve.rule import Rule, traits_of
+from klimb.modules import module_of
 from klimb.other_names import OTHER_NAMES
 from klimb.policies.policy import policy_of
 from klimb.rules import RULES, rule_class
@@ -89,7 +90,7 @@ def given_policy(policy: PyTree | None, environment: Environment) -> PyTree | No
 
     Raises WrongObject for a path, a class and the like, and PolicyFileError for a policy of another environment.
     """
-    if policy is None or (isinstance(policy, str) and ":" in policy):
+    if policy is None or (isinstance(policy, str) and module_of(policy) is not None):
         return None
     if isinstance(policy, str | Path):
         raise WrongObject(

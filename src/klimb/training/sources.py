@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from klimb import processes
 from klimb.collect.compiled import CompiledCollector
 from klimb.collect.episodes import EpisodeSummary
 from klimb.collect.host.collector import HostRollout, VectorCollector
@@ -208,7 +209,7 @@ class HostSource(Source):
             whole_episodes=options.batch == "episodes",
             exploration_steps=options.exploration_steps,
             derivatives=derivatives,
-            workers=cores if options.workers is None and cluster is None else options.workers,
+            workers=_workers(options, cores) if cluster is None else options.workers,
             cluster=cluster,
             restart=options.env_fault == "restart",
             timeout=options.env_timeout,
@@ -354,6 +355,13 @@ class DemonstrationSource(Source):
     def _one_pass(self, demonstrations: Rollout) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
         static = self._learner.policy_static
         return partial(offline_iteration, rule=self._rule, policy_static=static, demonstrations=demonstrations)
+
+
+def _workers(options: Collection, cores: int) -> int:
+    """How many worker processes are started here: where it is left open one per core, or none if that is impossible."""
+    if options.workers is not None:
+        return options.workers
+    return cores if processes.can_serve() else 0
 
 
 def _nonfinite_input(columns: Columns) -> str | None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, Key, PyTree
 
+from klimb import processes
 from klimb.collect.episodes import EpisodeSummary, EpisodeTally
 from klimb.collect.host.decisions import Decide, PolicySpec
 from klimb.collect.host.exported_policy import ExportedPolicySpec
@@ -157,6 +158,11 @@ class VectorCollector:
             self._open = lambda: self._in_cluster(cluster, workers, worked, environment.packages)
         elif workers != 0 and env_spec is not None:
             assert workers is not None, "the number of processes here is known"
+            if not processes.can_serve():
+                raise ConfigError(
+                    f"workers = {workers}: klimb has no worker processes on Windows; give --workers 0, which steps the "
+                    "environments in this process"
+                )
             self._open = lambda: worked(workers, Workers)
         elif straggler_timeout is not None:
             raise ConfigError(
