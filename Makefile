@@ -9,9 +9,11 @@ DEV := $(VENV)/.dev
 DOCS := $(VENV)/.docs
 ENVPOOL := $(VENV)/.envpool
 SUITES := $(VENV)/.suites
+PACKAGE := $(VENV)/.package
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: demo help test lint types test-slow test-long test-suites test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors package fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -49,6 +51,12 @@ errors: $(DEV)  ## write the tables of docs/errors.md and the types of options
 .PHONY: docs
 docs: $(DOCS)  ## build the documentation site, site/index.html, and check it
 	$(BIN)/python website/build_site.py
+
+package: $(PACKAGE)  ## build the wheel and the source distribution into dist/, and check them
+	rm -rf dist build src/klimb.egg-info/SOURCES.txt
+	$(VENV)/package/bin/python -m build --no-isolation
+	$(VENV)/package/bin/python -m twine check --strict dist/*
+	$(VENV)/package/bin/python tests/distributions.py dist
 
 fuzz: $(DEV)  ## fuzz all loaders of files for ten minutes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt atheris
@@ -153,6 +161,12 @@ $(ENVPOOL): $(DEV)
 $(SUITES): $(CORE)
 	test -x $(VENV)/suites/bin/python || $(PYTHON) -m venv $(VENV)/suites
 	$(VENV)/suites/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[suites,dev]'
+	touch $@
+
+# Apart from the rest: klimb itself is not installed there.
+$(PACKAGE): pyproject.toml constraints.txt
+	test -x $(VENV)/package/bin/python || $(PYTHON) -m venv $(VENV)/package
+	$(VENV)/package/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build setuptools twine
 	touch $@
 
 clean:  ## remove the virtual environment, caches and builds
