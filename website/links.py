@@ -17,6 +17,7 @@ from reference import outside_fences
 PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "RELEASING.md": "releasing.md",
     "SECURITY.md": "security-policy.md",
     "README.md": "index.md",
 }

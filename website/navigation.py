@@ -18,8 +18,8 @@ PLACES = {
     ),
     "Reference": ("commands.md", "api/index.md", "api/", "errors.md", "glossary.md", "names.md"),
     "About": (
-        *("design.md", "reliability.md", "security.md", "security-policy.md"),
-        *("contributing.md", "changelog.md"),
+        *("design.md", "reliability.md", "platforms.md", "security.md", "security-policy.md"),
+        *("contributing.md", "releasing.md", "changelog.md"),
     ),
 }
 """What belongs to each section: pages, and folders with a slash. A page that nothing names is a how-to page."""
