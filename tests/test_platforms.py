@@ -6,7 +6,7 @@ import builtins
 import importlib
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,10 @@ import pytest
 
 import klimb
 from klimb import files, modules, processes
+from klimb.cli.train import directory_name
 from klimb.collect.host.workers import _memory_file
 from klimb.files import open_to_append, write_atomically
-from klimb.runs import lock
+from klimb.runs import hub, lock, zoo
 from klimb.runs.directory import RunDirectory
 from klimb.training import devices, resources, sources
 from klimb.types import TrainState
@@ -160,6 +161,11 @@ def test_worker_processes_that_are_asked_for_are_refused_in_one_line(windows):
         klimb.train("gymnasium:CartPole-v1", klimb.TRPO(), **SMALL, workers=2)
 
 
+def test_late_workers_are_nothing_without_workers(windows):
+    with pytest.raises(klimb.ConfigError, match="klimb has none on Windows; leave it out"):
+        klimb.train("gymnasium:CartPole-v1", klimb.TRPO(), **SMALL, straggler_timeout=1.0)
+
+
 def test_a_process_is_not_ended_because_its_parent_is_a_launcher(monkeypatch, windows):
     """In a virtual environment on Windows the parent of a process is never the one that has started it."""
     monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("the process has ended itself"))
@@ -212,3 +218,18 @@ def test_a_drive_is_no_module(path):
 )
 def test_a_module_of_one_letter_is_no_drive(name, module):
     assert modules.module_of(name) == module
+
+
+def test_names_of_policies_are_read_from_paths_of_windows():
+    """The command line takes them as paths, and Windows writes `zoo:trpo\\Hopper-v4` for one."""
+    of_zoo, of_hub = PureWindowsPath("zoo:trpo/Hopper-v4"), PureWindowsPath("hf://user/name@v1")
+    assert zoo.is_zoo(of_zoo)
+    assert zoo.directory_of(of_zoo) == zoo.directory_of("zoo:trpo/Hopper-v4")
+    assert hub.is_hub(of_hub)
+    assert hub.HubName.read(of_hub) == hub.HubName("user/name", "v1")
+
+
+@pytest.mark.parametrize("env", ["gymnasium:Hopper-v5", "jax:CartPole-v1", "brax:ant(backend=spring)", "own:My/Env-v0"])
+def test_directories_of_runs_have_names_that_windows_allows(env):
+    config = klimb.RunConfig(env, klimb.TRPO(), klimb.TrainOptions())
+    assert not set(directory_name(config)) & set('<>:"/\\|?*()')

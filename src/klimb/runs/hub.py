@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from klimb.errors import ConfigError, MissingExtra, RunError, one_line, shown
@@ -26,10 +26,11 @@ class HubName(NamedTuple):
     revision: str | None
 
     @classmethod
-    def read(cls, given: str | Path) -> HubName:
+    def read(cls, given: str | PurePath) -> HubName:
         """ConfigError for what is no such name. given: hf://USER/NAME or hf://USER/NAME@REVISION."""
-        # A path has one slash where two were typed.
-        name, _, revision = str(given).removeprefix(PREFIX).lstrip("/").partition("@")
+        # A path has one slash where two were typed, and on Windows slashes of its own.
+        text = given.as_posix() if isinstance(given, PurePath) else given
+        name, _, revision = text.removeprefix(PREFIX).lstrip("/").partition("@")
         if not _NAME.fullmatch(name) or (revision and not _REVISION.fullmatch(revision)):
             raise ConfigError(
                 f"{shown(str(given), 80)} is no name on the Hub: write hf://USER/NAME, or hf://USER/NAME@REVISION for "
@@ -43,7 +44,7 @@ class HubName(NamedTuple):
 
 def is_hub(given: Any) -> bool:
     """Whether a path is the name of a policy on the Hub. given: what was typed or passed."""
-    return isinstance(given, str | Path) and str(given).startswith(PREFIX)
+    return isinstance(given, str | PurePath) and str(given).startswith(PREFIX)
 
 
 def downloaded(given: str | Path) -> Path:

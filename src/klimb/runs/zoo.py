@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -61,15 +61,17 @@ def _read(file: Path) -> ZooEntry:
 
 def is_zoo(given: Any) -> bool:
     """Whether a path is the name of a policy of the zoo. given: what was typed or passed."""
-    return isinstance(given, str | Path) and str(given).startswith(PREFIX)
+    return isinstance(given, str | PurePath) and str(given).startswith(PREFIX)
 
 
-def directory_of(given: str | Path) -> Path:
+def directory_of(given: str | PurePath) -> Path:
     """The directory of a policy of the zoo. RunError when the zoo has none of this name.
 
     given: zoo:NAME.
     """
-    name, entries = str(given).removeprefix(PREFIX), zoo()
+    # A path of Windows has its own slashes.
+    text = given.as_posix() if isinstance(given, PurePath) else given
+    name, entries = text.removeprefix(PREFIX), zoo()
     if name not in entries:
         raise RunError(f"the zoo has no {shown(name)}{nearest(name, entries)} (klimb list zoo shows what it has)")
     return ROOT / name

@@ -165,9 +165,10 @@ class VectorCollector:
                 )
             self._open = lambda: worked(workers, Workers)
         elif straggler_timeout is not None:
+            remedy = "give --workers 1 or more" if env_spec is not None else "it can't be made in another; leave it out"
+            remedy = remedy if processes.can_serve() else "klimb has none on Windows; leave it out"
             raise ConfigError(
-                f"straggler_timeout is for worker processes, and {environment.id} is stepped in this one: "
-                + ("give --workers 1 or more" if env_spec is not None else "it can't be made in another; leave it out")
+                f"straggler_timeout is for worker processes, and {environment.id} is stepped in this one: {remedy}"
             )
         else:
             self._open = lambda: InProcess(
