@@ -21,10 +21,10 @@ from klimb.runs.hub import hub_package
 from klimb.training.optuna_study import load_optuna
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 PINNED = {
     re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower()
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if "==" in line
 }
 OF_OTHERS = {"suites", "all"}
@@ -65,7 +65,7 @@ def test_a_missing_package_is_named_with_its_extra(
 
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - OF_OTHERS - FOR_DEVELOPERS))
 def test_every_extra_is_named_where_it_is_missing(extra: str) -> None:
-    source = "".join(file.read_text() for file in (ROOT / "src" / "klimb").rglob("*.py"))
+    source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src" / "klimb").rglob("*.py"))
     hint = r"klimb\[(\{extra\}|SUITE)\]" if extra in {*SUITES, "stoa"} else rf"klimb\[{extra}\]"
     assert re.search(hint, source), f"no message of klimb says pip install 'klimb[{extra}]'"
 

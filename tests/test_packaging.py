@@ -89,9 +89,8 @@ def test_what_is_missing_or_too_much_in_a_wheel_is_found(tmp_path: Path) -> None
 def test_all_files_name_one_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == klimb.__version__ == distributions.VERSION
-    newest = re.search(
-        r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
-    )
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", changelog, re.MULTILINE)
     assert newest is not None
     assert newest[1] == klimb.__version__
 
@@ -128,7 +127,7 @@ def test_workflows_have_what_github_asks_for(name: str) -> None:
 
 @FOR_GITHUB
 def test_workflows_run_targets_of_the_makefile_and_files_that_there_are() -> None:
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     commands = "\n".join(
         step.get("run", "")
         for name in ("tests", "release")
@@ -170,7 +169,7 @@ def test_forms_of_issues_can_be_filled_in(form: str) -> None:
 
 
 def test_the_hooks_call_tools_that_are_installed_for_development() -> None:
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     tools = {Path(hook["entry"].split()[0]).name for hook in hooks}
     dev = {re.split(r"[>=<]", one)[0] for one in distributions.PROJECT["optional-dependencies"]["dev"]}
     assert tools <= dev

@@ -47,7 +47,7 @@ def without(monkeypatch, *names: str) -> None:
 
 def test_files_are_flushed_through_the_descriptor_that_wrote_them(tmp_path, monkeypatch):
     """Windows refuses to flush a descriptor that is open for reading only, and can't open directories at all."""
-    import fcntl
+    fcntl = pytest.importorskip("fcntl")
 
     true_open, true_sync, flushed = os.open, os.fsync, []
 
@@ -111,6 +111,7 @@ def test_files_are_appended_to_without_the_flags_of_unix(tmp_path, monkeypatch):
     assert files.read_limited(tmp_path / "log", 10) == b"line\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the open files")
 def test_a_run_directory_is_renamed_without_an_open_file_in_it(tmp_path, monkeypatch, windows):
     """Windows renames no directory in which a file is open."""
     monkeypatch.setattr(lock, "fcntl", None)
@@ -179,6 +180,7 @@ def test_shared_memory_is_a_temporary_file_where_there_is_no_memfd(monkeypatch):
     file.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no worker processes")
 def test_workers_share_memory_in_a_temporary_file(monkeypatch):
     """As on macOS."""
     monkeypatch.delattr(os, "memfd_create", raising=False)
@@ -198,7 +200,7 @@ def test_peak_memory_is_left_out_where_the_system_does_not_say(monkeypatch, wind
 
 @pytest.mark.parametrize(("platform", "unit"), [("darwin", 1), ("freebsd14", 1024)])
 def test_peak_memory_has_the_unit_of_the_system(monkeypatch, platform, unit):
-    import resource
+    resource = pytest.importorskip("resource")
 
     monkeypatch.setattr(sys, "platform", platform)
     expected = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
