@@ -12,8 +12,7 @@ SUITES := $(VENV)/.suites
 PACKAGE := $(VENV)/.package
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
-.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors package fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors package fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1

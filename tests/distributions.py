@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 VERSION = runpy.run_path(str(ROOT / "src" / "klimb" / "_version.py"))["__version__"]
-SHIPPED = ("benchmarks", "docs", "examples", "src/klimb", "tests", "website")
+SHIPPED = ("benchmarks", "docs", "examples", "src/klimb", "tests", "tutorials", "website")
 """Folders of which the source distribution holds everything."""
 FILES = (
     *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"),

@@ -18,6 +18,7 @@ from klimb.environments.suites.library import SUITES
 from klimb.export.onnx_file import _runtime
 from klimb.export.onnx_graph import onnx_package
 from klimb.runs.hub import hub_package
+from klimb.tracking.registry import sinks_of
 from klimb.training.optuna_study import load_optuna
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +50,8 @@ ENVIRONMENTS = {suite: f"{suite}:nothing" for suite in SUITES} | {"craftax": "cr
         ("onnx", "onnxruntime", _runtime),
         ("ray", "ray", load_ray),
         ("tune", "optuna", load_optuna),
+        ("mlflow", "mlflow", lambda: sinks_of(["mlflow"])),
+        ("wandb", "wandb", lambda: sinks_of(["wandb"])),
         *((suite, PACKAGES.get(suite, suite), partial(klimb.make, ENVIRONMENTS[suite])) for suite in SUITES),
     ],
 )
