@@ -18,6 +18,7 @@ from klimb.environments.suites.library import SUITES
 from klimb.export.onnx_file import _runtime
 from klimb.export.onnx_graph import onnx_package
 from klimb.runs.hub import hub_package
+from klimb.runs.tracker_name import KNOWN
 from klimb.tracking.registry import sinks_of
 from klimb.training.optuna_study import load_optuna
 
@@ -69,7 +70,11 @@ def test_a_missing_package_is_named_with_its_extra(
 @pytest.mark.parametrize("extra", sorted(EXTRAS.keys() - OF_OTHERS - FOR_DEVELOPERS))
 def test_every_extra_is_named_where_it_is_missing(extra: str) -> None:
     source = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src" / "klimb").rglob("*.py"))
-    hint = r"klimb\[(\{extra\}|SUITE)\]" if extra in {*SUITES, "stoa"} else rf"klimb\[{extra}\]"
+    hint = rf"klimb\[{extra}\]"
+    if extra in {*SUITES, "stoa"}:
+        hint = r"klimb\[(\{extra\}|SUITE)\]"
+    elif extra in KNOWN:  # trackers
+        hint = r"klimb\[\{kind\}\]"
     assert re.search(hint, source), f"no message of klimb says pip install 'klimb[{extra}]'"
 
 

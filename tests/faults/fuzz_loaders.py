@@ -207,7 +207,7 @@ LOADERS = {
     "resumed metrics": Loader("metrics.jsonl", resumed_metrics, lenient=True),
     "identifier for trackers": Loader(TRACKING, identifier_of),
     "points of metrics": Loader("metrics.jsonl", points, lenient=True),
-    "outcome for trackers": Loader("evaluation.json", outcome),
+    "outcome for trackers": Loader("evaluation.json", outcome, lenient=True),
     "file of a tracker": Loader(f"wandb/offline-run-1/run-{'0' * 32}.wandb", tracker_file, lenient=True),
     "zoo": Loader("zoo/trpo/CartPole-v1/zoo.json", entries_of_the_zoo),
     "report of metrics": Loader("metrics.jsonl", write_report),

@@ -99,7 +99,7 @@ class EarlyStopping:
 def _listed(names: Any) -> Any:
     """Names of trackers as a tuple: one may be given as a text, and `none` withdraws all before it."""
     names = [names] if names is None or isinstance(names, str) else names
-    if not isinstance(names, list | tuple):
+    if not isinstance(names, list | tuple) or not all(name is None or isinstance(name, str) for name in names):
         return names
     last = max((i for i, name in enumerate(names) if name in (None, "none")), default=-1)
     return tuple(dict.fromkeys(names[last + 1 :]))
