@@ -12,6 +12,21 @@ ROOMS = (
     *("precision", "mesh", "types", "policies", "tabular", "environments", "collect", "filming", "estimate"),
     *("improve", "guided", "rules", "theory", "runs", "tracking", "export", "training", "presets", "report"),
     *("sharing", "cli", "__main__"),
+    *("precision", "mesh", "local_page", "types", "policies", "tabular", "environments", "collect", "filming", "estimate"),
+    *(
+        "improve",
+        "guided",
+        "rules",
+        "theory",
+        "runs",
+        "export",
+        "training",
+        "presets",
+        "report",
+        "sharing",
+        "cli",
+        "__main__",
+    ),
 )
 
 

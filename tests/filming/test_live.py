@@ -16,8 +16,9 @@ import pytest
 from counting import Counting, Half
 
 from klimb.errors import RunError
-from klimb.filming.live import WAITING, Audience, Watched, watch
+from klimb.filming.live import Watched, watch
 from klimb.filming.scenes import scene_of
+from klimb.local_page import WAITING, Audience
 
 
 class Watching:
@@ -126,7 +127,7 @@ def test_a_port_that_is_taken_is_refused() -> None:
 
 
 def test_a_page_that_has_fallen_behind_goes_on_with_the_episode_that_is_running() -> None:
-    audience = Audience()
+    audience = Audience("begin")
     page = audience.join()
     audience.send({"kind": "begin", "number": 1})
     for step in range(WAITING + 5):

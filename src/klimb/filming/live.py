@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import hashlib
-import json
-import queue
-import sys
-import threading
 import time
 from collections.abc import Callable
 from html import escape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from string import Template
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import PyTree
 
-from klimb.errors import RunError
 from klimb.filming.card import asset, still
 from klimb.filming.panels import action_rows, action_title, plain
 from klimb.filming.scenes import Scene
+from klimb.local_page import Audience, content_policy, served
 
-ADDRESS = "127.0.0.1"
-"""Nobody on another machine can watch. Who wants to, forwards the port: `ssh -L`."""
-WAITING = 64
-"""Messages that wait for a page, at most; a page that is slower than the film loses some."""
-SILENCE = 30.0
-"""Seconds after which a page that takes nothing any more counts as closed."""
 SIDE = 480
 
 
@@ -38,66 +24,6 @@ class Watched(NamedTuple):
 
     policy: PyTree
     about: str
-
-
-class Audience:
-    """The pages that are open: what is sent goes to all of them."""
-
-    def __init__(self) -> None:
-        self._pages: list[queue.Queue[str | None]] = []
-        self._begun: str | None = None
-        self._changed = threading.Condition()
-
-    def join(self) -> queue.Queue[str | None]:
-        """The messages for a new page, which begin with the episode that is running."""
-        messages: queue.Queue[str | None] = queue.Queue(WAITING)
-        with self._changed:
-            if self._begun is not None:
-                messages.put(self._begun)
-            self._pages.append(messages)
-            self._changed.notify_all()
-        return messages
-
-    def leave(self, messages: queue.Queue[str | None]) -> None:
-        """Forget a page that was closed."""
-        with self._changed:
-            self._pages.remove(messages)
-
-    def wait(self) -> None:
-        """Wait until there is somebody who watches."""
-        with self._changed:
-            while not self._pages:
-                # Not for ever at once: a signal is only handled between two waits.
-                self._changed.wait(0.2)
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a message to all pages."""
-        text = json.dumps(message, allow_nan=False)
-        with self._changed:
-            if message["kind"] == "begin":
-                self._begun = text
-            for messages in self._pages:
-                if messages.full():
-                    # A page that has fallen behind goes on with what is happening now.
-                    _emptied(messages)
-                    if self._begun is not None and message["kind"] != "begin":
-                        messages.put(self._begun)
-                messages.put(text)
-
-    def end(self) -> None:
-        """Send all pages away."""
-        with self._changed:
-            for messages in self._pages:
-                if messages.full():
-                    _emptied(messages)
-                messages.put(None)
-
-
-def _emptied(messages: queue.Queue[str | None]) -> None:
-    """Take everything out of a queue, from which somebody else may take as well."""
-    with contextlib.suppress(queue.Empty):
-        while True:
-            messages.get_nowait()
 
 
 def watch(
@@ -118,24 +44,14 @@ def watch(
 
     Nothing is drawn while no page is open. Raises RunError when the port can't be used.
     """
-    audience = Audience()
-    try:
-        server = _Server((ADDRESS, port), _handler(scene, audience))
-    except OSError as error:
-        raise RunError(f"port {port} can't be used: {error.strerror}; give another one, or 0 for a free one") from None
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        on_ready(f"http://{ADDRESS}:{server.server_address[1]}/")
+    audience, page = Audience("begin"), _page(scene)
+    with served(lambda: page, audience, port) as address:
+        on_ready(address)
         number = 0
         while episodes is None or number < episodes:
             audience.wait()
             _play(scene, newest(), seed + number, number + 1, speed, audience)
             number += 1
-    finally:
-        audience.end()
-        server.shutdown()
-        server.server_close()
 
 
 def _play(scene: Scene, watched: Watched, seed: int, number: int, speed: float, audience: Audience) -> None:
@@ -172,72 +88,8 @@ def _play(scene: Scene, watched: Watched, seed: int, number: int, speed: float, 
     )
 
 
-class _Server(ThreadingHTTPServer):
-    """A thread for each page, which ends with the program."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a page that was closed; anything else is an error of klimb's."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
-
-def _handler(scene: Scene, audience: Audience) -> type[BaseHTTPRequestHandler]:
-    """What answers the browser: the page, and the messages."""
+def _page(scene: Scene) -> str:
+    """The page, which is the same for every episode."""
     script = "\n".join(map(asset, ("strips.js", "watch.js")))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    rules = (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
-        "connect-src 'self'"
-    )
-    title = escape(scene.environment.id)
-    page = Template(asset("watch.html")).substitute(title=title, policy=rules, script=script).encode()
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = SILENCE
-
-        def do_GET(self) -> None:
-            # A page of another site could have its own name resolve to this address.
-            host = self.headers.get("Host", "").partition(":")[0]
-            if host not in (ADDRESS, "localhost"):
-                self.send_error(403)
-            elif self.path == "/":
-                self._answer("text/html; charset=utf-8")
-                self.wfile.write(page)
-            elif self.path == "/events":
-                self._events()
-            else:
-                self.send_error(404)
-
-        def _answer(self, kind: str) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-
-        def _events(self) -> None:
-            self._answer("text/event-stream")
-            messages = audience.join()
-            try:
-                while (message := _next(messages)) is not None:
-                    self.wfile.write(message.encode())
-                    self.wfile.flush()
-            except OSError:
-                pass  # the page was closed
-            finally:
-                audience.leave(messages)
-
-        def log_message(self, *_: Any) -> None:
-            """Requests are no news."""
-
-    return Handler
-
-
-def _next(messages: queue.Queue[str | None]) -> str | None:
-    """The next message as the browser reads it; None after the last one."""
-    try:
-        message = messages.get(timeout=1.0)
-    except queue.Empty:
-        return ": still here\n\n"  # a comment, by which a page that was closed is noticed
-    return None if message is None else f"data: {message}\n\n"
+    policy = content_policy(script, connects=True)
+    return Template(asset("watch.html")).substitute(title=escape(scene.environment.id), policy=policy, script=script)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
@@ -14,6 +12,7 @@ from typing import Any
 
 from klimb.errors import RunError, one_line
 from klimb.files import write_output, write_text
+from klimb.local_page import content_policy
 from klimb.report.data import Spec
 from klimb.runs.own_files import require_no_file_of_a_run
 
@@ -37,15 +36,15 @@ def write_page(page: str, directory: Path, output: Path | None) -> Path:
     return path
 
 
-def fill(template: str, data: Spec, *, player: str = "", **parts: str) -> str:
+def fill(template: str, data: Spec, *, player: str = "", live: bool = False, **parts: str) -> str:
     """A whole page: a template with its parts, the style, and the script that draws its charts.
 
-    template: a file of `assets`. data: what the script reads. player: a further script, which plays a film. parts:
-    HTML, by the template's names.
+    template: a file of `assets`. data: what the script reads. player: a further script, which plays a film or
+    keeps the page up to date. live: whether the page may ask the server that it is from. parts: HTML, by the template's
+    names.
     """
     style, script = _resource("style.css"), _resource("charts.js") + player
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    policy = content_policy(script, connects=live)
     return Template(_resource(template)).substitute(parts, policy=policy, style=style, script=script, data=embed(data))
 
 
