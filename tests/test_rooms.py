@@ -14,6 +14,18 @@ ROOMS = (
     *("sharing", "cli", "__main__"),
     *("precision", "mesh", "local_page", "types", "policies", "tabular", "environments", "collect", "filming", "estimate"),
     *(
+        "precision",
+        "mesh",
+        "local_page",
+        "types",
+        "policies",
+        "tabular",
+        "environments",
+        "collect",
+        "filming",
+        "estimate",
+    ),
+    *(
         "improve",
         "guided",
         "rules",

@@ -85,7 +85,7 @@ def test_bash_completes_flags_and_their_values(complete):
         "klimb evaluate --env Acr": ["Acrobot-v1"],
         "klimb report runs -": [
             *("--output", "-o", "--overwrite", "--no-overwrite", "--video", "--no-video", "--seed", "--help", "-h"),
-            *("--trust-environment", "--no-trust-environment"),
+            *("--trust-environment", "--no-trust-environment", "--live", "--no-live", "--port"),
         ],
         "klimb verify --mdp Tax": ["Taxi-v4"],
         "klimb train trpo gymnasium:Swimmer-v5 --preset swi": ["swimmer"],

@@ -56,7 +56,7 @@ NO_FILE = {
     "environments/trial.py digests_elsewhere": "a file in a folder of its own, of a process that it has started",
     "environments/trial.py serve": "its own standard input",
     "filming/card.py asset": "a file of the package",
-    "report/html.py _resource": "a file of the package",
+    "report/html.py resource": "a file of the package",
     "runs/arrays.py as_file": "bytes that it has made itself",
     "training/peers.py exchange": "what another process of the same training says",
     "tracking/wandb_sink.py WandbSink.finish": "files of the run, which are copied as they are",

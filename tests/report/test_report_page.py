@@ -33,7 +33,7 @@ def test_report_is_written_beside_the_run_or_where_asked(tmp_path: Path) -> None
 def test_page_says_what_the_run_was(tmp_path: Path) -> None:
     page = read(write_report(trpo_run(tmp_path / "run", 120)))
     assert "TRPO on CartPole-v1" in page.text
-    for word in ("Final evaluation", "Best mean return", "Wall time", "Steps per second", "Rejected steps"):
+    for word in ("Final evaluation", "Best mean return", "Training time", "Steps per second", "Rejected steps"):
         assert word in page.text
     assert "klimb train trpo CartPole-v1 --env-steps 245760 --damping 0.05" in page.text
     titles = [chart["title"] for chart in page.data["charts"]]

@@ -12,11 +12,12 @@ from klimb.environments.rendering import offscreen
 from klimb.errors import ConfigError
 from klimb.filming.clip import Clip
 from klimb.report.html import FILE_NAME
+from klimb.report.live import serve_report
 from klimb.report.page import write_report
 from klimb.report.tuning_page import write_tuning_report
 from klimb.runs.directory import RunDirectory
 from klimb.runs.tune_file import is_search
-from klimb.terminal import write_line
+from klimb.terminal import flush, write_line
 from klimb.training.networks import load_policies_of_one_iteration
 
 
@@ -34,15 +35,24 @@ class ReportArguments:
     """Film an episode of the run's first seed into the report: this runs the environment."""
     seed: int = 0
     """Seed of the episode of --video."""
+    live: bool = False
+    """Serve the report on this machine and keep it up to date while the run is trained; no file is written."""
+    port: int = 0
+    """Port of the page of --live; 0 for a free one."""
     trust_environment: bool = False
     """With --video, allow the run's config.toml to name an environment or a network to import: this runs its code."""
 
 
 def report(arguments: ReportArguments) -> None:
-    """Write the report of a run or a search, and print where it is.
+    """Write the report of a run or a search, and print where it is; or serve it.
 
     arguments: which run, and where to.
     """
+    if arguments.live:
+        _serve(arguments)
+        return
+    if arguments.port:
+        raise ConfigError("--port is the port of the page of --live: give both, or neither")
     searched = is_search(arguments.run)
     directory = arguments.run if searched else RunDirectory.open(arguments.run).path
     output = arguments.output
@@ -55,6 +65,30 @@ def report(arguments: ReportArguments) -> None:
         return
     clip = _film(directory, arguments) if arguments.video else None
     write_line(write_report(directory, output, clip))
+
+
+def _serve(arguments: ReportArguments) -> None:
+    """The report as a page that is kept up to date, until Ctrl-C, or until the run has ended and was shown."""
+    if is_search(arguments.run):
+        raise ConfigError("--live is for the report of a run: give the directory of one of the search's trials")
+    if arguments.video or arguments.output is not None:
+        raise ConfigError(
+            "--live serves the report as it changes, without a file and without a film: leave out --video and --output "
+            "(klimb watch RUN shows the newest policy)"
+        )
+    if not 0 <= arguments.port < 65536:
+        raise ConfigError("port has to be from 0 to 65535")
+    directory = RunDirectory.open(arguments.run).path
+    try:
+        serve_report(directory, arguments.port, _tell)
+    except KeyboardInterrupt:
+        return  # the way to end it
+    write_line("ended        the run has ended, and its last state was shown")
+
+
+def _tell(address: str) -> None:
+    write_line(f"report       {address}  (Ctrl-C ends)")
+    flush()
 
 
 def _film(run_dir: Path, arguments: ReportArguments) -> Clip:

@@ -8,6 +8,7 @@ import numpy as np
 
 from klimb.report.averages import bucket_mean
 from klimb.report.data import STANDARD_ERRORS, RunData, SeedReturns, Spec
+from klimb.report.intervals import of_seed, over_episodes
 from klimb.report.lines import (
     json_number,
     json_numbers,
@@ -17,6 +18,7 @@ from klimb.report.lines import (
     mean_line,
     metric_chart,
 )
+from klimb.report.text import format_number
 
 MAX_SEED_LINES = 40
 MAX_STRIPS = 16
@@ -90,11 +92,18 @@ def evaluation_chart(run: RunData) -> list[Spec]:
     returns = np.concatenate([seed.returns for seed in seeds])
     actions = "the most likely action at every step" if run.evaluation.deterministic else "sampled actions"
     about = f"Returns of {len(returns):,} whole episodes after training, with {actions}."
+    interval = over_episodes(run.evaluation)
+    readout = [("mean", format_number(run.evaluation.mean))]
+    if interval is not None:
+        about += " The 95 % interval of the mean is that over episodes, by Student’s t, with the policies as they are."
+        readout.append(("95 % interval", f"{format_number(interval.low)} to {format_number(interval.high)}"))
     if 1 < len(seeds) <= MAX_STRIPS:
         chart: Spec = {"kind": "strips", "rows": [_strip(seed) for seed in seeds]}
     else:
-        chart = {"kind": "histogram", "height": 190, "yLabel": "episodes", **_bars(returns)}
-    return [{"title": "Final evaluation", "about": about, "wide": True, "xLabel": "episode return", **chart}]
+        ends = {} if interval is None else {"interval": json_numbers(np.array(interval))}
+        chart = {"kind": "histogram", "height": 190, "yLabel": "episodes", **_bars(returns), **ends}
+    common = {"title": "Final evaluation", "about": about, "readout": readout, "wide": True, "xLabel": "episode return"}
+    return [{**common, **chart}]
 
 
 def _bars(returns: np.ndarray) -> Spec:
@@ -110,8 +119,9 @@ def _bars(returns: np.ndarray) -> Spec:
 def _strip(seed: SeedReturns) -> Spec:
     """One seed's returns; of more than 200, evenly spaced quantiles."""
     shown = np.quantile(seed.returns, np.linspace(0, 1, min(len(seed.returns), 200)))
-    mean = json_number(float(seed.returns.mean()))
-    return {"label": f"seed {seed.seed}", "mean": mean, "values": json_numbers(shown)}
+    mean, interval = json_number(float(seed.returns.mean())), of_seed(seed)
+    ends = {} if interval is None else {"interval": json_numbers(np.array(interval))}
+    return {"label": f"seed {seed.seed}", "mean": mean, "values": json_numbers(shown), **ends}
 
 
 def health_charts(run: RunData) -> list[Spec]:

@@ -43,9 +43,9 @@ def fill(template: str, data: Spec, *, player: str = "", live: bool = False, **p
     keeps the page up to date. live: whether the page may ask the server that it is from. parts: HTML, by the template's
     names.
     """
-    style, script = _resource("style.css"), _resource("charts.js") + player
+    style, script = resource("style.css"), resource("charts.js") + player
     policy = content_policy(script, connects=live)
-    return Template(_resource(template)).substitute(parts, policy=policy, style=style, script=script, data=embed(data))
+    return Template(resource(template)).substitute(parts, policy=policy, style=style, script=script, data=embed(data))
 
 
 def without_readouts(charts: Sequence[Spec]) -> list[Spec]:
@@ -59,26 +59,31 @@ def embed(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file of `assets`. name: its name."""
     return resources.files("klimb.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def sections_html(parts: list[Spec]) -> str:
-    """Headings and empty cards; `charts.js` fills the n-th card with the n-th chart.
+    """Sections, one below the other. parts: of the page, as `section_html` takes them."""
+    return "\n".join(filter(None, map(section_html, parts)))
 
-    parts: with a title, a lead, charts, and whether they are small.
+
+def section_html(part: Spec) -> str:
+    """A heading and empty cards; `charts.js` fills the n-th card of the page with the n-th chart.
+
+    part: with a title, which may be empty, a lead, charts, and whether they are small. One with neither a chart nor a
+    lead is left out.
     """
-    blocks = []
-    for part in parts:
-        if not part["charts"]:
-            continue
-        cards = "\n".join(_card_html(chart) for chart in part["charts"])
-        lead = f"<p>{escape(part['lead'].strip())}</p>" if part["lead"].strip() else ""
-        kind = "grid small" if part.get("small") else "grid"
-        blocks.append(
-            f'<section><header><h2>{part["title"]}</h2>{lead}</header>\n<div class="{kind}">\n{cards}\n</div></section>'
-        )
-    return "\n".join(blocks)
+    lead = part["lead"].strip()
+    if not part["charts"] and not lead:
+        return ""
+    cards = "\n".join(_card_html(chart) for chart in part["charts"])
+    kind = "grid small" if part.get("small") else "grid"
+    grid = f'<div class="{kind}">\n{cards}\n</div>' if cards else ""
+    said = f"<p>{escape(lead)}</p>" if lead else ""
+    header = f"<header><h2>{part['title']}</h2>{said}</header>" if part["title"] else ""
+    return f"<section>{header}\n{grid}</section>"
 
 
 def _card_html(chart: Spec) -> str:

@@ -21,7 +21,7 @@ def provenance_html(entries: Sequence[Provenance]) -> str:
         return ""
     shown = "\n".join(_entry_html(entry) for entry in entries)
     return (
-        f'<footer class="foot"><details><summary>{escape(summary(entries))}</summary>\n'
+        f'<footer class="foot"><details data-key="foot"><summary>{escape(summary(entries))}</summary>\n'
         f"<ol>\n{shown}\n</ol></details></footer>"
     )
 

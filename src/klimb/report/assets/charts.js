@@ -1,7 +1,8 @@
 "use strict";
 // Draws every [data-chart] card from the JSON in #data: SVG, no library. Data reach the page only as text nodes
 // and attributes. Charts over time share their points, and a crosshair.
-(() => {
+// kept: what the reader has chosen in an earlier state of the page, of `state`.
+function drawReport(kept = {}) {
   const data = JSON.parse(document.getElementById("data").textContent);
   const charts = [];
 
@@ -33,6 +34,8 @@
     if (size > 0 && size < 1e-4) return minus(String(+value.toPrecision(3)));
     return minus(String(+value.toPrecision(4)));
   }
+  // A label without the count at its end.
+  const stem = (label) => label.replace(/ \([\d,]+\)$/, "");
   const power = (exponent) => "10" + [...String(exponent)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
 
   // Round ticks and labels that share one unit: 0, 50k, 100k.
@@ -327,7 +330,7 @@
         if (layer.high[i] !== null) rows.push([null, layer.label, `${format(layer.low[i])} to ${format(layer.high[i])}`]);
       } else {
         const mark = layer.points.find(([point]) => point === i);
-        if (mark) rows.push([color(layer), layer.label.replace(/ \([\d,]+\)$/, ""), String(mark[1])]);
+        if (mark) rows.push([color(layer), stem(layer.label), String(mark[1])]);
       }
     }
     const range = data.first[i] === data.last[i] ? `iteration ${data.first[i]}` : `iterations ${data.first[i]}–${data.last[i]}`;
@@ -459,7 +462,7 @@
 
   // ---- the final evaluation
   function drawHistogram(chart) {
-    const { counts, bounds, mean } = chart.spec;
+    const { counts, bounds, mean, interval } = chart.spec;
     const span = bounds[bounds.length - 1] - bounds[0];
     const f = frame(chart, [bounds[0] - span * 0.02, bounds[bounds.length - 1] + span * 0.02], [0, Math.max(...counts) * 1.12]);
     counts.forEach((count, i) => {
@@ -469,6 +472,10 @@
       const d = `M${from} ${f.area.bottom}V${top + r}q0 ${-r} ${r} ${-r}H${to - r}q${r} 0 ${r} ${r}V${f.area.bottom}Z`;
       svg(f.inner, "path", { d, fill: "var(--c1)", opacity: 0.8, "data-layer": "bar" });
     });
+    if (interval) {
+      const [from, to] = interval.map((v) => Math.min(Math.max(f.x(v), f.area.left), f.area.right));
+      svg(f.inner, "rect", { x: from, y: f.area.top - 4, width: Math.max(to - from, 1), height: f.area.bottom - f.area.top + 4, fill: "var(--ink)", opacity: 0.12, "data-layer": "interval" });
+    }
     const at = f.x(mean), end = at > (f.area.left + f.area.right) / 2;
     svg(f.root, "path", { class: "level", d: `M${at} ${f.area.top - 4}V${f.area.bottom}` });
     svg(f.root, "text", { class: "level-label", x: at + (end ? -7 : 7), y: f.area.top + 6, "text-anchor": end ? "end" : "start" }, `mean ${format(mean)}`);
@@ -482,7 +489,7 @@
   }
   function drawStrips(chart) {
     const { rows } = chart.spec;
-    const all = rows.flatMap((row) => [...row.values, row.mean]);
+    const all = rows.flatMap((row) => [...row.values, row.mean, ...(row.interval || [])]);
     const ticks = rows.map((row, i) => [rows.length - i, row.label]);
     const f = frame(chart, padded(Math.min(...all), Math.max(...all)), [0.4, rows.length + 0.6], { yTicks: ticks });
     rows.forEach((row, i) => {
@@ -491,6 +498,10 @@
       // The golden ratio spreads the dots evenly and the same way every time.
       const d = row.values.map((v, j) => `M${f.x(v).toFixed(1)} ${(y + (((j * 0.618034) % 1) - 0.5) * 13).toFixed(1)}h0.01`).join("");
       svg(f.inner, "path", { class: "line", d: d || "M0 0", stroke: "var(--c1)", "stroke-width": 4.5, opacity: 0.5, "data-layer": "dots" });
+      if (row.interval) {
+        const [from, to] = row.interval.map((v) => f.x(v));
+        svg(f.inner, "rect", { x: from, y: y - 9, width: Math.max(to - from, 1), height: 18, fill: "var(--ink)", opacity: 0.14, "data-layer": "interval" });
+      }
       svg(f.inner, "path", { class: "line", d: `M${f.x(row.mean)} ${y - 10}V${y + 10}`, stroke: "var(--ink)", "stroke-width": 2.25, "data-layer": "mean" });
     });
     chart.frame = f;
@@ -502,6 +513,7 @@
       const sorted = [...row.values].sort((a, b) => a - b);
       showTooltip(chart, row.label, [
         ["var(--ink)", "mean", format(row.mean)],
+        ...(row.interval ? [[null, "95 % interval of the mean", `${format(row.interval[0])} to ${format(row.interval[1])}`]] : []),
         ["var(--c1)", "median", format(quantile(sorted, 0.5))],
         [null, "lowest to highest", `${format(sorted[0])} to ${format(sorted[sorted.length - 1])}`],
       ], f.x(row.mean), f.y(rows.length - i) - 12);
@@ -538,6 +550,7 @@
     button.setAttribute("aria-pressed", String(!chart.hidden.has(label)));
     button.addEventListener("click", () => {
       if (!chart.hidden.delete(label)) chart.hidden.add(label);
+      chart.chosen.set(stem(label), chart.hidden.has(label));
       button.setAttribute("aria-pressed", String(!chart.hidden.has(label)));
       draw(chart);
     });
@@ -562,7 +575,7 @@
     button.title = "Logarithmic axis";
     button.setAttribute("aria-pressed", String(chart.log));
     button.addEventListener("click", () => {
-      chart.log = !chart.log;
+      chart.log = chart.chosenLog = !chart.log;
       button.setAttribute("aria-pressed", String(chart.log));
       draw(chart);
     });
@@ -587,10 +600,15 @@
   }
 
   document.querySelectorAll("[data-chart]").forEach((card, index) => {
-    const spec = data.charts[index];
+    const spec = data.charts[index], before = kept[spec.title] || { chosen: new Map() };
+    const labels = (spec.layers || []).map((layer) => layer.label).concat(spec.groups || [], spec.fit ? [spec.fit.label] : []);
     const hidden = new Set((spec.layers || []).filter((layer) => layer.hidden).map((layer) => layer.label));
+    for (const label of labels.filter((label) => before.chosen.has(stem(String(label))))) {
+      if (before.chosen.get(stem(label))) hidden.add(label); else hidden.delete(label);
+    }
     const small = card.parentNode.classList.contains("small");
-    const chart = { spec, index, hidden, small, log: spec.log === "always" || (Boolean(spec.log) && prefersLog(spec)), plot: card.querySelector(".plot"), legend: card.querySelector(".legend") };
+    const log = before.log ?? (spec.log === "always" || (Boolean(spec.log) && prefersLog(spec)));
+    const chart = { spec, index, hidden, small, log, chosen: before.chosen, chosenLog: before.log, plot: card.querySelector(".plot"), legend: card.querySelector(".legend") };
     charts.push(chart);
     legend(chart);
     const marks = (spec.layers || []).filter((layer) => layer.type === "marks").length;
@@ -607,4 +625,16 @@
   }));
   for (const chart of charts) resized.observe(chart.plot);
   document.documentElement.dataset.rendered = "true";
-})();
+  return {
+    state: () => Object.fromEntries(charts.map((chart) => [chart.spec.title, { chosen: chart.chosen, log: chart.chosenLog }])),
+    stop: () => resized.disconnect(),
+  };
+}
+let report = drawReport();
+// On paper everything is unfolded.
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of unfolded) part.open = true;
+});
+addEventListener("afterprint", () => { for (const part of unfolded) part.open = false; });
