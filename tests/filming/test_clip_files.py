@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 import klimb
 from klimb.errors import ConfigError, MissingExtra, RunError
-from klimb.filming.card import MOST_PICTURES, card_data
+from klimb.filming.card import MOST_BYTES, MOST_PICTURES, MOST_STEPS, card_data
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,34 @@ def test_a_notebook_shows_the_film(clip: klimb.Clip) -> None:
 @pytest.mark.parametrize("count", [1, 2, 239, 240, 241, 480, 721])
 def test_a_page_has_a_bounded_number_of_pictures_and_the_last_one(clip: klimb.Clip, count: int) -> None:
     pictures = np.zeros((count, 8, 8, 3), np.uint8)
-    long = dataclasses.replace(clip, pictures=pictures, shown=np.arange(count))
+    rewards = np.ones(max(1, count - 1), np.float32)
+    lines = {"reward": rewards, "action": rewards[:, None]}
+    long = dataclasses.replace(clip, pictures=pictures, shown=np.arange(count), **lines)
     shown = card_data(long)["shown"]
     assert len(shown) == len(card_data(long)["pictures"]) <= MOST_PICTURES
     assert (shown[0], shown[-1]) == (0, count - 1)
+
+
+def test_a_film_in_a_page_has_a_size_that_it_keeps(clip: klimb.Clip) -> None:
+    """Noise, which nothing compresses, and an episode of many steps."""
+    steps = 3 * MOST_STEPS - 1
+    noise = np.random.default_rng(0).integers(0, 256, (60, 360, 360, 3), np.uint8)
+    rewards = np.arange(steps, dtype=np.float32)
+    long = dataclasses.replace(
+        clip,
+        pictures=noise,
+        shown=np.linspace(0, steps, 60).astype(int),
+        reward=rewards,
+        action=np.ones((steps, 8), np.float32),
+    )
+    data = card_data(long)
+    assert 0.3 * MOST_BYTES < sum(map(len, data["pictures"])) <= MOST_BYTES
+    reward, action = data["panels"]
+    assert (reward["title"], data["per_point"], data["steps"]) == ("reward, mean of 3 steps", 3, steps)
+    assert len(reward["lines"][0]) == len(action["lines"][0]) == MOST_STEPS
+    assert reward["lines"][0][:2] == [1.0, 4.0]
+    assert reward["lines"][0][-1] == steps - 1.5  # of the last two
+    assert action["lines"][7][-1] == 1.0
+    assert data["returns"][0] == 0
+    assert data["returns"][-1] == pytest.approx(rewards.sum(dtype=np.float64), rel=1e-5)
+    assert len(json.dumps(data)) < MOST_BYTES + 500_000

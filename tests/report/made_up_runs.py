@@ -67,6 +67,8 @@ CERTIFICATE = (
 
 def trpo_metrics(n: int, seeds: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {
+        "tried_kl": 0.011 + 0.003 * rng.random((n, seeds)),
+        "tried_gain": -0.002 * rng.random((n, seeds)),
         "backtracks": rng.poisson(0.4, (n, seeds)),
         "cg_iterations": np.full((n, seeds), 10),
         "cg_residual": 10 ** rng.normal(-3, 0.6, (n, seeds)),

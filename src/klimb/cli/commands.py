@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "report": Entry("RUN [FLAGS]", "write the report of a run, or of a search, again"),
     "sync": Entry("RUN TRACKER [FLAGS]", "log a run, a sweep or a search to W&B or MLflow after the fact"),
+    "report": Entry("RUN [FLAGS]", "write the report of a run or of a search again, or serve it live"),
     "compare": Entry("RUN... [FLAGS]", "compare runs, with confidence intervals"),
     "verify": Entry("[FLAGS]", "check every statement of the theory numerically"),
     "figure": Entry("[NAME] [FLAGS]", "draw a figure of the theory, or list the figures"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from html import escape
 from importlib import resources
 from typing import Any
@@ -16,7 +17,12 @@ from klimb.filming.panels import action_rows, plain
 
 MOST_PICTURES = 240
 """In a page. Of longer films every second or third picture is shown, and so on."""
+MOST_BYTES = 2_500_000
+"""Of all pictures in a page, as base64: a page with a film stays under 5 MB."""
+MOST_STEPS = 4000
+"""That the charts below the film have points for. Of longer episodes they show means over some steps."""
 LARGEST_SIDE, QUALITY = 360, 70
+SMALLEST_SIDE = 32
 SCRIPTS = ("strips.js", "clip.js")
 """Files of `assets` that play the film, in this order."""
 
@@ -26,16 +32,41 @@ def card_data(clip: Clip) -> dict[str, Any]:
     # One less, because the last one is always shown.
     every = max(1, -(-(len(clip.pictures) - 1) // (MOST_PICTURES - 1)))
     chosen = np.unique(np.append(np.arange(0, len(clip.pictures), every), len(clip.pictures) - 1))
-    actions = action_rows(clip.action)
+    per_point = max(1, -(-len(clip.reward) // MOST_STEPS))
+    rewards = clip.reward.astype(np.float64)
+    mean = f", mean of {per_point} steps" if per_point > 1 else ""
     return {
-        "pictures": [still(clip.pictures[k]) for k in chosen],
+        "pictures": _stills([clip.pictures[k] for k in chosen]),
         "shown": clip.shown[chosen].tolist(),
+        "returns": plain(np.concatenate([[0.0], np.cumsum(rewards)])[clip.shown[chosen]]),
         "per_second": clip.pictures_per_second / every,
+        "steps": len(clip.reward),
+        "per_point": per_point,
         "panels": [
-            {"title": "reward", "lines": [plain(clip.reward)]},
-            {"title": clip.action_title, "lines": plain(actions.T)},
+            {"title": f"reward{mean}", "lines": [plain(_means(rewards, per_point))]},
+            {"title": f"{clip.action_title}{mean}", "lines": plain(_means(action_rows(clip.action), per_point).T)},
         ],
     }
+
+
+def _means(rows: np.ndarray, size: int) -> np.ndarray:
+    """Means over so many rows each; the last one over those that remain. rows: `[T, …]`, at least one."""
+    if size == 1:
+        return rows
+    first = np.arange(0, len(rows), size)
+    counts = np.diff(np.append(first, len(rows))).reshape(-1, *[1] * (rows.ndim - 1))
+    return np.add.reduceat(rows, first, axis=0) / counts
+
+
+def _stills(pictures: list[np.ndarray]) -> list[str]:
+    """Pictures as WebP in base64, as small as it takes for all of them to have at most `MOST_BYTES`."""
+    side = LARGEST_SIDE
+    while True:
+        stills = [still(picture, side) for picture in pictures]
+        size = sum(map(len, stills))
+        if size <= MOST_BYTES or side <= SMALLEST_SIDE:
+            return stills
+        side = max(SMALLEST_SIDE, int(0.95 * side * math.sqrt(MOST_BYTES / size)))
 
 
 def card_html(clip: Clip, data: dict[str, Any]) -> str:

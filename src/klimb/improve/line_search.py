@@ -22,38 +22,46 @@ class SearchResult(NamedTuple):
 
     theta: the new parameters; meaningful only if `status` is ACCEPTED. status: else why the last try was rejected.
     scale: the fraction of the full step that was taken (or last tried). backtracks: tries after the full step.
+    gain, kl: the surrogate gain and the KL of that step, also where it was rejected for them.
     """
 
     theta: Vector
     status: Int[Array, ""]
     scale: Float[Array, ""]
     backtracks: Int[Array, ""]
+    gain: Float[Array, ""]
+    kl: Float[Array, ""]
 
 
 class _Backtracking(NamedTuple):
-    """The carry of `backtrack`. factor: what the next try multiplies `scale` by."""
+    """The carry of `backtrack`. factor: what the next try multiplies `scale` by. gain, kl: of the last try."""
 
     tries: Int[Array, ""]
     candidate: Vector
     scale: Float[Array, ""]
     factor: Float[Array, ""]
     status: Int[Array, ""]
+    gain: Float[Array, ""]
+    kl: Float[Array, ""]
 
 
 class _Growing(NamedTuple):
     """The carry of `grow`. All steps are fractions of the full step.
 
-    proposal: the step to try next. best, best_kl: the longest accepted step, 0 before there is one, and its KL.
-    shortest_rejected: ∞ before there is one. last: the step tried last. status: its outcome.
+    proposal: the step to try next. best, best_gain, best_kl: the longest accepted step, 0 before there is one, its gain
+    and its KL. shortest_rejected: ∞ before there is one. last, gain, kl: the step tried last. status: its outcome.
     """
 
     tries: Int[Array, ""]
     proposal: Float[Array, ""]
     best: Float[Array, ""]
+    best_gain: Float[Array, ""]
     best_kl: Float[Array, ""]
     shortest_rejected: Float[Array, ""]
     last: Float[Array, ""]
     status: Int[Array, ""]
+    gain: Float[Array, ""]
+    kl: Float[Array, ""]
 
 
 def backtrack(
@@ -90,12 +98,12 @@ def backtrack(
         gain, kl = evaluate(candidate)
         status = _outcome(gain, kl, max_kl, None if min_gain is None else scale * min_gain)
         shortening = _shortening(status, kl, max_kl, factor).astype(theta.dtype)
-        return _Backtracking(now.tries + 1, candidate, scale, shortening, status)
+        return _Backtracking(now.tries + 1, candidate, scale, shortening, status, gain, kl)
 
     one = jnp.ones((), theta.dtype)
-    start = _Backtracking(jnp.int32(0), theta, one, one, jnp.int32(Status.NO_IMPROVEMENT))
+    start = _Backtracking(jnp.int32(0), theta, one, one, jnp.int32(Status.NO_IMPROVEMENT), *_zeros(evaluate, theta))
     end = jax.lax.while_loop(rejected, try_next, start)
-    return SearchResult(end.candidate, end.status, end.scale, jnp.maximum(end.tries - 1, 0))
+    return SearchResult(end.candidate, end.status, end.scale, jnp.maximum(end.tries - 1, 0), end.gain, end.kl)
 
 
 def grow(
@@ -133,6 +141,7 @@ def grow(
         status = _outcome(gain, kl, max_kl, None if min_gain is None else step * min_gain)
         accepted = status == Status.ACCEPTED
         best, best_kl = jnp.where(accepted, step, now.best), jnp.where(accepted, kl, now.best_kl)
+        best_gain = jnp.where(accepted, gain, now.best_gain)
         rejected = jnp.where(accepted, now.shortest_rejected, jnp.minimum(now.shortest_rejected, step))
         # Slightly below the limit: rounding of the KL could exceed the limit itself.
         longer = step * jnp.clip(jnp.sqrt(0.998 * max_kl / jnp.where(accepted & (kl > 0), kl, max_kl)), 1.001, 2)
@@ -141,17 +150,24 @@ def grow(
         middle = 0.5 * (best + rejected)
         bisects = (best > 0) & jnp.isfinite(rejected) & ((proposal >= rejected) | (proposal <= best))
         proposal = jnp.where(bisects, middle, proposal).astype(theta.dtype)
-        return _Growing(now.tries + 1, proposal, best, best_kl, rejected, step, status)
+        return _Growing(now.tries + 1, proposal, best, best_gain, best_kl, rejected, step, status, gain, kl)
 
     one = jnp.ones((), theta.dtype)
-    kl_type = jax.eval_shape(evaluate, theta)[1].dtype
+    gain, kl = _zeros(evaluate, theta)
     status = jnp.int32(Status.NO_IMPROVEMENT)
-    start = _Growing(jnp.int32(0), one, 0 * one, jnp.zeros((), kl_type), one * jnp.inf, one, status)
+    start = _Growing(jnp.int32(0), one, 0 * one, gain, kl, one * jnp.inf, one, status, gain, kl)
     end = jax.lax.while_loop(unfinished, try_next, start)
     succeeded = end.best > 0
     scale = jnp.where(succeeded, end.best, end.last)
     status = jnp.where(succeeded, Status.ACCEPTED, end.status).astype(jnp.int32)
-    return SearchResult(theta + scale * full_step, status, scale, jnp.maximum(end.tries - 1, 0))
+    gain, kl = jnp.where(succeeded, end.best_gain, end.gain), jnp.where(succeeded, end.best_kl, end.kl)
+    return SearchResult(theta + scale * full_step, status, scale, jnp.maximum(end.tries - 1, 0), gain, kl)
+
+
+def _zeros(evaluate: Evaluate, theta: Vector) -> tuple[Array, Array]:
+    """A gain and a KL of 0, of the types that `evaluate` gives."""
+    gain, kl = jax.eval_shape(evaluate, theta)
+    return jnp.zeros((), gain.dtype), jnp.zeros((), kl.dtype)
 
 
 def _outcome(gain: Array, kl: Array, max_kl: float | Array, min_gain: Array | None) -> Array:

@@ -142,6 +142,7 @@ _ELSEWHERE = {
     *("tv", "tv_max", "tv_bound", "tv_max_bound", "state_mismatch_bound", "ess"),
     *("predicted_improvement", "realised_improvement", "sampled_improvement_bound", "step_excess"),
     *("episode_return", "entropy", "explained_variance", "value_loss", "steps_per_second", "wall_time"),
+    *("tried_kl", "tried_gain"),  # in the table of rejected steps
     *("log_likelihood", "held_out_log_likelihood", "env_faults", "late_rows"),
     *("eval_return", "eval_return_min", "eval_return_max", "eval_length"),
     *("eval_sampled_return", "eval_sampled_return_min", "eval_sampled_return_max", "eval_sampled_length"),

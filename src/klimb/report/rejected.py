@@ -13,10 +13,12 @@ FIRST = 8
 """Steps of a reason that are shown at once."""
 MORE = 192
 """Further ones, that are unfolded."""
-MAX_ROWS = 800
+MAX_FOLDED = 800
 """Of all reasons together: the page of a damaged run stays small."""
 TRIED_KL, TRIED_GAIN = "tried_kl", "tried_gain"
 """Metrics of rules with a line search: what the last try would have done, whether it was taken or not."""
+DECIDING = ("greedy_gain", "held_out_log_likelihood", "waited")
+"""Metrics of rules without a line search that find no improvement."""
 MEANINGS = {
     "KL_TOO_LARGE": "The step would have changed the policy more than the limit on the KL divergence allows, and so "
     "did every shorter step that was tried. Only the batch is lost. Many in a row mean that the quadratic model of the "
@@ -40,10 +42,10 @@ def rejected_html(run: RunData) -> str:
     faults = _faults_html(run) + _late_html(run)
     if not counts:
         return f'{faults}<p class="quiet">No step was rejected.</p>'
-    parts, left = [], MAX_ROWS
+    parts, left = [], MAX_FOLDED
     for color, (name, count) in enumerate(counts):
-        steps = np.argwhere(run.rejected & (run.status == name))[: min(FIRST + MORE, left)]
-        left -= len(steps)
+        steps = np.argwhere(run.rejected & (run.status == name))[: FIRST + min(MORE, left)]
+        left -= max(0, len(steps) - FIRST)
         parts.append(_reason_html(run, name, count, steps, color % 4))
     return f'{faults}<ul class="reasons">{"".join(parts)}</ul>'
 
@@ -53,6 +55,7 @@ def _reason_html(run: RunData, name: str, count: int, steps: np.ndarray, color: 
     cause, _, remedy = message(name).partition(": ")
     sentences = [f"{cause[:1].upper()}{cause[1:]}.", MEANINGS.get(name, "")] if cause else []
     advice = f"<p><i>Cause and remedy:</i> {escape(remedy)}.</p>" if remedy else ""
+    meaning = f"<p>{escape(' '.join(sentences).strip())}</p>" if sentences else ""
     first, rest = steps[:FIRST], steps[FIRST:]
     more = count - len(first)
     listed = f"the next {len(rest):,} of {more:,}" if more > len(rest) else f"{more:,} more"
@@ -62,8 +65,8 @@ def _reason_html(run: RunData, name: str, count: int, steps: np.ndarray, color: 
         else ""
     )
     return (
-        f'<li class="bad{color}"><b>{count:,}</b> {escape(reason(name))}<p>{escape(" ".join(sentences).strip())}</p>'
-        f"{advice}{_table(run, name, first) if len(first) else ''}{folded}</li>"
+        f'<li class="bad{color}"><b>{count:,}</b> {escape(reason(name))}{meaning}{advice}'
+        f"{_table(run, name, first)}{folded}</li>"
     )
 
 
@@ -101,7 +104,8 @@ def deciding_numbers(run: RunData, name: str, row: int, column: int) -> str:
         case "NO_IMPROVEMENT":
             gain, share = value(TRIED_GAIN), run.config["rule"].get("min_gain_share")
             needed = f"more than 0 and {share:.0%} of the predicted gain" if share else "more than 0"
-            parts = [f"surrogate gain {format_number(gain)}, needed: {needed}" if np.isfinite(gain) else "", tries]
+            parts = [f"surrogate gain {format_number(gain)}, needed: {needed}" if np.isfinite(gain) else ""]
+            parts += [_named(run, metric, row, column) for metric in DECIDING] + [tries]
         case "CG_BREAKDOWN":
             steps, damping = value("cg_iterations"), run.config["rule"].get("damping")
             parts = [
@@ -115,6 +119,12 @@ def deciding_numbers(run: RunData, name: str, row: int, column: int) -> str:
         case _:
             parts = []
     return ", ".join(filter(None, parts)) or "not recorded"
+
+
+def _named(run: RunData, name: str, row: int, column: int) -> str:
+    """A metric with its title; empty where it has no number."""
+    value = _value(run, name, row, column)
+    return f"{run.metric(name)[0].lower()} {format_number(value)}" if np.isfinite(value) else ""
 
 
 _SOMETIMES_MISSING = ("episode_return", "episode_length", "realised_improvement", "realised_improvement_se")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -221,6 +223,27 @@ def test_rejected_steps_say_why_and_change_nothing(x64, case, status, message):
     assert info.extra["step_size"] == 0
 
 
+@pytest.mark.parametrize("line_search", ["backtracking", "growing"])
+def test_a_rejected_step_says_what_the_last_try_would_have_done(x64, line_search):
+    rule, policy, batch = kl_too_large()
+    _, _, info = take(dataclasses.replace(rule, line_search=line_search), policy, batch)
+    assert info.status == Status.KL_TOO_LARGE
+    assert info.extra["tried_kl"] > rule.max_kl
+    rule, policy, batch = no_improvement()
+    _, _, info = take(dataclasses.replace(rule, line_search=line_search), policy, batch)
+    assert info.status == Status.NO_IMPROVEMENT
+    assert info.extra["tried_gain"] <= 0
+
+
+@pytest.mark.parametrize("line_search", ["backtracking", "growing"])
+def test_of_a_step_that_is_taken_the_numbers_tried_are_its_own(x64, line_search):
+    _, policy, batch = no_improvement()
+    _, _, info = take(TRPO(max_kl=50, max_backtracks=40, line_search=line_search), policy, batch)
+    assert info.status == Status.ACCEPTED
+    np.testing.assert_allclose(info.extra["tried_kl"], info.kl_old_new, rtol=1e-9)
+    np.testing.assert_allclose(info.extra["tried_gain"], info.surrogate_gain, rtol=1e-9)
+
+
 def test_a_longer_search_takes_the_batch_that_was_rejected(x64):
     """The rejection above is about the steps that were tried, not about the data."""
     _, policy, batch = no_improvement()
@@ -273,6 +296,7 @@ def test_line_search_halving(case):
     assert Status(int(found.status)) is status
     assert found.backtracks == backtracks
     assert found.theta[0] == 0.5**backtracks
+    np.testing.assert_array_equal([found.gain, found.kl], evaluate(found.theta[0]))
 
 
 @pytest.mark.parametrize(

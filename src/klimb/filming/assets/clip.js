@@ -5,8 +5,6 @@
   const picture = document.getElementById("clip-picture"), slider = document.getElementById("clip-slider");
   const button = document.getElementById("clip-button"), readout = document.getElementById("clip-readout");
   const charts = strips(document.getElementById("clip-strips"));
-  const returns = [], reward = data.panels[0].lines[0];
-  reward.reduce((sum, r) => (returns.push(sum + r), sum + r), 0);
   let at = 0, timer = null;
 
   function show(index) {
@@ -14,8 +12,8 @@
     const step = data.shown[at];
     picture.src = "data:image/webp;base64," + data.pictures[at];
     slider.value = at;
-    readout.textContent = `step ${step.toLocaleString("en")} of ${reward.length.toLocaleString("en")} · return so far ${(step ? returns[step - 1] : 0).toFixed(1)}`;
-    charts.at(step);
+    readout.textContent = `step ${step.toLocaleString("en")} of ${data.steps.toLocaleString("en")} · return so far ${data.returns[at].toFixed(1)}`;
+    charts.at(step / data.per_point);
   }
   function play(on) {
     clearInterval(timer);
@@ -23,8 +21,8 @@
     button.textContent = on ? "Pause" : "Play";
   }
   function draw() {
-    charts.draw(data.panels, reward.length);
-    charts.at(data.shown[at]);
+    charts.draw(data.panels, data.panels[0].lines[0].length);
+    charts.at(data.shown[at] / data.per_point);
   }
   button.addEventListener("click", () => play(timer === null));
   slider.addEventListener("input", () => { play(false); show(Number(slider.value)); });

@@ -76,6 +76,10 @@ class TRPO:
                 "cg_residual": Metric("Conjugate gradient residual", "residual of the solve, relative to the gradient"),
                 "step_size": Metric("Step size", "factor on the natural direction; 0 when the step is rejected"),
                 "backtracks": Metric("Backtracks", "tries of the line search after the full step"),
+                "tried_kl": Metric("KL tried", "KL of the step that was taken, or else of the last one tried, in nats"),
+                "tried_gain": Metric(
+                    "Gain tried", "surrogate gain of that step, with the entropy bonus if there is one"
+                ),
             }
             | schedule_metrics(self),
             anneals=anneals(self),
@@ -96,7 +100,8 @@ class TRPO:
 
         key: for the rows of `fisher_fraction`. policy, state, batch: as in `Rule.step`.
 
-        `info.extra`: cg_iterations, cg_residual (relative), backtracks, step_size; and what has a schedule.
+        `info.extra`: cg_iterations, cg_residual (relative), backtracks, tried_kl, tried_gain, step_size; and
+        what has a schedule.
         """
         theta, rebuild = flatten(policy)
         now, scheduled = current(self, batch)
@@ -145,6 +150,8 @@ class TRPO:
             cg_iterations=direction.iterations,
             cg_residual=direction.residual,
             backtracks=result.backtracks,
+            tried_kl=result.kl,
+            tried_gain=result.gain,
             **scheduled,
         )
         taken = jnp.where(info.status == Status.ACCEPTED, step_size * result.scale, 0)
