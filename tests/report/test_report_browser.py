@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from made_up_runs import HOSTILE, ppo_run, read, trpo_run
 
-from browser import CHROMIUM, browse
+from browser import CHROMIUM, Browser, browse
 from klimb.report.page import write_report
 from problems import slow_except
 
@@ -71,3 +71,21 @@ def test_charts_answer_pointer_keyboard_and_legend(tmp_path: Path, make: Any) ->
     assert f'data-told="{charts}"' in document
     assert 'class="tooltip shown"' not in document
     assert "NaN" not in document.split("</style>")[1].split('<script type="application/json"')[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_nothing_is_wider_than_the_window_and_paper_shows_everything(tmp_path: Path) -> None:
+    path = write_report(trpo_run(tmp_path / "run", 800))
+    with Browser(tmp_path / "profile") as browser:
+        for width in (400, 820, 1400):
+            browser.open(path.resolve().as_uri(), width)
+            browser.wait_for(f"document.documentElement.dataset.rendered && innerWidth === {width}")
+            root = "document.documentElement"
+            assert browser.value(f"{root}.scrollWidth <= {root}.clientWidth"), width
+        folded = "document.querySelectorAll('details:not([open])').length"
+        assert browser.value(folded) > 0
+        browser.value("window.dispatchEvent(new Event('beforeprint'))")
+        assert browser.value(folded) == 0
+        browser.value("window.dispatchEvent(new Event('afterprint'))")
+        assert browser.value(folded) > 0

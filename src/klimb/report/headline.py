@@ -46,7 +46,7 @@ def _final_evaluation(run: RunData) -> list[Tile]:
 def _evaluation_detail(evaluation: Evaluation) -> str:
     count, interval = len(evaluation.seeds), over_episodes(evaluation)
     ends = "" if interval is None else f"{format_number(interval.low)} to {format_number(interval.high)}"
-    between = f"; 95 % interval over episodes: {ends}" if ends else ""
+    between = f"; 95\N{NO-BREAK SPACE}% interval over episodes: {ends}" if ends else ""
     if count == 1:
         return f"± standard error over {evaluation.episodes} episodes{between}"
     few = f" (fewer than {FEW_SEEDS}: unreliable)" if from_few_seeds(count) else ""

@@ -65,7 +65,7 @@ def _reason_html(run: RunData, name: str, count: int, steps: np.ndarray, color: 
         else ""
     )
     return (
-        f'<li class="bad{color}"><b>{count:,}</b> {escape(reason(name))}{meaning}{advice}'
+        f'<li class="bad{color}"><h3><b>{count:,}</b> {escape(reason(name))}</h3>{meaning}{advice}'
         f"{_table(run, name, first)}{folded}</li>"
     )
 

@@ -624,10 +624,16 @@ function drawReport(kept = {}) {
     }
   }));
   for (const chart of charts) resized.observe(chart.plot);
+  // Drawn again for paper, and afterwards for the screen: letters keep their size.
+  const paper = matchMedia("print"), redraw = () => charts.forEach(draw);
+  paper.addEventListener("change", redraw);
   document.documentElement.dataset.rendered = "true";
   return {
     state: () => Object.fromEntries(charts.map((chart) => [chart.spec.title, { chosen: chart.chosen, log: chart.chosenLog }])),
-    stop: () => resized.disconnect(),
+    stop: () => {
+      resized.disconnect();
+      paper.removeEventListener("change", redraw);
+    },
   };
 }
 let report = drawReport();

@@ -19,6 +19,7 @@
     scrollTo({ top: part ? scrollY + part.getBoundingClientRect().top - place.top : before, behavior: "instant" });
   }
   function replace(page) {
+    for (const part of page.querySelectorAll("noscript")) part.remove(); // the parser takes what is inside for shown
     const place = scrollY > 0 ? anchor() : null, before = scrollY, kept = report.state();
     const open = new Set(keyed(main).filter((part) => part.open).map((part) => part.dataset.key));
     const rows = [...main.querySelectorAll(".scroll")].map((part) => part.scrollTop);
