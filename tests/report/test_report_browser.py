@@ -80,7 +80,7 @@ def test_nothing_is_wider_than_the_window_and_paper_shows_everything(tmp_path: P
     with Browser(tmp_path / "profile") as browser:
         for width in (400, 820, 1400):
             browser.open(path.resolve().as_uri(), width)
-            browser.wait_for(f"document.documentElement.dataset.rendered && innerWidth === {width}")
+            browser.wait_for(f"document.documentElement?.dataset.rendered && innerWidth === {width}")
             root = "document.documentElement"
             assert browser.value(f"{root}.scrollWidth <= {root}.clientWidth"), width
         folded = "document.querySelectorAll('details:not([open])').length"

@@ -18,6 +18,7 @@ from klimb.improve.rules.trpo import TRPO
 from klimb.report.certificate_charts import MAX_DOTS, tv_bound
 from klimb.report.data import read_run
 from klimb.report.page import write_report
+from klimb.report.rejected import FIRST, MORE
 from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.ending import Ending, write_ending
 from klimb.types import Status
@@ -88,10 +89,10 @@ def test_long_run_is_small_quick_and_keeps_every_rejected_step(tmp_path: Path) -
     chunk = run.columns["entropy"][page.data["first"][7] - 1 : page.data["last"][7], 0]
     assert entropy[7] == pytest.approx(chunk.mean(), rel=1e-4)
     assert len(page.chart("Predicted and realised improvement")["points"]["predicted"]) == MAX_DOTS
-    assert "The first 200 of" in page.text
+    assert f"the next {MORE} of" in page.text
     # Besides the rejections there is a row per setting, and hardly another.
     settings = len(dataclasses.fields(TrainOptions)) + len(dataclasses.fields(TRPO))
-    assert sum(tag == "tr" for tag, _ in page.elements) < 200 + settings + 5
+    assert sum(tag == "tr" for tag, _ in page.elements) < 2 * (FIRST + MORE) + settings + 10
 
 
 @pytest.mark.slow
