@@ -26,7 +26,6 @@ SECONDS = 1.0
 SHARE = 0.2
 """Of the time that is spent on making the page, at most: that of a long run takes seconds, and the training needs the
 machine too."""
-
 SETTLED = 120.0
 """Seconds after which a run that has ended, and is not evaluated, counts as one that will not be: in Python that is
 normal."""
