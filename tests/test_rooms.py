@@ -9,36 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "src" / "klimb"
 ROOMS = (
     *("_version", "other_names", "errors", "files", "terminal", "console", "modules", "processes", "fields"),
-    *("precision", "mesh", "types", "policies", "tabular", "environments", "collect", "filming", "estimate"),
-    *("improve", "guided", "rules", "theory", "runs", "tracking", "export", "training", "presets", "report"),
-    *("sharing", "cli", "__main__"),
-    *("precision", "mesh", "local_page", "types", "policies", "tabular", "environments", "collect", "filming", "estimate"),
-    *(
-        "precision",
-        "mesh",
-        "local_page",
-        "types",
-        "policies",
-        "tabular",
-        "environments",
-        "collect",
-        "filming",
-        "estimate",
-    ),
-    *(
-        "improve",
-        "guided",
-        "rules",
-        "theory",
-        "runs",
-        "export",
-        "training",
-        "presets",
-        "report",
-        "sharing",
-        "cli",
-        "__main__",
-    ),
+    *("precision", "mesh", "local_page", "types", "policies", "tabular", "environments", "collect", "filming"),
+    *("estimate", "improve", "guided", "rules", "theory", "runs", "tracking", "export", "training", "presets"),
+    *("report", "sharing", "cli", "__main__"),
 )
 
 

@@ -32,7 +32,6 @@ COMMANDS = {
     "estimate": Entry(
         "POLICY --demonstrations DATA [FLAGS]", "estimate a policy's return from episodes of another policy"
     ),
-    "report": Entry("RUN [FLAGS]", "write the report of a run, or of a search, again"),
     "sync": Entry("RUN TRACKER [FLAGS]", "log a run, a sweep or a search to W&B or MLflow after the fact"),
     "report": Entry("RUN [FLAGS]", "write the report of a run or of a search again, or serve it live"),
     "compare": Entry("RUN... [FLAGS]", "compare runs, with confidence intervals"),
