@@ -85,12 +85,15 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"error": "exists", "url": f"{self.hub.address}/{name}"}, 409)
             return
         private = asked.get("private", asked.get("visibility") == "private")
-        self.hub.private[name], self.hub.commits[name] = bool(private), {}
+        self.hub.private[name], self.hub.commits[name] = bool(private), {"0" * 40: {".gitattributes": b""}}
         self.answer({"url": f"{self.hub.address}/{name}", "id": name})
 
     def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
         files = dict(self.hub.files(name, "main") or {})
         files |= {x["value"]["path"]: base64.b64decode(x["value"]["content"]) for x in lines if x["key"] == "file"}
+        for line in lines:
+            if line["key"] == "deletedFile":
+                files.pop(line["value"]["path"], None)
         commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.hub.commits[name][commit] = files
         address = f"{self.hub.address}/{name}/commit/{commit}"

@@ -212,6 +212,7 @@ def test_a_changed_file_of_python_notices(arm, tmp_path):
 def test_what_is_known_of_a_policy_can_not_end_the_docstring(tmp_path):
     policy = make_policy(KINDS["box"])
     evil = 'x"""\nraise SystemExit(3)\n"""\\'
+    export_policy(policy, tmp_path / "nul.py", about={"env": "a\0b\ud800"})
     export_policy(policy, tmp_path / "policy.py", about={"env": evil})
     tree = ast.parse((tmp_path / "policy.py").read_text())
     assert evil in ast.get_docstring(tree, clean=False)
@@ -324,6 +325,112 @@ def test_comparisons():
         compare({**expected, "logits": finite}, expected, actions, "f")
     with pytest.raises(ExportError, match=r"returns \['action'\], and the policy \['action', 'logits'\]"):
         compare({"action": expected["action"]}, expected, actions, "f")
+
+
+def test_a_tie_excuses_its_own_number_alone():
+    """Not another number of the same action, nor another part; and one without a choice is never tied."""
+    two = klimb.action_spec(spaces.MultiDiscrete([1, 3]))
+    expected = {"action": np.array([[0, 0]]), "logits": np.float32([[0, 5, 1, 1]])}
+    with pytest.raises(ExportError, match="takes another action"):
+        compare({**expected, "action": np.array([[0, 1]])}, expected, two, "f")
+    both = klimb.action_spec(spaces.Tuple([spaces.Discrete(2), spaces.Discrete(2)]))
+    names = {"action.0": np.array([0]), "action.1": np.array([0])}
+    expected = {**names, "logits.0": np.float32([[1, 1]]), "logits.1": np.float32([[9, 0]])}
+    assert compare({**expected, "action.0": np.array([1])}, expected, both, "f").ties == 1
+    with pytest.raises(ExportError, match=r"takes another action\.1"):
+        compare({**expected, "action.0": np.array([1]), "action.1": np.array([1])}, expected, both, "f")
+    with pytest.raises(ExportError, match=r"takes another action\.0"):
+        compare({**expected, "action.0": np.array([7])}, expected, both, "f")
+
+
+def test_boxes_are_compared_in_half_widths():
+    box = klimb.action_spec(spaces.Box(np.float32([-1e-6, -1000]), np.float32([1e-6, 1000])))
+    expected = {"action": np.float32([[1e-6, 900], [-1e-6, 0]])}
+    compare(expected, expected, box, "f")
+    for wrong in (-expected["action"], expected["action"] * np.float32([1, 1.01]), expected["action"].astype(int)):
+        with pytest.raises(ExportError, match=r"differs|as int64"):
+            compare({"action": wrong}, expected, box, "f")
+    # Rounding of the policy widens the tolerance, and not without limit.
+    near = {"action": expected["action"] * np.float32([1, 1.0005])}
+    assert compare(near, expected, box, "f", rounding=1e-4).difference == pytest.approx(4.5e-4, rel=0.01)
+    for rounding in (np.inf, np.nan, 10.0):
+        with pytest.raises(ExportError, match="differs"):
+            compare({"action": -expected["action"]}, expected, box, "f", rounding=rounding)
+
+
+def loaded(path) -> dict[str, Any]:
+    """A file of Python, run."""
+    file: dict[str, Any] = {"__name__": "policy"}
+    exec(compile(path.read_text(), "policy.py", "exec"), file)
+    return file
+
+
+def test_masks_in_a_file_of_python_are_those_of_the_policy(tmp_path):
+    policy = make_policy(Kind(spaces.Dict(level=spaces.Discrete(3)), spaces.MultiDiscrete([2, 2]), masked=True))
+    act = loaded(export_policy(policy, tmp_path / "policy.py").path)["act"]
+    obs, mask = {"level": np.array([0, 2])}, np.array([[1, 0, 0, 1], [0, 1, 1, 0]])
+    expected = policy.act(obs, action_mask=mask)
+    for given in (
+        act(obs, action_mask=mask),
+        act({**obs, "action_mask": mask}),
+        act(policy.observations.flatten({**obs, "action_mask": mask})),
+        act(obs, action_mask=mask.reshape(2, 2, 2) - 0.4),
+    ):
+        np.testing.assert_array_equal(given, expected)
+    for wrong in (mask[0], mask * 0, np.array([[1, 1, 0, 0]] * 2), mask[:, :3]):
+        with pytest.raises(ValueError, match="mask"):
+            act(obs, action_mask=wrong)
+    with pytest.raises(ValueError, match="needs it"):
+        act(obs)
+
+
+@pytest.mark.parametrize(
+    ("space", "wrong"),
+    [
+        (spaces.Discrete(4, start=2), [1, 6, 2.5]),
+        (spaces.MultiDiscrete([2, 3]), [[3, 0], [-1, 0], [0, 5]]),
+        (PICTURE, [np.full(PICTURE.shape, 0.5), np.full(PICTURE.shape, 300)]),
+        (spaces.Tuple([VECTOR, VECTOR]), [(np.zeros(4),)]),
+        (VECTOR, [np.zeros(3)]),
+    ],
+)
+def test_observations_out_of_their_space_are_refused_by_a_file_of_python(space, wrong, tmp_path):
+    policy = make_policy(Kind(space, spaces.Discrete(3), {"network": "mlp"} if space is PICTURE else {}))
+    act = loaded(export_policy(policy, tmp_path / "policy.py").path)["act"]
+    assert act(space.sample()) in range(3)
+    for obs in wrong:
+        with pytest.raises(ValueError, match="the observation has"):
+            act(obs)
+        with pytest.raises(ConfigError):
+            policy.act(obs)
+
+
+def test_numbers_as_the_policy_takes_them(tmp_path):
+    """Scalars with an axis, and what bounds of infinity become."""
+    kind = Kind(spaces.Box(-1, 1, ()), options={"log_std_bounds": (-INF, 1.0)})
+    policy = make_policy(kind)
+    act = loaded(export_policy(policy, tmp_path / "policy.py").path)["act"]
+    for obs in (0.5, [0.5], [[0.5], [0.25]]):
+        assert act(obs).shape == policy.act(obs).shape
+        np.testing.assert_allclose(act(obs), policy.act(obs), atol=1e-6)
+
+
+def test_no_path_of_the_machine_is_in_a_program(tmp_path):
+    content = export_policy(make_policy(KINDS["parts"]), tmp_path / "policy.stablehlo").path.read_bytes()
+    for path in (str(tmp_path), __file__, "site-packages", "klimb/export"):
+        assert path.encode() not in content
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict({"a": spaces.Dict(b=spaces.Discrete(3)), "a.b": spaces.Discrete(2)}),
+        spaces.Dict({"": spaces.Discrete(3), "b": spaces.Discrete(2)}),
+    ],
+)
+def test_names_of_parts_have_to_differ(space, tmp_path):
+    with pytest.raises(ConfigError, match="which have to differ and may not be empty"):
+        export_policy(make_policy(Kind(actions=space)), tmp_path / "policy.py")
 
 
 def test_files_that_can_not_be_written(tmp_path):

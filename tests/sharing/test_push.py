@@ -56,8 +56,9 @@ def test_a_policy_is_pushed_and_evaluated_from_the_hub(run_dir: Path, hub: Hub, 
     assert address == f"{hub.address}/me/cart/commit/{commit}"
     assert f"evaluate     klimb evaluate hf://me/cart@{commit}" in said
     assert hub.private == {"me/cart": True}
-    assert list(hub.commits["me/cart"]) == [commit]  # one commit
+    assert list(hub.commits["me/cart"])[1:] == [commit]  # one, after that with which the Hub makes a repository
     files = hub.files("me/cart", "main")
+    del files[".gitattributes"]
     wanted = {"README.md", "config.toml", "evaluation.json", "policy.json", "policy.safetensors"}
     assert wanted <= set(files) <= wanted | {"policy.onnx"}
     evaluation = json.loads(files["evaluation.json"])
@@ -87,13 +88,23 @@ def test_a_policy_is_pushed_and_evaluated_from_the_hub(run_dir: Path, hub: Hub, 
 def test_a_revision_is_pinned(run_dir: Path, hub: Hub, capsys) -> None:
     for seed in ("0", "1"):
         assert main(["push", str(run_dir), "me/cart", "--policy-seed", seed, "--no-video", "--public"]) == 0
-    first, second = hub.commits["me/cart"]
+    _, first, second = hub.commits["me/cart"]
     assert not hub.private["me/cart"]
     for revision, seed in ((f"@{first}", 0), (f"@{second}", 1), ("", 1)):
         weight = klimb.load_policy(f"hf://me/cart{revision}").network.weights[0]
         np.testing.assert_array_equal(weight, klimb.load_policy(run_dir, seed=seed).network.weights[0])
     with pytest.raises(RunError, match=r"hf://me/cart@v9 can't be downloaded: .*check the name and the revision"):
         klimb.load_policy("hf://me/cart@v9")
+
+
+def test_nothing_of_the_policy_before_stays(run_dir: Path, hub: Hub) -> None:
+    old = {"policy.onnx": b"old", "replay.webp": b"old", "notes.txt": b"mine"}
+    hub.private["me/cart"], hub.commits["me/cart"] = True, {"c" * 40: old}
+    assert main(["push", str(run_dir), "me/cart", "--no-video"]) == 0
+    files = hub.files("me/cart", "main")
+    assert files["notes.txt"] == b"mine"
+    assert "replay.webp" not in files
+    assert files.get("policy.onnx") != b"old"
 
 
 def test_what_the_hub_refuses(run_dir: Path, hub: Hub, monkeypatch, capsys) -> None:
@@ -167,15 +178,26 @@ def test_names_on_the_hub() -> None:
     assert str(HubName.read("me/cart@main")) == "hf://me/cart@main"
     assert is_hub(Path("hf://me/cart"))
     assert not is_hub("runs/hf")
-    for wrong in ("hf://cart", "hf://me/cart/more", "hf://../cart@a b", "hf://me/ca rt", "hf://me/cart@../x y"):
+    for wrong in (
+        "hf://cart",
+        "hf://me/cart/more",
+        "hf://../cart@a b",
+        "hf://me/ca rt",
+        "hf://me/cart@../x y",
+        "hf://../cart",
+        "hf://me/..@a/../b",
+    ):
         with pytest.raises(ConfigError, match="is no name on the Hub"):
             located(wrong)
 
 
 def test_no_path_of_the_machine_is_shared(run_dir: Path) -> None:
     config = RunConfig.read(run_dir / "config.toml")
-    options = {"init_from": "/home/somebody/runs/first", "demonstrations": "minari:mujoco/hopper"}
+    options = {"init_from": "C:\\Users\\somebody\\first", "demonstrations": "minari:mujoco/hopper"}
+    options["log"] = ["mlflow:file:///home/somebody/mlruns"]
     changed = RunConfig.from_dict({**config.to_dict(), "options": {**config.to_dict()["options"], **options}})
     shared = alone(changed, 1)
     assert (shared.options.init_from, shared.options.demonstrations) == ("first", "minari:mujoco/hopper")
+    assert shared.options.log == ()
+    assert "somebody" not in shared.to_toml()
     assert _inert("<b>|x") == "&#60;b&#62;&#124;x"

@@ -59,6 +59,8 @@ def export(arguments: ExportArguments) -> None:
     if is_file(run_dir / CONFIG):
         policy, about = _of_run(run_dir, flags)
     else:
+        if flags.best:
+            raise ConfigError("--best is for a run: give the directory of the policy alone")
         policy, about = load_policy(run_dir, seed=flags.policy_seed), {}
     for line in lines_of(export_policy(policy, flags.output, about=about), about):
         write_line(line)

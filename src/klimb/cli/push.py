@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,11 @@ def push(arguments: PushArguments) -> None:
     shared = _shared(located(flags.run), flags)
     if flags.dry_run is not None:
         make_directory(flags.dry_run)
-        _write(shared, flags.dry_run, name, flags)
+        try:
+            _write(shared, flags.dry_run, name, flags)
+        except BaseException:
+            shutil.rmtree(flags.dry_run, ignore_errors=True)
+            raise
         write_line(f"folder       {flags.dry_run}: nothing was sent")
         return
     with tempfile.TemporaryDirectory(prefix="klimb-push-") as folder:

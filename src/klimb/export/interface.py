@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from klimb.errors import ConfigError, shown
 from klimb.policies.action_spec import ActionSpec
 from klimb.policies.observation_parts import MaskedObservations, PartsObservations
 from klimb.policies.observation_spec import ObservationSpec
@@ -96,6 +97,16 @@ def heads_of(actions: ActionSpec, name: str = "") -> Iterator[Head]:
     names = map(str, range(len(actions.parts))) if actions.names is None else actions.names
     for own, part in zip(names, actions.parts, strict=True):
         yield from heads_of(part, f"{name}.{own}" if name else own)
+
+
+def require_names(actions: ActionSpec) -> None:
+    """ConfigError where two parts of an action would have one name, or one has none. actions: any."""
+    names = [head.name for head in heads_of(actions)]
+    if len(names) > 1 and (len(set(names)) < len(names) or not all(part for name in names for part in name.split("."))):
+        raise ConfigError(
+            f"the parts of the actions have the names {shown(names, 200)}, which have to differ and may not be empty: "
+            "rename them in the action space"
+        )
 
 
 def flat_actions(action: Any, actions: ActionSpec) -> dict[str, Any]:

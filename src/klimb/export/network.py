@@ -120,7 +120,10 @@ class OwnNetwork:
             "residual": about.get("residual", False),
             "state_dependent_std": style.state_dependent_std,
             "tanh_squash": style.tanh_squash,
-            "log_std_bounds": style.log_std_bounds,
+            # Far beyond any logarithm, where there is no bound: infinity can't be written.
+            "log_std_bounds": None
+            if style.log_std_bounds is None
+            else np.clip(style.log_std_bounds, -1e30, 1e30).tolist(),
             "exploration": style.exploration,
         }
 

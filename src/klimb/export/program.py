@@ -43,9 +43,22 @@ def program(policy: Policy, inputs: Inputs, actions: ActionSpec) -> Callable[[Ar
             distribution, carry_after = policy.step(obs, arrays[CARRY])  # type: ignore[attr-defined]
             carry = {NEXT_CARRY: carry_after}
         action = actions.unflatten(actions.clip(distribution.to_environment(distribution.mode())))
-        return {**flat_actions(action, actions), **_parameters(distribution, actions), **carry}
+        taken = flat_actions(action, actions)
+        for head in heads_of(actions):
+            taken[head.named("action")] = _as_in_space(taken[head.named("action")], head)
+        return {**taken, **_parameters(distribution, actions), **carry}
 
     return full_precision(jax.vmap(one))
+
+
+def _as_in_space(action: Array, head: Head) -> Array:
+    """Integers of the space's type, as far as JAX has it: of 32 bits where the space has 64."""
+    match head.actions:
+        case MultiDiscrete(space_dtype=name):
+            return action.astype(name.replace("64", "32"))
+        case MultiBinary():
+            return action.astype("int8")
+    return action
 
 
 def _row(inputs: Inputs, arrays: Arrays) -> Array:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from klimb.errors import printable
 from klimb.export.interface import CARRY, MASK, NEXT_CARRY, OBS, heads_of
 from klimb.export.network import OwnNetwork
 
@@ -28,7 +29,7 @@ def python_file(own: OwnNetwork, about: dict[str, str], recorded: dict[str, Any]
     source = resources.files("klimb.export").joinpath("standalone.py").read_text(encoding="utf-8")
     _, quotes, code = source.partition('\n"""\n')
     assert quotes, "the docstring of standalone.py gives way to that of the file"
-    known = "\n".join(f"{name}: {value}" for name, value in about.items() if len(value) <= WIDTH)
+    known = printable("\n".join(f"{name}: {value}" for name, value in about.items() if len(value) <= WIDTH))
     kept = {*own.inputs.shapes(), *(head.named("action") for head in heads_of(own.policy.actions))}
     some = {name: np.asarray(array[:ROWS_TO_KEEP]) for name, array in recorded.items() if name in kept}
     return "\n".join(
@@ -60,7 +61,7 @@ act, act_with_memory = POLICY.act, POLICY.act_with_memory
 if __name__ == "__main__":
     difference = POLICY.difference(RECORDED)
     print(f"largest difference in {len(RECORDED['obs'])} recorded observations: {difference:.1e}")
-    raise SystemExit(int(difference > 1e-4))
+    raise SystemExit(int(not difference <= 1e-4))
 """
 
 

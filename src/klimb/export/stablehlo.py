@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,8 +24,21 @@ def stablehlo_file(policy: Policy, inputs: Inputs, actions: ActionSpec) -> bytes
     """
     (batch,) = jax.export.symbolic_shape("B")
     arrays = {name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype) in inputs.shapes().items()}
-    exported = jax.export.export(jax.jit(program(policy, inputs, actions)), platforms=PLATFORMS)(arrays)
+    with _without_places():
+        exported = jax.export.export(jax.jit(program(policy, inputs, actions)), platforms=PLATFORMS)(arrays)
     return bytes(exported.serialize())
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """Without the places in source files that operations are from: paths of this machine, for all who get the file."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def load_stablehlo_file(content: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -43,17 +43,44 @@ class Policy:
         return self._act(obs, carry, deterministic, rng, action_mask)
 
     def _act(self, obs, carry, deterministic, rng, action_mask):
+        obs, action_mask = self._without_mask(obs, action_mask)
         row = flatten(self.about["observations"], obs)
-        if (action_mask is None) == bool(self.about["num_choices"]):
-            raise ValueError("action_mask= is for policies that were trained with a mask, and these need it")
         if not deterministic and rng is None:
             rng = np.random.default_rng()
         lead = row.shape[: row.ndim - self.about["axes"]]
         if self.about["memory"] and carry is None:
             carry = np.zeros((*lead, self.about["carry_size"]), np.float32)
-        mask = None if action_mask is None else np.reshape(np.asarray(action_mask) > 0, (*lead, -1))
+        mask = None if action_mask is None else self._flags(action_mask, lead)
         parameters, carry = self.distribution(row, mask, carry)
         return action_of(self.about["actions"], self.about, parameters, None if deterministic else rng), carry
+
+    def _without_mask(self, obs, action_mask):
+        """The observation, and the mask that belongs to it: given, or a part of the observation."""
+        if not self.about["num_choices"]:
+            if action_mask is not None:
+                raise ValueError("the policy was trained without an action mask: leave action_mask out")
+            return obs, None
+        if action_mask is None and hasattr(obs, "keys") and "action_mask" in obs:
+            return {name: part for name, part in obs.items() if name != "action_mask"}, obs["action_mask"]
+        if action_mask is None and not hasattr(obs, "keys") and not isinstance(obs, tuple):
+            row, size = np.asarray(obs), size_of(self.about["observations"])
+            if row.shape[-1:] == (size + self.about["num_choices"],):  # the mask stands behind the observation
+                return row[..., :size], row[..., size:]
+        if action_mask is None:
+            raise ValueError("the policy was trained with an action mask, and needs it: give action_mask=")
+        return obs, action_mask
+
+    def _flags(self, action_mask, lead):
+        """Flags of the choices, `[..., choices]`. lead: the leading axes of the observation."""
+        flags = np.asarray(action_mask) > 0.5
+        count = self.about["num_choices"]
+        if flags.shape[: len(lead)] != lead or flags.size != int(np.prod(lead)) * count:
+            raise ValueError(f"the action mask has the shape {flags.shape}, and {(*lead, count)} is expected")
+        flags = flags.reshape((*lead, count))
+        sizes = choice_sizes(self.about["actions"])
+        if not np.logical_or.reduceat(flags, np.cumsum([0, *sizes[:-1]]), axis=-1).all():
+            raise ValueError("the action mask allows no choice at all for a part of the action")
+        return flags
 
     def distribution(self, row, mask=None, carry=None):
         """The parameters of the distribution over actions, nested as the actions are, and what is remembered.
@@ -154,7 +181,7 @@ class Policy:
         return units + x if self.about["residual"] and units.shape == x.shape else units
 
     def difference(self, recorded):
-        """The largest difference between recorded actions and those computed here, relative to numbers above 1.
+        """The largest difference between recorded actions and those computed here, relative to their largest number.
 
         recorded: arrays by name: obs, action_mask and carry where the policy reads them, and the actions.
         """
@@ -162,7 +189,7 @@ class Policy:
         actions = self.about["actions"]
         computed = named_parts(actions, action_of(actions, self.about, parameters, None), "action")
         pairs = [(x.astype(float), recorded[name].astype(float)) for name, x in computed.items()]
-        return max(np.max(np.abs(x - its) / np.maximum(1, np.abs(its))) for x, its in pairs)
+        return max(np.max(np.abs(x - its)) / (np.max(np.abs(its)) or 1) for x, its in pairs)
 
 
 def flatten(spec, obs):
@@ -170,29 +197,47 @@ def flatten(spec, obs):
     kind = spec["kind"]
     if kind == "parts" and (isinstance(obs, tuple) or hasattr(obs, "keys")):
         own = obs if "names" not in spec else [obs[name] for name in spec["names"]]
+        if len(own) != len(spec["parts"]):
+            raise ValueError(f"the observation has {len(own)} parts, and the policy reads {len(spec['parts'])}")
         rows = [as_vector(part, flatten(part, x)) for part, x in zip(spec["parts"], own)]
         lead = np.broadcast_shapes(*(row.shape[:-1] for row in rows))
         return np.concatenate([np.broadcast_to(row, lead + row.shape[-1:]) for row in rows], axis=-1)
     if kind == "picture":
-        return fitting(np.asarray(obs, spec["numbers"]), spec["shape"])
+        picture = np.asarray(obs)
+        if spec["numbers"] == "uint8" and picture.dtype != np.uint8:
+            require((picture >= 0) & (picture <= 255) & (picture == np.round(picture)), "whole numbers from 0 to 255")
+        return fitting(picture.astype(spec["numbers"]), spec["shape"])
     row = np.asarray(obs, np.float32)
     if kind == "box":
-        space = tuple(spec.get("space_shape", spec["shape"]))
-        if row.shape[max(row.ndim - len(space), 0) :] == space:
+        space, flat = tuple(spec.get("space_shape", spec["shape"])), tuple(spec["shape"])
+        # A batch of vectors as long as the first axis of the space is taken for vectors.
+        vectors = row.shape[-1:] == flat and space[-1:] != flat
+        if row.shape[max(row.ndim - len(space), 0) :] == space and not vectors:
             row = row.reshape(row.shape[: row.ndim - len(space)] + tuple(spec["shape"]))
         return fitting(row, spec["shape"])
     if kind == "one_hot":
         one_hot = row.shape[-1:] == (spec["n"],) and np.isin(row, (0, 1)).all() and (row.sum(-1) == 1).all()
-        return row if one_hot else np.eye(spec["n"], dtype=np.float32)[(row - spec.get("start", 0)).astype(int)]
+        if one_hot:
+            return row
+        numbers = row - spec.get("start", 0)
+        require((numbers >= 0) & (numbers < spec["n"]) & (numbers == np.round(numbers)), "in the range of the space")
+        return np.eye(spec["n"], dtype=np.float32)[numbers.astype(int)]
     if kind == "multi_one_hot":
         n, space = np.array(spec["n"]), tuple(spec["space_shape"])
         lead = row.shape[: row.ndim - len(space)]
         if row.shape[len(lead) :] == space:
-            numbers = (row.reshape((*lead, -1)) - np.array(spec["start"])).astype(int)
+            numbers = row.reshape((*lead, -1)) - np.array(spec["start"])
+            require((numbers >= 0) & (numbers < n) & (numbers == np.round(numbers)), "in the range of the space")
             row = np.zeros((*lead, n.sum()), np.float32)
-            np.put_along_axis(row, numbers + np.cumsum(n) - n, 1, axis=-1)
+            np.put_along_axis(row, numbers.astype(int) + np.cumsum(n) - n, 1, axis=-1)
         return fitting(row, [n.sum()])
     return fitting(row, [size_of(spec)])
+
+
+def require(good, what):
+    """ValueError where not all numbers of an observation are what they should be."""
+    if not np.all(good):
+        raise ValueError(f"the observation has numbers that are not {what}")
 
 
 def size_of(spec):
@@ -351,13 +396,20 @@ def num_log_std(actions):
     return len(actions["low"]) if actions["kind"] == "box" else 0
 
 
+def choice_sizes(actions):
+    """How many choices each discrete number of an action has; a mask has a flag for each of them."""
+    if actions["kind"] == "product":
+        return [size for part in actions["parts"] for size in choice_sizes(part)]
+    if actions["kind"] == "multi_binary":
+        return [2] * int(np.prod(actions["shape"]))
+    if actions["kind"] == "discrete":
+        return [actions["n"]]
+    return [] if actions["kind"] == "box" else list(actions["n"])
+
+
 def num_choices(actions):
     """Flags of the action mask."""
-    if actions["kind"] == "product":
-        return sum(map(num_choices, actions["parts"]))
-    if actions["kind"] == "multi_binary":
-        return 2 * int(np.prod(actions["shape"]))
-    return 0 if actions["kind"] == "box" else int(np.sum(actions["n"]))
+    return sum(choice_sizes(actions))
 
 
 def named_parts(actions, action, name):

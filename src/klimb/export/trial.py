@@ -9,6 +9,7 @@ import numpy as np
 from klimb.errors import ExportError
 from klimb.export.interface import CARRY, MASK, OBS, Head, Inputs, heads_of
 from klimb.policies.action_spec import ActionSpec
+from klimb.policies.box_actions import Box
 from klimb.policies.multi_binary_actions import MultiBinary
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.observation_kinds import MultiOneHotObservations, OneHotObservations
@@ -25,6 +26,8 @@ different orders, of which float32 makes differences of about 1e-7 per layer."""
 ROUNDINGS = 10
 """A deep network may round more than that: then the tolerance is this many times the difference between the policy in
 float32 and in float64."""
+MOST = 1e-3
+"""The largest tolerance, whatever the policy rounds."""
 SPREAD = 2.0
 """Standard deviations of the observations, in those of the policy's normaliser: some are clipped, most are not."""
 Arrays = dict[str, Any]
@@ -33,8 +36,9 @@ Arrays = dict[str, Any]
 class Agreement(NamedTuple):
     """How an export agrees with its policy.
 
-    rows: observations that were compared. difference: the largest one, relative to the largest number of its array if
-    that is above 1. ties: rows in which another of two choices that are equally good, up to rounding, is taken.
+    rows: observations that were compared. difference: the largest one, relative to half the width of a box, or to the
+    largest number of its array, if that is larger. ties: rows in which another of two choices that are equally good, up
+    to rounding, is taken.
     rounding: the largest difference of the policy from what it computes in float64, relative in the same way.
     """
 
@@ -110,8 +114,8 @@ def rounding_of(expected: Arrays, exact: Arrays, actions: ActionSpec) -> float:
 
     expected: in float32, by name. exact: in float64. actions: of the policy.
     """
-    numbers = set(expected) - {head.named("action") for head in heads_of(actions) if head.actions.is_integer}
-    return float(np.max([_difference(expected[name], exact[name]) for name in numbers]))
+    scales, whole = _scales(expected, actions), _whole_numbers(actions)
+    return float(np.max([_difference(expected[x], exact[x], scales[x]) for x in set(expected) - set(whole)], initial=0))
 
 
 def compare(exported: Arrays, expected: Arrays, actions: ActionSpec, what: str, *, rounding: float = 0.0) -> Agreement:
@@ -120,22 +124,29 @@ def compare(exported: Arrays, expected: Arrays, actions: ActionSpec, what: str, 
     exported, expected: by name. actions: of the policy. what: is exported, for the message. rounding: of the policy.
     """
     rows = len(next(iter(expected.values())))
-    tolerance = max(TOLERANCE, ROUNDINGS * rounding)
+    tolerance = max(TOLERANCE, min(ROUNDINGS * rounding, MOST)) if np.isfinite(rounding) else TOLERANCE
     if set(exported) != set(expected):
         raise ExportError(f"{what} returns {sorted(exported)}, and the policy {sorted(expected)}")
     largest, tied = 0.0, np.zeros(rows, bool)
-    integer = {head.named("action"): head for head in heads_of(actions) if head.actions.is_integer}
+    scales, whole = _scales(expected, actions), _whole_numbers(actions)
     for name, value in expected.items():
         own = np.asarray(exported[name])
-        if own.shape != value.shape:
-            raise ExportError(f"{what} returns {name} of the shape {own.shape}, and the policy {value.shape}")
-        if name in integer:
-            other = (own != value).reshape(rows, -1).any(-1)
-            tied |= other & _nearly_tied(expected, integer[name], tolerance)
-            if (other & ~tied).any():
-                raise ExportError(_other_action(what, name, int((other & ~tied).sum()), rows))
+        if own.shape != value.shape or own.dtype.kind != value.dtype.kind:
+            raise ExportError(
+                f"{what} returns {name} as {own.dtype} of the shape {own.shape}, and the policy as {value.dtype} of "
+                f"{value.shape}"
+            )
+        if name in whole:
+            other, excused = _other_choices(own, value, expected, whole[name], tolerance)
+            if (other & ~excused).any():
+                count = int((other & ~excused).any(-1).sum())
+                raise ExportError(
+                    f"{what} takes another {name} than the policy for {count} of {rows:,} observations: nothing was "
+                    "written"
+                )
+            tied |= other.any(-1)
         else:
-            largest = float(np.maximum(largest, _difference(own, value)))  # NaN stays NaN
+            largest = float(np.maximum(largest, _difference(own, value, scales[name])))  # NaN stays NaN
     if not largest <= tolerance:
         raise ExportError(
             f"{what} differs from the policy by {largest:.1e} in {rows:,} observations, and rounding explains at most "
@@ -144,31 +155,72 @@ def compare(exported: Arrays, expected: Arrays, actions: ActionSpec, what: str, 
     return Agreement(rows, largest, int(tied.sum()), rounding)
 
 
-def _other_action(what: str, name: str, count: int, rows: int) -> str:
-    return f"{what} takes another {name} than the policy for {count} of {rows:,} observations: nothing was written"
+def _whole_numbers(actions: ActionSpec) -> dict[str, Head]:
+    """The heads whose actions are choices, by the names of their actions."""
+    return {head.named("action"): head for head in heads_of(actions) if head.actions.is_integer}
 
 
-def _difference(own: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest number if that is above 1; infinities have to be equal.
+def _scales(expected: Arrays, actions: ActionSpec) -> dict[str, Any]:
+    """What differences are relative to, by name: the largest number of an array, or 1; of a box, per dimension, the
+    largest distance from its middle, or half its width."""
+    scales = {name: np.maximum(1, _largest(value)) for name, value in expected.items()}
+    for head in heads_of(actions):
+        box = head.actions
+        if not isinstance(box, Box):
+            continue
+        for name in (head.named("action"), head.named("mean")):
+            if name in expected:
+                shape = expected[name].shape[1:]
+                middle, width = box.center.reshape(shape), box.half_width.reshape(shape)
+                scales[name] = np.maximum(width, _largest(expected[name] - middle, axis=0))
+    return scales
+
+
+def _largest(array: np.ndarray, axis: int | None = None) -> Any:
+    """The largest finite absolute number; 0 where there is none."""
+    return np.max(np.abs(array), axis=axis, where=np.isfinite(array), initial=0)
+
+
+def _difference(own: np.ndarray, expected: np.ndarray, scale: Any) -> float:
+    """The largest difference relative to a scale; infinities have to be equal.
 
     Rounding is as large as the numbers that are added, and not as their sum, which may be near 0.
     """
     same = (own == expected) | (np.isnan(own) & np.isnan(expected))
-    scale = np.max(np.abs(expected), where=np.isfinite(expected), initial=1)
     with np.errstate(invalid="ignore"):
         # NaN, of an infinity beside a number, stays: no comparison with it is true.
         return float(np.max(np.where(same, 0, np.abs(own.astype(float) - expected) / scale), initial=0))
 
 
-def _nearly_tied(expected: Arrays, head: Head, tolerance: float) -> np.ndarray:
-    """In which rows two choices of a number differ by no more than rounding, `[rows]`."""
-    logits, sizes = expected.get(head.named("logits")), head.actions.choices
+def _other_choices(
+    own: np.ndarray, expected: np.ndarray, arrays: Arrays, head: Head, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which numbers `[rows, H]` are other ones than expected, and which of those are as good, up to rounding.
+
+    own, expected: actions of the head. arrays: the policy's, with the logits.
+    """
+    taken, right = _choices(own, head), _choices(expected, head)
+    other, excused = taken != right, np.zeros(taken.shape, bool)
+    for number, logits in enumerate(_logits(arrays.get(head.named("logits")), head)):
+        within = (taken[:, number] >= 0) & (taken[:, number] < logits.shape[-1])
+        rows, safe = np.arange(len(logits)), np.where(within, taken[:, number], 0)
+        best = logits[rows, right[:, number]]
+        with np.errstate(invalid="ignore"):
+            lost = best - logits[rows, safe]
+        excused[:, number] = within & (lost <= tolerance * np.maximum(1, np.abs(best)))
+    return other, excused
+
+
+def _choices(action: np.ndarray, head: Head) -> np.ndarray:
+    """The choices that actions are, `[rows, H]`, from 0 on."""
+    rows = action.reshape(len(action), -1).astype(np.int64)
+    return rows - np.asarray(getattr(head.actions, "start", 0))
+
+
+def _logits(logits: np.ndarray | None, head: Head) -> list[np.ndarray]:
+    """The logits of every number, `[rows, n]` each; none where they are not known."""
     if logits is None:
-        return np.zeros(len(next(iter(expected.values()))), bool)
+        return []
     if isinstance(head.actions, MultiBinary):
-        return (np.abs(logits) <= tolerance).any(-1)
-    close = []
-    for own in np.split(logits, np.cumsum(sizes)[:-1], axis=-1):
-        best = np.sort(own, axis=-1)[:, -2:]
-        close.append(best[:, -1] - best[:, 0] <= tolerance * np.maximum(1, np.abs(best[:, -1])))
-    return np.any(close, axis=0)
+        return [np.stack([np.zeros_like(own), own], axis=-1) for own in logits.T]
+    return np.split(logits, np.cumsum(head.actions.choices)[:-1], axis=-1)

@@ -13,7 +13,7 @@ import numpy as np
 
 from klimb._version import __version__
 from klimb.errors import ConfigError, RunError, one_line
-from klimb.export.interface import OBS, Inputs
+from klimb.export.interface import OBS, Inputs, require_names
 from klimb.export.network import OwnNetwork, require_own
 from klimb.export.onnx_converted import converted_file
 from klimb.export.onnx_file import load_onnx_file, onnx_file
@@ -72,6 +72,7 @@ def export_policy(
     path, policy = as_path(path), policy_of(policy)
     require_export(path)
     observations, actions = spaces_of(policy, observations, actions)
+    require_names(actions)
     inputs = Inputs(observations, carry_size(policy))
     arrays = trial(policy, inputs, actions, np.random.default_rng(SEED))
     expected = _few_at_once(eqx.filter_jit(program(policy, inputs, actions)), arrays)

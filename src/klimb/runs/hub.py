@@ -13,7 +13,7 @@ from klimb.files import is_file
 from klimb.runs.own_files import CONFIG
 
 PREFIX = "hf:"
-FILES = (CONFIG, "policy*.json", "policy*.safetensors")
+FILES = (CONFIG, "policy.json", "policy.safetensors")
 """What klimb reads of a repository. Nothing else is downloaded: all of these are data, as those of a run are."""
 _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 _REVISION = re.compile(r"[\w./-]{1,128}", re.ASCII)
@@ -31,7 +31,8 @@ class HubName(NamedTuple):
         # A path has one slash where two were typed, and on Windows slashes of its own.
         text = given.as_posix() if isinstance(given, PurePath) else given
         name, _, revision = text.removeprefix(PREFIX).lstrip("/").partition("@")
-        if not _NAME.fullmatch(name) or (revision and not _REVISION.fullmatch(revision)):
+        wrong = not _NAME.fullmatch(name) or (revision and not _REVISION.fullmatch(revision))
+        if wrong or {".", ".."} & {*name.split("/"), *revision.split("/")}:
             raise ConfigError(
                 f"{shown(str(given), 80)} is no name on the Hub: write hf://USER/NAME, or hf://USER/NAME@REVISION for "
                 "a tag or a commit"
@@ -103,6 +104,6 @@ def explained(error: Exception) -> str:
         404: "check the name and the revision; a private repository needs `hf auth login`",
     }
     remedy = remedies.get(status) if isinstance(status, int) else None
-    if "offline" in type(error).__name__.lower() or "offline" in first.lower():
+    if "offline" in type(error).__name__.lower():
         remedy = "HF_HUB_OFFLINE is set"
     return first if remedy is None else f"{first} ({remedy})"

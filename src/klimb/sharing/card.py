@@ -68,7 +68,7 @@ def _short(env: str) -> str:
 def _page(facts: Facts) -> str:
     """What people read."""
     config = facts.config
-    rule, steps = rule_title(config.rule), f"{config.options.env_steps:,}"
+    rule, steps = _inert(rule_title(config.rule)), f"{config.options.env_steps:,}"
     where = "" if facts.iteration is None else f" The policy is that after iteration {facts.iteration:,}."
     lines = [
         f"# {rule} on {_inert(_short(config.env))}",
@@ -89,7 +89,7 @@ def _page(facts: Facts) -> str:
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {_inert(value)} |" for name, value in _settings(config)),
+        *(f"| {_inert(name)} | {_inert(value)} |" for name, value in _settings(config)),
         "",
     ]
     return "\n".join(lines)

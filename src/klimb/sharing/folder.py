@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +55,7 @@ class Progress(NamedTuple):
 
 
 def alone(config: RunConfig, seed: int) -> RunConfig:
-    """The configuration of a run with one of its seeds alone, and without paths of the machine it was trained on.
+    """The configuration of a run with one of its seeds alone, without its trackers, and without paths of its machine.
 
     config: of the run. seed: of the policy.
     """
@@ -63,6 +63,7 @@ def alone(config: RunConfig, seed: int) -> RunConfig:
         config.options,
         seed=seed,
         num_seeds=1,
+        log=(),
         demonstrations=_without_folder(config.options.demonstrations),
         init_from=_without_folder(config.options.init_from),
     )
@@ -73,7 +74,7 @@ def _without_folder(name: str | None) -> str | None:
     """What a training started from, without the folders around it: they may hold a user's name."""
     if name is None or name.partition(":")[0] in ("minari", "zoo", "hf"):
         return name
-    return Path(name).name
+    return PureWindowsPath(name).name  # of slashes of both kinds
 
 
 def write_folder(

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from klimb.errors import RunError
 from klimb.runs.hub import HubName, explained, hub_package, quiet
 
+OWN_FILES = ("policy.onnx", "replay.mp4", "replay.webp", "evaluation.json")
+"""What a push before may have left and this one may not have."""
+
 
 class Pushed(NamedTuple):
     """A commit with the files of a policy. name: USER/NAME. commit: its hash. address: of the commit."""
@@ -32,7 +35,12 @@ def push_folder(folder: Path, name: HubName, *, public: bool, message: str) -> P
             api = hub.HfApi()
             api.create_repo(name.name, private=not public, exist_ok=True)
             commit = api.upload_folder(
-                repo_id=name.name, folder_path=folder, commit_message=message, revision=name.revision
+                repo_id=name.name,
+                folder_path=folder,
+                commit_message=message,
+                revision=name.revision,
+                # A film or an ONNX file of the policy before would stand beside this one.
+                delete_patterns=list(OWN_FILES),
             )
     except Exception as error:
         raise RunError(f"{name} can't be pushed: {explained(error)}") from error
