@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 
 import pytest
 
@@ -11,8 +13,11 @@ import tracker_sinks
 from klimb import PPO, ConfigError
 from klimb.cli.main import main
 from klimb.errors import UntrustedEnvironment
+from klimb.runs.config import RunConfig, TrainOptions
 from klimb.runs.own_files import TRACKING
 from klimb.runs.tracking_file import identifier_of
+from klimb.tracking.described import outcome_of
+from klimb.tracking.trackers import Trackers
 from problems import same_bits, without_timing
 from tracker_sinks import BEGUN, POINTS, Hangs
 
@@ -68,6 +73,47 @@ def test_a_tracker_that_hangs_is_left_alone(tmp_path, monkeypatch, caplog):
     Hangs.released.set()
 
 
+def test_ctrl_c_while_a_tracker_is_waited_for_keeps_the_run(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("klimb.tracking.trackers.RunTrackers.wait", interrupted)
+    run = train(None, REMEMBERING)
+    assert len(run.history) == 8
+
+
+def test_a_tracker_that_can_not_be_started_is_left_out(monkeypatch, caplog):
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("klimb.tracking.tracker.threading.Thread.start", no_thread)
+    assert Trackers().begin(RunConfig("CartPole-v1", RULE, TrainOptions(log=(REMEMBERING,))), None, []) is None
+    assert "the run is not logged to tracker_sinks:Remembering: can't start new thread" in caplog.text
+
+
+def test_a_tracker_that_does_not_answer_is_waited_for_once(monkeypatch, caplog):
+    """In a sweep, it would be a minute for every run."""
+    Hangs.released.clear()
+    config = RunConfig("CartPole-v1", RULE, TrainOptions(log=("tracker_sinks:Hangs",)))
+    trackers = Trackers()
+    records = [{"iteration": 1, "env_steps": 32, "wall_time": 0.1}]
+    assert trackers.begin(config, None, records) is not None
+    trackers.finish(seconds=0.3)
+    assert "it does not answer" in caplog.text
+    assert trackers.begin(config, None, records) is None
+    Hangs.released.set()
+
+
+def test_an_evaluation_before_a_resume_is_not_that_of_the_run(tmp_path):
+    run = train(tmp_path / "run", ())
+    evaluation = {"seeds": [{"seed": 0, "standard_error": 1.0}], "episodes": 1, "mean": 12345.0}
+    path = run.directory / "evaluation.json"
+    path.write_text(json.dumps(evaluation))
+    assert outcome_of(run.directory, run.ended).summary["final/eval_return"] == 12345
+    os.utime(path, (1, 1))
+    assert "final/eval_return" not in outcome_of(run.directory, run.ended).summary
+
+
 @pytest.mark.fault("a run is resumed from an older checkpoint, and repeats iterations", "trackers get no step twice")
 def test_iterations_that_are_repeated_are_not_logged_twice(tmp_path):
     run = train(tmp_path / "run", REMEMBERING)
@@ -89,6 +135,15 @@ SECRETS = [
     "wandb:hunter2",
     "https://joe:hunter2@host",
     "mlflow:https://[hunter2",
+    "mlflow:postgresql://joe:hunter2/w@host/db",
+    "mlflow:postgresql://joe:hunter2#w@host/db",
+    "mlflow:postgresql://joe:hunter2?w@host/db",
+    "mlflow:postgresql://joe@host/db?x=hunter2",
+    "mlflow:mssql+pyodbc:///?odbc_connect=PWD%3Dhunter2",
+    "mlflow:https://host/#token=hunter2",
+    "mlflow:https://host/?a=1;token=hunter2",
+    "mlflow:joe:hunter2@host:5000",
+    "mlflow:databricks://hunter2@host",
 ]
 
 

@@ -70,9 +70,9 @@ def recorded_chart(run: RunData) -> list[Spec]:
         said = f"Each of this run’s {len(seeds)} seeds is placed among {named}."
     about = (
         f"{said} They were trained by klimb {entry.klimb} with the same rule, settings and number of environment steps "
-        f"({entry.env_steps:,}); a return is the mean of {entry.episodes} episodes, with the most likely action at "
-        "every step. The percentile is the share of recorded seeds with a lower return, plus half the share of those "
-        f"with the same one to {DIGITS} decimals."
+        f"({entry.env_steps:,}); a recorded return is the mean of {entry.episodes} episodes, and one of this run of "
+        f"{run.evaluation.episodes}, with the most likely action at every step. The percentile is the share of "
+        f"recorded seeds with a lower return, plus half the share of those with the same one to {DIGITS} decimals."
     )
     rows = [
         {

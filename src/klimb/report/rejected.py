@@ -115,7 +115,7 @@ def deciding_numbers(run: RunData, name: str, row: int, column: int) -> str:
             ]
         case "NONFINITE":
             names = _not_finite(run, row, column)
-            parts = [f"not finite: {', '.join(names)}" if names else "all metrics of the old policy are finite"]
+            parts = [f"not finite: {', '.join(names)}" if names else "no metric of the record: the step itself"]
         case _:
             parts = []
     return ", ".join(filter(None, parts)) or "not recorded"
@@ -132,12 +132,12 @@ MAX_NAMES = 6
 
 
 def _not_finite(run: RunData, row: int, column: int) -> list[str]:
-    """Titles of the metrics that have no finite number in a record, and have one in most of the others."""
+    """Titles of the metrics that have no finite number in a record, and have had one before."""
     names = [
         run.metric(name)[0]
         for name, values in run.columns.items()
         if not np.isfinite(_value(run, name, row, column))
-        and np.isfinite(values).mean() > 0.5
+        and np.isfinite(values[:row]).any()
         and name not in _SOMETIMES_MISSING
         and not name.startswith("eval_")
     ]

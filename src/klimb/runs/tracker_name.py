@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from klimb.errors import ConfigError, UntrustedEnvironment, nearest, shown
 from klimb.modules import require_trust
@@ -13,7 +13,7 @@ from klimb.modules import require_trust
 WANDB, MLFLOW = "wandb", "mlflow"
 KNOWN = (WANDB, MLFLOW)
 
-_SECRET = re.compile(r"pass|pwd|token|secret|key|credential|auth", re.IGNORECASE)
+_SECRET = re.compile(r"pass|pwd|token|secret|key|credential|auth|connect", re.IGNORECASE)
 
 
 class TrackerName(NamedTuple):
@@ -49,20 +49,26 @@ def require_tracker(name: str) -> TrackerName:
 
 
 def _require_no_secret(address: str) -> None:
-    """ConfigError for an address with a password, or with a parameter that is named like one."""
+    """ConfigError for an address with a user or a password, or with a parameter that may hold one.
+
+    Databases take apart what stands before @ in other ways than web addresses: whatever has an @ is refused, unless it
+    is the path of a local file.
+    """
     try:
-        parts = urlsplit(address)
-        password = parts.password is not None
-        # Of a web server, what stands before @ may be a token without a name.
-        user = parts.username is not None and parts.scheme in ("http", "https")
-        named = any(_SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True))
+        urlsplit(address)
     except ValueError:
         raise ConfigError("log = mlflow:URI: what stands behind the colon is no address") from None
-    if password or user or named:
+    scheme, separator, rest = address.partition("://")
+    # Percent signs may hide any of the other characters.
+    place, _, parameters = unquote(rest if separator else address).partition("?")
+    local = scheme.lower().startswith(("sqlite", "file"))
+    hidden = "#" in place or (not local and "@" in unquote(address)) or _SECRET.search(unquote(parameters)) is not None
+    named = not separator and ":" in address and not Path(address).drive
+    if hidden or named:
         raise ConfigError(
-            "log = mlflow:URI: the address holds a user or a password, and would stand in the run's files: leave them "
-            "out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI with --log "
-            "mlflow"
+            "log = mlflow:URI: the address holds a user or a password, or may hold one, and would stand in the run's "
+            "files: leave them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_URI with --log mlflow"
         )
 
 

@@ -27,7 +27,7 @@ class TrainOptionsDict(TypedDict, total=False):
     exploration_steps: int | None
     """Steps for which exploration = gsde keeps a draw of its noise; none: a whole rollout, which is the maximum."""
     workers: int | None
-    """Worker processes that step a Gymnasium environment; none: one per core; 0: step it in this process."""
+    """Worker processes that step a Gymnasium environment; none: one per core; 0: in this process, as on Windows."""
     overlap: bool
     """Collect the next rollout of a host environment during the update: faster, but its data is one policy old."""
     env_fault: Literal["restart", "stop"]

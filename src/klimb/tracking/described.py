@@ -13,7 +13,7 @@ from klimb.errors import ConfigError
 from klimb.files import is_file, kind_of_link, read_limited
 from klimb.rules import rule_name
 from klimb.runs.config import RunConfig, settings_of
-from klimb.runs.ending import Ending
+from klimb.runs.ending import ENDED, Ending
 from klimb.runs.metrics import LARGEST
 from klimb.runs.own_files import SWEEP, TUNE
 from klimb.runs.provenance import Provenance
@@ -23,6 +23,7 @@ from klimb.tracking.sink import Outcome, TrackedRun
 
 FILES = ("config.toml", "policy*.json", "policy*.safetensors", "report.html")
 """Names of the files that are logged at the end."""
+EVALUATION = "evaluation.json"
 MAX_EVALUATION = 2**26
 """Largest evaluation that is read, in bytes."""
 
@@ -65,11 +66,19 @@ def outcome_of(directory: Path | None, ending: Ending | None) -> Outcome:
         summary |= {"final/iterations": float(ending.iteration), "final/env_steps": float(ending.env_steps)}
     if directory is None:
         return Outcome(None if ending is None else ending.reason, summary, [])
-    if ending is not None and ending.final:
+    if ending is not None and ending.final and _is_newer(directory / EVALUATION, directory / ENDED):
         summary |= _evaluation(directory)
     # A link would have another file sent, from outside of the run.
     files = [path for pattern in FILES for path in sorted(directory.glob(pattern)) if kind_of_link(path) is None]
     return Outcome(None if ending is None else ending.reason, summary, [path for path in files if is_file(path)])
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    """Whether a file was written after another one: an older evaluation is that of the policy before a resume."""
+    try:
+        return path.stat().st_mtime_ns >= other.stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def _group(directory: Path) -> str | None:
@@ -115,7 +124,7 @@ def _as_text(entry: Provenance) -> dict[str, str]:
 def _evaluation(directory: Path) -> dict[str, float]:
     """The final evaluation, as far as the file says something: mean returns over seeds, and of each."""
     try:
-        tree = json.loads(read_limited(directory / "evaluation.json", MAX_EVALUATION))
+        tree = json.loads(read_limited(directory / EVALUATION, MAX_EVALUATION))
         seeds = tree["seeds"]
         numbers = {"eval_episodes": tree["episodes"], "eval_return": tree["mean"]}
         if len(seeds) == 1:

@@ -15,6 +15,7 @@ from klimb.tracking.registry import NewSink
 from klimb.tracking.secrets import without_secrets
 from klimb.tracking.sink import Outcome, Point, Sink, TrackedRun
 
+NO_ANSWER = "it does not answer"
 MAX_WAITING = 100_000
 """Points that a slow tracker may lag behind."""
 
@@ -61,7 +62,7 @@ class Tracker:
             # In short waits: Ctrl-C is answered between them on every system.
             self._thread.join(0.2)
             if deadline is not None and time.monotonic() > deadline and self._thread.is_alive():
-                self._fail("it does not answer")
+                self._fail(NO_ANSWER)
 
     def _fail(self, cause: str) -> None:
         """Log nothing more; the first cause is kept."""
@@ -72,6 +73,8 @@ class Tracker:
         """What the thread does."""
         try:
             sink = new_sink()
+            if self._left:  # it has taken too long
+                return
             last = sink.begin(run)
             outcome = None
             while outcome is None and not self._left:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from klimb.errors import RunError
+from klimb.errors import KlimbError, RunError, one_line
 from klimb.runs.config import RunConfig
 from klimb.runs.directory import RunDirectory
 from klimb.runs.ending import Ending, read_ending
@@ -18,7 +18,8 @@ from klimb.runs.metrics import Record
 from klimb.tracking.described import outcome_of, started_at, tracked_run
 from klimb.tracking.points import points_of
 from klimb.tracking.registry import sinks_of
-from klimb.tracking.tracker import Tracker
+from klimb.tracking.sink import Outcome
+from klimb.tracking.tracker import NO_ANSWER, Tracker
 
 SECONDS_TO_FINISH = 60.0
 """That all trackers may take after the training, before they are left alone."""
@@ -72,7 +73,10 @@ class RunTrackers:
         if self.path is not None:
             with contextlib.suppress(RunError):  # damaged
                 ending = read_ending(self.path)
-        outcome = outcome_of(self.path, ending)
+        try:
+            outcome = outcome_of(self.path, ending)
+        except (KlimbError, OSError):  # its directory is gone
+            outcome = Outcome(None if ending is None else ending.reason, {}, [])
         for tracker in self.trackers:
             tracker.finish(outcome)
 
@@ -100,6 +104,8 @@ class Trackers:
 
     def __init__(self) -> None:
         self._open: list[RunTrackers] = []
+        self._silent: set[str] = set()
+        """Names of trackers that did not answer for a run: the others do not wait for them again."""
 
     def begin(
         self, config: RunConfig, directory: RunDirectory | None, records: Sequence[Record], name: str = ""
@@ -108,15 +114,16 @@ class Trackers:
 
         config, directory, records, name: as for `RunTrackers`; the names of the trackers are in the configuration.
         """
-        if not config.options.log:
+        names = [name for name in config.options.log if name not in self._silent]
+        if not names:
             return None
         for run in self._open:
             if directory is not None and run.path == directory.path:  # it was paused
                 return run
         try:
-            trackers = RunTrackers(config.options.log, config, directory, records, name)
-        except RunError as error:
-            logger.warning("the run is not logged to %s: %s", ", ".join(config.options.log), error)
+            trackers = RunTrackers(names, config, directory, records, name)
+        except Exception as error:  # such as no more threads: the training goes on
+            logger.warning("the run is not logged to %s: %s", ", ".join(names), one_line(error, 200))
             return None
         self._open.append(trackers)
         return trackers
@@ -126,9 +133,10 @@ class Trackers:
         if all(run.path != path for run in self._open):
             try:
                 directory = RunDirectory.open(path)
-            except RunError:  # it has failed before it was written
+                records = directory.history() if directory.config.options.log else []
+            except (KlimbError, OSError):  # it has failed before it was written
                 return
-            self.begin(directory.config, directory, directory.history() if directory.config.options.log else [])
+            self.begin(directory.config, directory, records)
         self.finish(path)
 
     def finish(self, path: Path | None = None, seconds: float | None = None) -> None:
@@ -144,6 +152,7 @@ class Trackers:
         deadline = time.monotonic() + (SECONDS_TO_FINISH if seconds is None else seconds)
         for run in chosen:
             run.wait(deadline)
+            self._silent |= {one.name for one in run.trackers if one.failure == NO_ANSWER}
 
     def __enter__(self) -> Trackers:
         return self
@@ -151,12 +160,9 @@ class Trackers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not isinstance(error, KeyboardInterrupt):
-            self.finish()
-            return
-        # Who has pressed Ctrl-C once more does not wait.
+        # Who presses Ctrl-C now does not wait for the trackers, and what was trained is returned all the same.
         with contextlib.suppress(KeyboardInterrupt):
-            self.finish(seconds=SECONDS_AFTER_INTERRUPT)
+            self.finish(seconds=SECONDS_AFTER_INTERRUPT if isinstance(error, KeyboardInterrupt) else None)
 
 
 @contextlib.contextmanager
