@@ -302,6 +302,8 @@ def other_value(owner: type, name: str, value: Any) -> Any:
         return 2 if value is None else value * 2 if value > 0 else 1
     if str in kinds:
         return "own_code:thing"
+    if name == "log":
+        return ("wandb",)
     return (4, 4) if name != "kl_coef_range" else (1e-2, 1e2)
 
 
