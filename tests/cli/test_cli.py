@@ -586,7 +586,7 @@ def test_a_recording_that_cannot_be_made_gets_one_line_and_status_2(run_dir, cap
         "--episodes 0": "episodes = 0; demonstrations need at least 1",
         "--env Pendulum-v1": "was trained on another environment",
         "--env CartPol-v1": "did you mean 'CartPole-v1'",
-        "--policy-seed 7": "this run has the seeds [0, 1]",
+        "--policy-seed 7": "the run has no seed 7, only 0 to 1",
         "-o file": "file exists already; give --overwrite",
         "-o file/under": "cannot write file/under",
     }.items():

@@ -71,7 +71,7 @@ def test_directories_of_policies_and_names_of_the_zoo(run_dir: Path, tmp_path: P
         ([], "give the file to write with -o FILE; its ending is one of .onnx, .stablehlo, .py"),
         (["-o", "policy.pt"], "a policy is written as .onnx, .stablehlo or .py"),
         (["-o", "none/policy.py"], "there is no such directory"),
-        (["-o", "policy.py", "--policy-seed", "7"], "there is no policy file"),
+        (["-o", "policy.py", "--policy-seed", "7"], "the run has no seed 7, only 0 to 1"),
     ],
 )
 def test_what_can_not_be_exported(run_dir: Path, tmp_path: Path, capsys, monkeypatch, words, message) -> None:
@@ -81,3 +81,13 @@ def test_what_can_not_be_exported(run_dir: Path, tmp_path: Path, capsys, monkeyp
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_of_the_users_own_class_gets_the_spaces_of_the_environment(tmp_path: Path, capsys) -> None:
+    run = tmp_path / "own"
+    assert main([*RUN, "--env-steps", "16", "--policy", "own_code:network", "--run-dir", str(run)]) == 0
+    words = ["export", str(run), "-o", str(tmp_path / "own.stablehlo")]
+    assert main(words) == 2
+    assert "--trust-environment" in capsys.readouterr().err
+    assert main([*words, "--trust-environment"]) == 0
+    assert "reads        obs [B, 4]\nreturns      action [B], logits [B, 2]\n" in capsys.readouterr().out

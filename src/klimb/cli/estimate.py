@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from klimb.cli import compilation_cache
 from klimb.cli.evaluate import environment_of, require_policy_trust
+from klimb.cli.one_policy import chosen_seed, load_chosen
 from klimb.cli.parser import Command
 from klimb.collect.demonstrations import Demonstrations
 from klimb.estimate.off_policy import Interval
@@ -21,7 +22,6 @@ from klimb.runs.directory import RunDirectory
 from klimb.runs.located import located
 from klimb.runs.policy_file import load_policy
 from klimb.terminal import write_line
-from klimb.training.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,8 @@ def _policy(flags: EstimateArguments) -> Any:
         return load_policy(place, seed=flags.policy_seed)
     config = RunDirectory.open(place).config
     require_policy_trust(place, config, trust=flags.trust_environment)
-    like, options = None, config.options
-    if options.own_policy is not None:
-        environment = environment_of(place, config, None, trust=flags.trust_environment)
-        like = Networks(environment, options).template
-    first = options.seed if options.num_seeds > 1 else None
-    return load_policy(place, seed=first if flags.policy_seed is None else flags.policy_seed, like=like)
+    seed = chosen_seed(config, flags.policy_seed)
+    return load_chosen(place, config, seed, lambda: environment_of(place, config, None, trust=flags.trust_environment))
 
 
 def estimate_lines(result: ReturnEstimate, demonstrations: Demonstrations) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from dataclasses import dataclass
@@ -13,18 +14,19 @@ import jax
 
 from klimb.cli import compilation_cache
 from klimb.cli.evaluate import environment_of, require_policy_trust
+from klimb.cli.one_policy import chosen_seed, load_chosen, seed_in_files
 from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
+from klimb.environments.registry import Environment
 from klimb.errors import ConfigError
 from klimb.export.write import FORMATS, Exported, export_policy, require_export
 from klimb.files import is_file, read_limited
 from klimb.improve.rule import rule_title
-from klimb.runs.config import RunConfig
+from klimb.policies.acting import Placed
 from klimb.runs.directory import BEST, RunDirectory
 from klimb.runs.located import located
 from klimb.runs.own_files import CONFIG
 from klimb.runs.policy_file import MAX_HEADER, load_policy, policy_iteration, policy_name
 from klimb.terminal import write_line
-from klimb.training.networks import Networks
 
 
 @dataclass(frozen=True)
@@ -57,44 +59,42 @@ def export(arguments: ExportArguments) -> None:
     require_unused([flags.output], flags.overwrite)
     compilation_cache.enable()
     if is_file(run_dir / CONFIG):
-        policy, about = _of_run(run_dir, flags)
+        policy, spaces, about = _of_run(run_dir, flags)
     else:
         if flags.best:
             raise ConfigError("--best is for a run: give the directory of the policy alone")
-        policy, about = load_policy(run_dir, seed=flags.policy_seed), {}
-    for line in lines_of(export_policy(policy, flags.output, about=about), about):
+        policy, spaces, about = load_policy(run_dir, seed=flags.policy_seed), {}, {}
+    for line in lines_of(export_policy(policy, flags.output, about=about, **spaces), about):
         write_line(line)
 
 
-def _of_run(run_dir: Path, flags: ExportArguments) -> tuple[Any, dict[str, str]]:
-    """A policy of a run, and what its files say of it."""
+def _of_run(run_dir: Path, flags: ExportArguments) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """A policy of a run, its spaces if it does not hold them itself, and what its files say of it."""
     config = RunDirectory.open(run_dir).config
     folder = run_dir / BEST if flags.best else run_dir
     require_policy_trust(run_dir, config, trust=flags.trust_environment)
-    seed = _seed(config, flags)
-    like = None
-    if config.options.own_policy is not None:
-        environment = environment_of(run_dir, config, None, trust=flags.trust_environment)
-        like = Networks(environment, config.options).template
-    policy = load_policy(folder, seed=seed, like=like)
-    iteration = policy_iteration(folder, seed=seed)
+    seed = chosen_seed(config, flags.policy_seed)
+
+    @functools.cache
+    def environment() -> Environment:
+        return environment_of(run_dir, config, None, trust=flags.trust_environment)
+
+    policy = load_chosen(folder, config, seed, environment)
+    spaces = {}
+    if not isinstance(policy, Placed):
+        spaces = {"observations": environment().observations, "actions": environment().actions}
+    name = seed_in_files(config, seed)
+    iteration = policy_iteration(folder, seed=name)
     # No larger than what was just loaded, up to names and shapes.
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(policy, eqx.is_array)))
-    arrays = read_limited(folder / f"{policy_name(seed)}.safetensors", size + MAX_HEADER)
+    arrays = read_limited(folder / f"{policy_name(name)}.safetensors", size + MAX_HEADER)
     about = {
         "env": config.env,
         "rule": rule_title(config.rule),
         **({} if iteration is None else {"iteration": str(iteration)}),
         "policy.safetensors sha256": hashlib.sha256(arrays).hexdigest(),
     }
-    return policy, about
-
-
-def _seed(config: RunConfig, flags: ExportArguments) -> int | None:
-    """Of the policy; None in a run of one seed."""
-    if config.options.num_seeds == 1 and flags.policy_seed is None:
-        return None
-    return config.options.seed if flags.policy_seed is None else flags.policy_seed
+    return policy, spaces, about
 
 
 def lines_of(exported: Exported, about: dict[str, str]) -> list[str]:

@@ -12,19 +12,19 @@ from tyro.conf import Positional, arg
 
 from klimb.cli import compilation_cache
 from klimb.cli.evaluate import environment_of, require_policy_trust
+from klimb.cli.one_policy import chosen_seed, load_chosen, seed_in_files
 from klimb.cli.parser import Command, RunWord
 from klimb.environments.rendering import offscreen
-from klimb.errors import ConfigError, RunError, one_line
+from klimb.errors import RunError, one_line
 from klimb.files import exists, make_directory
 from klimb.improve.rule import rule_title
 from klimb.runs.directory import BEST, RunDirectory
 from klimb.runs.hub import HubName, hub_package
 from klimb.runs.located import located
-from klimb.runs.policy_file import load_policy, policy_iteration
+from klimb.runs.policy_file import policy_iteration
 from klimb.sharing.folder import MIN_EPISODES, Progress, Shared, alone, require_episodes, write_folder
 from klimb.sharing.push import push_folder
 from klimb.terminal import write_line
-from klimb.training.networks import Networks
 from klimb.training.progress.choice import view_of_episodes
 
 
@@ -92,15 +92,11 @@ def _shared(run_dir: Path, flags: PushArguments) -> Shared:
     compilation_cache.enable()
     environment = environment_of(run_dir, config, None, trust=flags.trust_environment)
     require_policy_trust(run_dir, config, trust=flags.trust_environment)
-    seeds = range(config.options.seed, config.options.seed + config.options.num_seeds)
-    if flags.policy_seed is not None and flags.policy_seed not in seeds:
-        raise ConfigError(f"the run has no seed {flags.policy_seed}, only {seeds[0]} to {seeds[-1]}")
-    seed = config.options.seed if flags.policy_seed is None else flags.policy_seed
-    of_several = seed if len(seeds) > 1 else None
+    seed = chosen_seed(config, flags.policy_seed)
     folder = run_dir / BEST if flags.best else run_dir
-    like = None if config.options.own_policy is None else Networks(environment, config.options).template
-    policy = load_policy(folder, seed=of_several, like=like)
-    return Shared(policy, alone(config, seed), environment, policy_iteration(folder, seed=of_several))
+    policy = load_chosen(folder, config, seed, lambda: environment)
+    iteration = policy_iteration(folder, seed=seed_in_files(config, seed))
+    return Shared(policy, alone(config, seed), environment, iteration)
 
 
 def _write(shared: Shared, folder: Path, name: HubName, flags: PushArguments) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from klimb.cli import compilation_cache
 from klimb.cli.evaluate import environment_of, require_policy_trust
+from klimb.cli.one_policy import chosen_seed, load_chosen
 from klimb.cli.parser import Command, OutputFlag, RunWord, require_unused
 from klimb.collect.demonstrations import Demonstrations
 from klimb.collect.recording import record as record_episodes
@@ -20,9 +21,7 @@ from klimb.runs.directory import RunDirectory
 from klimb.runs.located import is_elsewhere, located
 from klimb.runs.minari_file import PREFIX
 from klimb.runs.minari_writing import require_new_dataset, write_dataset
-from klimb.runs.policy_file import load_policy
 from klimb.terminal import write_line
-from klimb.training.networks import Networks
 from klimb.training.progress.choice import view_of_episodes
 
 
@@ -65,12 +64,10 @@ def record(arguments: RecordArguments) -> None:
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     require_policy_trust(run_dir, config, trust=flags.trust_environment)
-    like = None if config.options.own_policy is None else Networks(environment, config.options).template
-    several = config.options.num_seeds > 1
-    seed = flags.policy_seed if flags.policy_seed is not None else config.options.seed if several else None
+    seed = chosen_seed(config, flags.policy_seed)
     with view_of_episodes() as view:
         demonstrations = record_episodes(
-            load_policy(run_dir, seed=seed, like=like),
+            load_chosen(run_dir, config, seed, lambda: environment),
             environment,
             episodes=flags.episodes,
             seed=flags.seed,

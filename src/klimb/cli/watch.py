@@ -7,6 +7,7 @@ from pathlib import Path
 
 from klimb.cli import compilation_cache
 from klimb.cli.evaluate import environment_of, of_iteration, require_policy_trust
+from klimb.cli.one_policy import chosen_seed
 from klimb.cli.parser import Command, RunWord
 from klimb.collect.whole_episodes import require_fit
 from klimb.environments.registry import Environment
@@ -60,10 +61,7 @@ def watch(arguments: WatchArguments) -> None:
     compilation_cache.enable()
     environment = environment_of(run_dir, config, flags.env, trust=flags.trust_environment)
     require_policy_trust(run_dir, config, trust=flags.trust_environment)
-    seeds = range(config.options.seed, config.options.seed + config.options.num_seeds)
-    if flags.policy_seed is not None and flags.policy_seed not in seeds:
-        raise ConfigError(f"the run has no seed {flags.policy_seed}, only {seeds[0]} to {seeds[-1]}")
-    index = 0 if flags.policy_seed is None else flags.policy_seed - seeds[0]
+    index = chosen_seed(config, flags.policy_seed) - config.options.seed
 
     def newest() -> Watched:
         return _newest(run_dir, environment, index, best=flags.best)

@@ -39,7 +39,7 @@ def rejected_html(run: RunData) -> str:
     run: of the report.
     """
     counts = rejection_counts(run)
-    faults = _faults_html(run) + _late_html(run)
+    faults = _excluded_html(run)
     if not counts:
         return f'{faults}<p class="quiet">No step was rejected.</p>'
     parts, left = [], MAX_FOLDED
@@ -153,27 +153,19 @@ def _value(run: RunData, name: str, row: int, column: int) -> float:
     return float(values[row, column if values.shape[1] > 1 else 0])
 
 
-def _faults_html(run: RunData) -> str:
-    if not run.has("env_faults"):
-        return ""
-    faults = np.nansum(run.columns["env_faults"], axis=1)
-    if not faults.any():
-        return ""
-    first = run.iteration[np.flatnonzero(faults)[0]]
-    return (
-        f"<p>Environments were restarted {int(faults.sum()):,} times after a fault, first in iteration {first:,}; "
-        "the affected rows are excluded from the training.</p>"
-    )
+def _excluded_html(run: RunData) -> str:
+    """Rows that were left out of the training: those of faults, and those of late workers."""
+    faults = "Environments were restarted {} times after a fault, first in iteration {}; the affected rows"
+    late = "Late workers (straggler_timeout) did not make {} steps, first in iteration {}; their rows"
+    return _count(run, "env_faults", faults) + _count(run, "late_rows", late)
 
 
-def _late_html(run: RunData) -> str:
-    if not run.has("late_rows"):
+def _count(run: RunData, metric: str, words: str) -> str:
+    """A sentence with the sum of a metric, and the iteration in which it begins; empty where there is nothing."""
+    if not run.has(metric):
         return ""
-    late = np.nansum(run.columns["late_rows"], axis=1)
-    if not late.any():
+    counts = np.nansum(run.columns[metric], axis=1)
+    if not counts.any():
         return ""
-    first = run.iteration[np.flatnonzero(late)[0]]
-    return (
-        f"<p>Late workers did not make {int(late.sum()):,} steps, first in iteration {first:,}; their rows are "
-        "excluded from the training (straggler_timeout).</p>"
-    )
+    first = run.iteration[np.flatnonzero(counts)[0]]
+    return f"<p>{words.format(f'{int(counts.sum()):,}', f'{first:,}')} are excluded from the training.</p>"
