@@ -37,10 +37,15 @@ def of_seed(seed: SeedReturns) -> Interval | None:
     return _interval(seed.mean, [seed])
 
 
+def student(mean: float, error: float, freedom: int) -> Interval:
+    """Student's interval of a mean. error: its standard error. freedom: degrees of freedom, at least 1."""
+    margin = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
+    return Interval(mean - margin, mean + margin)
+
+
 def _interval(mean: float, seeds: list[SeedReturns]) -> Interval | None:
     error = math.sqrt(sum(seed.standard_error**2 for seed in seeds)) / len(seeds)
     freedom = sum(len(seed.returns) - 1 for seed in seeds)
     if min(len(seed.returns) for seed in seeds) < 2 or not np.isfinite([mean, error]).all():
         return None
-    margin = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * error
-    return Interval(mean - margin, mean + margin)
+    return student(mean, error, freedom)

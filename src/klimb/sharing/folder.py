@@ -9,7 +9,6 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from klimb.collect.evaluation import Evaluation, evaluate
 from klimb.collect.whole_episodes import OnEpisodes
@@ -20,13 +19,13 @@ from klimb.files import write_text
 from klimb.filming.clip import film
 from klimb.filming.writing import require_format
 from klimb.policies.acting import Placed
+from klimb.report.intervals import CONFIDENCE, student
 from klimb.runs.config import RunConfig
 from klimb.runs.policy_file import save_policy
 from klimb.sharing.card import Facts, card
 
 MIN_EPISODES = 100
 """Of the evaluation: with fewer, what others read would be mostly chance."""
-CONFIDENCE = 0.95
 
 
 class Shared(NamedTuple):
@@ -117,11 +116,10 @@ def require_episodes(episodes: int) -> None:
 def _plain(evaluation: Evaluation, seed: int) -> dict[str, Any]:
     """An evaluation for JSON, with its interval: Student's, over episodes."""
     returns = evaluation.returns
-    half = float(scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, len(returns) - 1)) * evaluation.standard_error
     return {
         "mean": evaluation.mean,
         "standard_error": evaluation.standard_error,
-        "interval": [evaluation.mean - half, evaluation.mean + half],
+        "interval": list(student(evaluation.mean, evaluation.standard_error, len(returns) - 1)),
         "confidence": CONFIDENCE,
         "episodes": len(returns),
         "seed": seed,
