@@ -12,7 +12,7 @@ SUITES := $(VENV)/.suites
 PACKAGE := $(VENV)/.package
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors package fuzz bench-speed bench-threshold bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors package fuzz bench-speed bench-guard bench-seconds bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -64,8 +64,11 @@ fuzz: $(DEV)  ## fuzz all loaders of files for ten minutes
 bench-speed: $(ENVPOOL)  ## speed compared with other libraries, as ratios
 	$(BIN)/python benchmarks/speed.py
 
-bench-threshold: $(DEV)  ## time until CartPole-v1 is solved, compared with other libraries
-	$(BIN)/python benchmarks/threshold.py
+bench-guard: $(ENVPOOL)  ## three minutes of bench-speed: what has become slower than the recorded ratios
+	$(BIN)/python benchmarks/guard.py
+
+bench-seconds: $(ENVPOOL)  ## time until tasks are solved, compared with other libraries; writes docs/seconds.md (an hour and a quarter)
+	$(BIN)/python benchmarks/seconds.py
 
 bench-scaling: $(ENVPOOL)  ## time of an iteration by its sizes and by its parts; draws the figures of docs/performance.md
 	$(BIN)/python benchmarks/scaling.py

@@ -9,6 +9,7 @@ within a turn. A contender that does not answer in time is killed and reported, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import statistics
@@ -196,24 +197,29 @@ def works() -> list[Work]:
 
 
 class Worker:
-    """A running contender."""
+    """A running contender. patience: seconds to wait for one answer."""
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, contender: Contender, patience: int = PATIENCE) -> None:
         command = [str(contender.python), str(HERE / "workers" / contender.script), *contender.arguments]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.name = contender.name
+        self.name, self._patience = contender.name, patience
         self._answer()
 
     def turn(self) -> float:
         """Steps per second of one run."""
+        return float(self.ask("go"))
+
+    def ask(self, line: str) -> str:
+        """The answer to a line; SystemExit when the worker has ended or does not answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return float(self._answer())
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        return self._answer()
 
     def stop(self) -> None:
         self._process.kill()
@@ -226,14 +232,14 @@ class Worker:
                 self._lines.put(line)
 
     def _answer(self) -> str:
-        for _ in range(PATIENCE):
+        for _ in range(self._patience):
             try:
                 return self._lines.get(timeout=1)
             except queue.Empty:
                 if self._process.poll() is not None:
                     break
         self.stop()
-        raise SystemExit(f"{self.name} ended, or did not answer within {PATIENCE} s")
+        raise SystemExit(f"{self.name} ended, or did not answer within {self._patience} s")
 
 
 def measure(work: Work) -> dict[str, object]:

@@ -14,7 +14,7 @@ PLACES = {
     "Theory": ("theory/index.md", "theory/"),
     "Results and speed": (
         *("results.md", "ablations.md", "minatar.md", "ideas.md", "benchmarks.md"),
-        *("performance.md", "gpu.md", "scaling.md"),
+        *("performance.md", "seconds.md", "gpu.md", "scaling.md"),
     ),
     "Reference": ("commands.md", "api/index.md", "api/", "errors.md", "glossary.md", "names.md"),
     "About": (
