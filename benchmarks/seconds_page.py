@@ -12,24 +12,31 @@ from typing import Any, NamedTuple
 
 import seconds_figure
 from results_file import HERE
-from seconds_results import Median, Ratio, Row, fastest_ratio, median
+from seconds_results import Median, Ratio, Row, fastest_ratio, median, number, taken
 from seconds_tasks import TASKS, Task
 
 ROOT = HERE.parent
 SHOWN = ("HalfCheetah-v5", "CartPole-v1")
 """The tasks of README's sentence."""
-LEFT_OUT = {
-    "MuJoCo": "SB3's PPO has the settings of SBX's, which steps and learns faster; Tianshou's PPO, which makes half of "
-    "the steps per second of its NPG, is measured on HalfCheetah-v5 only",
-    "LunarLander-v3": "rejax has no such environment, Tianshou's examples no such settings",
-    "Breakout-MinAtar": "the others have neither settings for MinAtar nor its environments",
-    "classic control": "TRPO of sb3-contrib, ten times slower than SBX's PPO per step, and Tianshou, without settings",
-    "CleanRL": "its scripts are no library that is installed beside the others",
-}
+LEFT_OUT = """## What is left out
+
+- Contenders whose own published mean return on a task is below its threshold: on HalfCheetah-v5 TRPO of sb3-contrib
+  (1785 after a million steps); on Hopper-v5 TRPO and NPG of Tianshou (2046 and 1915) and PPO with the settings of
+  rl-baselines3-zoo (2410); on Walker2d-v5 NPG of Tianshou (2503); on LunarLander-v3 TRPO of sb3-contrib (133 after
+  200 000 steps).
+- Contenders that cannot be the fastest: on MuJoCo PPO of SB3, whose settings are those of SBX, which makes more steps
+  per second; on Walker2d-v5 PPO of Tianshou, which makes half of the steps per second of its TRPO; on classic control
+  TRPO of sb3-contrib, which makes 8 000 steps per second, and rejax more than 100 000.
+- Contenders without published settings for a task: rejax on MuJoCo and on LunarLander-v3, whose environments are not
+  compiled; Tianshou on all tasks that are not of MuJoCo; SB3, SBX and sb3-contrib on MinAtar.
+- CleanRL, whose algorithms are scripts, and no library that can be installed beside the others.
+"""
 HEAD = """# Time until a task is solved
 
 Seconds of training until the mean return of deterministic episodes first reaches a threshold, on two cores of a shared
 x86-64 machine. `make bench-seconds` measures, and writes this page.
+
+## How it is measured
 
 - **What counts**: the time of training alone. The clock stands still while programs are compiled and policies are
   evaluated, in the same way for everybody: a worker trains with another seed, or for one iteration, before the clock
@@ -39,8 +46,8 @@ x86-64 machine. `make bench-seconds` measures, and writes this page.
   statistics of observations that training has at that point.
 - **Limits**: a seed that has not reached the threshold within the limit of steps or of seconds is not solved. Then the
   limit is a lower bound of its time, and a median of mostly unsolved seeds is shown as "> limit". A contender that has
-  failed on more than half of the seeds is not trained with the others. The limit of seconds is about ten times klimb's
-  time.
+  failed on more than half of the seeds is not trained with the others. The limit of seconds is five to ten times
+  that of klimb, and more where peers are fast.
 - **Turns**: the contenders of a task train one after the other, seed by seed, each alone with both cores.
 - **Settings**: each contender has its own tuned ones. Peers have those that their projects publish for the task
   ([list](../benchmarks/seconds_settings.py)): rejax its `configs/gymnax`; SB3, sb3-contrib and SBX those of
@@ -53,6 +60,10 @@ x86-64 machine. `make bench-seconds` measures, and writes this page.
 - **Threshold of Breakout-MinAtar**: 10. With other settings rejax's PPO stays at 6 after a million steps
   ([MinAtar](minatar.md)).
 """
+
+
+NEXT = """## Next
+[Performance](performance.md) · [returns](results.md) · [presets](presets.md)"""
 
 
 class Measured(NamedTuple):
@@ -106,18 +117,13 @@ def page(found: list[Measured]) -> list[str]:
     lines = [HEAD]
     measured = [one for one in found if one.medians]
     if not measured:
-        return [*lines, "Nothing has been measured yet."]
+        return [*lines, "Nothing has been measured yet.", "", LEFT_OUT, NEXT]
     if all(one.is_complete for one in found):
         lines += ["![Seconds until each task is solved, by contender](figures/seconds.png)", ""]
     lines += ["## Against the fastest peer", "", *overview(found), "", "## Task by task", ""]
     for one in measured:
         lines += section(one)
-    left_out = [f"- {where}: {why}." for where, why in LEFT_OUT.items()]
-    return [*lines, "## What is left out", "", *left_out, "", *last_lines()]
-
-
-def last_lines() -> list[str]:
-    return ["## Next", "[Performance](performance.md) · [returns](results.md) · [presets](presets.md)"]
+    return [*lines, LEFT_OUT, NEXT]
 
 
 def evaluations(task: Task) -> str:
@@ -190,12 +196,6 @@ def ratio_text(ratio: Ratio) -> str:
     return f"{'< ' if ratio.bound else ''}{ratio.value:.2g}"
 
 
-def taken(one: Median) -> str:
-    """Seconds with two or three digits."""
-    digits = 0 if one.seconds >= 100 else 1 if one.seconds >= 10 else 2 if one.seconds >= 1 else 3
-    return f"{'> ' if one.bound else ''}{one.seconds:.{digits}f}"
-
-
 def counted(one: Median, task: Task) -> str:
     """How many seeds are solved, of those that were trained."""
     return f"{one.solved} of {one.trained}" + ("" if one.trained == task.seeds else " that were trained")
@@ -207,10 +207,6 @@ def grouped_steps(one: Median) -> str:
 
 def grouped(value: float) -> str:
     return f"{value:,.0f}".replace(",", " ")
-
-
-def number(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
 
 
 def table(head: list[str], rows: list[list[Any]]) -> list[str]:

@@ -31,6 +31,17 @@ class Ratio(NamedTuple):
     peer: str
 
 
+def taken(one: Median) -> str:
+    """Seconds with three digits, as they are printed."""
+    digits = 0 if one.seconds >= 100 else 1 if one.seconds >= 10 else 2 if one.seconds >= 1 else 3
+    return f"{'> ' if one.bound else ''}{one.seconds:.{digits}f}"
+
+
+def number(value: float) -> str:
+    """A threshold, as it is printed."""
+    return f"{value:g}".replace("-", "−")
+
+
 def is_settled(rows: list[Row], seeds: int) -> bool:
     """Whether it is known that there is no median, because more than half of all seeds were not solved.
 

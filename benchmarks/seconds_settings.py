@@ -88,21 +88,6 @@ ZOO_PPO: dict[str, Settings] = {
         "vf_coef": 0.58096,
         "policy_kwargs": _WIDE,
     },
-    "Hopper-v5": {
-        "normalize": True,
-        "n_envs": 1,
-        "n_steps": 512,
-        "batch_size": 32,
-        "gamma": 0.999,
-        "learning_rate": 9.80828e-5,
-        "ent_coef": 0.00229519,
-        "clip_range": 0.2,
-        "n_epochs": 5,
-        "gae_lambda": 0.99,
-        "max_grad_norm": 0.7,
-        "vf_coef": 0.835671,
-        "policy_kwargs": _WIDE,
-    },
     "Walker2d-v5": {
         "normalize": True,
         "n_envs": 1,
@@ -131,20 +116,7 @@ _MUJOCO = {
     "n_critic_updates": 20,
     "learning_rate": 0.001,
 }
-ZOO_TRPO: dict[str, Settings] = {
-    "LunarLander-v3": {
-        "n_envs": 2,
-        "n_steps": 512,
-        "cg_damping": 0.01,
-        "gae_lambda": 0.98,
-        "gamma": 0.99,
-        "learning_rate": 0.001,
-        "n_critic_updates": 15,
-    },
-    "HalfCheetah-v5": {**_MUJOCO, "target_kl": 0.04},
-    "Hopper-v5": _MUJOCO,
-    "Walker2d-v5": _MUJOCO,
-}
+ZOO_TRPO: dict[str, Settings] = {"Hopper-v5": _MUJOCO, "Walker2d-v5": _MUJOCO}
 _GYMNAX = {"num_envs": 5, "num_steps": 100, "gae_lambda": 0.95, "clip_eps": 0.2, "vf_coef": 0.5}
 _DISCRETE = {
     **_GYMNAX,
