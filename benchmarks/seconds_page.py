@@ -46,15 +46,15 @@ x86-64 machine. `make bench-seconds` measures, and writes this page.
   statistics of observations that training has at that point.
 - **Limits**: a seed that has not reached the threshold within the limit of steps or of seconds is not solved. Then the
   limit is a lower bound of its time, and a median of mostly unsolved seeds is shown as "> limit". A contender that has
-  failed on more than half of the seeds is not trained with the others. The limit of seconds is five to ten times
-  that of klimb, and more where peers are fast.
+  failed on more than half of the seeds is not trained with the others. The limit of seconds is several times that
+  of klimb's faster rule.
 - **Turns**: the contenders of a task train one after the other, seed by seed, each alone with both cores.
 - **Settings**: each contender has its own tuned ones. Peers have those that their projects publish for the task
   ([list](../benchmarks/seconds_settings.py)): rejax its `configs/gymnax`; SB3, sb3-contrib and SBX those of
   rl-baselines3-zoo (version 4 for the MuJoCo tasks); Tianshou those of its `examples/mujoco`. For MinAtar, which rejax
   has no settings for, rejax has those of purejaxrl, without the decrease of the learning rate. klimb has its
-  [presets](presets.md) on MuJoCo; on the other tasks the best of about ten settings per rule, tried on seeds from 100
-  on. The seeds below are 0, 1, 2 ….
+  [presets](presets.md) on MuJoCo; on the other tasks the best of a few settings per rule, tried on seeds from 100 on.
+  The seeds below are 0, 1, 2 ….
 - **Environments**: LunarLander-v3 is EnvPool's for all. On MuJoCo klimb, sb3-contrib and SBX step Gymnasium's
   environments, Tianshou EnvPool's.
 - **Threshold of Breakout-MinAtar**: 10. With other settings rejax's PPO stays at 6 after a million steps
