@@ -47,6 +47,8 @@ def solve(seed):
     return clock
 
 
-state = train(initialize(jax.random.key(10**6)))
+state = initialize(jax.random.key(10**6))
+for _ in range(3):  # a trained state may have other types than a fresh one, and then compiles again
+    state = train(state)
 mean_return(state, jax.random.key(0)).block_until_ready()
 serve(solve)
