@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ def draw_task(panel: Axes, task: Task, medians: dict[str, Median], start: float)
         one = medians[name]
         colour = OURS if name.startswith("klimb") else PEERS
         panel.barh(row, one.seconds - start, left=start, height=0.72, color=colour, alpha=0.35 if one.bound else 1)
-        place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+        place: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
         panel.annotate(taken(one), (one.seconds, row), fontsize=FONT - 1, color=INK, **place)
     panel.set_xscale("log")
     panel.set_yticks(range(len(names)), names, fontsize=FONT - 1)
