@@ -12,7 +12,7 @@ SUITES := $(VENV)/.suites
 PACKAGE := $(VENV)/.package
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors package fuzz bench-speed bench-guard bench-seconds bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
+.PHONY: demo help test lint types test-slow test-long test-suites test-faults errors package fuzz bench-speed bench-guard bench-seconds bench-scaling bench-memory bench-own-policy bench-acting bench-fisher bench-direction bench-backward bench-certificate bench-variance bench-off-policy bench-learning bench-returns results-page zoo bench-minatar bench-suites bench-gpu bench-ideas bench-guided bench-demonstrations bench-ray bench-cluster-model bench-mesh bench-tune clean
 
 demo: $(CORE)  ## train TRPO on CartPole-v1, evaluate it on 100 episodes and write a report
 	$(BIN)/klimb train trpo CartPole-v1
@@ -96,6 +96,9 @@ bench-tune: $(DEV)  ## what a search costs, and what it finds; writes docs/tunin
 
 bench-fisher: $(DEV)  ## cost of a Fisher-vector product, as ratios
 	$(BIN)/python benchmarks/fisher.py
+
+bench-direction: $(DEV)  ## products and time of TRPO's direction against its angle to the exact one
+	$(BIN)/python benchmarks/natural_direction.py
 
 bench-backward: $(DEV)  ## one backward pass compared with one gradient per sample
 	$(BIN)/python benchmarks/backward_passes.py

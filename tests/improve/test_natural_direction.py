@@ -135,3 +135,65 @@ def test_step_length_uses_the_inverse_and_no_damping(x64):
     assert abs(float(0.5 * printed @ fisher @ printed) / epsilon - 1) > 0.5
     flat = direction._replace(x=0 * x, curvature=jnp.zeros(()))
     assert flat.step_size(epsilon) == 0
+
+
+def preconditioner_of(matrix: np.ndarray, seed: int) -> np.ndarray:
+    """A positive definite matrix that is near the inverse, but not it."""
+    rng = np.random.default_rng(seed)
+    factor = np.linalg.cholesky(np.linalg.inv(matrix)) @ (np.eye(len(matrix)) + 0.03 * rng.normal(size=matrix.shape))
+    return factor @ factor.T
+
+
+def test_a_preconditioner_changes_the_way_and_not_the_end(x64):
+    basis, _ = np.linalg.qr(positive_definite(30, seed=3))
+    matrix, b = basis @ np.diag(np.logspace(-2, 2, 30)) @ basis.T, np.random.default_rng(4).normal(size=30)
+    near = preconditioner_of(matrix, seed=5)
+
+    def run(preconditioner, iterations):
+        return conjugate_gradient(
+            lambda v: matrix @ v,
+            jnp.asarray(b),
+            iterations=iterations,
+            tolerance=1e-10,
+            preconditioner=preconditioner,
+        )
+
+    exact = np.linalg.solve(matrix, b)
+    plain, helped = run(None, 200), run(lambda v: near @ v, 200)
+    for solve in (plain, helped):
+        np.testing.assert_allclose(solve.x, exact, rtol=1e-6)
+        np.testing.assert_allclose(solve.image, matrix @ np.asarray(solve.x), rtol=1e-6, atol=1e-8)
+    assert helped.iterations < plain.iterations / 2
+
+
+def test_stops_when_a_product_adds_less_than_a_share_of_the_gain(x64):
+    """bᵀx of the solution so far is its squared length in the inner product of A: cos² to the exact one, times bᵀx*."""
+    matrix, b = positive_definite(30, seed=6), np.random.default_rng(7).normal(size=30)
+
+    def run(iterations, min_progress=0.0):
+        return conjugate_gradient(
+            lambda v: matrix @ v, jnp.asarray(b), iterations=iterations, tolerance=0.0, min_progress=min_progress
+        )
+
+    gains = [b @ np.asarray(run(count).x) for count in range(1, 12)]
+    progress = np.diff(gains) / gains[1:]
+    assert (progress > 0).all()
+    expected = 2 + int(np.argmax(progress < 0.1))
+    assert run(12, min_progress=0.1).iterations == expected
+    exact = np.linalg.solve(matrix, b)
+    x = np.asarray(run(4).x)
+    cosine = x @ matrix @ exact / np.sqrt((x @ matrix @ x) * (exact @ matrix @ exact))
+    assert cosine**2 == pytest.approx(gains[3] / (b @ exact), rel=1e-9)
+
+
+def test_the_direction_takes_no_product_where_the_solver_has_it(x64):
+    matrix, b = positive_definite(9, seed=8), jnp.ones(9)
+    solve = conjugate_gradient(lambda v: matrix @ v + 0.2 * v, b, iterations=4, tolerance=0.0)
+
+    def refused(v):
+        raise AssertionError("another product")
+
+    direction = Direction.of(b, solve, refused, damping=0.2)
+    x = np.asarray(solve.x)
+    assert float(direction.curvature) == pytest.approx(x @ matrix @ x, rel=1e-9)
+    assert float(direction.residual) == pytest.approx(np.linalg.norm(matrix @ x + 0.2 * x - 1) / 3, rel=1e-9)

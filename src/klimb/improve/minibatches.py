@@ -69,7 +69,8 @@ def random_rows(key: PRNGKeyArray, obs: Array | Sequences, fraction: float) -> I
     key: for the choice. obs: of the batch. fraction: in (0, 1].
     """
     count = obs.count if isinstance(obs, Sequences) else len(obs)
-    chosen = jax.random.permutation(key, count)[: max(1, round(fraction * count))]
+    (order,) = shuffled(key, count, 1)
+    chosen = order[: max(1, round(fraction * count))]
     return obs.rows_of(chosen) if isinstance(obs, Sequences) else chosen
 
 

@@ -76,13 +76,33 @@ class MLP(eqx.Module):
     @full_precision
     def hidden(self, x: Float[Array, "*batch fan_in"]) -> Float[Array, "*batch F"]:
         """The features of the last hidden layer; x itself where there is none."""
-        activate = ACTIVATIONS[self.activation]
-        norms = self.norms or (None,) * (len(self.weights) - 1)
-        for weight, bias, norm in zip(self.weights[:-1], self.biases[:-1], norms, strict=True):
-            units = x @ weight + bias
-            units = activate(units if norm is None else norm(units))
-            x = x + units if self.residual and weight.shape[0] == weight.shape[1] else units
+        for number in range(len(self.weights) - 1):
+            x = self._activated(number, x, x @ self.weights[number] + self.biases[number])
         return x
+
+    @full_precision
+    def probed(
+        self, x: Float[Array, "*batch fan_in"], nudges: Sequence[Float[Array, "*batch _"]]
+    ) -> tuple[Float[Array, "*batch F"], Float[Array, "*batch fan_out"], list[Float[Array, "*batch _"]]]:
+        """The features, the outputs, and what every layer reads, with `nudges` added to what every layer computes.
+
+        Derivatives with respect to nudges of 0, and the layers' inputs, make the derivatives with respect to the
+        weights of every row: input ⊗ derivative.
+
+        nudges: one of every layer, added to x W + b.
+        """
+        inputs = []
+        for number, nudge in enumerate(nudges[:-1]):
+            inputs.append(x)
+            x = self._activated(number, x, x @ self.weights[number] + self.biases[number] + nudge)
+        return x, self.output(x) + nudges[-1], [*inputs, x]
+
+    def _activated(
+        self, number: int, x: Float[Array, "*batch fan_in"], units: Float[Array, "*batch fan_out"]
+    ) -> Float[Array, "*batch fan_out"]:
+        """What a hidden layer gives. number: of the layer. x: that it reads. units: x W + b."""
+        units = ACTIVATIONS[self.activation](self.norms[number](units) if self.norms else units)
+        return x + units if self.residual and x.shape == units.shape else units
 
     @full_precision
     def output(self, features: Float[Array, "*batch F"]) -> Float[Array, "*batch fan_out"]:

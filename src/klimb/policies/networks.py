@@ -175,12 +175,30 @@ class NetworkPolicy(NetworkBody):
         assert self.log_std is not None
         return self._distribution(features, None), standard_noise(features, self.log_std, held)
 
+    def probed(
+        self, obs: Num[Array, "..."], nudges: Sequence[Float[Array, "*batch _"]]
+    ) -> tuple[Distribution, list[Float[Array, "*batch _"]]]:
+        """π(·|s), and what every dense layer reads, with `nudges` added to what the layers compute: see `MLP.probed`.
+
+        obs: one observation, or any leading axes. nudges: one of every dense layer.
+        """
+        features, outputs, inputs = self.network.probed(self._at_start(self.encoder(obs)), nudges)
+        return self._of_outputs(features, outputs, self.observations.mask(obs)), inputs
+
     def _distribution(self, features: Float[Array, "*batch F"], mask: Bool[Array, "*batch C"] | None) -> Distribution:
+        return self._of_outputs(features, self.network.output(features), mask)
+
+    def _of_outputs(
+        self,
+        features: Float[Array, "*batch F"],
+        outputs: Float[Array, "*batch Y"],
+        mask: Bool[Array, "*batch C"] | None,
+    ) -> Distribution:
         log_std = self.log_std
         if self.style.exploration == "gsde":
             assert log_std is not None
             log_std = marginal_log_std(features, log_std)
-        return self.actions.distribution(self.network.output(features), log_std, self.style, mask)
+        return self.actions.distribution(outputs, log_std, self.style, mask)
 
     def act(
         self,

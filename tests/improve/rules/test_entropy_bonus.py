@@ -111,7 +111,13 @@ def natural_direction(problem, damping: float) -> np.ndarray:
 def test_the_natural_gradient_solves_for_both(problem, solver):
     _, policy, batch, _ = problem
     rule = NaturalGradient(
-        solver=solver, learning_rate=0.7, ent_coef=COEF, damping=0.1, cg_iterations=60, cg_tolerance=1e-12
+        solver=solver,
+        learning_rate=0.7,
+        ent_coef=COEF,
+        damping=0.1,
+        cg_iterations=60,
+        cg_tolerance=1e-12,
+        cg_min_progress=0,
     )
     new, *_ = take(rule, policy, batch)
     np.testing.assert_allclose(new.logits - policy.logits, 0.7 * natural_direction(problem, 0.1), rtol=0, atol=1e-8)
@@ -119,7 +125,7 @@ def test_the_natural_gradient_solves_for_both(problem, solver):
 
 def test_trpo_searches_along_the_same_direction_and_accepts_the_same_objective(problem):
     _, policy, batch, _ = problem
-    rule = TRPO(ent_coef=COEF, cg_iterations=60, cg_tolerance=1e-12)
+    rule = TRPO(ent_coef=COEF, cg_iterations=60, cg_tolerance=1e-12, cg_min_progress=0)
     new, _, info = take(rule, policy, batch, max_kl=1e-4)
     step, direction = np.asarray(new.logits - policy.logits), natural_direction(problem, 0.1)
     assert info.status == Status.ACCEPTED

@@ -26,7 +26,7 @@ def centred(table) -> np.ndarray:
 
 
 SOLVERS = {
-    "cg": {"solver": "cg", "damping": 0.0, "cg_iterations": 60, "cg_tolerance": 1e-10},
+    "cg": {"solver": "cg", "damping": 0.0, "cg_iterations": 60, "cg_tolerance": 1e-10, "cg_min_progress": 0.0},
     "woodbury": {"solver": "woodbury", "damping": 1e-9},
     "dense": {"solver": "dense", "damping": 1e-9},
 }

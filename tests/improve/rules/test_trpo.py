@@ -64,7 +64,7 @@ def test_damping_does_not_shorten_the_step(x64, damping):
     pi = np.asarray(probabilities(policy))
     d = np.asarray(mdp.state_distribution(jnp.asarray(pi)))
     theta, _ = flatten(policy)
-    rule = TRPO(cg_iterations=100, cg_tolerance=1e-12)
+    rule = TRPO(cg_iterations=100, cg_tolerance=1e-12, cg_min_progress=0)
     batch, errors = batch_on_table(mdp, policy), []
     for max_kl in (1e-4, 1e-6, 1e-8):
         new, _, info = take(rule, policy, batch, max_kl=max_kl, damping=damping)
@@ -95,7 +95,7 @@ def test_damping_does_not_shorten_the_step(x64, damping):
 def test_direction_on_a_softmax_table_is_the_advantage(x64):
     """F⁻¹∇J of a softmax table is A^π up to a constant in each state: no trace of how often states occur."""
     mdp, policy = make_mdp(1), SoftmaxTable(jax.random.normal(jax.random.key(2), (S, A)))
-    rule = TRPO(max_kl=1e-6, damping=0, cg_iterations=60, cg_tolerance=1e-9)
+    rule = TRPO(max_kl=1e-6, damping=0, cg_iterations=60, cg_tolerance=1e-9, cg_min_progress=0)
     new, _, info = take(rule, policy, batch_on_table(mdp, policy))
     assert info.status == Status.ACCEPTED
     advantage = np.asarray(mdp.advantages(probabilities(policy)))
@@ -115,7 +115,7 @@ def test_residual_reported_is_that_of_the_damped_system(x64):
     d = np.asarray(mdp.state_distribution(pi))
     fisher = pinned_fisher(np.asarray(pi), d)
     gradient = (d[:, None] * np.asarray(pi) * np.asarray(mdp.advantages(pi)))[:, :-1].reshape(-1)
-    rule = TRPO(cg_iterations=2, cg_tolerance=0, damping=0.05)
+    rule = TRPO(cg_iterations=2, cg_tolerance=0, cg_min_progress=0, damping=0.05)
     new, _, info = take(rule, policy, batch_on_table(mdp, policy))
     # The step is x times a number: with x = t·step, the t is known from the step size reported.
     x = np.asarray(flatten(new).theta - flatten(policy).theta) / float(info.extra["step_size"])

@@ -12,7 +12,16 @@ from pydantic import Field, model_validator
 from klimb.fields import Count, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.fisher import FisherKind, Linearised, fisher_rows, linearise
-from klimb.improve.natural_direction import Direction, Solve, Solver, conjugate_gradient, dense, woodbury
+from klimb.improve.kronecker import preconditioned
+from klimb.improve.natural_direction import (
+    Direction,
+    Preconditioning,
+    Solve,
+    Solver,
+    conjugate_gradient,
+    dense,
+    woodbury,
+)
 from klimb.improve.objectives import surrogate_gain, with_entropy
 from klimb.improve.rule import KLLimit, Traits
 from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
@@ -47,6 +56,10 @@ class NaturalGradient:
     """Maximum number of Fisher-vector products per solve by cg."""
     cg_tolerance: Annotated[float, Field(ge=0)] = 1e-5
     """cg stops when the residual falls below this fraction of the gradient's norm."""
+    cg_min_progress: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """cg stops when a product has added less than this fraction to gᵀx: the direction has settled. 0: never."""
+    preconditioner: Preconditioning = "kronecker"
+    """kronecker: cg is preconditioned by K-FAC, for policies that consist of dense layers; none: it is not."""
     epsilon_schedule: Schedule = "constant"
     """constant; linear or cosine: epsilon decreases to 0 over the run."""
     learning_rate_schedule: Schedule = "constant"
@@ -152,6 +165,8 @@ class NaturalGradient:
                 gradient,
                 iterations=self.cg_iterations,
                 tolerance=self.cg_tolerance,
+                min_progress=self.cg_min_progress,
+                preconditioner=preconditioned(self.preconditioner, policy, batch, damping=self.damping),
             )
         solve = woodbury if self.solver == "woodbury" else dense
         return solve(fisher_rows(policy, batch, self.fisher), gradient, damping=self.damping)

@@ -13,9 +13,10 @@ from pydantic import Field
 from klimb.fields import Count, Fraction, NonNegative, Positive, checked
 from klimb.improve.acceptance import accept_or_reject
 from klimb.improve.fisher import FisherKind, Linearised, linearise
+from klimb.improve.kronecker import preconditioned
 from klimb.improve.line_search import LineSearch, backtrack, grow
 from klimb.improve.minibatches import random_rows
-from klimb.improve.natural_direction import Direction, conjugate_gradient
+from klimb.improve.natural_direction import Direction, Preconditioning, conjugate_gradient
 from klimb.improve.objectives import directed_kl, surrogate_gain, with_entropy
 from klimb.improve.rule import KLDirection, KLLimit, Traits
 from klimb.improve.schedules import Schedule, anneals, current, schedule_metrics
@@ -45,6 +46,10 @@ class TRPO:
     """Maximum number of Fisher-vector products per solve."""
     cg_tolerance: NonNegative = 1e-5
     """Conjugate gradient stops when the residual falls below this fraction of the gradient's norm."""
+    cg_min_progress: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """It also stops when a product has added less than this fraction to gᵀx: the direction has settled. 0: never."""
+    preconditioner: Preconditioning = "kronecker"
+    """kronecker: the solve is preconditioned by K-FAC, for policies that consist of dense layers; none: it is not."""
     fisher: FisherKind = "exact"
     """exact: expectation over all actions (Gauss-Newton); empirical: over the sampled actions."""
     fisher_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -114,7 +119,7 @@ class TRPO:
         if self.fisher_fraction < 1:
             some = batch.take(random_rows(key, batch.obs, self.fisher_fraction))
             product = self._linearise(rebuild, theta, some).product
-        direction = self._direction(gradient, product)
+        direction = self._direction(policy, batch, gradient, product)
         step_size = direction.step_size(now.max_kl)
         full_step = step_size * direction.x
 
@@ -165,11 +170,19 @@ class TRPO:
             action=batch.action if self.fisher == "empirical" else None,
         )
 
-    def _direction(self, gradient: Array, product: Callable[[Array], Array]) -> Direction:
+    def _direction(
+        self,
+        policy: PyTree,
+        batch: Batch,
+        gradient: Array,
+        product: Callable[[Array], Array],
+    ) -> Direction:
         solve = conjugate_gradient(
             lambda v: product(v) + self.damping * v,
             gradient,
             iterations=self.cg_iterations,
             tolerance=self.cg_tolerance,
+            min_progress=self.cg_min_progress,
+            preconditioner=preconditioned(self.preconditioner, policy, batch, damping=self.damping),
         )
         return Direction.of(gradient, solve, product, damping=self.damping)

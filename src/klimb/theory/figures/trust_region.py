@@ -56,7 +56,7 @@ def compute(max_kl: float = 0.05, seed: int = 64, states: int = 6, actions: int 
     with jax.enable_x64(True):
         mdp = TabularMDP.random(seed, states, actions, GAMMA)
         policy = SoftmaxTable(1.5 * jax.random.normal(jax.random.key(seed), (states, actions)))
-        rule = TRPO(max_kl=max_kl, damping=1e-3, cg_iterations=40, cg_tolerance=1e-12)
+        rule = TRPO(max_kl=max_kl, damping=1e-3, cg_iterations=40, cg_tolerance=1e-12, cg_min_progress=0)
         taken, slope, curves, accepted = map(np.asarray, _computed(mdp, policy, rule, jnp.asarray(length)))
     # Where the rising KL curve crosses the limit, by linear interpolation between two points.
     limit = float(np.interp(max_kl, curves[3], length))
