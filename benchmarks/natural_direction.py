@@ -138,32 +138,42 @@ def angles(env: str) -> list[dict]:
     """Every solver at every moment of a training."""
     moments = recorded(env)
     compiled = {one.name: jax.jit(one.solve, compiler_options=compiler_options()) for one in solvers()}
-    exactly = jax.jit(by_conjugate_gradient("kronecker", 400, tolerance=1e-7))
-    found = []
-    for moment, (policy, batch) in moments.items():
-        policy, batch = jax.tree.map(jnp.asarray, (policy, batch))
-        theta, rebuild = flatten(policy)
-        gradient = jax.jit(jax.grad(lambda v: surrogate_gain(action_distribution(rebuild(v), batch.obs), batch)))(theta)
-        product = jax.jit(products_of(policy, batch))
-        exact, _ = exactly(policy, batch, gradient)
-        gain = lambda x: float(jnp.vdot(gradient, x) / jnp.sqrt(jnp.vdot(x, product(x))))  # noqa: E731
-        inner = lambda u, v: float(jnp.vdot(u, product(v) + DAMPING * v))  # noqa: E731
-        took = milliseconds({name: lambda run=run: run(policy, batch, gradient) for name, run in compiled.items()})
-        for name, run in compiled.items():
-            x, products = run(policy, batch, gradient)
-            found.append(
-                {
-                    "task": env,
-                    "moment": moment,
-                    "solver": name,
-                    "rows": len(batch.weight),
-                    "products": int(products),
-                    "cosine": round(inner(x, exact) / np.sqrt(inner(x, x) * inner(exact, exact)), 4),
-                    "gain": round(gain(x) / gain(exact), 4),
-                    "milliseconds": round(took[name], 3),
-                }
-            )
-    return found
+    return [
+        {"task": env, "moment": moment, "rows": len(kept[1].weight)} | row
+        for moment, kept in moments.items()
+        for row in compared(compiled, *jax.tree.map(jnp.asarray, kept))
+    ]
+
+
+def compared(compiled: dict[str, Callable], policy: Any, batch: Batch) -> list[dict]:
+    """Every solver on one batch: cos² is its share of the exact direction in the norm of F + η, gain that of gᵀx for a
+    given KL."""
+    theta, rebuild = flatten(policy)
+    gradient = jax.jit(jax.grad(lambda v: surrogate_gain(action_distribution(rebuild(v), batch.obs), batch)))(theta)
+    product = jax.jit(products_of(policy, batch))
+    exact, _ = jax.jit(by_conjugate_gradient("kronecker", 400, tolerance=1e-7))(policy, batch, gradient)
+
+    def gain(x):
+        return float(jnp.vdot(gradient, x) / jnp.sqrt(jnp.vdot(x, product(x))))
+
+    def inner(u, v):
+        return float(jnp.vdot(u, product(v) + DAMPING * v))
+
+    took = milliseconds({name: lambda run=run: run(policy, batch, gradient) for name, run in compiled.items()})
+    rows = []
+    for name, run in compiled.items():
+        x, products = run(policy, batch, gradient)
+        cosine = inner(x, exact) / np.sqrt(inner(x, x) * inner(exact, exact))
+        rows.append(
+            {
+                "solver": name,
+                "products": int(products),
+                "cosine": round(cosine, 4),
+                "gain": round(gain(x) / gain(exact), 4),
+                "milliseconds": round(took[name], 3),
+            }
+        )
+    return rows
 
 
 def milliseconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
