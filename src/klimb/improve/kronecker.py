@@ -21,7 +21,7 @@ from klimb.improve.natural_direction import Preconditioning
 from klimb.policies.distributions import Distribution
 from klimb.policies.networks import NetworkPolicy
 from klimb.policies.parameters import flatten, trainable_filter
-from klimb.types import Batch
+from klimb.types import Batch, Sequences
 
 Vector = Float[Array, " P"]
 STRIDE = 4.236
@@ -101,6 +101,7 @@ def preconditioned(
 def _rows(policy: NetworkPolicy, batch: Batch) -> tuple[list[Array], list[Array], PyTree]:
     """Of every row: what the dense layers read, d with respect to their outputs, and d with respect to the other
     parameters."""
+    assert not isinstance(batch.obs, Sequences), "the policy has no memory"
     others = _others(eqx.filter(policy, trainable_filter(policy)))
     nudges = [jnp.zeros_like(bias) for bias in policy.network.biases]
 
