@@ -260,7 +260,13 @@ def returns() -> list[dict]:
 
 
 def page(kept: dict[str, list[dict]]) -> list[str]:
-    """The tables of docs/algorithms/trpo.md."""
+    """The tables of docs/algorithms/trpo.md; without those of what has not been measured."""
+    tables = {"angles": angles_table, "returns": returns_table, "sizes": sizes_table}
+    return [line for part, table in tables.items() if kept[part] for line in [*table(kept[part]), ""]][:-1]
+
+
+def angles_table(measured: list[dict]) -> list[str]:
+    """The angles of the MuJoCo tasks."""
     tasks = [env for env in TASKS if env.startswith("gymnasium:")]
     lines = [
         "`make bench-direction`: batches of HalfCheetah-v5, Hopper-v5 and Walker2d-v5 after an eighth, a half and all",
@@ -270,15 +276,19 @@ def page(kept: dict[str, list[dict]]) -> list[str]:
         "| solve | products | cos², early | middle | end | gᵀx per KL, end | ms |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(row["solver"] for row in kept["angles"]):
-        rows = [row for row in kept["angles"] if row["solver"] == name and row["task"] in tasks]
+    for name in dict.fromkeys(row["solver"] for row in measured):
+        rows = [row for row in measured if row["solver"] == name and row["task"] in tasks]
         squares = {m: np.mean([row["cosine"] ** 2 for row in rows if row["moment"] == m]) for m in MOMENTS}
         gain = np.mean([row["gain"] for row in rows if row["moment"] == "end"])
         products, took = (np.mean([row[key] for row in rows]) for key in ("products", "milliseconds"))
         cells = [f"{products:.3g}", *(f"{value:.2f}" for value in squares.values()), f"{gain:.2f}", f"{took:.1f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
+    return lines
+
+
+def returns_table(measured: list[dict]) -> list[str]:
+    """Both kinds of steps on every task."""
+    lines = [
         "Returns after 500 000 steps with the preset (`python benchmarks/natural_direction.py returns`): 20",
         "deterministic episodes of the final policies of ten seeds (100 to 109), mean and 95 % bootstrap interval over",
         "seeds. In these runs the factors came from half of the rows, drawn anew in every step, instead of a quarter.",
@@ -286,22 +296,24 @@ def page(kept: dict[str, list[dict]]) -> list[str]:
         "| task | options | return | products per step |",
         "|---|---|---|---|",
     ]
-    for row in kept["returns"]:
+    for row in measured:
         low, high = row["interval"]
         options = f"`{row['flags']}`" if row["flags"] else "defaults"
-        lines.append(
-            f"| {row['task'].partition(':')[2]} | {options} | {row['mean']:.0f} [{low:.0f}, {high:.0f}] | "
-            f"{row['products']:.1f} |"
-        )
-    lines += [
-        "",
+        task, value = row["task"].partition(":")[2], f"{row['mean']:.0f} [{low:.0f}, {high:.0f}]"
+        lines.append(f"| {task} | {options} | {value} | {row['products']:.1f} |")
+    return lines
+
+
+def sizes_table(measured: list[dict]) -> list[str]:
+    """The exact solve beside conjugate gradient."""
+    lines = [
         "The exact solve in sample space (`--solver woodbury` of the natural gradient) in milliseconds, for 17",
         "observations and 6 actions:",
         "",
         "| rows | hidden layers | woodbury | cg with K-FAC until settled | cg, 100 products |",
         "|---|---|---|---|---|",
     ]
-    for row in kept["sizes"]:
+    for row in measured:
         took = (row["woodbury"], row["cg with K-FAC until settled"], row["cg, 100 products"])
         lines.append(f"| {row['rows']} | 2 × {row['hidden']} | {' | '.join(f'{one:.2f}' for one in took)} |")
     return lines
