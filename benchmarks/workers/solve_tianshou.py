@@ -5,7 +5,6 @@ learning rate over three million steps included.
 """
 
 import logging
-import math
 import warnings
 
 import envpool
@@ -16,10 +15,8 @@ from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
 from tianshou.algorithm.optim import AdamOptimizerFactory, LRSchedulerFactoryLinear
 from tianshou.data import Collector, VectorReplayBuffer
 from tianshou.env import VectorEnvNormObs
-from tianshou.utils.net.common import Net
-from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
 from tianshou.utils.torch_utils import policy_within_training_step
-from torch import nn
+from tianshou_networks import networks
 from torch.distributions import Independent, Normal
 from until_solved import Clock, serve, task_and_goal
 
@@ -30,26 +27,6 @@ task, goal = task_and_goal()
 RULE = task["rule"]
 NUM_ENVS, COLLECT, REPEAT, BATCH = (8, 2048, 10, 64) if RULE == "ppo" else (16, 1024, 1, None)
 DECAY = LRSchedulerFactoryLinear(max_epochs=100, epoch_num_steps=30_000, collection_step_num_env_steps=COLLECT)
-
-
-def networks(pool):
-    """The actor and the critic of the examples."""
-    shape = pool.observation_space.shape
-
-    def net():
-        return Net(state_shape=shape, hidden_sizes=[64, 64], activation=nn.Tanh)
-
-    actor = ContinuousActorProbabilistic(preprocess_net=net(), action_shape=pool.action_space.shape, unbounded=True)
-    critic = ContinuousCritic(preprocess_net=net())
-    nn.init.constant_(actor.sigma_param, -0.5)
-    for module in [*actor.modules(), *critic.modules()]:
-        if isinstance(module, nn.Linear):
-            nn.init.orthogonal_(module.weight, gain=math.sqrt(2))
-            nn.init.zeros_(module.bias)
-    for module in actor.mu.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.data.mul_(0.01)
-    return actor, critic
 
 
 def algorithm_of(policy, critic):

@@ -5,7 +5,6 @@ The examples' decay of the learning rate is left out: learning goes on for as lo
 """
 
 import logging
-import math
 import sys
 import time
 import warnings
@@ -17,10 +16,8 @@ from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Collector, VectorReplayBuffer
 from tianshou.env import VectorEnvNormObs
-from tianshou.utils.net.common import Net
-from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
 from tianshou.utils.torch_utils import policy_within_training_step
-from torch import nn
+from tianshou_networks import networks
 from torch.distributions import Independent, Normal
 
 logging.disable(logging.WARNING)
@@ -35,24 +32,7 @@ ITERATIONS = -(-STEPS // COLLECT)
 torch.manual_seed(0)
 pool = envpool.make(ENV, env_type="gymnasium", num_envs=NUM_ENVS, seed=0)
 envs = VectorEnvNormObs(pool)
-shape = pool.observation_space.shape
-
-
-def net() -> Net:
-    return Net(state_shape=shape, hidden_sizes=[64, 64], activation=nn.Tanh)
-
-
-actor = ContinuousActorProbabilistic(preprocess_net=net(), action_shape=pool.action_space.shape, unbounded=True)
-critic = ContinuousCritic(preprocess_net=net())
-nn.init.constant_(actor.sigma_param, -0.5)
-for module in [*actor.modules(), *critic.modules()]:
-    if isinstance(module, nn.Linear):
-        nn.init.orthogonal_(module.weight, gain=math.sqrt(2))
-        nn.init.zeros_(module.bias)
-for module in actor.mu.modules():
-    if isinstance(module, nn.Linear):
-        module.weight.data.mul_(0.01)
-
+actor, critic = networks(pool)
 policy = ProbabilisticActorPolicy(
     actor=actor,
     dist_fn=lambda loc_scale: Independent(Normal(*loc_scale), 1),
